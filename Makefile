@@ -1,0 +1,37 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh Debian machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+.PHONY: setup demo test test-all check bench docs clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+test: setup check
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup check
+	@$(BIN)/python -m pytest
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+docs: setup
+	@$(BIN)/python -W error -m pdoc -o docs/_build ntcpsock ntcpsock.trio ntcpsock.testing
+
+clean:
+	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

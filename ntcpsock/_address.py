@@ -1,0 +1,185 @@
+"""Words for places: endpoints, `.ntcp` names, and `ntcp://` addresses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from ntcpsock._errors import ConfigurationError
+
+SUFFIX = ".ntcp"
+NODE_KEY_LENGTH = 32
+NODE_ID_LENGTH = 52  # ceil(256 / 5) base32 characters
+DEFAULT_BROKER_PORT = 6060
+DEFAULT_STUN_PORT = 3478
+
+# LDH labels of RFC 1123 section 2.1, each up to 63 characters (RFC 1035 section 2.3.4).
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_LONGEST_NAME = 128
+
+
+class Endpoint(NamedTuple):
+    """A transport address: a numeric host (IPv4 or IPv6 text) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.host
+
+
+def is_ntcp_name(host: object) -> bool:
+    """Whether `host` (str or bytes, any case, one trailing dot allowed) ends in `.ntcp`."""
+    if isinstance(host, (bytes, bytearray)):
+        try:
+            host = host.decode("ascii")
+        except UnicodeDecodeError:
+            return False
+    return isinstance(host, str) and host.lower().rstrip(".").endswith(SUFFIX)
+
+
+def normalize_name(name: str) -> str:
+    """The label(s) of a node without the suffix, in lower case: `Alice.ntcp` and `alice` give `alice`.
+
+    Raises ConfigurationError for what cannot be a name.
+    """
+    label = name.lower().rstrip(".")
+    label = label.removesuffix(SUFFIX)
+    if len(label) > _LONGEST_NAME or not all(_LABEL.fullmatch(part) for part in label.split(".")):
+        raise ConfigurationError(
+            f"{name!r} is not a node name: use letters, digits, '-' and '_', up to 63 in a label"
+        )
+    return label
+
+
+def full_name(label: str) -> str:
+    """`alice` -> `alice.ntcp`."""
+    return label + SUFFIX
+
+
+def encode_node_id(key: bytes) -> str:
+    """The 52 lower-case base32 characters (RFC 4648 section 6, unpadded) of a 32-byte public key."""
+    return base64.b32encode(key).decode("ascii").rstrip("=").lower()
+
+
+def decode_node_id(text: str) -> bytes | None:
+    """The 32-byte public key that `text` spells, or None where it is not a node id."""
+    if len(text) != NODE_ID_LENGTH:
+        return None
+    try:
+        key = base64.b32decode(text.upper() + "====")
+    except (binascii.Error, ValueError):
+        return None
+    # 52 characters hold 260 bits: only the spelling with zero spare bits is the id.
+    return key if encode_node_id(key) == text.lower() else None
+
+
+def check_port(port: object) -> int:
+    """`port` as a number of 0 to 65535; TypeError and OverflowError as `socket` raises them."""
+    if not isinstance(port, int):
+        raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
+    if not 0 <= port <= 65535:
+        raise OverflowError("connect(): port must be 0-65535.")
+    return port
+
+
+def is_private_address(host: str) -> bool:
+    """Whether `host` is an address that only a local network routes (RFC 1918, 4193, 6598, 3927).
+
+    The documentation ranges are public here: labs use them (design, section 8).
+    """
+    address = ipaddress.ip_address(host)
+    return any(address in network for network in _LOCAL_NETWORKS if network.version == address.version)
+
+
+def may_be_dialled(endpoint: Endpoint) -> bool:
+    """Whether a peer may make us send to `endpoint`: unicast, not loopback, not unspecified, port > 0."""
+    try:
+        address = ipaddress.ip_address(endpoint.host)
+    except ValueError:
+        return False
+    if not 0 < endpoint.port <= 65535:
+        return False
+    is_broadcast = address.version == 4 and int(address) == 0xFFFFFFFF
+    this_network = address.version == 4 and int(address) >> 24 == 0
+    return not (
+        address.is_multicast or address.is_loopback or address.is_unspecified or is_broadcast or this_network
+    )
+
+
+_LOCAL_NETWORKS = [
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "127.0.0.0/8",
+        "fc00::/7",
+        "fe80::/10",
+        "::1/128",
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where a broker is, and its 32-byte public key where it is known."""
+
+    host: str
+    port: int
+    key: bytes | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        uri = f"ntcp://{host}:{self.port}"
+        return f"{uri}?key={encode_node_id(self.key)}" if self.key else uri
+
+
+def parse_broker(uri: str) -> BrokerAddress:
+    """`ntcp://host[:6060][?key=KEY]` as a BrokerAddress. Raises ConfigurationError."""
+    try:
+        parts = urlsplit(uri if "://" in uri else f"ntcp://{uri}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"broker {uri!r}: {error}") from error
+    if parts.scheme != "ntcp" or not parts.hostname or parts.path not in ("", "/"):
+        raise ConfigurationError(f"broker {uri!r}: expected ntcp://HOST:PORT or ntcp://HOST:PORT?key=KEY")
+    key = None
+    query = parse_qs(parts.query)
+    if "key" in query:
+        key = decode_node_id(query["key"][-1])
+        if key is None:
+            raise ConfigurationError(f"broker {uri!r}: the key must be {NODE_ID_LENGTH} base32 characters")
+    return BrokerAddress(parts.hostname, DEFAULT_BROKER_PORT if port is None else port, key)
+
+
+def parse_host_port(text: str, default_port: int) -> tuple[str, int]:
+    """`host`, `host:port` or `[v6]:port`. Raises ConfigurationError."""
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r}: {error}") from error
+    if not host:
+        raise ConfigurationError(f"{text!r}: expected HOST or HOST:PORT")
+    return host, default_port if port is None else port
+
+
+def parse_node_address(text: str) -> tuple[str, int]:
+    """`NAME:PORT`, `NAME.ntcp:PORT` or `ntcp://NAME:PORT` as (label, port). Raises ConfigurationError."""
+    body = text.removeprefix("ntcp://").rstrip("/")
+    name, separator, port = body.rpartition(":")
+    if not separator or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise ConfigurationError(f"{text!r}: expected NAME:PORT, for example alice:8000")
+    return normalize_name(name), int(port)

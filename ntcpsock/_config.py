@@ -1,0 +1,159 @@
+"""The one configuration: from keywords, `NTCP_*` environment variables, or a TOML file.
+
+Precedence, highest first: keyword arguments, environment, the file that `NTCP_CONFIG` names, defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
+from ntcpsock._errors import ConfigurationError
+
+TECHNIQUES = ("public", "lan", "tcp-open")
+
+# The allow list travels in one registration datagram.
+MAX_ALLOWED = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
+
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`. Without a key the first one seen is pinned.
+    broker: str | None = None
+    #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
+    stun: tuple[str, ...] = ()
+    #: This node's own name. It makes the node's key permanent.
+    name: str | None = None
+    #: File of the node's private key. Default: `node.key` in the state directory.
+    identity: Path | None = None
+    #: Directory of the key and of what was pinned. Default: `$XDG_STATE_HOME/ntcpsock`.
+    state_dir: Path = field(default_factory=lambda: default_state_dir())
+    #: Who may connect to this node's listeners: names and node ids. None: whoever proves a key.
+    allow: tuple[str, ...] | None = None
+    #: The techniques that may be tried, by name.
+    techniques: tuple[str, ...] = TECHNIQUES
+    #: Seconds for a connect that brings no time-out of its own.
+    connect_timeout: float = 10.0
+    #: Seconds to wait for the broker's first answer.
+    broker_timeout: float = 5.0
+    #: Seconds between keep-alives to the broker (a NAT may forget UDP after 30 s, RFC 4787 REQ-5 notwithstanding).
+    keep_alive_interval: float = 20.0
+    #: Warm TCP ports kept ready for dialling.
+    warm_ports: int = 2
+
+    def __post_init__(self) -> None:
+        if self.broker is not None:
+            parse_broker(self.broker)
+        if self.name is not None:
+            object.__setattr__(self, "name", normalize_name(self.name))
+        for server in self.stun:
+            parse_host_port(server, 3478)
+        if self.allow is not None:
+            if len(self.allow) > MAX_ALLOWED:
+                raise ConfigurationError(f"allow: at most {MAX_ALLOWED} entries")
+            object.__setattr__(self, "allow", tuple(_allowed(entry) for entry in self.allow))
+        unknown = sorted(set(self.techniques) - set(TECHNIQUES))
+        if unknown:
+            raise ConfigurationError(
+                f"techniques: unknown {', '.join(unknown)}; known are {', '.join(TECHNIQUES)}"
+            )
+        for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.warm_ports <= 64:
+            raise ConfigurationError("warm_ports: must be 0 to 64")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
+        """Merge file, environment and keywords (None means "not given"). Raises ConfigurationError."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        path = environ.get("NTCP_CONFIG")
+        if path:
+            values |= read_file(Path(path))
+        values |= read_environment(environ)
+        values |= {key: value for key, value in overrides.items() if value is not None}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigurationError(str(error)) from error
+
+
+def default_state_dir() -> Path:
+    """`NTCP_STATE`, else `ntcpsock` under XDG_STATE_HOME, else `~/.local/state/ntcpsock`."""
+    given = os.environ.get("NTCP_STATE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "ntcpsock"
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, checked by name and type. Raises ConfigurationError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    known = {entry.name for entry in fields(Config)}
+    unknown = sorted(set(document) - known)
+    if unknown:
+        raise ConfigurationError(f"{path}: unknown setting {', '.join(unknown)}")
+    return {key: _convert(f"{path}: {key}", key, value) for key, value in document.items()}
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that NTCP_* variables give; lists are separated by commas."""
+    values: dict[str, Any] = {}
+    for entry in fields(Config):
+        variable = _VARIABLES.get(entry.name, f"NTCP_{entry.name.upper()}")
+        text = environ.get(variable)
+        if not text:
+            continue
+        value: Any = text
+        if entry.name in _LISTS:
+            value = [part.strip() for part in text.split(",") if part.strip()]
+        elif entry.name in _NUMBERS:
+            try:
+                value = _NUMBERS[entry.name](text)
+            except ValueError:
+                raise ConfigurationError(f"{variable}: {text!r} is not a number") from None
+        values[entry.name] = _convert(variable, entry.name, value)
+    return values
+
+
+_VARIABLES = {"state_dir": "NTCP_STATE"}
+_LISTS = frozenset({"stun", "allow", "techniques"})
+_PATHS = frozenset({"identity", "state_dir"})
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "connect_timeout": float,
+    "broker_timeout": float,
+    "keep_alive_interval": float,
+    "warm_ports": int,
+}
+
+
+def _convert(where: str, name: str, value: Any) -> Any:
+    if name in _LISTS:
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            raise ConfigurationError(f"{where}: expected a list of strings")
+        return tuple(value)
+    if name in _NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigurationError(f"{where}: expected a number")
+        return _NUMBERS[name](value)
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{where}: expected a string")
+    return Path(value).expanduser() if name in _PATHS else value
+
+
+def _allowed(entry: str) -> str:
+    """A node id stays as it is, a name loses its suffix."""
+    text = entry.lower().removesuffix(".ntcp")
+    return text if decode_node_id(text) is not None else normalize_name(text)

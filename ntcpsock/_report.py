@@ -1,0 +1,124 @@
+"""What happened, as plain data: peers, paths, and the report of one connect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+PathKind = Literal["lan", "tcp", "udp", "ipv6", "port-mapped", "relay"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """Who is at the other end, proven by key.
+
+    name: its label without `.ntcp`, or None where it has none; node_id: 52 base32 characters;
+    port: the port dialled at the listener.
+    """
+
+    name: str | None
+    node_id: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathInfo:
+    """How the bytes travel. `rtt` is the path's round-trip time in seconds where it was measured."""
+
+    kind: PathKind
+    technique: str
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    rtt: float | None = None
+
+
+@dataclass(slots=True)
+class Stage:
+    """One step of a connect: its start and end in seconds after the call, and how it ended."""
+
+    name: str
+    started: float
+    ended: float | None = None
+    outcome: str = "running"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one technique from one local port to one remote endpoint. Times as in Stage."""
+
+    technique: str
+    local: tuple[str, int] | None
+    remote: tuple[str, int] | None
+    started: float
+    ended: float | None = None
+    outcome: str = "running"
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything one connect did, stage by stage. Plain data; `to_dict()` is ready for JSON.
+
+    advice: the one change that would help, where the connect failed and one is known.
+    """
+
+    target: str
+    role: Literal["dialer", "listener"]
+    started: float = 0.0
+    stages: list[Stage] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    seconds: float | None = None
+    advice: str | None = None
+
+    def begin(self, name: str, now: float) -> Stage:
+        """Open a stage. `now` is the clock that `started` was read from."""
+        stage = Stage(name, now - self.started)
+        self.stages.append(stage)
+        return stage
+
+    def end(self, entry: Stage | Attempt, now: float, outcome: str) -> None:
+        """Close a stage or an attempt, once: later calls change nothing."""
+        if entry.ended is None:
+            entry.ended = now - self.started
+            entry.outcome = outcome
+
+    def attempt(
+        self, technique: str, local: tuple[str, int] | None, remote: tuple[str, int] | None, now: float
+    ) -> Attempt:
+        entry = Attempt(technique, local, remote, now - self.started)
+        self.attempts.append(entry)
+        return entry
+
+    @property
+    def failed_stage(self) -> str | None:
+        """The name of the last stage that did not end in "ok", or None."""
+        return next((stage.name for stage in reversed(self.stages) if stage.outcome != "ok"), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.role} of {self.target}"]
+        for stage in self.stages:
+            lines.append(f"  {_span(stage.started, stage.ended)} {stage.name}: {stage.outcome}")
+        for entry in self.attempts:
+            where = f"{_place(entry.local)} -> {_place(entry.remote)}"
+            tries = f", {entry.tries} SYN attempts" if entry.tries > 1 else ""
+            lines.append(
+                f"  {_span(entry.started, entry.ended)} {entry.technique} {where}: {entry.outcome}{tries}"
+            )
+        if self.advice:
+            lines.append(f"  advice: {self.advice}")
+        return "\n".join(lines)
+
+
+def _span(started: float, ended: float | None) -> str:
+    end = "     ..." if ended is None else f"{ended * 1000:8.1f}"
+    return f"{started * 1000:8.1f} {end} ms"
+
+
+def _place(endpoint: tuple[str, int] | None) -> str:
+    if endpoint is None:
+        return "?"
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

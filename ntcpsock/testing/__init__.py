@@ -1,0 +1,1 @@
+"""NAT lab and pytest plugin, for users too."""
