@@ -43,7 +43,7 @@ class Config:
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
     broker_timeout: float = 5.0
-    #: Seconds between keep-alives to the broker (a NAT may forget UDP after 30 s, RFC 4787 REQ-5 notwithstanding).
+    #: Seconds between keep-alives to the broker: real NATs forget a UDP mapping after 30 s.
     keep_alive_interval: float = 20.0
     #: Warm TCP ports kept ready for dialling.
     warm_ports: int = 2

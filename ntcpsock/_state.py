@@ -78,8 +78,8 @@ class Pins:
             known = encode_node_id(pinned) if pinned else "?"
             where = self._path or "memory"
             raise IdentityMismatch(
-                f"{name} shows key {encode_node_id(key)}, but {known} is pinned for it. If the change is meant, "
-                f"remove its line from {where}"
+                f"{name} shows key {encode_node_id(key)}, but {known} is pinned for it. "
+                f"If the change is meant, remove its line from {where}"
             )
 
     def forget(self, kind: PinKind, name: str) -> None:
