@@ -1,0 +1,1 @@
+"""Signalling: the frame, the messages, and a node's session with its broker."""

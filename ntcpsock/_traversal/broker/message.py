@@ -1,0 +1,305 @@
+"""What nodes and brokers say to each other: msgpack arrays with an integer tag, every field bounded.
+
+An `Envelope` is the payload of each sealed frame. All frames fit into one datagram of `MAX_DATAGRAM`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from ntcpsock._address import Endpoint, decode_node_id
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.broker.frame import OVERHEAD
+
+#: With IPv6 and UDP headers still below 1280, the smallest MTU of IPv6 (RFC 8200 section 5).
+MAX_DATAGRAM = 1200
+#: Every client's frame is padded to this, so that a Challenge is never larger than what it answers.
+MIN_CLIENT_DATAGRAM = 128
+#: A node's public card, kept at the broker.
+MAX_CARD = 600
+#: A sealed offer or answer, as a whole frame (73 bytes of it are the frame's overhead).
+MAX_SEALED = 880
+MAX_NAME = 128
+MAX_NAMES = 8
+MAX_PORTS = 64
+MAX_STUN_SERVERS = 8
+#: Entries of an allow list; each travels as a digest.
+MAX_ALLOWED = 48
+ALLOWED_DIGEST_LENGTH = 16
+COOKIE_LENGTH = 16
+SESSION_LENGTH = 8
+INSTANCE_LENGTH = 8
+#: The session of frames that belong to none: Hello and Challenge.
+NO_SESSION = bytes(SESSION_LENGTH)
+MAX_COUNTER = 2**63 - 1
+
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=rf"^{_LABEL}(\.{_LABEL})*\Z")]
+NodeKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Instance = Annotated[bytes, Meta(min_length=INSTANCE_LENGTH, max_length=INSTANCE_LENGTH)]
+Session = Annotated[bytes, Meta(min_length=SESSION_LENGTH, max_length=SESSION_LENGTH)]
+Sealed = Annotated[bytes, Meta(min_length=OVERHEAD, max_length=MAX_SEALED)]
+Card = Annotated[bytes, Meta(min_length=1, max_length=MAX_CARD)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+#: Digests of the admitted, `ALLOWED_DIGEST_LENGTH` bytes each; see `allowed_digest`.
+AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
+RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+class Reason(IntEnum):
+    """Why a request was refused."""
+
+    #: Nobody has the name, or whoever has it does not let the asker know.
+    NOT_FOUND = 1
+    #: Nobody is connected under that key, or whoever is does not let the asker know.
+    OFFLINE = 2
+    #: The name belongs to another key.
+    NAME_TAKEN = 3
+    #: This key has as many names as one key may have.
+    TOO_MANY_NAMES = 4
+    #: The broker has reached a limit of its own; later it may work.
+    BUSY = 5
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Root of the messages."""
+
+
+# From the node
+
+
+class Hello(Body, frozen=True, tag=1):
+    """Open a session. With the cookie of a Challenge it proves that the source address is the sender's."""
+
+    instance: Instance
+    cookie: Annotated[bytes, Meta(max_length=COOKIE_LENGTH)] = b""
+
+
+class Register(Body, frozen=True, tag=2):
+    """The whole of what this instance offers; replaces what it said before.
+
+    `allow` None: whoever proves a key may know and connect. Otherwise the node is private.
+    """
+
+    names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)]
+    ports: Annotated[tuple[Port, ...], Meta(max_length=MAX_PORTS)]
+    #: Seconds after which a silent node is forgotten.
+    ttl: Annotated[int, Meta(ge=1, le=3600)]
+    card: Card | None = None
+    allow: AllowList | None = None
+
+    def __post_init__(self) -> None:
+        if self.allow is not None:
+            if len(self.allow) % ALLOWED_DIGEST_LENGTH:
+                raise ValueError("allow list is not a row of digests")
+            if self.card is not None:
+                raise ValueError("a private node keeps its card")
+
+
+class Lookup(Body, frozen=True, tag=3):
+    """Ask for the key of a name."""
+
+    name: Name
+
+
+class Introduce(Body, frozen=True, tag=4):
+    """Ask for a node's card and have `sealed` delivered to it, both in the same instant.
+
+    With a `name` the answer is NOT_FOUND unless the name belongs to `to`.
+    """
+
+    to: NodeKey
+    port: Annotated[int, Meta(ge=0, le=65535)]
+    sealed: Sealed
+    name: Name | None = None
+
+
+class Reply(Body, frozen=True, tag=5):
+    """Have `sealed` delivered to one instance of a node: the answer to an offer. Not acknowledged."""
+
+    to: NodeKey
+    instance: Instance
+    sealed: Sealed
+
+
+class KeepAlive(Body, frozen=True, tag=6):
+    """Keep the session and the NAT's mapping."""
+
+
+class Bye(Body, frozen=True, tag=7):
+    """Forget this instance. Not acknowledged."""
+
+
+# From the broker
+
+
+class Challenge(Body, frozen=True, tag=32):
+    """Say hello with this cookie: the broker knows no session of yours at this source address."""
+
+    cookie: Annotated[bytes, Meta(min_length=COOKIE_LENGTH, max_length=COOKIE_LENGTH)]
+
+
+class Welcome(Body, frozen=True, tag=33):
+    """A session is open.
+
+    `stun` with an unspecified host (0.0.0.0 or ::) means the host at which the broker was reached.
+    """
+
+    session: Session
+    observed: Endpoint
+    stun: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_STUN_SERVERS)] = ()
+
+    def __post_init__(self) -> None:
+        for endpoint in (self.observed, *self.stun):
+            _check_endpoint(endpoint)
+
+
+class Registered(Body, frozen=True, tag=34):
+    """The registration stands."""
+
+
+class Refused(Body, frozen=True, tag=35):
+    """The registration, or a name of it, was refused; what stood before it still stands."""
+
+    reason: Reason
+    name: Name | None = None
+
+
+class Found(Body, frozen=True, tag=36):
+    """The key of the name."""
+
+    key: NodeKey
+
+
+class Introduced(Body, frozen=True, tag=37):
+    """The offer is on its way to this instance. Without a card, wait for its answer."""
+
+    key: NodeKey
+    instance: Instance
+    card: Card | None = None
+
+
+class Unreachable(Body, frozen=True, tag=38):
+    """To Lookup and Introduce: NOT_FOUND or OFFLINE. No field tells refusal from absence."""
+
+    reason: Reason
+
+
+class Deliver(Body, frozen=True, tag=39):
+    """An offer or an answer from another node. The broker vouches for sender and name."""
+
+    sender: NodeKey
+    sender_instance: Instance
+    sealed: Sealed
+    sender_name: Name | None = None
+
+
+class KeepAliveAck(Body, frozen=True, tag=40):
+    """The broker has heard."""
+
+
+FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye
+FromBroker = (
+    Challenge | Welcome | Registered | Refused | Found | Introduced | Unreachable | Deliver | KeepAliveAck
+)
+
+
+class _Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    session: Session
+    #: Rises with every frame of a sender. A frame whose counter was seen is a replay.
+    counter: Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
+    #: Chosen by the client, echoed by the broker; 0 in what answers nothing.
+    request: RequestId
+
+
+class ClientEnvelope(_Envelope, frozen=True):
+    """From a node to its broker."""
+
+    body: FromNode
+    padding: Annotated[bytes, Meta(max_length=MIN_CLIENT_DATAGRAM)] = b""
+
+
+class BrokerEnvelope(_Envelope, frozen=True):
+    """From a broker to a node."""
+
+    body: FromBroker
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_from_node = msgspec.msgpack.Decoder(ClientEnvelope)
+_from_broker = msgspec.msgpack.Decoder(BrokerEnvelope)
+
+
+def encode_from_node(session: bytes, counter: int, request: int, body: FromNode) -> bytes:
+    """A client's payload, padded so that its frame has at least `MIN_CLIENT_DATAGRAM` bytes."""
+    payload = _encode(ClientEnvelope(session, counter, request, body))
+    missing = MIN_CLIENT_DATAGRAM - OVERHEAD - len(payload)
+    if missing > 0:
+        payload = _encode(ClientEnvelope(session, counter, request, body, bytes(missing)))
+    return payload
+
+
+def encode_from_broker(session: bytes, counter: int, request: int, body: FromBroker) -> bytes:
+    """A broker's payload."""
+    return _encode(BrokerEnvelope(session, counter, request, body))
+
+
+def decode_from_node(payload: bytes) -> ClientEnvelope:
+    """Raises BadMessage."""
+    try:
+        return _from_node.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(str(error)) from None
+
+
+def decode_from_broker(payload: bytes) -> BrokerEnvelope:
+    """Raises BadMessage."""
+    try:
+        return _from_broker.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(str(error)) from None
+
+
+def allowed_digest(entry: str) -> bytes:
+    """What stands for a name or a node id in an allow list.
+
+    Digests make 48 entries fit into one registration, and the broker learns no names from them that
+    it does not know already.
+    """
+    key = decode_node_id(entry)
+    kind, value = (b"name:", entry.encode()) if key is None else (b"key:", key)
+    return hashlib.sha256(kind + value).digest()[:ALLOWED_DIGEST_LENGTH]
+
+
+def key_digest(key: bytes) -> bytes:
+    """`allowed_digest` of the key's node id, without spelling it."""
+    return hashlib.sha256(b"key:" + key).digest()[:ALLOWED_DIGEST_LENGTH]
+
+
+def encode_allow(entries: Iterable[str]) -> bytes:
+    """An allow list in its wire form, sorted and without doubles."""
+    return b"".join(sorted({allowed_digest(entry) for entry in entries}))
+
+
+def allows(allow: bytes, digest: bytes) -> bool:
+    """Whether `digest` is one of the list's."""
+    return any(
+        allow[start : start + ALLOWED_DIGEST_LENGTH] == digest
+        for start in range(0, len(allow), ALLOWED_DIGEST_LENGTH)
+    )
+
+
+def _check_endpoint(endpoint: Endpoint) -> None:
+    # Scoped addresses (fe80::1%2) are what a broker on the same link sees.
+    if len(endpoint.host) > 64:
+        raise ValueError("host is too long")
+    ipaddress.ip_address(endpoint.host)
+    if not 0 < endpoint.port <= 65535:
+        raise ValueError("port out of range")
