@@ -1,1 +1,1 @@
-"""NAT lab and pytest plugin, for users too."""
+"""For tests: a NAT lab in network namespaces (`ntcpsock.testing.natlab`), and a pytest plugin that lends it."""

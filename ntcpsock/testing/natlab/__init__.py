@@ -1,0 +1,39 @@
+"""A NAT lab in network namespaces: real Linux NATs, real TCP, chosen delays.
+
+    from ntcpsock.testing.natlab import open_lab
+
+    with open_lab("default", "reject", delay=0.025) as lab:
+        lab.server.popen(["ntcp", "serve", "--listen", lab.server_addresses[0]])
+        lab.host_a.run(["ping", "-c", "1", lab.server_addresses[0]])
+
+It needs Linux, nftables and iproute2, and root, or a user namespace: `unshare -Urnm pytest ...`
+(or `reexec_in_user_namespace` in a program of your own).
+"""
+
+from ntcpsock.testing.natlab.kinds import Answer, NatKind, Translation
+from ntcpsock.testing.natlab.lab import Lab, open_lab
+from ntcpsock.testing.natlab.namespace import (
+    LabUnavailable,
+    lab_namespaces,
+    namespaces_available,
+    reexec_in_user_namespace,
+    remove_stale,
+)
+from ntcpsock.testing.natlab.place import Host, Place, Router, RunningCall
+
+__all__ = [
+    "Answer",
+    "Host",
+    "Lab",
+    "LabUnavailable",
+    "NatKind",
+    "Place",
+    "Router",
+    "RunningCall",
+    "Translation",
+    "lab_namespaces",
+    "namespaces_available",
+    "open_lab",
+    "reexec_in_user_namespace",
+    "remove_stale",
+]

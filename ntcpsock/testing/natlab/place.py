@@ -1,0 +1,157 @@
+"""Places of the lab where programs run: hosts and routers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from ntcpsock.testing.natlab.conntrack import flush
+from ntcpsock.testing.natlab.kinds import NatKind
+from ntcpsock.testing.natlab.namespace import enter_command
+
+T = TypeVar("T")
+
+_GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the end of a lab
+
+
+class RunningCall(Generic[T]):
+    """A call that runs in a place; `result` waits for it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], outcome_fd: int) -> None:
+        self.process = process
+        self._outcome = os.fdopen(outcome_fd, "rb")
+
+    def result(self, timeout: float | None = None) -> T:
+        """What the function returned, or its exception. Raises subprocess.TimeoutExpired after `timeout` seconds,
+        and RuntimeError where the process ended without an outcome. The outcome can be taken once."""
+        # Few outcomes exceed a pipe's buffer; those are drained by the read below once the process may be waited for.
+        if timeout is not None:
+            _wait_readable(self._outcome.fileno(), timeout, self.process)
+        with self._outcome:
+            data = self._outcome.read()
+        self.process.wait(timeout=_GRACE)
+        if not data:
+            raise RuntimeError(f"the call ended without an outcome (status {self.process.returncode})")
+        succeeded, value = pickle.loads(data)
+        if not succeeded:
+            raise value
+        return value  # type: ignore[no-any-return]
+
+
+class Place:
+    """A network namespace of the lab, with the processes that were started in it."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self.name = name
+        self.namespace = namespace
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} ({self.namespace})>"
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """`argv` as it must be spelled outside to run inside, for other ways to start processes. What is started
+        so is killed at the end of the lab too, without a SIGTERM before."""
+        return [*enter_command(self.namespace), *argv]
+
+    def popen(self, argv: Sequence[str], **popen_arguments: Any) -> subprocess.Popen[Any]:
+        """`subprocess.Popen` inside. The process leads its own group (so Ctrl-C reaches the lab's owner alone); at
+        the end of the lab the group gets SIGTERM, then SIGKILL."""
+        popen_arguments.setdefault("start_new_session", True)
+        popen_arguments.setdefault("stdin", subprocess.DEVNULL)
+        process = subprocess.Popen(self.command(argv), **popen_arguments)
+        self._processes.append(process)
+        return process
+
+    def run(self, argv: Sequence[str], **run_arguments: Any) -> subprocess.CompletedProcess[Any]:
+        """`subprocess.run` inside."""
+        return subprocess.run(self.command(argv), **run_arguments)
+
+    def start(self, function: Callable[..., T], *args: Any) -> RunningCall[T]:
+        """Run `function(*args)` in a new Python process inside. Function, arguments and result must pickle; a
+        function of `__main__` does not."""
+        reader, writer = os.pipe()
+        try:
+            process = self.popen(
+                [sys.executable, "-m", "ntcpsock.testing.natlab.call", str(writer)],
+                stdin=subprocess.PIPE,
+                pass_fds=[writer],
+            )
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        call: RunningCall[T] = RunningCall(process, reader)
+        assert process.stdin is not None
+        with process.stdin, contextlib.suppress(BrokenPipeError):
+            process.stdin.write(pickle.dumps(sys.path) + pickle.dumps((function, args)))
+        return call
+
+    def call(self, function: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> T:
+        """`start(...).result(timeout)`."""
+        return self.start(function, *args).result(timeout)
+
+    def terminate(self) -> None:
+        """Ask the processes started here to end."""
+        for process in self._processes:
+            self._signal(process, signal.SIGTERM)
+
+    def reap(self) -> None:
+        """Wait for the processes started here, and kill those that do not end."""
+        deadline = time.monotonic() + _GRACE
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._signal(process, signal.SIGKILL)
+                process.wait()
+        self._processes.clear()
+
+    @staticmethod
+    def _signal(process: subprocess.Popen[Any], number: signal.Signals) -> None:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(process.pid) == process.pid:
+                    os.killpg(process.pid, number)
+                else:
+                    process.send_signal(number)
+
+
+class Host(Place):
+    """A machine where the programs under test run."""
+
+    def __init__(self, name: str, namespace: str, address: str) -> None:
+        super().__init__(name, namespace)
+        self.address = address
+        """Its own (first) address: private behind a NAT."""
+
+
+class Router(Place):
+    """A router with its NAT or firewall."""
+
+    def __init__(self, name: str, namespace: str, kind: NatKind, public_address: str) -> None:
+        super().__init__(name, namespace)
+        self.kind = kind
+        self.public_address = public_address
+        """What the public segment sees of the hosts behind: the address of the NAT, or of the public host."""
+
+    def flush_mappings(self) -> None:
+        """Forget every mapping and flow, as a restart of the router does."""
+        self.call(flush)
+
+
+def _wait_readable(fd: int, timeout: float, process: subprocess.Popen[bytes]) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(timeout * 1000):
+        raise subprocess.TimeoutExpired(process.args, timeout)
