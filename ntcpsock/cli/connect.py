@@ -1,0 +1,79 @@
+"""`ntcp connect NAME:PORT`: netcat that calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ntcpsock._errors import NTCPError
+from ntcpsock.cli.options import (
+    Broker,
+    Json,
+    Name,
+    NodeAddress,
+    StateDir,
+    Timeout,
+    Verbose,
+    load_config,
+    node_address,
+)
+from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, run_command
+
+if TYPE_CHECKING:
+    from ntcpsock._config import Config
+
+
+def connect(
+    address: NodeAddress,
+    broker: Broker = None,
+    name: Name = None,
+    state_dir: StateDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Connect to NAME:PORT (or ntcp://NAME:PORT) and join it with stdin and stdout.
+
+    The end of stdin half-closes the connection. Ends when both directions have ended.
+    """
+    target, port = node_address(address)
+    output = Output(json=json, verbose=verbose)
+    try:
+        config = load_config(broker=broker, name=name, state_dir=state_dir, timeout=timeout)
+    except NTCPError as error:
+        fail(output, error)
+
+    async def main() -> None:
+        await _connect(config, target, port, output)
+
+    run_command(output, main)
+
+
+async def _connect(config: Config, target: str, port: int, output: Output) -> None:
+    import trio
+
+    from ntcpsock.cli.stdio import exchange, open_stdin
+    from ntcpsock.trio import open_node
+
+    async with open_node(config) as node:
+        # What is measured is the connect of a warm node. Cold STUN servers do not hold us up for
+        # longer than the user would wait.
+        with trio.move_on_after(config.connect_timeout):
+            await node.wait_warm()
+        await node.resolve(target)
+        started = trio.current_time()
+        stream = await node.open_stream(target, port, timeout=config.connect_timeout)
+        seconds = trio.current_time() - started
+        async with stream:
+            output.event(
+                "connected",
+                connected_text(seconds, stream.peer, stream.path),
+                **connected_fields(seconds, stream.peer, stream.path, stream.report),
+            )
+            async with open_stdin() as stdin:
+                transfer = await exchange(stream, stdin, until_peer_ends=False)
+        output.event(
+            "closed",
+            f"closed, {transfer.sent} bytes sent, {transfer.received} received",
+            sent=transfer.sent,
+            received=transfer.received,
+        )

@@ -1,0 +1,144 @@
+"""`ntcp lab`: connections through real NATs on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ntcpsock.cli.stage import Stage
+    from ntcpsock.testing.natlab import Lab
+
+lab_app = typer.Typer(help="Connections through real NATs on this machine.", no_args_is_help=True)
+
+# What host B calls itself, and the port where it listens.
+TARGET = "b.ntcp:7000"
+
+_KINDS = "default, reject, random, fully-random, firewall, none, also with -reject or -accept."
+_TRY_DEADLINE = 30.0  # seconds for one try, its time-out and the pause before it included
+
+
+@lab_app.callback()
+def lab() -> None:
+    """Connections through real NATs on this machine."""
+
+
+@lab_app.command("pair")
+def pair(
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- PROGRAM...]",
+            help=f"Run this on host A instead; an echo answers at {TARGET}.",
+            show_default=False,
+        ),
+    ] = None,
+    nat_a: Annotated[
+        str, typer.Option("--nat-a", metavar="KIND", help=f"Host A's router: {_KINDS}")
+    ] = "default",
+    nat_b: Annotated[str, typer.Option("--nat-b", metavar="KIND", help="Host B's router.")] = "default",
+    delay_ms: Annotated[
+        float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")
+    ] = 25.0,
+    tries: Annotated[int, typer.Option("--tries", min=1, max=10_000, help="Connect this often.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each try, on stdout.")] = False,
+) -> None:
+    """Connect two hosts behind two NATs, and show what happened.
+
+    Host A dials host B through their routers; `ntcp serve` runs on the public segment. Exit code 1
+    when a try failed.
+    """
+    from ntcpsock.cli.stage import StageError
+    from ntcpsock.testing.natlab import LabUnavailable, NatKind
+
+    for option, kind in (("--nat-a", nat_a), ("--nat-b", nat_b)):
+        try:
+            NatKind.parse(kind)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from None
+    enter_namespaces()
+    try:
+        with open_lab_stage(nat_a, nat_b, delay_ms / 1000) as (opened, stage):
+            if program:
+                raise SystemExit(_run_program(opened, stage, program))
+            succeeded = _show(opened, list(dial(opened, stage, tries)), as_json)
+    except (LabUnavailable, StageError) as error:
+        print(f"ntcp lab: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    if not succeeded:
+        raise SystemExit(1)
+
+
+def enter_namespaces() -> None:
+    """Make network namespaces possible, in a user namespace where need be; exit 1 where they are
+    forbidden."""
+    from ntcpsock.testing.natlab import namespaces_available, reexec_in_user_namespace
+
+    if namespaces_available() is None:
+        return
+    reexec_in_user_namespace()
+    # Still here: nothing was gained.
+    print(f"ntcp lab: no network namespaces here: {namespaces_available()}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+@contextmanager
+def open_lab_stage(nat_a: str, nat_b: str, delay: float) -> Iterator[tuple[Lab, Stage]]:
+    """A lab with `ntcp serve` on its public segment."""
+    from ntcpsock.cli.stage import open_stage
+    from ntcpsock.testing.natlab import open_lab
+
+    with open_lab(nat_a, nat_b, delay=delay) as lab:
+        first, second = lab.server_addresses
+        with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
+            yield lab, stage
+
+
+def start_echo(lab: Lab, stage: Stage, **environment: str) -> None:
+    """Have host B listen at TARGET and send everything back."""
+    from ntcpsock.cli.stage import READY_DEADLINE
+
+    argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "echo", TARGET]
+    events = stage.start(lab.host_b, "b", argv, stage.environment("b", **environment))
+    events.wait_for("listening", READY_DEADLINE)
+
+
+def dial(lab: Lab, stage: Stage, tries: int, **environment: str) -> Iterator[dict[str, Any]]:
+    """Dial TARGET from one warm node on host A; the events of all tries, `connected` or `error`.
+
+    `environment`: settings of the listener, as NTCP_* variables.
+    """
+    start_echo(lab, stage, **environment)
+    argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
+    dialer = stage.start(lab.host_a, "a", argv)
+    while (event := dialer.next(_TRY_DEADLINE)) is not None:
+        yield event
+    if dialer.process.wait() not in (0, 1):
+        from ntcpsock.cli.stage import StageError
+
+        raise StageError(f"the dialer broke:\n{dialer.errors()}")
+
+
+def _run_program(lab: Lab, stage: Stage, program: Sequence[str]) -> int:
+    start_echo(lab, stage)
+    process = lab.host_a.popen(program, env=stage.environment("a"), stdin=None, start_new_session=False)
+    return int(process.wait())
+
+
+def _show(lab: Lab, events: Sequence[dict[str, Any]], as_json: bool) -> bool:
+    """Print the outcome. Whether every try connected."""
+    if as_json:
+        for event in events:
+            print(json.dumps(event), flush=True)
+    else:
+        from ntcpsock.cli.lab_view import show_pair
+
+        show_pair(lab, events)
+    return bool(events) and all(event["event"] == "connected" for event in events)

@@ -1,0 +1,69 @@
+"""Options that several commands share, and what they make of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ntcpsock._address import parse_node_address
+from ntcpsock._config import Config
+from ntcpsock._errors import ConfigurationError
+
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        "--broker", metavar="URI", help="The broker, ntcp://HOST[:6060][?key=KEY].  [env: NTCP_BROKER]"
+    ),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="This node's own name.  [env: NTCP_NAME]")
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state-dir", metavar="DIR", help="Where keys and pins are kept.  [env: NTCP_STATE]"),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow", metavar="WHO", help="Let only this name or node id in; repeatable.  [env: NTCP_ALLOW]"
+    ),
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after this time.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Event lines as JSON on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens, on stderr.")]
+NodeAddress = Annotated[str, typer.Argument(metavar="NAME:PORT", help="For example alice:8000.")]
+
+
+def node_address(text: str) -> tuple[str, int]:
+    """(label, port) of an argument; what is malformed is a usage error (exit 2)."""
+    try:
+        return parse_node_address(text)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME:PORT") from None
+
+
+def load_config(
+    *,
+    broker: str | None = None,
+    name: str | None = None,
+    state_dir: Path | None = None,
+    allow: list[str] | None = None,
+    timeout: float | None = None,
+) -> Config:
+    """The settings of a node command: options over environment over file. Raises ConfigurationError."""
+    config = Config.load(
+        broker=broker,
+        name=name,
+        state_dir=state_dir,
+        allow=tuple(allow) if allow else None,
+        connect_timeout=timeout,
+    )
+    if config.broker is None:
+        raise ConfigurationError(
+            "no broker: give --broker ntcp://HOST:6060 or set NTCP_BROKER. `ntcp serve` starts one"
+        )
+    return config

@@ -1,0 +1,231 @@
+"""`ntcp run PROGRAM.py ARGS...`: an unmodified Python program on NTCP sockets.
+
+Options of ours end where the program begins, as python's own do. Nothing is imported here that the
+program would not need: no trio, no command-line library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import io
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
+from types import CodeType, TracebackType
+
+HELP = "Run an unmodified Python program with its sockets replaced."
+
+USAGE = """\
+Usage: ntcp run [OPTIONS] PROGRAM.py [ARGS]...
+       ntcp run [OPTIONS] -m MODULE [ARGS]...
+
+  Run an unmodified Python program: hosts called NAME.ntcp are reached through NTCP sockets,
+  every other host as always. Everything after the program belongs to it.
+
+Options:
+  -m MODULE         Run a library module as a program, as `python -m` does.
+  --broker URI      The broker, ntcp://HOST[:6060][?key=KEY].  [env: NTCP_BROKER]
+  --name NAME       This node's own name.  [env: NTCP_NAME]
+  --state-dir DIR   Where keys and pins are kept.  [env: NTCP_STATE]
+  --config FILE     A TOML file of settings.  [env: NTCP_CONFIG]
+  --allow LIST      Names and node ids that may connect, separated by commas.  [env: NTCP_ALLOW]
+  --report FILE     Append one JSON line for each NTCP connection.  [env: NTCP_REPORT]
+  -h, --help        Show this message.
+"""
+
+_VARIABLES = {
+    "--broker": "NTCP_BROKER",
+    "--name": "NTCP_NAME",
+    "--state-dir": "NTCP_STATE",
+    "--config": "NTCP_CONFIG",
+    "--allow": "NTCP_ALLOW",
+    "--report": "NTCP_REPORT",
+}
+
+
+class UsageError(Exception):
+    """The command line is not ours to understand: exit 2."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what `arguments` (those after the word `run`) name, in this process."""
+    try:
+        settings, program, module, rest = parse(arguments)
+    except UsageError as error:
+        print(f"Usage: ntcp run [OPTIONS] PROGRAM.py [ARGS]...\n\nntcp run: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if program is None:
+        print(USAGE, end="")
+        return
+    os.environ.update(settings)
+    # Exit handlers run last in, first out: this one after all of the program's.
+    atexit.register(_die_if_interrupted)
+
+    import ntcpsock
+
+    ntcpsock.install()
+    if report := os.environ.get("NTCP_REPORT"):
+        from ntcpsock.cli.run_report import install_report
+
+        install_report(report)
+    run = run_module if module else run_program
+    run(program, list(rest))
+
+
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str | None, bool, Sequence[str]]:
+    """(environment, program or None for help, whether it is a module, its arguments). Raises UsageError."""
+    settings: dict[str, str] = {}
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if argument in ("-h", "--help"):
+            return settings, None, False, ()
+        if argument == "--":
+            break
+        if not argument.startswith("-"):
+            return settings, argument, False, arguments[position:]
+        if argument.startswith("-m"):
+            module, position = _value("-m", argument.removeprefix("-m"), arguments, position)
+            return settings, module, True, arguments[position:]
+        option, _, given = argument.partition("=")
+        variable = _VARIABLES.get(option)
+        if variable is None:
+            raise UsageError(f"no such option: {option}")
+        settings[variable], position = _value(option, given, arguments, position)
+    if position < len(arguments):
+        return settings, arguments[position], False, arguments[position + 1 :]
+    raise UsageError("a program is missing")
+
+
+def _value(option: str, given: str, arguments: Sequence[str], position: int) -> tuple[str, int]:
+    if given:
+        return given, position
+    if position == len(arguments):
+        raise UsageError(f"option {option} needs a value")
+    return arguments[position], position + 1
+
+
+def run_program(path: str, arguments: list[str]) -> None:
+    """Run a script (or a folder or zip file with `__main__.py`), as `python PATH` does."""
+    sys.argv[:] = [path, *arguments]
+    if os.path.isdir(path) or _is_zip(path):
+        import runpy
+
+        # run_path puts such a path in front itself; what stands there now is this command's own.
+        del sys.path[: 0 if sys.flags.safe_path else 1]
+        _execute(lambda: runpy.run_path(path, run_name="__main__"), hidden=("<frozen runpy>", runpy.__file__))
+        return
+    _replace_first_path(os.path.dirname(os.path.realpath(path)))
+    absolute = os.path.abspath(path)
+    try:
+        with io.open_code(absolute) as file:
+            source = file.read()
+    except OSError as error:
+        # The words and the status of python itself.
+        print(f"ntcp run: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+    def run() -> None:
+        exec(compile_program(source, absolute), _new_main(absolute).__dict__)
+
+    _execute(run)
+
+
+def compile_program(source: bytes, path: str) -> CodeType:
+    # dont_inherit: the program must not get this file's own `from __future__`.
+    return compile(source, path, "exec", dont_inherit=True)
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """Run a module, as `python -m NAME` does."""
+    import runpy
+
+    sys.argv[:] = [name, *arguments]
+    _replace_first_path(os.getcwd())
+    try:
+        _execute(
+            lambda: runpy.run_module(name, run_name="__main__", alter_sys=True),
+            hidden=("<frozen runpy>", runpy.__file__),
+        )
+    except ImportError as error:
+        # runpy's own words for a module that is not there; whatever the module itself raised has
+        # been reported by then.
+        print(f"ntcp run: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _new_main(path: str) -> types.ModuleType:
+    """A fresh `__main__` that stays: threads that outlive the script may still ask for it."""
+    module = types.ModuleType("__main__")
+    loader = SourceFileLoader("__main__", path)
+    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None, __loader__=loader)
+    sys.modules["__main__"] = module
+    return module
+
+
+def _replace_first_path(folder: str) -> None:
+    # Python itself leaves sys.path alone under -P and PYTHONSAFEPATH.
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
+
+
+def _is_zip(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return False
+    import zipfile
+
+    return zipfile.is_zipfile(path)
+
+
+def _execute(run: Callable[[], object], hidden: tuple[str, ...] = ()) -> None:
+    """Call `run` with python's manners at the end: traceback from the program's first frame on, exit
+    status 1, and death by SIGINT after Ctrl-C."""
+    try:
+        run()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        traceback = _program_frames(error.__traceback__, (__file__, *hidden))
+        if traceback is None and isinstance(error, ImportError):
+            raise
+        error.__traceback__ = traceback
+        sys.excepthook(type(error), error, traceback)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(_die_at_exit()) from None
+        raise SystemExit(1) from None
+
+
+def _program_frames(traceback: TracebackType | None, hidden: tuple[str, ...]) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in hidden:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _die_at_exit() -> int:
+    """Have the process die of SIGINT once the program's own exit handlers have run.
+
+    A shell tells a program that was interrupted from one that failed by the signal.
+    """
+    _interrupted.append(os.getpid())
+    return 130
+
+
+_interrupted: list[int] = []
+
+
+def _die_if_interrupted() -> None:
+    if _interrupted != [os.getpid()]:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,224 @@
+"""The floors of the architecture (docs/design.md), held by reading every import of the package.
+
+Each floor knows only those below it, so a reader of one file never has to look up, and what decides can be
+tested without what does. Imports inside functions and under TYPE_CHECKING count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ntcpsock"
+
+WORLD = frozenset({"trio", "socket", "ssl", "time", "select", "threading", "subprocess", "asyncio", "random"})
+
+
+@dataclass(frozen=True)
+class Floor:
+    """modules: patterns of dotted names without `ntcpsock.`; knows: floors that may be imported."""
+
+    name: str
+    modules: tuple[str, ...]
+    knows: frozenset[str]
+    why: str
+    forbidden: frozenset[str] = frozenset()
+    why_forbidden: str = ""
+
+
+# The first floor whose pattern fits is a module's floor.
+FLOORS = (
+    Floor(
+        "F0 words",
+        ("_version", "_errors", "_address", "_config", "_identity", "_report"),
+        frozenset({"F0 words"}),
+        "words are what all floors share, so they depend on none",
+        frozenset({"trio", "ssl", "threading", "select", "asyncio"}),
+        "a word neither waits nor connects",
+    ),
+    Floor(
+        "F2 drivers",
+        ("_state", "_traversal.*.driver", "_session.tls", "_session.quic", "_session.stream", "_raw.capture"),
+        frozenset({"F0 words", "F1 protocols", "F2 notions", "F2 drivers"}),
+        "a driver moves the bytes of one protocol; what to do with the outcome is decided above",
+    ),
+    Floor(
+        "F2 notions",
+        ("_traversal.candidate", "_traversal.nat"),
+        frozenset({"F0 words", "F1 protocols", "F2 notions"}),
+        "a notion of candidates and NATs is data",
+        frozenset({"trio", "threading", "select", "asyncio"}),
+        "only drivers wait",
+    ),
+    Floor(
+        "F3 pure decisions",
+        ("_traversal.plan", "_traversal.nominate"),
+        frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
+        "both sides compute the same plan, from data alone",
+        WORLD - {"random"},
+        "a decision that looked at a clock or a socket could not be table-tested",
+    ),
+    Floor(
+        "F3 decisions",
+        ("_traversal.gather", "_traversal.strategies", "_traversal.strategies.*"),
+        frozenset(
+            {"F0 words", "F1 protocols", "F2 notions", "F2 drivers", "F3 pure decisions", "F3 decisions"}
+        ),
+        "a strategy is one attempt; it does not know the race that it is in",
+    ),
+    Floor(
+        "F4 orchestration",
+        ("_traversal.race", "_traversal.connect", "_traversal.accept", "_traversal.accept_*", "_node"),
+        frozenset(
+            {
+                "F0 words",
+                "F1 protocols",
+                "F2 notions",
+                "F2 drivers",
+                "F3 pure decisions",
+                "F3 decisions",
+                "F4 orchestration",
+            }
+        ),
+        "orchestration serves the faces and does not know them",
+    ),
+    Floor(
+        "F1 protocols",
+        (
+            "_traversal",
+            "_traversal.stun",
+            "_traversal.stun.*",
+            "_traversal.broker",
+            "_traversal.broker.*",
+            "_traversal.punch",
+            "_traversal.punch.*",
+            "_session",
+            "_session.frames",
+            "_session.machine",
+            "_raw",
+            "_raw.packet",
+        ),
+        frozenset({"F0 words", "F1 protocols"}),
+        "a protocol is bytes and `now` in, bytes and events out",
+        WORLD,
+        "then it runs in a test without network or clock, at any time and in any order",
+    ),
+    Floor(
+        "F5 trio face",
+        ("trio",),
+        frozenset({"F0 words", "F2 drivers", "F4 orchestration"}),
+        "the trio face shows nodes, listeners and streams to users; how they come about is below",
+    ),
+    Floor(
+        "F6 sync face",
+        ("", "_portal", "_socket", "_names", "_pump", "_patch", "_accept", "_engine"),
+        frozenset({"F0 words", "F5 trio face", "F6 sync face"}),
+        "the sync face is one user of the trio face: whatever it needs, every trio user can have",
+    ),
+    Floor(
+        "servers",
+        ("_servers", "_servers.*"),
+        frozenset({"F0 words", "F1 protocols", "servers"}),
+        "servers share the wire formats with the client, never its behaviour",
+    ),
+    Floor(
+        "lab",
+        ("testing", "testing.*"),
+        frozenset({"lab"}),
+        "the lab judges the library, so it must not depend on it; and it is lent to other projects",
+    ),
+    Floor(
+        "command line",
+        ("__main__", "cli", "cli.*"),
+        frozenset({"F0 words", "F5 trio face", "F6 sync face", "servers", "lab", "command line"}),
+        "a command does what any user's program could do",
+    ),
+)
+
+# (module, imported) -> why this one is right nevertheless.
+EXCEPTIONS = {
+    ("cli.identity", "_state"): "`ntcp id` makes the key file of a node without starting one",
+}
+
+
+def floor_of(module: str) -> Floor | None:
+    return next((f for f in FLOORS if any(fnmatchcase(module, pattern) for pattern in f.modules)), None)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+KNOWN = {name for name, _ in modules()}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything that the file imports; `from a import b` gives a.b where that is a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative imports hide the floor"
+            base = node.module or ""
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                is_module = base.split(".")[0] == "ntcpsock" and _own(inner) in KNOWN
+                yield (inner if is_module else base), node.lineno
+
+
+def _own(dotted: str) -> str:
+    return dotted.removeprefix("ntcpsock").removeprefix(".")
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name or "ntcpsock" for name, _ in modules()])
+def test_imports_go_down(module: str, path: Path) -> None:
+    floor = floor_of(module)
+    assert floor is not None, f"ntcpsock.{module} stands on no floor: give it one in {Path(__file__).name}"
+    for imported, line in imports(path):
+        where = f"{path.relative_to(PACKAGE.parent)}:{line}"
+        root = imported.split(".")[0]
+        if root != "ntcpsock":
+            assert root not in floor.forbidden, (
+                f"{where} imports {imported}; {floor.name} must not: {floor.why_forbidden}"
+            )
+            continue
+        own = _own(imported)
+        other = floor_of(own)
+        assert other is not None, f"{where} imports {imported}, which stands on no floor"
+        assert other.name in floor.knows or (module, own) in EXCEPTIONS, (
+            f"{where}: {floor.name} imports {imported} of {other.name}, but {floor.why}"
+        )
+
+
+def test_exceptions_are_still_needed() -> None:
+    files = dict(modules())
+    for module, imported in EXCEPTIONS:
+        assert imported in {_own(name) for name, _ in imports(files[module])}, (module, imported)
+
+
+def test_importing_ntcpsock_does_not_import_trio() -> None:
+    # A program under `ntcp run` that uses no .ntcp name must not pay for the engine.
+    code = "import ntcpsock, sys; print([m for m in ('trio', 'typer', 'rich', 'cryptography') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version_imports_no_library() -> None:
+    code = (
+        "import sys; sys.argv = ['ntcp', '--version']; from ntcpsock.cli import main; main();"
+        "print([m for m in ('trio', 'typer', 'rich', 'nacl') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, loaded = done.stdout.splitlines()
+    assert version.startswith("ntcp ")
+    assert loaded in ("[]", "['nacl']")
