@@ -1,0 +1,75 @@
+"""A UDP server socket that answers from the address that was asked.
+
+Bound to a wildcard on a host with several addresses, a plain `sendto` answers from whichever address the
+route prefers, and the client's NAT drops that. The kernel tells and takes the address as ancillary data.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from typing import NamedTuple
+
+from ntcpsock._address import Endpoint
+
+#: Linux, `linux/in.h`; the socket module of Python 3.11 does not export it.
+_IP_PKTINFO = 8
+# struct in_pktinfo: interface index, local address (ours for routing), destination of the header.
+_PKTINFO_V4 = struct.Struct("=I4s4s")
+_ANCILLARY_SIZE = 128
+
+Ancillary = list[tuple[int, int, bytes]]
+
+
+class Datagram(NamedTuple):
+    """What came, from whom, and what `send` needs to answer from the address that was asked."""
+
+    data: bytes
+    source: Endpoint
+    asked: Ancillary
+
+
+class DatagramSocket:
+    """A bound non-blocking UDP socket; wait for it with `trio.lowlevel.wait_readable(self.fileno())`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        host, port = sock.getsockname()[:2]
+        self.local = Endpoint(host, port)
+        self._is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+        if self._is_wildcard and sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elif self._is_wildcard:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def receive(self, size: int) -> Datagram:
+        """The next datagram, cut to `size`. Raises BlockingIOError when there is none, and OSError."""
+        if not self._is_wildcard:
+            data, source = self._sock.recvfrom(size)
+            return Datagram(data, Endpoint(source[0], source[1]), [])
+        data, ancillary, _flags, source = self._sock.recvmsg(size, _ANCILLARY_SIZE)
+        return Datagram(data, Endpoint(source[0], source[1]), [_turn_round(*entry) for entry in ancillary])
+
+    def send(self, data: bytes, destination: Endpoint, asked: Ancillary) -> None:
+        """Send, from the address that was asked. Raises BlockingIOError when the kernel's queue is full (UDP
+        may lose it, so the caller drops it), and OSError."""
+        if asked:
+            self._sock.sendmsg([data], asked, 0, destination)
+        else:
+            self._sock.sendto(data, destination)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) == _PKTINFO_V4.size:
+        _interface, local, _destination = _PKTINFO_V4.unpack(data)
+        # Interface 0: the route back decides, which need not be the way in.
+        return level, kind, _PKTINFO_V4.pack(0, local, bytes(4))
+    return level, kind, data

@@ -1,0 +1,253 @@
+"""The STUN server over UDP and TCP: sockets, limits and counters around the pure `BindingServer`."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import resource
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import trio
+
+from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
+from ntcpsock._errors import BadMessage, ConfigurationError
+from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._traversal.stun.framing import MessageSplitter
+from ntcpsock._traversal.stun.server import BindingServer
+
+DEFAULT_OTHER_PORT = DEFAULT_STUN_PORT + 1
+
+# Longer datagrams arrive cut, do not match their own length, and are dropped.
+_LONGEST_DATAGRAM = 2048
+# Datagrams to answer before the other tasks get their turn.
+_UDP_BATCH = 64
+_TCP_RECEIVE_SIZE = 4096
+_LONGEST_TCP_REQUEST = 2048
+_TCP_BACKLOG = 1024
+#: Seconds without a whole request before a connection is closed: six keep-alives of a node's warm port.
+IDLE_TIMEOUT = 120.0
+# Seconds that a client may leave its answers unread.
+_SEND_TIMEOUT = 10.0
+_MOST_CONNECTIONS = 10_000
+_MOST_CONNECTIONS_OF_A_HOST = 256
+# Tries to find a port that is free on every address, for UDP and TCP, when the kernel may choose.
+_BIND_ATTEMPTS = 32
+
+
+@dataclass(slots=True)
+class StunCounters:
+    """What the server has done since it started."""
+
+    udp_requests: int = 0
+    udp_dropped: int = 0  # no valid Binding request
+    udp_errors: int = 0  # error responses
+    udp_unsent: int = 0  # the kernel would not take the answer
+    tcp_requests: int = 0
+    tcp_accepted: int = 0
+    tcp_refused: int = 0  # over a limit
+    tcp_broken: int = 0  # no STUN, reset, or answers left unread
+    tcp_idle: int = 0
+    tcp_open: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StunAddresses:
+    """Where a started server listens, UDP and TCP alike.
+
+    `other` is the endpoint that RFC 5780 clients are told of, None on a server with one address.
+    """
+
+    primary: Endpoint
+    other: Endpoint | None
+    endpoints: tuple[Endpoint, ...]
+    counters: StunCounters = field(compare=False)
+
+
+async def serve_stun(
+    listen: str,
+    port: int,
+    *,
+    other_address: str | None = None,
+    other_port: int | None = None,
+    idle_timeout: float = IDLE_TIMEOUT,
+    most_connections: int | None = None,
+    task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
+
+    With `other_address` it is an RFC 5780 server on four endpoints; `other_port` then defaults to 3479
+    beside 3478, else to the next port. With `other_port` alone it answers on two ports, and changes the port
+    on request. Port 0 lets the kernel choose. `most_connections` defaults to half of the process's file
+    descriptors, at most 10,000. "::" serves IPv6 only.
+
+    Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
+    cannot be bound.
+    """
+    if other_address is not None and other_port is None:
+        other_port = DEFAULT_OTHER_PORT if port == DEFAULT_STUN_PORT else port + bool(port)
+    _check_addresses(listen, port, other_address, other_port)
+    with _bound(listen, port, other_address, other_port) as (datagram_sockets, listeners):
+        first, last = datagram_sockets[0].local, datagram_sockets[-1].local
+        core = BindingServer(
+            first, last.host if other_address else None, None if other_port is None else last.port
+        )
+        server = _StunServer(core, datagram_sockets, idle_timeout, most_connections or _connection_limit())
+        endpoints = tuple(sock.local for sock in datagram_sockets)
+        async with trio.open_nursery() as nursery:
+            for sock in datagram_sockets:
+                nursery.start_soon(server.serve_datagrams, sock)
+            nursery.start_soon(trio.serve_listeners, server.serve_connection, listeners)
+            task_status.started(
+                StunAddresses(first, last if other_address else None, endpoints, server.counters)
+            )
+    raise AssertionError("the tasks of a server end only by cancellation")
+
+
+class _StunServer:
+    def __init__(
+        self,
+        core: BindingServer,
+        datagram_sockets: list[DatagramSocket],
+        idle_timeout: float,
+        most_connections: int,
+    ) -> None:
+        self.counters = StunCounters()
+        self._core = core
+        self._by_endpoint = {sock.local: sock for sock in datagram_sockets}
+        self._idle_timeout = idle_timeout
+        self._most_connections = most_connections
+        self._connections_of: Counter[str] = Counter()
+
+    async def serve_datagrams(self, sock: DatagramSocket) -> NoReturn:
+        # One wait, many datagrams: a trip through the scheduler costs more than an answer.
+        while True:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            for _ in range(_UDP_BATCH):
+                try:
+                    data, source, asked = sock.receive(_LONGEST_DATAGRAM)
+                except OSError:  # nothing left, or an ICMP error of an earlier answer
+                    break
+                reply = self._core.handle_datagram(data, source, sock.local)
+                if reply is None:
+                    self.counters.udp_dropped += 1
+                    continue
+                self.counters.udp_requests += 1
+                self.counters.udp_errors += reply.error is not None
+                try:
+                    self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
+                except OSError:
+                    # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
+                    self.counters.udp_unsent += 1
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        try:
+            remote, local = stream.socket.getpeername(), stream.socket.getsockname()
+        except OSError:  # gone before it was accepted
+            return
+        host = remote[0]
+        if (
+            self.counters.tcp_open >= self._most_connections
+            or self._connections_of[host] >= _MOST_CONNECTIONS_OF_A_HOST
+        ):
+            self.counters.tcp_refused += 1
+            return
+        self.counters.tcp_accepted += 1
+        self.counters.tcp_open += 1
+        self._connections_of[host] += 1
+        try:
+            await self._answer_stream(stream, Endpoint(host, remote[1]), Endpoint(local[0], local[1]))
+        except (BadMessage, trio.BrokenResourceError, trio.TooSlowError):
+            self.counters.tcp_broken += 1
+        finally:
+            self.counters.tcp_open -= 1
+            self._connections_of[host] -= 1
+            if not self._connections_of[host]:
+                del self._connections_of[host]
+
+    async def _answer_stream(self, stream: trio.SocketStream, remote: Endpoint, local: Endpoint) -> None:
+        splitter = MessageSplitter(_LONGEST_TCP_REQUEST)
+        while True:
+            messages: list[bytes] = []
+            # The time runs until a request is whole: single octets do not keep a connection alive.
+            with trio.move_on_after(self._idle_timeout) as waiting:
+                while not messages:
+                    data = await stream.receive_some(_TCP_RECEIVE_SIZE)
+                    if not data:
+                        return
+                    messages = splitter.receive_data(data)
+            if waiting.cancelled_caught:
+                self.counters.tcp_idle += 1
+                return
+            answers = bytearray()
+            for message in messages:
+                self.counters.tcp_requests += 1
+                answers += self._core.handle_stream_message(message, remote, local) or b""
+            if answers:
+                with trio.fail_after(_SEND_TIMEOUT):
+                    await stream.send_all(answers)
+
+
+def _check_addresses(listen: str, port: int, other_address: str | None, other_port: int | None) -> None:
+    if other_port is not None and other_port == port != 0:
+        raise ConfigurationError("the other port must differ from the port")
+    if other_address is not None:
+        addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in (listen, other_address)]
+        if addresses[0] == addresses[1] or addresses[0].version != addresses[1].version:
+            raise ConfigurationError("the other address must be a different one of the same family")
+        if any(address.is_unspecified for address in addresses):
+            # The answer must come from the address that the client is told, so both must be known.
+            raise ConfigurationError("with another address, both must be given, and not as a wildcard")
+
+
+@contextmanager
+def _bound(
+    listen: str, port: int, other_address: str | None, other_port: int | None
+) -> Iterator[tuple[list[DatagramSocket], list[trio.SocketListener]]]:
+    """The sockets of every endpoint, the primary first, the other one last; closed at the end."""
+    for attempt in range(_BIND_ATTEMPTS):
+        with ExitStack() as stack:
+            hosts = [listen] if other_address is None else [listen, other_address]
+            ports = [port] if other_port is None else [port, other_port]
+            datagram_sockets: list[DatagramSocket] = []
+            listeners: list[trio.SocketListener] = []
+            try:
+                for host in hosts:
+                    for index, number in enumerate(ports):
+                        sock = DatagramSocket(stack.enter_context(_open(host, number, socket.SOCK_DGRAM)))
+                        ports[index] = sock.local.port
+                        listener = stack.enter_context(_open(host, sock.local.port, socket.SOCK_STREAM))
+                        listener.listen(_TCP_BACKLOG)
+                        datagram_sockets.append(sock)
+                        listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(listener)))
+            except OSError as error:
+                kernel_chooses = port == 0 or other_port == 0
+                if error.errno == errno.EADDRINUSE and kernel_chooses and attempt < _BIND_ATTEMPTS - 1:
+                    continue
+                raise
+            yield datagram_sockets, listeners
+            return
+
+
+def _open(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connection_limit() -> int:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""A STUN server on UDP and TCP: RFC 8489, with --other-address also RFC 5780; answers RFC 3489 clients."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from functools import partial
+
+import trio
+
+from ntcpsock._address import DEFAULT_STUN_PORT
+from ntcpsock._servers.stun import StunAddresses, serve_stun
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDR", help="numeric address (default: all)")
+    parser.add_argument("--port", type=int, default=DEFAULT_STUN_PORT)
+    parser.add_argument(
+        "--other-address", metavar="ADDR2", help="second address of this host, for behaviour discovery"
+    )
+    parser.add_argument(
+        "--other-port", type=int, metavar="PORT2", help="second port (3479 beside --other-address)"
+    )
+    return parser.parse_args()
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            addresses: StunAddresses = await nursery.start(
+                partial(
+                    serve_stun,
+                    arguments.listen,
+                    arguments.port,
+                    other_address=arguments.other_address,
+                    other_port=arguments.other_port,
+                )
+            )
+            other = f" other {addresses.other}" if addresses.other else ""
+            print(f"ready {addresses.primary}{other}", flush=True)
+            async for _signal in signals:
+                nursery.cancel_scope.cancel()
+                break
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(main, parse_arguments())
+    except* (OSError, ValueError, OverflowError) as errors:
+        sys.exit(f"stun_server: {errors.exceptions[0]}")
