@@ -1,0 +1,418 @@
+"""A node: its identity, its broker session, its warm ports, its listeners.
+
+`open_node` (in `ntcpsock.trio`) owns one; nothing of it outlives that block.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import trio
+
+from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
+from ntcpsock._config import Config
+from ntcpsock._errors import (
+    BadMessage,
+    ConfigurationError,
+    NameNotFound,
+    NameTaken,
+    NTCPError,
+    TraversalTimeout,
+)
+from ntcpsock._identity import Identity
+from ntcpsock._report import Report
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._session.tls import Certificate, make_certificate
+from ntcpsock._state import Pins
+from ntcpsock._traversal.accept import Acceptor
+from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
+from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.connect import connect
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.gather import UDP_REFRESH_INTERVAL, WarmDatagramPort, WarmPort, gather_udp
+from ntcpsock._traversal.ports import DialPorts, ListeningPort
+from ntcpsock._traversal.punch.message import (
+    MAX_CANDIDATES,
+    MAX_CARD_PORTS,
+    Answer,
+    Card,
+    Offer,
+    decode_sealed_payload_untrusted,
+    encode_card,
+    encode_sealed_payload,
+)
+
+# An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
+OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
+
+# Offers being worked on at once; more are dropped, their dialers repeat them.
+MAX_OFFERS = 512
+
+# Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
+_DYNAMIC_PORTS = (49152, 65535)
+
+
+class NTCPListener(trio.abc.Listener[NTCPStream]):
+    """Streams that arrive at one port of a node. `name` is the label of the node, or its node id."""
+
+    def __init__(
+        self, name: str, port: int, allow: tuple[str, ...] | None, backlog: int, on_close: Callable[[], None]
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.allow = allow
+        self._sender, self._receiver = trio.open_memory_channel[NTCPStream](max(1, backlog))
+        self._on_close = on_close
+
+    async def accept(self) -> NTCPStream:
+        """The next authenticated stream. Cancelling loses none. Raises ClosedResourceError after aclose()."""
+        try:
+            return await self._receiver.receive()
+        except trio.EndOfChannel:
+            raise trio.ClosedResourceError("this listener is closed") from None
+
+    async def aclose(self) -> None:
+        """Stop listening. Streams that nobody has accepted are reset."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        self._sender.close()
+        while True:
+            try:
+                self._receiver.receive_nowait().reset()
+            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                break
+        self._receiver.close()
+        self._on_close()
+
+    def _offer(self, stream: NTCPStream) -> bool:
+        try:
+            self._sender.send_nowait(stream)
+        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+            return False
+        return True
+
+
+class Node:
+    """A running node. Made by `ntcpsock.trio.open_node`; all methods are for its trio thread only."""
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        pins: Pins,
+        session: BrokerSession,
+        servers: Sequence[Endpoint],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.config = config
+        self.stun_servers = tuple(servers)
+        self._identity = identity
+        self._pins = pins
+        self._session = session
+        self._nursery = nursery
+        self._sealer = Sealer(identity)
+        self._dials: dict[bytes, Dial] = {}
+        self._insisting: set[bytes] = set()
+        self._dial_ports = DialPorts(servers, config.warm_ports)
+        self._acceptor = Acceptor(self)
+        self._listening = ListeningPort(servers, self._acceptor.incoming, self._register)
+        self._listening_started = trio.Lock()
+        self._certificate: Certificate | None = None
+        self._datagram_port: WarmDatagramPort | None = None
+        self._listeners: dict[int, NTCPListener] = {}
+        self._names: tuple[str, ...] = () if config.name is None else (config.name,)
+        self._offers = 0
+
+    @property
+    def node_id(self) -> str:
+        """52 base32 characters: the public key."""
+        return self._identity.node_id
+
+    @property
+    def name(self) -> str | None:
+        """The node's own label, or None."""
+        return self.config.name
+
+    async def wait_warm(self) -> None:
+        """Until the warm ports are gathered, so that a connect starts at once."""
+        await self._dial_ports.wait_filled()
+
+    async def resolve(self, name: str) -> bytes:
+        """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
+
+        Raises NameNotFound, IdentityMismatch, BrokerUnreachable.
+        """
+        label = normalize_name(name)
+        key = decode_node_id(label) or self._pins.get("names", label)
+        if key is None:
+            key = await self._session.lookup(label)
+            self._pins.check("names", label, key)
+        return key
+
+    async def open_stream(self, name: str, port: int, *, timeout: float | None = None) -> NTCPStream:
+        """Connect to `port` of the node called `name` (with or without `.ntcp`, or a node id).
+
+        timeout: seconds for everything, `Config.connect_timeout` when None. Raises the errors of
+        `ntcpsock._errors`, each with its `report`. Cancelling leaves nothing behind.
+        """
+        label = normalize_name(name)
+        seconds = self.config.connect_timeout if timeout is None else timeout
+        report = Report(f"{label}:{port}", "dialer", trio.current_time())
+        try:
+            with trio.fail_after(seconds):
+                return await connect(self, label, port, report)
+        except trio.TooSlowError:
+            stage = report.failed_stage or "start"
+            raise TraversalTimeout(
+                f"no connection to {full_name(label)}:{port} within {seconds:g} s; it was at the stage {stage!r}",
+                report=report,
+            ) from None
+        except NTCPError as error:
+            error.report = error.report or report
+            raise
+
+    async def open_listener(
+        self, port: int, *, name: str | None = None, allow: Sequence[str] | None = None, backlog: int = 128
+    ) -> NTCPListener:
+        """Listen on `port` of this node; 0 chooses one.
+
+        name: the name to be reached by, the configured one when None; a node without a name is reached by its
+        node id. allow: names and node ids that may connect, `Config.allow` when None. Raises NameTaken,
+        OSError (EADDRINUSE) for a port already listened on, BrokerUnreachable.
+        """
+        label = self._own_label(name)
+        if port == 0:
+            port = next(number for number in _dynamic_ports() if number not in self._listeners)
+        if port in self._listeners:
+            raise NameTaken(f"port {port} is already listened on by this node")
+        allowed = self.config.allow if allow is None else Config(allow=tuple(allow)).allow
+        listener = NTCPListener(label or self.node_id, port, allowed, backlog, lambda: self._closed(port))
+        self._listeners[port] = listener
+        try:
+            await self._start_listening()
+            if label is not None and label not in self._names:
+                self._names += (label,)
+            await self._register()
+        except BaseException:
+            self._listeners.pop(port, None)
+            if label != self.config.name:
+                self._names = tuple(known for known in self._names if known != label)
+            raise
+        return listener
+
+    def _own_label(self, name: str | None) -> str | None:
+        label = self.config.name if name is None else normalize_name(name)
+        if label is None or label == self.node_id:
+            return None
+        if decode_node_id(label) is not None:
+            raise ConfigurationError(f"{label} is another node's id; this node is {self.node_id}")
+        if self.config.name is None and self.config.identity is None:
+            raise ConfigurationError(
+                f"a node without a name has a key that is gone tomorrow, and {label!r} with it: "
+                f"open the node with name={label!r}, or set NTCP_NAME={label}"
+            )
+        return label
+
+    async def _start_listening(self) -> None:
+        async with self._listening_started:
+            if self._certificate is None:
+                self._certificate = await trio.to_thread.run_sync(make_certificate)
+            if self._listening.warm is None:
+                await self._nursery.start(self._listening.keep)
+
+    def _closed(self, port: int) -> None:
+        if self._listeners.pop(port, None) is not None:
+            self._nursery.start_soon(self._register_quietly)
+
+    # What the broker knows of us.
+
+    async def _register(self) -> None:
+        await self._session.set_registration(
+            self._names, tuple(self._listeners)[:64], self._card(), self._registered_allow()
+        )
+
+    async def _register_quietly(self) -> None:
+        # The session repeats the registration itself when the broker is back.
+        try:
+            await self._register()
+        except OSError:
+            return
+
+    def _card(self) -> bytes | None:
+        warm = self._listening.warm
+        if warm is None or self._certificate is None or self.private or not self._listeners:
+            return None
+        candidates = warm.candidates + (self._datagram_port.candidates if self._datagram_port else ())
+        card = Card(
+            self._certificate.fingerprint,
+            candidates[:MAX_CANDIDATES],
+            tuple(self._listeners)[:MAX_CARD_PORTS],
+            warm.profile,
+            self.broker_rtt,
+        )
+        return encode_card(card, self._identity)
+
+    @property
+    def private(self) -> bool:
+        """Whether every listener admits only those on its list: then there is no card at the broker."""
+        return self._registered_allow() is not None
+
+    def _registered_allow(self) -> tuple[str, ...] | None:
+        lists = [listener.allow for listener in self._listeners.values()] or [self.config.allow]
+        entries: dict[str, None] = {}
+        for allow in lists:
+            if allow is None:
+                return None
+            entries.update(dict.fromkeys(allow))
+        return tuple(entries)
+
+    # The acceptor's and the dials' view of the node (AcceptContext, DialContext).
+
+    @property
+    def techniques(self) -> Sequence[str]:
+        return self.config.techniques
+
+    @property
+    def certificate(self) -> Certificate:
+        assert self._certificate is not None, "only a listening node authenticates"
+        return self._certificate
+
+    @property
+    def broker_rtt(self) -> float:
+        return min(self._session.rtt, 60.0)
+
+    @property
+    def loopback_allowed(self) -> bool:
+        return is_loopback(self._session.welcome.observed.host)
+
+    @property
+    def listening_port(self) -> WarmPort | None:
+        return self._listening.warm
+
+    def listens(self, port: int) -> bool:
+        return port in self._listeners
+
+    async def admits(self, port: int, delivery: Delivery) -> bool:
+        listener = self._listeners.get(port)
+        allow = self._registered_allow() if listener is None else listener.allow
+        if allow is None or encode_node_id(delivery.sender) in allow:
+            return True
+        for name in allow:
+            # The broker's word for the sender's name is only a hint which name to look up.
+            if decode_node_id(name) is None and delivery.sender_name in (None, name):
+                try:
+                    if await self.resolve(name) == delivery.sender:
+                        return True
+                except OSError:
+                    continue
+        return False
+
+    def hand_over(self, stream: NTCPStream) -> bool:
+        listener = self._listeners.get(stream.peer.port)
+        return listener is not None and listener._offer(stream)
+
+    def reply(self, delivery: Delivery, answer: Answer) -> None:
+        sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))
+        self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
+
+    async def take_port(self) -> WarmPort:
+        return await self._dial_ports.take()
+
+    async def introduce(self, dial: Dial, payload: bytes) -> Introduction:
+        name = None if decode_node_id(dial.label) else dial.label
+        sealed = self._sealer.seal(dial.key, payload)
+        try:
+            return await self._session.introduce(dial.key, dial.port, sealed, name=name)
+        except NameNotFound:
+            if name is not None:
+                # The pinned key no longer has this name. Whose is it? Raises IdentityMismatch where it moved.
+                self._pins.check("names", name, await self._session.lookup(name))
+            raise
+
+    @contextmanager
+    def awaiting_answer(self, dial: Dial) -> Iterator[None]:
+        """Answers to `dial` are taken in this block, and by `insist` beyond it."""
+        self._dials[dial.dial_id] = dial
+        try:
+            yield
+        finally:
+            if dial.dial_id not in self._insisting:
+                del self._dials[dial.dial_id]
+
+    def insist(self, dial: Dial, payload: bytes) -> None:
+        self._insisting.add(dial.dial_id)
+        self._nursery.start_soon(self._insist, dial, payload)
+
+    async def _insist(self, dial: Dial, payload: bytes) -> None:
+        """Repeat the offer until it is answered. It may outlive the connect: on short paths a connection is up
+        before its offer, lost on the way, has reached the listener."""
+        try:
+            for pause in OFFER_PAUSES:
+                with trio.move_on_after(pause):
+                    await dial.answered.wait()
+                    return
+                try:
+                    await self.introduce(dial, payload)
+                except OSError:
+                    return
+        finally:
+            self._insisting.discard(dial.dial_id)
+            self._dials.pop(dial.dial_id, None)
+
+    # Tasks.
+
+    async def start(self) -> None:
+        """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
+        if self._names:
+            await self._register()
+        self._nursery.start_soon(self._serve_deliveries)
+        self._nursery.start_soon(self._dial_ports.keep)
+        if self.stun_servers:
+            self._nursery.start_soon(self._keep_datagram_port)
+
+    async def _serve_deliveries(self) -> None:
+        async for delivery in self._session.deliveries:
+            try:
+                sender, payload = self._sealer.open_untrusted(delivery.sealed)
+                message = decode_sealed_payload_untrusted(payload)
+            except BadMessage:
+                continue
+            if sender != delivery.sender:
+                continue
+            if isinstance(message, Answer):
+                dial = self._dials.get(message.dial_id)
+                if dial is not None and dial.key == sender:
+                    dial.take_answer(message)
+            elif self._offers < MAX_OFFERS:
+                self._offers += 1
+                self._nursery.start_soon(self._work_on_offer, delivery, message)
+
+    async def _work_on_offer(self, delivery: Delivery, offer: Offer) -> None:
+        try:
+            await self._acceptor.offered(delivery, offer)
+        finally:
+            self._offers -= 1
+
+    async def _keep_datagram_port(self) -> None:
+        while True:
+            try:
+                self._datagram_port = await gather_udp(self.stun_servers[0])
+                while await self._datagram_port.refresh():
+                    await trio.sleep(UDP_REFRESH_INTERVAL)
+            except OSError:
+                pass
+            finally:
+                if self._datagram_port is not None:
+                    self._datagram_port.close()
+                    self._datagram_port = None
+            await trio.sleep(UDP_REFRESH_INTERVAL)
+
+
+def _dynamic_ports() -> Sequence[int]:
+    low, high = _DYNAMIC_PORTS
+    return random.SystemRandom().sample(range(low, high + 1), 256)

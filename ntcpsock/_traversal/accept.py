@@ -1,0 +1,272 @@
+"""The listener's side of a dial: offers in, answers out, attempts towards the dialer, streams to listeners.
+
+The follower of every race: it authenticates whoever connects by the one-time token of a pending offer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from ntcpsock._address import Endpoint, encode_node_id
+from ntcpsock._errors import BadMessage
+from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
+from ntcpsock._session.stream import NTCPStream, receive_bind
+from ntcpsock._session.tls import Carrier, Certificate, server_handshake
+from ntcpsock._traversal.broker.driver import Delivery
+from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
+from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.nominate import OneTimeToken
+from ntcpsock._traversal.plan import make_plan
+from ntcpsock._traversal.punch.driver import path_rtt, punch
+from ntcpsock._traversal.punch.machine import PunchMachine
+from ntcpsock._traversal.punch.message import Answer, Candidate, Offer
+
+# Seconds that we punch towards a dialer who does not come through.
+DIAL_BUDGET = 12.0
+
+# Dials under way: from all nodes, and from one.
+MAX_PENDING = 256
+MAX_PENDING_PER_NODE = 32
+
+# Connections without a proven token yet, and the seconds that each may take to prove one.
+MAX_UNAUTHENTICATED = 64
+AUTHENTICATION_DEADLINE = 10.0
+
+# Dial ids that were used up or expired, kept so that a repeated offer finds no second life.
+REMEMBERED_DIALS = 4096
+
+
+class AcceptContext(Protocol):
+    """What the acceptor needs of its node."""
+
+    @property
+    def techniques(self) -> Sequence[str]: ...
+    @property
+    def certificate(self) -> Certificate: ...
+    @property
+    def broker_rtt(self) -> float: ...
+    @property
+    def loopback_allowed(self) -> bool: ...
+    @property
+    def private(self) -> bool: ...
+    @property
+    def listening_port(self) -> WarmPort | None: ...
+    def listens(self, port: int) -> bool: ...
+    async def admits(self, port: int, delivery: Delivery) -> bool: ...
+    def hand_over(self, stream: NTCPStream) -> bool: ...
+    def reply(self, delivery: Delivery, answer: Answer) -> None: ...
+
+
+@dataclass
+class PendingDial:
+    """An offer that was let in, until its connection comes."""
+
+    delivery: Delivery
+    offer: Offer
+    answer: Answer
+    token: OneTimeToken
+    report: Report
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    dialled: set[Endpoint] = field(default_factory=set)
+    nursery: trio.Nursery | None = None
+
+
+class Acceptor:
+    """Owns the pending dials of a node. `offered` and `incoming` run as tasks of the node's nursery."""
+
+    def __init__(self, node: AcceptContext) -> None:
+        self._node = node
+        self._pending: dict[bytes, PendingDial] = {}
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._awaited: dict[bytes, trio.Event] = {}
+        self._unauthenticated = 0
+        #: How often something was refused, by reason.
+        self.refused: dict[str, int] = {}
+
+    async def offered(self, delivery: Delivery, offer: Offer) -> None:
+        """Work on one opened offer until its dial has ended."""
+        pending = self._pending.get(offer.dial_id)
+        if pending is not None:
+            if pending.delivery.sender == delivery.sender:
+                self._repeated(pending, delivery, offer)
+            return
+        if offer.dial_id in self._ended:
+            self._count("repeated dial id")
+            return
+        if not await self._node.admits(offer.port, delivery):
+            self._count("not allowed")
+            if not self._node.private:
+                # Somebody is known to be here; the port looks as if nobody listened.
+                self._node.reply(delivery, Answer(offer.dial_id, "refused"))
+            return
+        if not self._node.listens(offer.port):
+            self._node.reply(delivery, Answer(offer.dial_id, "refused"))
+            return
+        warm = self._node.listening_port
+        if warm is None or not self._has_room(delivery.sender):
+            self._node.reply(delivery, Answer(offer.dial_id, "busy"))
+            return
+        if offer.dial_id not in self._pending:  # admits() may have waited
+            await self._run(delivery, offer, warm)
+
+    async def _run(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
+        answer = Answer(
+            offer.dial_id,
+            "accepted",
+            self._node.certificate.fingerprint,
+            warm.candidates,
+            warm.profile,
+            self._node.broker_rtt,
+        )
+        report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
+        pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
+        self._pending[offer.dial_id] = pending
+        if offer.dial_id in self._awaited:
+            self._awaited[offer.dial_id].set()
+        try:
+            self._node.reply(delivery, answer)
+            if self._node.private:
+                # The dialer had no card: it starts when this answer arrives, and so do we.
+                await trio.sleep(self._path_rtt(offer) / 2)
+            with pending.scope:
+                pending.scope.deadline = trio.current_time() + DIAL_BUDGET
+                async with trio.open_nursery() as nursery:
+                    pending.nursery = nursery
+                    self._punch_towards(pending, offer.candidates, warm)
+                    # The dialer may also reach our listener by itself: hold the token for the whole budget.
+                    await trio.sleep_forever()
+        finally:
+            pending.nursery = None
+            del self._pending[offer.dial_id]
+            self._remember(offer.dial_id)
+
+    def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:
+        """The dialer has not seen our answer yet, or brings more candidates in a later round."""
+        self._node.reply(delivery, pending.answer)
+        warm = self._node.listening_port
+        if offer.round > pending.offer.round and warm is not None and pending.nursery is not None:
+            pending.offer = offer
+            self._punch_towards(pending, offer.candidates, warm)
+
+    def _punch_towards(self, pending: PendingDial, candidates: Sequence[Candidate], warm: WarmPort) -> None:
+        assert pending.nursery is not None
+        usable = usable_candidates(candidates, "tcp", loopback_allowed=self._node.loopback_allowed)
+        rtt = self._path_rtt(pending.offer)
+        plan = make_plan(
+            warm.candidates, usable, techniques=self._node.techniques, rtt=rtt, budget=DIAL_BUDGET
+        )
+        for planned in plan:
+            if planned.remote not in pending.dialled:
+                pending.dialled.add(planned.remote)
+                pending.nursery.start_soon(
+                    self._attempt, pending, planned.technique, planned.remote, planned.delay, rtt
+                )
+
+    async def _attempt(
+        self, pending: PendingDial, technique: str, remote: Endpoint, delay: float, rtt: float
+    ) -> None:
+        await trio.sleep(delay)
+        warm = self._node.listening_port
+        if warm is None:
+            return
+        machine = PunchMachine(rtt)
+        entry = pending.report.attempt(technique, ("0.0.0.0", warm.port), remote, trio.current_time())
+        try:
+            sock = await punch(warm.port, remote, machine)
+        except OSError as error:
+            pending.report.end(entry, trio.current_time(), str(error))
+            return
+        finally:
+            entry.tries = machine.tries
+        pending.report.end(entry, trio.current_time(), "connected")
+        await self.incoming(sock)
+
+    async def incoming(self, sock: trio.socket.SocketType) -> None:
+        """Authenticate a connected socket, whichever side called connect(), and hand its stream over."""
+        if self._unauthenticated >= MAX_UNAUTHENTICATED:
+            self._count("too many connections without a token")
+            sock.close()
+            return
+        self._unauthenticated += 1
+        carrier: Carrier | None = None
+        try:
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                carrier = await server_handshake(sock, self._node.certificate)
+                dial_id, token, rest = await receive_bind(carrier)
+                await self._offer_arrived(dial_id)
+        except (OSError, BadMessage, trio.BrokenResourceError, trio.TooSlowError) as error:
+            self._count(f"authentication: {type(error).__name__}")
+            if carrier is not None:
+                carrier.abort()
+            return
+        except BaseException:
+            if carrier is not None:
+                carrier.abort()
+            raise
+        finally:
+            self._unauthenticated -= 1
+        pending = self._pending.get(dial_id)
+        if pending is None or not pending.token.redeem(token):
+            self._count("wrong token")
+            carrier.abort()
+            return
+        self._finish(pending, carrier, rest)
+
+    async def _offer_arrived(self, dial_id: bytes) -> None:
+        """On short paths a connection can overtake its offer, which came by way of the broker."""
+        if dial_id in self._pending or dial_id in self._ended:
+            return
+        event = self._awaited.setdefault(dial_id, trio.Event())
+        try:
+            await event.wait()
+        finally:
+            self._awaited.pop(dial_id, None)
+
+    def _finish(self, pending: PendingDial, carrier: Carrier, rest: bytes) -> None:
+        warm = self._node.listening_port
+        usable = usable_candidates(
+            pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
+        )
+        technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
+        report = pending.report
+        report.seconds = trio.current_time() - report.started
+        stream = NTCPStream(
+            carrier,
+            peer=PeerInfo(
+                pending.delivery.sender_name, encode_node_id(pending.delivery.sender), pending.offer.port
+            ),
+            path=PathInfo(
+                kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket)
+            ),
+            report=report,
+            received=rest,
+        )
+        if not self._node.hand_over(stream):
+            self._count("backlog full")
+            stream.reset()
+        pending.scope.cancel()
+
+    def _path_rtt(self, offer: Offer) -> float:
+        """Both ways to the broker together: right when the broker is on the path, and never far too short."""
+        return offer.broker_rtt + self._node.broker_rtt
+
+    def _has_room(self, sender: bytes) -> bool:
+        same = sum(1 for pending in self._pending.values() if pending.delivery.sender == sender)
+        return len(self._pending) < MAX_PENDING and same < MAX_PENDING_PER_NODE
+
+    def _remember(self, dial_id: bytes) -> None:
+        self._ended[dial_id] = None
+        while len(self._ended) > REMEMBERED_DIALS:
+            self._ended.popitem(last=False)
+
+    def _count(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+
+def kind_of(technique: str) -> PathKind:
+    return "lan" if technique == "lan" else "tcp"

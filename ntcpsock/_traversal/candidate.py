@@ -1,0 +1,61 @@
+"""Notions about candidates: which are public, which may be dialled, how a pair is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ntcpsock._address import Endpoint, is_private_address, may_be_dialled
+from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, Transport
+
+DirectTechnique = Literal["public", "lan", "tcp-open"]
+
+_LOOPBACK = ("127.", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    return host.startswith(_LOOPBACK)
+
+
+def usable_candidates(
+    candidates: Iterable[Candidate], transport: Transport, *, loopback_allowed: bool
+) -> tuple[Candidate, ...]:
+    """Those of a peer's candidates that we are ready to send to, without repetitions.
+
+    Loopback is a place on *our* machine: a peer may name it only where the broker, too, was reached
+    over loopback, so that peer and we are known to share the machine.
+    """
+    chosen: dict[Endpoint, Candidate] = {}
+    for candidate in candidates:
+        local_machine = loopback_allowed and is_loopback(candidate.host)
+        if candidate.transport == transport and (local_machine or may_be_dialled(candidate.endpoint)):
+            chosen.setdefault(candidate.endpoint, candidate)
+    return tuple(chosen.values())[:MAX_CANDIDATES]
+
+
+def is_public_host(candidate: Candidate) -> bool:
+    """Whether the candidate is an interface of the node itself with an address that the Internet routes."""
+    return candidate.type == "host" and not is_private_address(candidate.host)
+
+
+def has_public_host(candidates: Sequence[Candidate]) -> bool:
+    return any(is_public_host(candidate) for candidate in candidates)
+
+
+def name_of_pair(local: Sequence[Candidate], remote: Candidate) -> DirectTechnique:
+    """The technique that a connection between us and `remote` is. Both ends say the same of one connection
+    as long as they know each other's candidates."""
+    if is_private_address(remote.host):
+        return "lan"
+    if is_public_host(remote) or has_public_host(local):
+        return "public"
+    return "tcp-open"
+
+
+def name_of_connection(
+    local: Sequence[Candidate], remote: Sequence[Candidate], seen: Endpoint
+) -> DirectTechnique:
+    """The technique of a connection that came in from `seen`, which may be no announced candidate
+    (peer-reflexive, RFC 8445 section 7.3.1.3)."""
+    known = next((candidate for candidate in remote if candidate.endpoint == seen), None)
+    return name_of_pair(local, known or Candidate("prflx", "tcp", seen.host, seen.port))

@@ -1,0 +1,142 @@
+"""connect(): name -> node key -> introduction -> race -> nominated carrier -> session.
+
+The dialer's side. It reads like that sentence; each step is a stage of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from ntcpsock._address import encode_node_id, full_name
+from ntcpsock._errors import BadMessage, IdentityMismatch, NTCPError, TraversalFailed
+from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._session.stream import NTCPStream, send_bind
+from ntcpsock._traversal.accept import kind_of
+from ntcpsock._traversal.dial import Dial, DialContext, DirectRace
+from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.punch.driver import path_rtt
+from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
+from ntcpsock._traversal.strategies.base import Connection
+
+
+async def connect(node: DialContext, label: str, port: int, report: Report) -> NTCPStream:
+    """Dial `port` of the node called `label` (a name without suffix, or a node id).
+
+    Raises the errors of `ntcpsock._errors`. It has no deadline of its own beyond the attempts' budgets.
+    Cancelling closes all that was opened.
+    """
+    with _stage(report, "resolve"):
+        key = await node.resolve(label)
+    dial = Dial(key, label, port)
+    with _stage(report, "gather"):
+        warm = await node.take_port()
+    try:
+        with node.awaiting_answer(dial):
+            payload = dial.offer(1, warm, node.broker_rtt)
+            with _stage(report, "broker"):
+                card = await _introduce(node, dial, payload)
+            node.insist(dial, payload)
+            if card is None:
+                with _stage(report, "answer"):
+                    card = await _card_from_answer(dial)
+            with _stage(report, "punch"):
+                connection = await _punch(node, dial, card, warm, report)
+            with _stage(report, "bind"):
+                await _bind(connection, dial)
+    finally:
+        warm.close()
+    report.seconds = trio.current_time() - report.started
+    carrier = connection.carrier
+    technique = connection.technique
+    return NTCPStream(
+        carrier,
+        peer=PeerInfo(dial.label if dial.label != encode_node_id(key) else None, encode_node_id(key), port),
+        path=PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket)),
+        report=report,
+    )
+
+
+async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | None:
+    """The listener's card, or None where it keeps it to itself and answers instead."""
+    introduction = await node.introduce(dial, payload)
+    if introduction.key != dial.key:
+        raise IdentityMismatch(
+            f"the broker introduced {encode_node_id(introduction.key)} for {full_name(dial.label)}, "
+            f"whose key is {encode_node_id(dial.key)}"
+        )
+    if introduction.card is None:
+        return None
+    try:
+        return decode_card_untrusted(introduction.card, dial.key)
+    except BadMessage as error:
+        raise IdentityMismatch(
+            f"the card of {full_name(dial.label)} does not bear the signature of its key: "
+            f"the broker or its data was tampered with ({error})"
+        ) from error
+
+
+async def _card_from_answer(dial: Dial) -> Card:
+    """What the answer says, in the form of a card: it is sealed, so it proves its sender as a signature does."""
+    answer = await dial.wait_accepted()
+    return Card(answer.fingerprint, answer.candidates, (dial.port,), answer.profile, answer.broker_rtt)
+
+
+async def _punch(node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report) -> Connection:
+    race = DirectRace(node, dial, card, warm, report)
+    connection = await race.run()
+    if connection is None:
+        report.advice = _advice(warm, card)
+        name = full_name(dial.label)
+        attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
+        raise TraversalFailed(
+            f"no direct path to {name}: {len(race.errors)} attempts failed. {report.advice}"
+        ) from ExceptionGroup(f"attempts to reach {name}", attempts)
+    return connection
+
+
+async def _bind(connection: Connection, dial: Dial) -> None:
+    try:
+        await send_bind(connection.carrier, dial.dial_id, dial.token)
+    except trio.BrokenResourceError as error:
+        connection.carrier.abort()
+        raise TraversalFailed(
+            f"the path to {full_name(dial.label)} broke at once: {error.__cause__}"
+        ) from error
+    except BaseException:
+        connection.carrier.abort()
+        raise
+
+
+def _advice(warm: WarmPort, card: Card) -> str:
+    """The one change that would help, as far as both profiles tell."""
+    if (
+        not any(candidate.type == "srflx" for candidate in warm.candidates)
+        and warm.profile.translated is None
+    ):
+        return "No STUN server answered over TCP: check that this network lets TCP to the STUN port out."
+    for side, profile in (("this side", warm.profile), ("the other side", card.profile)):
+        if profile.mapping == "endpoint-dependent":
+            return (
+                f"The NAT of {side} gives every connection another port (symmetric): "
+                "give either side a public address or a forwarded port."
+            )
+    return "Neither NAT let a connection through: give either side a public address or a forwarded port."
+
+
+@contextmanager
+def _stage(report: Report, name: str) -> Iterator[None]:
+    """One stage of the report; an error that leaves it carries the report."""
+    stage = report.begin(name, trio.current_time())
+    outcome = "cancelled"
+    try:
+        yield
+        outcome = "ok"
+    except NTCPError as error:
+        outcome = str(error)
+        error.report = error.report or report
+        raise
+    finally:
+        report.end(stage, trio.current_time(), outcome)

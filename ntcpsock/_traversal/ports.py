@@ -1,0 +1,116 @@
+"""The warm ports of a node: a pool for dialling, and the one that all listeners share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._traversal.gather import TCP_REFRESH_INTERVAL, WarmPort, gather_tcp
+from ntcpsock._traversal.punch.driver import accept_connections
+
+# Seconds until the next try when a port could not be gathered.
+GATHER_RETRY = 5.0
+
+
+class DialPorts:
+    """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end."""
+
+    def __init__(self, servers: Sequence[Endpoint], size: int) -> None:
+        self._servers = servers
+        self._size = size
+        self._ready: deque[WarmPort] = deque()
+        self._wanted = trio.Event()
+        self._filled = trio.Event()
+
+    async def take(self) -> WarmPort:
+        """A warm port; it is the caller's to close. Gathered now when none is ready."""
+        self._wanted.set()
+        if self._ready:
+            return self._ready.popleft()
+        return await gather_tcp(self._servers)
+
+    async def wait_filled(self) -> None:
+        """Until the pool was full for the first time."""
+        await self._filled.wait()
+
+    async def keep(self) -> None:
+        try:
+            while True:
+                self._wanted = trio.Event()
+                await self._fill()
+                self._filled.set()
+                with trio.move_on_after(TCP_REFRESH_INTERVAL):
+                    await self._wanted.wait()
+                    continue
+                await self._refresh()
+        finally:
+            for port in self._ready:
+                port.close()
+            self._ready.clear()
+
+    async def _fill(self) -> None:
+        while len(self._ready) < self._size:
+            try:
+                self._ready.append(await gather_tcp(self._servers))
+            except OSError:
+                await trio.sleep(GATHER_RETRY)
+
+    async def _refresh(self) -> None:
+        """Drop what a NAT has forgotten or moved."""
+        for port in list(self._ready):
+            if not await port.refresh() and port in self._ready:
+                self._ready.remove(port)
+                port.close()
+
+
+class ListeningPort:
+    """The port at which a node's listeners are reached. `keep` runs as a task from the first listener on."""
+
+    def __init__(
+        self,
+        servers: Sequence[Endpoint],
+        serve: Callable[[trio.socket.SocketType], Awaitable[None]],
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._servers = servers
+        self._serve = serve
+        self._changed = changed
+        self.warm: WarmPort | None = None
+
+    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
+        self.warm = await gather_tcp(self._servers)
+        task_status.started()
+        try:
+            while True:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._accept, self.warm)
+                    while await self.warm.refresh():
+                        await trio.sleep(TCP_REFRESH_INTERVAL)
+                    fresh = await self._gather_again()
+                    # Connections that are being authenticated end with the old port: their dialers try again.
+                    nursery.cancel_scope.cancel()
+                self.warm.close()
+                self.warm = fresh
+                await self._changed()
+        finally:
+            self.warm.close()
+
+    async def _gather_again(self) -> WarmPort:
+        while True:
+            try:
+                fresh = await gather_tcp(self._servers)
+            except OSError:
+                await trio.sleep(GATHER_RETRY)
+                continue
+            if fresh.stun_sockets or not self._servers:
+                return fresh
+            fresh.close()
+            await trio.sleep(GATHER_RETRY)
+
+    async def _accept(self, warm: WarmPort) -> None:
+        async with trio.open_nursery() as nursery:
+            await accept_connections(warm.listener, lambda sock, _: nursery.start_soon(self._serve, sock))

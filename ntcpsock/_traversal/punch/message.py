@@ -1,0 +1,148 @@
+"""What two nodes tell each other before a punch: the card, the offer and the answer.
+
+The card is signed and lies at the broker; offers and answers are sealed from node to node (design,
+section 4). All are MessagePack arrays, so that fields appended later stay readable for older nodes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+
+import msgspec
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._identity import SIGNATURE_LENGTH, Identity, verify_untrusted
+
+DIAL_ID_LENGTH = 16
+TOKEN_LENGTH = 32
+FINGERPRINT_LENGTH = 32
+
+# A liar's list costs us at most this many targets; RFC 8445 section 6.1.2.5 bounds its pairs likewise.
+MAX_CANDIDATES = 8
+
+# More ports than this do not fit into a card; dials to them wait for the answer.
+MAX_CARD_PORTS = 16
+
+# A signature under this prefix can be mistaken for no other one of the same key.
+_CARD_CONTEXT = b"ntcp card 1\0"
+
+CandidateType = Literal["host", "srflx", "prflx", "relay"]
+Transport = Literal["tcp", "udp"]
+MappingBehavior = Literal["unknown", "endpoint-independent", "endpoint-dependent"]
+
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_Host = Annotated[str, msgspec.Meta(max_length=45)]
+_Fingerprint = Annotated[bytes, msgspec.Meta(min_length=FINGERPRINT_LENGTH, max_length=FINGERPRINT_LENGTH)]
+_DialId = Annotated[bytes, msgspec.Meta(min_length=DIAL_ID_LENGTH, max_length=DIAL_ID_LENGTH)]
+_Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_LENGTH, max_length=TOKEN_LENGTH)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A transport address at which a node may be reached (RFC 8445 section 5.1.1)."""
+
+    type: CandidateType
+    transport: Transport
+    host: _Host
+    port: _Port
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.host, self.port)
+
+
+_Candidates = Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=MAX_CANDIDATES)]
+
+
+class NATProfile(msgspec.Struct, frozen=True, array_like=True):
+    """What a node believes of the NAT before it, in the words of RFC 4787. It orders attempts only."""
+
+    #: None: not known.
+    translated: bool | None = None
+    mapping: MappingBehavior = "unknown"
+
+
+class Card(msgspec.Struct, frozen=True, array_like=True):
+    """How to reach a listening node: registered at the broker, signed by the node's key.
+
+    ports: those listened on; for a port among them a dialer need not wait for the answer;
+    broker_rtt: the node's round-trip time to its broker in seconds.
+    """
+
+    fingerprint: _Fingerprint
+    candidates: _Candidates
+    ports: Annotated[tuple[_Port, ...], msgspec.Meta(max_length=MAX_CARD_PORTS)] = ()
+    profile: NATProfile = NATProfile()
+    broker_rtt: _Seconds = 0.0
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
+    """The dialer's side of an introduction. A repeated dial id with a higher round adds candidates."""
+
+    dial_id: _DialId
+    token: _Token
+    port: _Port
+    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    candidates: _Candidates
+    profile: NATProfile = NATProfile()
+    broker_rtt: _Seconds = 0.0
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
+    """The listener's side: whether it lets this dial in, and where it is."""
+
+    dial_id: _DialId
+    outcome: Literal["accepted", "refused", "busy"]
+    fingerprint: _Fingerprint = bytes(FINGERPRINT_LENGTH)
+    candidates: _Candidates = ()
+    profile: NATProfile = NATProfile()
+    broker_rtt: _Seconds = 0.0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_card_decoder = msgspec.msgpack.Decoder(Card)
+_sealed_decoder = msgspec.msgpack.Decoder(Offer | Answer)
+
+
+def encode_card(card: Card, identity: Identity) -> bytes:
+    """signature(64) | MessagePack."""
+    body = _encoder.encode(card)
+    return identity.sign(_CARD_CONTEXT + body) + body
+
+
+def decode_card_untrusted(data: bytes, node_key: bytes) -> Card:
+    """The card in `data`, which must bear `node_key`'s signature. Raises BadMessage."""
+    signature, body = data[:SIGNATURE_LENGTH], data[SIGNATURE_LENGTH:]
+    verify_untrusted(node_key, _CARD_CONTEXT + body, signature)
+    try:
+        card = _card_decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(f"card: {error}") from error
+    _check_candidates(card.candidates)
+    return card
+
+
+def encode_sealed_payload(message: Offer | Answer) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_sealed_payload_untrusted(data: bytes) -> Offer | Answer:
+    """What was inside an opened box. Raises BadMessage."""
+    try:
+        message = _sealed_decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(f"offer or answer: {error}") from error
+    _check_candidates(message.candidates)
+    return message
+
+
+def _check_candidates(candidates: tuple[Candidate, ...]) -> None:
+    for candidate in candidates:
+        try:
+            address = ipaddress.ip_address(candidate.host)
+        except ValueError as error:
+            raise BadMessage(f"candidate: {candidate.host!r} is not a numeric address") from error
+        if str(address) != candidate.host:
+            raise BadMessage(f"candidate: {candidate.host!r} is not in its canonical form")

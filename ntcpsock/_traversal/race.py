@@ -1,0 +1,148 @@
+"""The race: many attempts at once, one winner, losers closed.
+
+As trio's `open_tcp_stream`, with attempts that may be added while it runs, and with connections that come in
+on the punching port beside those that we make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._report import Attempt, Report
+from ntcpsock._traversal.nominate import Nomination
+from ntcpsock._traversal.plan import PlannedAttempt
+from ntcpsock._traversal.punch.driver import accept_connections
+from ntcpsock._traversal.strategies import STRATEGIES
+from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
+
+# Strangers who reach the punching port cost a TLS handshake each: so many at once, for so many seconds.
+MAX_UNAUTHENTICATED = 16
+AUTHENTICATION_DEADLINE = 5.0
+
+#: Names the technique of a connection that came in from an endpoint.
+NameIncoming = Callable[[Endpoint], str]
+
+
+class Race:
+    """The leader's race. Use it inside a nursery that is cancelled once `winner()` has returned."""
+
+    def __init__(
+        self, nursery: trio.Nursery, authenticate: Authenticate, report: Report, *, rtt: float
+    ) -> None:
+        self._nursery = nursery
+        self._authenticate = authenticate
+        self._report = report
+        self._rtt = rtt
+        self._nomination: Nomination[Connection] = Nomination()
+        self._settled = trio.Event()
+        self._running = 0
+        self._open_ended = False
+        self._started: set[tuple[int, Endpoint]] = set()
+        self.errors: list[OSError] = []
+        #: What ended the race from outside, if anything did.
+        self.verdict: OSError | None = None
+
+    def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
+        """Add attempts from a local port; those already under way from it are not started twice."""
+        for planned in plan:
+            if (port, planned.remote) not in self._started:
+                self._started.add((port, planned.remote))
+                self._running += 1
+                self._nursery.start_soon(self._attempt, planned, port)
+
+    def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
+        """Let connections that come in on `listener` take part. The caller closes the listener."""
+        self._nursery.start_soon(self._accept, listener, name_incoming)
+
+    def hold(self, still_open: bool) -> None:
+        """While True, the race does not end in failure although no attempt runs: more may be added."""
+        self._open_ended = still_open
+        self._check_failure()
+
+    def end(self, verdict: OSError) -> None:
+        """End the race without a winner, unless it has one."""
+        if not self._settled.is_set():
+            self.verdict = verdict
+            self._settled.set()
+
+    async def winner(self) -> Connection | None:
+        """The first authenticated connection, or None: every attempt failed (see `errors`), or a verdict came."""
+        await self._settled.wait()
+        return self._nomination.nominated
+
+    def abandon(self) -> None:
+        """Close the winner, if there is one: nobody will take it."""
+        if self._nomination.nominated is not None:
+            self._nomination.nominated.carrier.abort()
+
+    async def _attempt(self, planned: PlannedAttempt, port: int) -> None:
+        await trio.sleep(planned.delay)
+        now = trio.current_time()
+        entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
+        context = AttemptContext(planned, port, self._rtt, self._authenticate, entry)
+        try:
+            with trio.fail_after(planned.budget):
+                self._propose(await STRATEGIES[planned.technique](context))
+        except trio.TooSlowError:
+            self._fail(entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
+        except OSError as error:
+            self._fail(entry, error)
+        finally:
+            self._report.end(entry, trio.current_time(), "cancelled")
+            self._running -= 1
+            self._check_failure()
+
+    async def _accept(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
+        limit = trio.CapacityLimiter(MAX_UNAUTHENTICATED)
+
+        def handle(sock: trio.socket.SocketType, remote: Endpoint) -> None:
+            try:
+                limit.acquire_on_behalf_of_nowait(sock)
+            except trio.WouldBlock:
+                sock.close()
+            else:
+                self._nursery.start_soon(self._incoming, sock, remote, name_incoming, limit)
+
+        await accept_connections(listener, handle)
+
+    async def _incoming(
+        self,
+        sock: trio.socket.SocketType,
+        remote: Endpoint,
+        name_incoming: NameIncoming,
+        limit: trio.CapacityLimiter,
+    ) -> None:
+        try:
+            technique = name_incoming(remote)
+            entry = self._report.attempt(
+                technique, sock.getsockname()[:2], tuple(remote), trio.current_time()
+            )
+            try:
+                with trio.fail_after(AUTHENTICATION_DEADLINE):
+                    carrier = await self._authenticate(sock)
+                    self._propose(Connection(carrier, technique, entry))
+            except (OSError, trio.TooSlowError) as error:
+                self._report.end(entry, trio.current_time(), f"incoming, not the peer: {error}")
+            finally:
+                self._report.end(entry, trio.current_time(), "cancelled")
+        finally:
+            limit.release_on_behalf_of(sock)
+
+    def _propose(self, connection: Connection) -> None:
+        if self._nomination.propose(connection):
+            self._report.end(connection.entry, trio.current_time(), "ok")
+            self._settled.set()
+        else:
+            self._report.end(connection.entry, trio.current_time(), "authenticated, another one was first")
+            connection.carrier.abort()
+
+    def _fail(self, entry: Attempt, error: OSError) -> None:
+        self._report.end(entry, trio.current_time(), str(error) or type(error).__name__)
+        self.errors.append(error)
+
+    def _check_failure(self) -> None:
+        if not self._running and not self._open_ended:
+            self._settled.set()

@@ -1,0 +1,149 @@
+"""The trio face: nodes, streams and listeners inside nurseries.
+
+There is no hidden thread, and cancelling closes all of it:
+
+async with ntcpsock.trio.open_node() as node:
+    stream = await node.open_stream("alice", 8000)
+    await stream.send_all(b"hello")
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import trio
+
+from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint, parse_broker, parse_host_port
+from ntcpsock._config import Config
+from ntcpsock._errors import BrokerUnreachable, ConfigurationError
+from ntcpsock._identity import Identity
+from ntcpsock._node import Node, NTCPListener
+from ntcpsock._nursery import open_background_nursery
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._state import Pins, load_identity
+from ntcpsock._traversal.broker.driver import open_broker_session
+
+__all__ = ["NTCPListener", "NTCPStream", "Node", "open_listener", "open_node", "open_stream", "serve"]
+
+_current_node: contextvars.ContextVar[Node] = contextvars.ContextVar("ntcpsock_node")
+
+
+@asynccontextmanager
+async def open_node(config: Config | None = None, **settings: Any) -> AsyncIterator[Node]:
+    """Run a node for the time of the block.
+
+    config: all settings; without it they come from the environment, with `settings` on top (see `Config`).
+    Inside the block the module's own functions use this node. Raises ConfigurationError, BrokerUnreachable,
+    NameTaken, IdentityMismatch.
+    """
+    if config is None:
+        config = Config.load(**settings)
+    elif settings:
+        config = replace(config, **settings)
+    if config.broker is None:
+        raise ConfigurationError(
+            "no broker: set NTCP_BROKER=ntcp://HOST:6060, or pass broker=; `ntcp serve` runs one"
+        )
+    identity = _identity(config)
+    pins = Pins(config.state_dir)
+    address = parse_broker(config.broker)
+    async with open_broker_session(
+        address,
+        identity,
+        pins=pins,
+        keep_alive_interval=config.keep_alive_interval,
+        timeout=config.broker_timeout,
+    ) as session:
+        servers = await _stun_servers(config, session.welcome.stun, session.broker_endpoint.host)
+        async with open_background_nursery() as nursery:
+            node = Node(config, identity, pins, session, servers, nursery)
+            await node.start()
+            token = _current_node.set(node)
+            try:
+                yield node
+            finally:
+                _current_node.reset(token)
+
+
+async def open_stream(name: str, port: int, *, timeout: float | None = None) -> NTCPStream:
+    """`Node.open_stream` on the node of the innermost `open_node` block."""
+    return await _node().open_stream(name, port, timeout=timeout)
+
+
+async def open_listener(
+    port: int, *, name: str | None = None, allow: Sequence[str] | None = None, backlog: int = 128
+) -> NTCPListener:
+    """`Node.open_listener` on the node of the innermost `open_node` block."""
+    return await _node().open_listener(port, name=name, allow=allow, backlog=backlog)
+
+
+async def serve(
+    handler: Callable[[NTCPStream], Awaitable[object]],
+    port: int,
+    *,
+    name: str | None = None,
+    allow: Sequence[str] | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[NTCPListener]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Call `handler(stream)` in a task of its own for every stream that arrives, as `trio.serve_tcp` does.
+
+    Opens a node of its own when there is none around. `task_status.started` gets the list of one listener.
+    """
+    if _current_node.get(None) is None:
+        async with open_node(name=name):
+            await _serve(handler, port, name, allow, handler_nursery, task_status)
+    await _serve(handler, port, name, allow, handler_nursery, task_status)
+    raise AssertionError("unreachable")
+
+
+async def _serve(
+    handler: Callable[[NTCPStream], Awaitable[object]],
+    port: int,
+    name: str | None,
+    allow: Sequence[str] | None,
+    handler_nursery: trio.Nursery | None,
+    task_status: trio.TaskStatus[list[NTCPListener]],
+) -> None:
+    listener = await open_listener(port, name=name, allow=allow)
+    await trio.serve_listeners(handler, [listener], handler_nursery=handler_nursery, task_status=task_status)
+
+
+def _node() -> Node:
+    node = _current_node.get(None)
+    if node is None:
+        raise RuntimeError("no node here: use this inside `async with ntcpsock.trio.open_node():`")
+    return node
+
+
+def _identity(config: Config) -> Identity:
+    """The permanent key of a node with a name; a client without one gets a key for this run."""
+    if config.identity is not None:
+        return load_identity(config.identity)
+    if config.name is not None:
+        return load_identity(config.state_dir / "node.key")
+    return Identity.generate()
+
+
+async def _stun_servers(
+    config: Config, announced: Sequence[Endpoint], broker_host: str
+) -> tuple[Endpoint, ...]:
+    """The configured servers by number, else the broker's. A server "on all addresses" is at the broker's."""
+    if not config.stun:
+        return tuple(
+            Endpoint(broker_host, server.port) if server.host in ("0.0.0.0", "::") else server
+            for server in announced
+        )
+    servers = []
+    for text in config.stun:
+        host, port = parse_host_port(text, DEFAULT_STUN_PORT)
+        try:
+            found = await trio.socket.getaddrinfo(host, port, trio.socket.AF_INET, trio.socket.SOCK_STREAM)
+        except OSError as error:
+            raise BrokerUnreachable(f"STUN server {text}: {error}") from error
+        servers.append(Endpoint(*found[0][4][:2]))
+    return tuple(servers)
