@@ -22,6 +22,7 @@ from ntcpsock._errors import (
     TraversalTimeout,
 )
 from ntcpsock._identity import Identity
+from ntcpsock._listener import NTCPListener
 from ntcpsock._report import Report
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
@@ -53,48 +54,6 @@ MAX_OFFERS = 512
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
-
-
-class NTCPListener(trio.abc.Listener[NTCPStream]):
-    """Streams that arrive at one port of a node. `name` is the label of the node, or its node id."""
-
-    def __init__(
-        self, name: str, port: int, allow: tuple[str, ...] | None, backlog: int, on_close: Callable[[], None]
-    ) -> None:
-        self.name = name
-        self.port = port
-        self.allow = allow
-        self._sender, self._receiver = trio.open_memory_channel[NTCPStream](max(1, backlog))
-        self._on_close = on_close
-
-    async def accept(self) -> NTCPStream:
-        """The next authenticated stream. Cancelling loses none. Raises ClosedResourceError after aclose()."""
-        try:
-            return await self._receiver.receive()
-        except trio.EndOfChannel:
-            raise trio.ClosedResourceError("this listener is closed") from None
-
-    async def aclose(self) -> None:
-        """Stop listening. Streams that nobody has accepted are reset."""
-        self._close()
-        await trio.lowlevel.checkpoint()
-
-    def _close(self) -> None:
-        self._sender.close()
-        while True:
-            try:
-                self._receiver.receive_nowait().reset()
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                break
-        self._receiver.close()
-        self._on_close()
-
-    def _offer(self, stream: NTCPStream) -> bool:
-        try:
-            self._sender.send_nowait(stream)
-        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
-            return False
-        return True
 
 
 class Node:
@@ -314,7 +273,7 @@ class Node:
 
     def hand_over(self, stream: NTCPStream) -> bool:
         listener = self._listeners.get(stream.peer.port)
-        return listener is not None and listener._offer(stream)
+        return listener is not None and listener.offer(stream)
 
     def reply(self, delivery: Delivery, answer: Answer) -> None:
         sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))

@@ -21,7 +21,8 @@ from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint, parse_broker, parse_h
 from ntcpsock._config import Config
 from ntcpsock._errors import BrokerUnreachable, ConfigurationError
 from ntcpsock._identity import Identity
-from ntcpsock._node import Node, NTCPListener
+from ntcpsock._listener import NTCPListener
+from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._state import Pins, load_identity
