@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,29 +101,36 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float) -> Iterator[tuple[Lab, 
             yield lab, stage
 
 
-def start_echo(lab: Lab, stage: Stage, **environment: str) -> None:
+def start_echo(lab: Lab, stage: Stage, settings: Mapping[str, str] | None = None) -> None:
     """Have host B listen at TARGET and send everything back."""
     from ntcpsock.cli.stage import READY_DEADLINE
 
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "echo", TARGET]
-    events = stage.start(lab.host_b, "b", argv, stage.environment("b", **environment))
+    events = stage.start(lab.host_b, "b", argv, stage.environment("b", **(settings or {})))
     events.wait_for("listening", READY_DEADLINE)
 
 
-def dial(lab: Lab, stage: Stage, tries: int, **environment: str) -> Iterator[dict[str, Any]]:
+def dial(
+    lab: Lab,
+    stage: Stage,
+    tries: int,
+    *,
+    listener: Mapping[str, str] | None = None,
+    dialer: Mapping[str, str] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Dial TARGET from one warm node on host A; the events of all tries, `connected` or `error`.
 
-    `environment`: settings of the listener, as NTCP_* variables.
+    listener, dialer: NTCP_* settings of the two nodes. Raises StageError where a node does not work at all.
     """
-    start_echo(lab, stage, **environment)
-    argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
-    dialer = stage.start(lab.host_a, "a", argv)
-    while (event := dialer.next(_TRY_DEADLINE)) is not None:
-        yield event
-    if dialer.process.wait() not in (0, 1):
-        from ntcpsock.cli.stage import StageError
+    from ntcpsock.cli.stage import StageError
 
-        raise StageError(f"the dialer broke:\n{dialer.errors()}")
+    start_echo(lab, stage, listener)
+    argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
+    process = stage.start(lab.host_a, "a", argv, stage.environment("a", **(dialer or {})))
+    while (event := process.next(_TRY_DEADLINE)) is not None:
+        yield event
+    if process.process.wait() not in (0, 1):
+        raise StageError(f"the dialer broke:\n{process.errors()}")
 
 
 def _run_program(lab: Lab, stage: Stage, program: Sequence[str]) -> int:

@@ -14,9 +14,8 @@ import trio
 
 from ntcpsock._address import parse_node_address
 from ntcpsock._config import Config
-from ntcpsock.trio import NTCPStream
 from ntcpsock.cli.output import connected_fields, error_event, only_cause
-from ntcpsock.trio import open_node
+from ntcpsock.trio import NTCPStream, open_node
 
 # Pause between two tries of one dialer: its node gathers a fresh port meanwhile, so each try is the
 # dial of a warm node.

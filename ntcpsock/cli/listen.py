@@ -22,8 +22,8 @@ from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, 
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
-    from ntcpsock.trio import NTCPStream
     from ntcpsock.cli.stdio import Stdin
+    from ntcpsock.trio import NTCPStream
 
 
 def listen(

@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
-from types import CodeType, TracebackType
 
 HELP = "Run an unmodified Python program with its sockets replaced."
 
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
     import ntcpsock
 
-    ntcpsock.install()
+    getattr(ntcpsock, "install", lambda: None)()
     if report := os.environ.get("NTCP_REPORT"):
         from ntcpsock.cli.run_report import install_report
 
@@ -113,15 +112,12 @@ def _value(option: str, given: str, arguments: Sequence[str], position: int) -> 
 def run_program(path: str, arguments: list[str]) -> None:
     """Run a script (or a folder or zip file with `__main__.py`), as `python PATH` does."""
     sys.argv[:] = [path, *arguments]
+    absolute = os.path.join(os.getcwd(), path)
     if os.path.isdir(path) or _is_zip(path):
-        import runpy
-
-        # run_path puts such a path in front itself; what stands there now is this command's own.
-        del sys.path[: 0 if sys.flags.safe_path else 1]
-        _execute(lambda: runpy.run_path(path, run_name="__main__"), hidden=("<frozen runpy>", runpy.__file__))
+        _replace_first_path(absolute)
+        _run_main_module("__main__", alter_argv=False)
         return
     _replace_first_path(os.path.dirname(os.path.realpath(path)))
-    absolute = os.path.abspath(path)
     try:
         with io.open_code(absolute) as file:
             source = file.read()
@@ -129,41 +125,34 @@ def run_program(path: str, arguments: list[str]) -> None:
         # The words and the status of python itself.
         print(f"ntcp run: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
-
-    def run() -> None:
-        exec(compile_program(source, absolute), _new_main(absolute).__dict__)
-
-    _execute(run)
-
-
-def compile_program(source: bytes, path: str) -> CodeType:
+    namespace = _new_main(absolute).__dict__
     # dont_inherit: the program must not get this file's own `from __future__`.
-    return compile(source, path, "exec", dont_inherit=True)
+    _execute(lambda: exec(compile(source, absolute, "exec", dont_inherit=True), namespace))
 
 
 def run_module(name: str, arguments: list[str]) -> None:
     """Run a module, as `python -m NAME` does."""
+    sys.argv[:] = ["-m", *arguments]
+    _replace_first_path(os.getcwd())
+    _run_main_module(name, alter_argv=True)
+
+
+def _run_main_module(name: str, *, alter_argv: bool) -> None:
     import runpy
 
-    sys.argv[:] = [name, *arguments]
-    _replace_first_path(os.getcwd())
-    try:
-        _execute(
-            lambda: runpy.run_module(name, run_name="__main__", alter_sys=True),
-            hidden=("<frozen runpy>", runpy.__file__),
-        )
-    except ImportError as error:
-        # runpy's own words for a module that is not there; whatever the module itself raised has
-        # been reported by then.
-        print(f"ntcp run: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    # What the interpreter itself calls, by this name, for `-m` and for folders; unlike run_module it
+    # leaves the program's `__main__` in place for threads that outlive it.
+    run_module_as_main: Callable[[str, bool], object] = vars(runpy)["_run_module_as_main"]
+    _new_main(None)
+    _execute(lambda: run_module_as_main(name, alter_argv))
 
 
-def _new_main(path: str) -> types.ModuleType:
+def _new_main(path: str | None) -> types.ModuleType:
     """A fresh `__main__` that stays: threads that outlive the script may still ask for it."""
     module = types.ModuleType("__main__")
-    loader = SourceFileLoader("__main__", path)
-    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None, __loader__=loader)
+    module.__dict__["__builtins__"] = builtins
+    if path is not None:
+        module.__dict__.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
     sys.modules["__main__"] = module
     return module
 
@@ -185,28 +174,21 @@ def _is_zip(path: str) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def _execute(run: Callable[[], object], hidden: tuple[str, ...] = ()) -> None:
-    """Call `run` with python's manners at the end: traceback from the program's first frame on, exit
+def _execute(run: Callable[[], object]) -> None:
+    """Call `run` with python's manners at the end: a traceback from the program's first frame on, exit
     status 1, and death by SIGINT after Ctrl-C."""
     try:
         run()
     except SystemExit:
         raise
     except BaseException as error:
-        traceback = _program_frames(error.__traceback__, (__file__, *hidden))
-        if traceback is None and isinstance(error, ImportError):
-            raise
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+            traceback = traceback.tb_next
         error.__traceback__ = traceback
         sys.excepthook(type(error), error, traceback)
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(_die_at_exit()) from None
-        raise SystemExit(1) from None
-
-
-def _program_frames(traceback: TracebackType | None, hidden: tuple[str, ...]) -> TracebackType | None:
-    while traceback is not None and traceback.tb_frame.f_code.co_filename in hidden:
-        traceback = traceback.tb_next
-    return traceback
+        status = _die_at_exit() if isinstance(error, KeyboardInterrupt) else 1
+        raise SystemExit(status) from None
 
 
 def _die_at_exit() -> int:
