@@ -1,0 +1,221 @@
+"""Joins a session machine and a carrier: whole frames out, payload straight into the reader's buffer.
+
+There is no task in here. Whoever sends, receives or closes moves the frames on; what one of them
+could not get rid of is finished by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import Final
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.frames import HEADER_LENGTH, LARGEST_PAYLOAD
+from ntcpsock._session.machine import ResetReceived, Session
+
+# Header and the beginning of the payload share the first TLS record (16 KiB); the rest of the
+# payload goes out from where the application has it. So a full frame is sixteen full records.
+FIRST_RECORD: Final = 16384
+FULL_PAYLOAD: Final = LARGEST_PAYLOAD - HEADER_LENGTH
+
+
+class SessionDriver:
+    """machine, carrier: the two it joins; error: what ended receiving (and with it everything), or
+    None; send_error: what ended sending, or None."""
+
+    def __init__(self, carrier: Carrier, received: bytes = b"") -> None:
+        self.machine = Session()
+        self.carrier = carrier
+        self.error: OSError | None = None
+        self.send_error: OSError | None = None
+        # Held by whoever puts frames on the carrier, over its waits: frames never interleave.
+        self.lock = trio.Lock()
+        self._early = received
+        self._tail = b""  # the rest of a frame whose sender was cancelled or closed
+        self._in_frame = False
+        self._header = memoryview(bytearray(HEADER_LENGTH))
+
+    # -- receiving: never blocks -----------------------------------------------------------------
+
+    def receive_into(self, view: memoryview) -> int:
+        """Fill `view` with stream data that is here; 0 where there is none now, or ever (`error`, FIN)."""
+        filled, room, machine = 0, len(view), self.machine
+        try:
+            while filled < room and not machine.receiving_ended and self.error is None:
+                remaining = machine.payload_remaining
+                if remaining:
+                    count = self._read(view[filled : filled + remaining])
+                    if count is None:
+                        break
+                    machine.skip_payload(count)
+                    filled += count
+                elif not self._receive_header():
+                    break
+        except (OSError, BadMessage) as error:
+            self.fail(error)
+        return filled
+
+    def absorb(self) -> None:
+        """Handle the frames that are here, up to the first byte of stream data."""
+        try:
+            while not self.machine.payload_remaining and self.error is None:
+                if not self._receive_header():
+                    break
+        except (OSError, BadMessage) as error:
+            self.fail(error)
+
+    def discard(self, view: memoryview) -> int:
+        """Like `receive_into` for a reader who is gone, but goes on after FIN, for the ACK of ours."""
+        count = self.receive_into(view)
+        if not count:
+            self.absorb()
+        return count
+
+    def _receive_header(self) -> bool:
+        count = self._read(self._header[: self.machine.header_missing])
+        if count is None:
+            return False
+        event = self.machine.receive_header_part(bytes(self._header[:count]))
+        if isinstance(event, ResetReceived):
+            raise ConnectionResetError(errno.ECONNRESET, "the peer reset the stream")
+        return True
+
+    def _read(self, view: memoryview) -> int | None:
+        if self._early:
+            count = min(len(view), len(self._early))
+            view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
+        count_or_none = self.carrier.try_receive_into(view)
+        if count_or_none == 0:
+            # Whoever cuts the carrier must not look like a peer that has finished: only FIN ends.
+            raise ConnectionResetError(errno.ECONNRESET, "the connection ended without the peer's FIN")
+        return count_or_none
+
+    def fail(self, error: OSError | BadMessage) -> None:
+        """The carrier is of no use any more: remember why, close it, wake who waits on it."""
+        if self.error is not None:
+            return
+        if isinstance(error, BadMessage):
+            self.error = ConnectionAbortedError(errno.ECONNABORTED, f"the peer broke the protocol: {error}")
+            self.error.__cause__ = error
+            self.abort()
+        else:
+            self.error = error
+            self.carrier.close()
+        self.send_error = self.send_error or self.error
+
+    # -- sending: under the lock -----------------------------------------------------------------
+
+    async def acquire(self) -> None:
+        """Take the lock; no checkpoint where it is free."""
+        try:
+            self.lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.lock.acquire()
+
+    async def send_data(self, payload: memoryview) -> None:
+        """One DATA frame (up to FULL_PAYLOAD bytes), after whatever waits."""
+        await self.finish()
+        await self._send_frame(self.machine.send_data(len(payload)), payload)
+
+    async def send_eof(self) -> None:
+        await self.finish()
+        await self._send_frame(self.machine.send_eof(), memoryview(b""))
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Send what is left of an interrupted frame, control frames, and what the carrier holds."""
+        if self._tail:
+            tail, self._tail = self._tail, b""
+            await self._push(tail, memoryview(b""))
+        if self.machine.has_control:
+            await self._push(self.machine.control_to_send(), memoryview(b""))
+        while self.carrier.has_unsent:
+            self._try_send(b"")
+            if self.carrier.has_unsent:
+                await self.carrier.wait_writable()
+
+    async def _send_frame(self, header: bytes, payload: memoryview) -> None:
+        split = FIRST_RECORD - len(header)
+        await self._push(b"".join((header, payload[:split])), payload[split:])
+
+    async def _push(self, first: bytes, rest: memoryview) -> None:
+        """Put `first` and `rest` on the carrier; what an exception leaves over becomes the tail."""
+        views = [memoryview(first), rest]
+        self._in_frame = True
+        try:
+            for index, view in enumerate(views):
+                while view:
+                    view = view[self._try_send(view) :]
+                    views[index] = view
+                    if view:
+                        await self.carrier.wait_writable()
+        except OSError:
+            raise  # broken for good: nothing to finish later
+        except BaseException:
+            self._tail = b"".join(views)
+            raise
+        finally:
+            self._in_frame = False
+
+    def flush_nowait(self) -> None:
+        """Send control frames as far as that goes without waiting and without cutting into a frame."""
+        if not self.machine.has_control or self._in_frame or self._tail or self.send_error is not None:
+            return
+        try:
+            if self.carrier.has_unsent:
+                self._try_send(b"")
+            if not self.carrier.has_unsent:
+                control = self.machine.control_to_send()
+                self._tail = control[self._try_send(control) :]
+        except (OSError, trio.ClosedResourceError):
+            pass  # the next sender raises it
+
+    def _try_send(self, data: bytes | memoryview) -> int:
+        if self.send_error is not None:
+            raise self.send_error
+        try:
+            return self.carrier.try_send(data)
+        except OSError as error:
+            # What the peer sent before may still be there to be read: the carrier stays.
+            self.send_error = error
+            raise
+
+    # -- waiting and ending ----------------------------------------------------------------------
+
+    async def wait_incoming(self) -> None:
+        """Until there is something to read; meanwhile send what waits, if nobody else is at it."""
+        if not (self.machine.has_control or self._tail or self.carrier.has_unsent) or self.lock.locked():
+            await self.carrier.wait_readable()
+            return
+        interrupted: trio.ClosedResourceError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._finish_quietly)
+            try:
+                await self.carrier.wait_readable()
+            except trio.ClosedResourceError as error:
+                interrupted = error
+            nursery.cancel_scope.cancel()
+        if interrupted is not None:
+            raise interrupted
+
+    async def _finish_quietly(self) -> None:
+        try:
+            async with self.lock:
+                await self.finish()
+        except (OSError, trio.ClosedResourceError):
+            pass  # the next sender raises it
+
+    def abort(self, code: int = 0) -> None:
+        """RESET, if it can go out whole and at once, and the carrier's own reset. Never blocks."""
+        if not self.machine.is_reset:
+            frame = self.machine.reset(code)
+            if not self._in_frame and not self._tail and self.send_error is None:
+                with contextlib.suppress(OSError, trio.ClosedResourceError):
+                    self._try_send(frame)  # where it fails, the carrier's reset says the same
+        self.carrier.close(abort=True)

@@ -1,0 +1,265 @@
+"""One stream's session as a pure machine, in the manner of h11: no I/O, no clock.
+
+`send_*` return bytes for the carrier, `receive_data` returns events, `control_to_send` returns what
+the machine itself wants to say (acknowledgements, answers to pings). Both directions end apart (FIN),
+a RESET ends both. What the peer does against the rules raises BadMessage; the driver then gives the
+carrier up. What our own side does against them raises RuntimeError.
+
+Nothing in here is bound to one carrier but the decoder: offsets count from the stream's beginning.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._session.frames import (
+    LARGEST_PAYLOAD,
+    Ack,
+    Bind,
+    Data,
+    Decoder,
+    Fin,
+    Frame,
+    Payload,
+    Ping,
+    Pong,
+    Reset,
+    encode_data_header,
+    encode_frame,
+)
+
+ACK_INTERVAL: Final = 256 * 1024  # bytes received between two acknowledgements
+OUTSTANDING_PINGS: Final = 8
+PENDING_PONGS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived:
+    """The next bytes of the stream, in order."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndReceived:
+    """The peer's FIN: it sends no more, and everything that it sent has been received."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetReceived:
+    """The peer gave the stream up. Both directions are dead; bytes before it remain good."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The peer has everything before `offset`; `end` when it has our FIN too."""
+
+    offset: int
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PongReceived:
+    """The answer to our `ping(nonce)`."""
+
+    nonce: int
+
+
+Event = DataReceived | EndReceived | ResetReceived | Acknowledged | PongReceived
+
+
+class Session:
+    """The machine. Attributes are for reading.
+
+    sent, received: bytes of stream data in each direction so far; acknowledged: how many of ours the
+    peer has confirmed; eof_sent, eof_acknowledged, eof_received: FIN in each direction; reset_sent;
+    reset_code: of the peer's RESET, or None.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received = 0
+        self.acknowledged = 0
+        self.eof_sent = False
+        self.eof_acknowledged = False
+        self.eof_received = False
+        self.reset_sent = False
+        self.reset_code: int | None = None
+        self._decoder = Decoder()
+        self._last_ack = 0
+        self._ack_due = False
+        self._pings: deque[int] = deque(maxlen=OUTSTANDING_PINGS)
+        self._pongs: deque[int] = deque(maxlen=PENDING_PONGS)
+
+    @property
+    def is_reset(self) -> bool:
+        return self.reset_sent or self.reset_code is not None
+
+    @property
+    def receiving_ended(self) -> bool:
+        """Whether no more stream data can arrive: after the peer's FIN, or a RESET of either side."""
+        return self.eof_received or self.is_reset
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send_data(self, length: int) -> bytes:
+        """The header for the next `length` (1 to 262,144) bytes of the stream; they follow it as they are."""
+        self._check_may_send("data")
+        header = encode_data_header(self.sent, length)
+        self.sent += length
+        return header
+
+    def send_eof(self) -> bytes:
+        """A FIN frame: this direction ends here."""
+        self._check_may_send("FIN")
+        self.eof_sent = True
+        return encode_frame(Fin(self.sent))
+
+    def reset(self, code: int = 0) -> bytes:
+        """A RESET frame: both directions are dead. Allowed at any time, once."""
+        if self.is_reset:
+            raise RuntimeError("the stream is already reset")
+        frame = encode_frame(Reset(code))
+        self.reset_sent = True
+        return frame
+
+    def ping(self, nonce: int) -> bytes:
+        """A PING frame; its answer comes as PongReceived. Only the newest 8 are remembered."""
+        if self.is_reset:
+            raise RuntimeError("ping on a stream that was reset")
+        frame = encode_frame(Ping(nonce))
+        self._pings.append(nonce)
+        return frame
+
+    @property
+    def has_control(self) -> bool:
+        """Whether `control_to_send` would give bytes."""
+        return (self._ack_due or bool(self._pongs)) and not self.is_reset
+
+    def control_to_send(self) -> bytes:
+        """The acknowledgement and the pongs that are due, at most 9 frames, or b"".
+
+        Acknowledgements that wait fold into one; of waiting pings the newest 8 are answered.
+        """
+        if not self.has_control:
+            return b""
+        frames = []
+        if self._ack_due:
+            self._ack_due = False
+            self._last_ack = self.received
+            frames.append(encode_frame(Ack(self.received + self.eof_received)))
+        frames.extend(encode_frame(Pong(nonce)) for nonce in self._pongs)
+        self._pongs.clear()
+        return b"".join(frames)
+
+    def _check_may_send(self, what: str) -> None:
+        if self.eof_sent:
+            raise RuntimeError(f"{what} after FIN")
+        if self.is_reset:
+            raise RuntimeError(f"{what} on a stream that was reset")
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    @property
+    def payload_remaining(self) -> int:
+        """Bytes of the current DATA frame that are still to come; 0 between frames."""
+        return self._decoder.payload_remaining
+
+    @property
+    def header_missing(self) -> int:
+        """Bytes that the next frame header still needs, where `payload_remaining` is 0."""
+        return self._decoder.header_missing
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the carrier. Raises BadMessage where the peer breaks the rules."""
+        events: list[Event] = []
+        for frame in self._decoder.receive_data(data):
+            event = self._handle_frame(frame)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def receive_header_part(self, part: bytes) -> Event | None:
+        """Like `receive_data` for at most `header_missing` bytes, between two frames."""
+        frame = self._decoder.receive_header_part(part)
+        return None if frame is None else self._handle_frame(frame)
+
+    def skip_payload(self, length: int) -> None:
+        """`length` payload bytes (up to `payload_remaining`) went straight to their reader."""
+        self._decoder.skip_payload(length)
+        self._count(length)
+
+    def _count(self, length: int) -> None:
+        self.received += length
+        if self.received - self._last_ack >= ACK_INTERVAL:
+            self._ack_due = True
+
+    def _handle_frame(self, frame: Frame) -> Event | None:
+        if self.reset_code is not None:
+            raise BadMessage("a frame after RESET")
+        if self.reset_sent:
+            # It crossed our RESET: of no use, and no fault of the peer. Payload still counts down.
+            return None
+        match frame:
+            case Data(offset, _):
+                if self.eof_received:
+                    raise BadMessage("DATA after FIN")
+                self._check_offset("DATA", offset)
+                return None
+            case Payload(data):
+                self._count(len(data))
+                return DataReceived(data)
+            case Fin(offset):
+                if self.eof_received:
+                    raise BadMessage("a second FIN")
+                self._check_offset("FIN", offset)
+                self.eof_received = True
+                self._ack_due = True
+                return EndReceived()
+            case Ack(offset):
+                return self._handle_ack(offset)
+            case Reset(code):
+                self.reset_code = code
+                return ResetReceived(code)
+            case Ping(nonce):
+                self._pongs.append(nonce)
+                return None
+            case Pong(nonce):
+                # One that we do not wait for may answer a ping older than the newest 8.
+                if nonce not in self._pings:
+                    return None
+                self._pings.remove(nonce)
+                return PongReceived(nonce)
+            case Bind():
+                raise BadMessage("BIND inside a session")
+
+    def _check_offset(self, kind: str, offset: int) -> None:
+        if offset != self.received:
+            raise BadMessage(f"{kind} at offset {offset}, expected {self.received}")
+
+    def _handle_ack(self, offset: int) -> Acknowledged:
+        if offset > self.sent + self.eof_sent:
+            raise BadMessage(f"ACK of {offset}, sent {self.sent}")
+        if offset < self.acknowledged + self.eof_acknowledged:
+            raise BadMessage(f"ACK went back from {self.acknowledged} to {offset}")
+        self.eof_acknowledged = offset > self.sent
+        self.acknowledged = min(offset, self.sent)
+        return Acknowledged(self.acknowledged, self.eof_acknowledged)
+
+
+__all__ = [
+    "ACK_INTERVAL",
+    "LARGEST_PAYLOAD",
+    "Acknowledged",
+    "DataReceived",
+    "EndReceived",
+    "Event",
+    "PongReceived",
+    "ResetReceived",
+    "Session",
+]

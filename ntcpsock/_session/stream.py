@@ -1,0 +1,306 @@
+"""The stream that applications hold: trio's HalfCloseableStream over a session and its carrier."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.driver import FULL_PAYLOAD, SessionDriver
+from ntcpsock._session.frames import BIND_LENGTH, HEADER_LENGTH, Bind, decode_bind, encode_frame
+
+CLOSE_TIMEOUT: Final = 5.0  # seconds that aclose() gives the peer to take what was sent
+CLOSE_GRACE: Final = 0.1  # seconds that aclose() prefers the peer's ACK to its kernel's
+DEFAULT_RECEIVE_SIZE: Final = 65536
+LARGEST_RECEIVE_SIZE: Final = 256 * 1024
+
+
+class _Scratch(threading.local):
+    """One receive buffer a thread: it is filled and copied out of without a checkpoint between."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(LARGEST_RECEIVE_SIZE))
+
+
+_scratch = _Scratch()
+
+
+class _Conflict:
+    """Lets one task in at a time; the second gets BusyResourceError instead of a queue."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.busy = False
+
+    def __enter__(self) -> None:
+        if self.busy:
+            raise trio.BusyResourceError(self._text)
+        self.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self.busy = False
+
+
+async def send_bind(carrier: Carrier, dial_id: bytes, token: bytes) -> None:
+    """Send the dialer's first frame: the dial (16 bytes) it belongs to, and its one-time token (32).
+
+    OSError where the carrier breaks. After a cancellation the carrier must be closed.
+    """
+    view = memoryview(encode_frame(Bind(dial_id, token)))
+    await trio.lowlevel.checkpoint()
+    while view or carrier.has_unsent:
+        view = view[carrier.try_send(view) :]
+        if view or carrier.has_unsent:
+            await carrier.wait_writable()
+
+
+async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
+    """The dial id, the token, and what arrived behind them (always b"": nothing is read ahead).
+
+    BadMessage for anything else, OSError where the carrier breaks. The caller sets the deadline and
+    compares the token in constant time.
+    """
+    await trio.lowlevel.checkpoint()
+    frame = memoryview(bytearray(HEADER_LENGTH + BIND_LENGTH))
+    filled = 0
+    while filled < len(frame):
+        count = carrier.try_receive_into(frame[filled:])
+        if count is None:
+            await carrier.wait_readable()
+        elif count == 0:
+            raise BadMessage("the carrier ended before BIND")
+        else:
+            filled += count
+    bind = decode_bind(bytes(frame))
+    return bind.dial_id, bind.token, b""
+
+
+class NTCPStream(trio.abc.HalfCloseableStream):
+    """A connection to a peer.
+
+    peer: who is at the other end; path: how the bytes travel; report: what it took to connect.
+
+    Errors are trio's: ClosedResourceError after `aclose`, `reset` or, for sending, `send_eof`;
+    BrokenResourceError with the OSError as `__cause__` (ConnectionResetError after the peer's reset,
+    or where the connection ended without its FIN); BusyResourceError for two tasks in one direction.
+    A cancelled `send_all` has sent a beginning of its data, of unknown length; the stream stays usable.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        *,
+        peer: PeerInfo,
+        path: PathInfo,
+        report: Report,
+        received: bytes = b"",
+    ) -> None:
+        self.peer = peer
+        self.path = path
+        self.report = report
+        self.carrier = carrier
+        self._driver = SessionDriver(carrier, received)
+        self._closed = False
+        self._receive_conflict = _Conflict("another task is receiving on this stream")
+        self._sent_unread = 0
+        self._send_conflict = _Conflict("another task is sending on this stream")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<NTCPStream {state} to {self.peer.name or self.peer.node_id}:{self.peer.port}>"
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, in order; it returns when the kernel has taken it."""
+        with self._send_conflict:
+            view = memoryview(data).cast("B")
+            await trio.lowlevel.checkpoint()
+            self._check_may_send()
+            if not view:
+                return
+            async with self._sending():
+                position = 0
+                while True:
+                    payload = view[position : position + FULL_PAYLOAD]
+                    position += len(payload)
+                    await self._driver.send_data(payload)
+                    self._look_at_incoming(len(payload))
+                    if position >= len(view):
+                        break
+                    await trio.lowlevel.checkpoint()
+                await self._driver.finish()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the carrier takes data again."""
+        with self._send_conflict:
+            await trio.lowlevel.checkpoint()
+            self._check_may_send()
+            async with self._sending():
+                await self._driver.finish()
+                await self.carrier.wait_writable()
+
+    async def send_eof(self) -> None:
+        """Send FIN: the peer reads b"" after what was sent before. Receiving goes on. Repeatable."""
+        with self._send_conflict:
+            await trio.lowlevel.checkpoint()
+            if self._driver.machine.eof_sent and not self._closed and self._driver.send_error is None:
+                async with self._sending():
+                    await self._driver.finish()
+                return
+            self._check_may_send()
+            async with self._sending():
+                await self._driver.send_eof()
+
+    def _check_may_send(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._driver.machine.eof_sent:
+            raise trio.ClosedResourceError("send_eof() was called on this stream")
+        if self._driver.send_error is not None:
+            raise trio.BrokenResourceError(str(self._driver.send_error)) from self._driver.send_error
+
+    @contextlib.asynccontextmanager
+    async def _sending(self) -> AsyncIterator[None]:
+        with self._translated():
+            await self._driver.acquire()
+            try:
+                yield
+            finally:
+                self._driver.lock.release()
+
+    def _look_at_incoming(self, sent: int) -> None:
+        """A task that only sends still learns of the peer's RESET, ACKs and pings now and then."""
+        self._sent_unread += sent
+        if self._sent_unread < FULL_PAYLOAD or self._receive_conflict.busy:
+            return
+        self._sent_unread = 0
+        self._driver.absorb()
+        if self._driver.send_error is not None:
+            raise self._driver.send_error
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The errors of carriers as those of trio's streams."""
+        try:
+            yield
+        except OSError as error:
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed") from None
+            raise trio.BrokenResourceError(str(error)) from error
+        except trio.ClosedResourceError:
+            reason = self._driver.send_error
+            if self._closed or reason is None:
+                raise trio.ClosedResourceError("this stream was closed") from None
+            raise trio.BrokenResourceError(str(reason)) from reason
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """1 to `max_bytes` (default and at most 65,536 and 262,144) bytes; b"" after the peer's FIN."""
+        if max_bytes is None:
+            max_bytes = DEFAULT_RECEIVE_SIZE
+        elif not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be an integer")
+        elif max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        view = _scratch.view[:max_bytes]
+        count, has_waited = await self._receive_into(view)
+        data = bytes(view[:count])
+        if not has_waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    async def receive_into(self, buffer: bytearray | memoryview) -> int:
+        """Like `receive_some` into the front of `buffer`, without a copy: how many bytes, 0 after FIN."""
+        view = memoryview(buffer).cast("B")
+        if not view:
+            raise ValueError("receive_into() needs room for at least 1 byte")
+        count, has_waited = await self._receive_into(view)
+        if not has_waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return count
+
+    async def _receive_into(self, view: memoryview) -> tuple[int, bool]:
+        """How many bytes, and whether this was a checkpoint. None between the read and the return."""
+        driver, has_waited = self._driver, False
+        with self._receive_conflict, self._translated():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while not self._closed:
+                count = driver.receive_into(view)
+                driver.flush_nowait()
+                if count or driver.machine.eof_received:
+                    return count, has_waited
+                if driver.error is not None:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    raise trio.BrokenResourceError(str(driver.error)) from driver.error
+                await driver.wait_incoming()
+                has_waited = True
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise trio.ClosedResourceError("this stream was closed")
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Close both directions; what was sent before still reaches the peer.
+
+        FIN goes out if `send_eof` has not sent it. Then this waits, at most 5 seconds, until the peer
+        has confirmed it; where the peer's application is not reading, 0.1 seconds, or no time when
+        it is sending, and its kernel's word are enough. What the peer sends meanwhile is dropped.
+        Cancelled, it closes at once, and the peer may see a reset in place of the end.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        driver = self._driver
+        self.carrier.interrupt()
+        try:
+            await trio.lowlevel.checkpoint()
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                async with driver.lock:
+                    if driver.machine.eof_sent:
+                        await driver.finish()
+                    elif driver.send_error is None:
+                        await driver.send_eof()
+                await self._linger()
+        except (OSError, trio.ClosedResourceError):
+            pass  # the carrier broke, or reset() was called: there is nothing left to deliver
+        finally:
+            self.carrier.close()
+
+    async def _linger(self) -> None:
+        """Until nothing that was sent can be lost by closing.
+
+        A kernel that gets data for a closed socket answers RST, and drops what it had still to send.
+        """
+        driver, started, pause = self._driver, trio.current_time(), 0.002
+        while True:
+            dropped = driver.discard(_scratch.view)
+            driver.flush_nowait()
+            if driver.error is not None or driver.machine.eof_acknowledged:
+                return
+            has_patience = not dropped and trio.current_time() < started + CLOSE_GRACE
+            if not has_patience and self.carrier.unacknowledged() == 0:
+                return
+            if dropped:
+                await trio.lowlevel.checkpoint()
+            else:
+                with trio.move_on_after(pause):
+                    await driver.wait_incoming()
+                pause = min(pause * 2, CLOSE_GRACE)
+
+    def reset(self, code: int = 0) -> None:
+        """End the stream at once, both ways, dropping what is under way.
+
+        The peer gets BrokenResourceError whose cause is ConnectionResetError; tasks that wait on
+        this end get ClosedResourceError. `code` (32 bits) is for the peer's log.
+        """
+        self._closed = True
+        self._driver.abort(code)

@@ -1,0 +1,276 @@
+"""TLS 1.3 over a TCP socket, the server's certificate pinned by its fingerprint.
+
+The library's own certificates say nothing but a key: nobody signs them, names and dates are not
+looked at. The client knows the SHA-256 of the server's certificate from a sealed card or answer
+and compares it before it sends one byte of application data. The client proves itself afterwards,
+with the token in its BIND frame.
+
+A non-blocking `SSLSocket` does the records: beside MemoryBIOs it copies less (measured 0.33-0.42
+against 0.31 of a blocking SSLSocket through a whole pump; side by side without a pump both reach it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import hmac
+import secrets
+import socket
+import ssl
+import struct
+import sys
+import tempfile
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import IdentityMismatch
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+ALPN: Final = "ntcp/1"
+# OpenSSL wants an interrupted write repeated with the same bytes, so these are what a full socket
+# makes us copy: four records.
+WRITE_CHUNK: Final = 65536
+
+
+class Certificate:
+    """This process's TLS identity. fingerprint: SHA-256 of the certificate's DER form, 32 bytes;
+    server_context: TLS 1.3 only, ALPN "ntcp/1", no session tickets."""
+
+    def __init__(self, fingerprint: bytes, server_context: ssl.SSLContext) -> None:
+        self.fingerprint = fingerprint
+        self.server_context = server_context
+
+
+def make_certificate() -> Certificate:
+    """A new self-signed ECDSA P-256 certificate, and the context that serves it (some milliseconds)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ntcp")])
+    # Fixed dates: nobody looks at them, and the clock of this machine is nobody's business.
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.datetime(2000, 1, 1))
+        .not_valid_after(datetime.datetime(2100, 1, 1))
+        .sign(key, hashes.SHA256())
+    )
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    # The ssl module reads keys from files only: the file holds the key encrypted.
+    password = secrets.token_bytes(32).hex().encode()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password),
+    )
+    with tempfile.NamedTemporaryFile(prefix="ntcp-", suffix=".pem") as file:
+        file.write(private + certificate.public_bytes(serialization.Encoding.PEM))
+        file.flush()
+        context.load_cert_chain(file.name, password=password)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return Certificate(hashlib.sha256(der).digest(), context)
+
+
+def _context(protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint is the check
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols([ALPN])
+    return context
+
+
+async def client_handshake(sock: trio.socket.SocketType, fingerprint: bytes) -> Carrier:
+    """TLS as client over the connected `sock`, which belongs to the carrier from here on.
+
+    Raises IdentityMismatch where the server's certificate is not the one of `fingerprint` (nothing
+    but the handshake has been sent then), OSError (ssl.SSLError among them) where the handshake
+    fails. The socket is closed after any failure, cancellation included. The caller sets the deadline.
+    """
+    tls = await _handshake(sock, _context(ssl.PROTOCOL_TLS_CLIENT), server_side=False)
+    try:
+        der = tls.getpeercert(binary_form=True) or b""
+        if not hmac.compare_digest(hashlib.sha256(der).digest(), fingerprint):
+            raise IdentityMismatch("the peer showed another certificate than the one it announced")
+        return Carrier(tls)
+    except BaseException:
+        tls.close()
+        raise
+
+
+async def server_handshake(sock: trio.socket.SocketType, certificate: Certificate) -> Carrier:
+    """TLS as server over the connected `sock`; everything else as in `client_handshake`.
+
+    That the client may come in is not known yet: `receive_bind` says who claims to be there.
+    """
+    tls = await _handshake(sock, certificate.server_context, server_side=True)
+    try:
+        return Carrier(tls)
+    except BaseException:
+        tls.close()
+        raise
+
+
+async def _handshake(
+    sock: trio.socket.SocketType, context: ssl.SSLContext, *, server_side: bool
+) -> ssl.SSLSocket:
+    plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    tls: ssl.SSLSocket | None = None
+    try:
+        plain.setblocking(False)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = context.wrap_socket(
+            plain, server_side=server_side, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(tls)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(tls)
+        if tls.selected_alpn_protocol() != ALPN:
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"the peer does not speak {ALPN}")
+        return tls
+    except ValueError as error:  # SSLSocket's word for a socket whose peer has already gone
+        (tls or plain).close()
+        raise ConnectionResetError(errno.ECONNRESET, "the peer went away before the handshake") from error
+    except BaseException:
+        (tls or plain).close()
+        raise
+
+
+class Carrier:
+    """TLS over TCP, after the handshake. See `ntcpsock._session.carrier.Carrier` for the tries and waits.
+
+    local, remote: the TCP connection's endpoints; socket: the SSLSocket (for its descriptor and options).
+    """
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self.socket = tls
+        self.local = Endpoint(*tls.getsockname()[:2])
+        self.remote = Endpoint(*tls.getpeername()[:2])
+        self._unfinished: bytes | None = None
+        self._closed = False
+
+    def try_send(self, data: bytes | memoryview) -> int:
+        self._check_open()
+        if self._unfinished is not None:
+            try:
+                self.socket.send(self._unfinished)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return 0
+            self._unfinished = None
+        taken, length = 0, len(data)
+        view = memoryview(data)
+        while taken < length:
+            chunk = view[taken : taken + WRITE_CHUNK]
+            taken += len(chunk)
+            try:
+                self.socket.send(chunk)  # all or nothing: OpenSSL's partial writes are off
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                self._unfinished = bytes(chunk)
+                break
+        return taken
+
+    @property
+    def has_unsent(self) -> bool:
+        return self._unfinished is not None
+
+    def try_receive_into(self, buffer: memoryview) -> int | None:
+        self._check_open()
+        filled, length = 0, len(buffer)
+        while filled < length:
+            try:
+                count = self.socket.recv_into(buffer[filled:] if filled else buffer)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return filled or None
+            except OSError:
+                if filled:
+                    return filled  # the next call meets the error again
+                raise
+            if count == 0:
+                return filled
+            filled += count
+        return filled
+
+    async def wait_writable(self) -> None:
+        self._check_open()
+        await trio.lowlevel.wait_writable(self.socket)
+
+    async def wait_readable(self) -> None:
+        self._check_open()
+        await trio.lowlevel.wait_readable(self.socket)
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all of `data`. Cancelled, it may leave the end of `data` unsent: do not go on then."""
+        await trio.lowlevel.checkpoint()
+        view = memoryview(data)
+        while view or self._unfinished is not None:
+            view = view[self.try_send(view) :]
+            if view or self._unfinished is not None:
+                await self.wait_writable()
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """1 to `max_bytes` bytes, b"" at the end of the carrier. Cancelled, it has read nothing."""
+        await trio.lowlevel.checkpoint()
+        buffer = bytearray(max_bytes)
+        while (count := self.try_receive_into(memoryview(buffer))) is None:
+            await self.wait_readable()
+        return bytes(buffer[:count])
+
+    def unacknowledged(self) -> int | None:
+        """What the peer's kernel has not confirmed yet, in bytes of ciphertext (Linux: SIOCOUTQ)."""
+        if self._closed or not sys.platform.startswith("linux"):
+            return None
+        try:
+            answer = fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except OSError:
+            return None
+        return int(struct.unpack("i", answer)[0])
+
+    def interrupt(self) -> None:
+        if not self._closed:
+            trio.lowlevel.notify_closing(self.socket)
+
+    def close(self, *, abort: bool = False) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        trio.lowlevel.notify_closing(self.socket)
+        if abort:
+            # The kernel answers the peer with RST instead of FIN.
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif self._unfinished is None:
+            # close_notify, as far as it goes without waiting. Our own FIN frame is what ends a
+            # stream; this is for whoever else reads TLS.
+            with contextlib.suppress(OSError, ValueError):
+                self.socket.unwrap()
+        self.socket.close()
+
+    async def aclose(self) -> None:
+        """`close`, with a checkpoint. Bytes that the kernel has are still delivered."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this carrier was closed")
