@@ -69,7 +69,7 @@ def test_pins_of_several_writers_are_all_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"names": 5}'])
 def test_broken_pins_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "pins.json").write_text(text)
-    with pytest.raises(ConfigurationError, match="pins.json"):
+    with pytest.raises(ConfigurationError, match=r"pins\.json"):
         Pins(tmp_path).get("names", "alice")
 
 
