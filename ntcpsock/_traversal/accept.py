@@ -199,21 +199,21 @@ class Acceptor:
                 carrier = await server_handshake(sock, self._node.certificate)
                 dial_id, token, rest = await receive_bind(carrier)
                 await self._offer_arrived(dial_id)
-        except (OSError, BadMessage, trio.BrokenResourceError, trio.TooSlowError) as error:
+        except (OSError, BadMessage, trio.TooSlowError) as error:
             self._count(f"authentication: {type(error).__name__}")
             if carrier is not None:
-                carrier.abort()
+                carrier.close(abort=True)
             return
         except BaseException:
             if carrier is not None:
-                carrier.abort()
+                carrier.close(abort=True)
             raise
         finally:
             self._unauthenticated -= 1
         pending = self._pending.get(dial_id)
         if pending is None or not pending.token.redeem(token):
             self._count("wrong token")
-            carrier.abort()
+            carrier.close(abort=True)
             return
         self._finish(pending, carrier, rest)
 

@@ -101,12 +101,12 @@ async def _bind(connection: Connection, dial: Dial) -> None:
     try:
         await send_bind(connection.carrier, dial.dial_id, dial.token)
     except trio.BrokenResourceError as error:
-        connection.carrier.abort()
+        connection.carrier.close(abort=True)
         raise TraversalFailed(
             f"the path to {full_name(dial.label)} broke at once: {error.__cause__}"
         ) from error
     except BaseException:
-        connection.carrier.abort()
+        connection.carrier.close(abort=True)
         raise
 
 

@@ -76,7 +76,7 @@ class Race:
     def abandon(self) -> None:
         """Close the winner, if there is one: nobody will take it."""
         if self._nomination.nominated is not None:
-            self._nomination.nominated.carrier.abort()
+            self._nomination.nominated.carrier.close(abort=True)
 
     async def _attempt(self, planned: PlannedAttempt, port: int) -> None:
         await trio.sleep(planned.delay)
@@ -137,7 +137,7 @@ class Race:
             self._settled.set()
         else:
             self._report.end(connection.entry, trio.current_time(), "authenticated, another one was first")
-            connection.carrier.abort()
+            connection.carrier.close(abort=True)
 
     def _fail(self, entry: Attempt, error: OSError) -> None:
         self._report.end(entry, trio.current_time(), str(error) or type(error).__name__)

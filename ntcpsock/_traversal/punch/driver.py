@@ -130,7 +130,7 @@ async def accept_connections(
         handle(sock, Endpoint(*address[:2]))
 
 
-def path_rtt(sock: trio.socket.SocketType) -> float | None:
+def path_rtt(sock: stdlib_socket.socket) -> float | None:
     """The kernel's estimate of the path's round-trip time in seconds, where the platform tells."""
     if not sys.platform.startswith("linux"):
         return None

@@ -103,7 +103,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
 
 _encoder = msgspec.msgpack.Encoder()
 _card_decoder = msgspec.msgpack.Decoder(Card)
-_sealed_decoder = msgspec.msgpack.Decoder(Offer | Answer)
+_sealed_decoder: msgspec.msgpack.Decoder[Offer | Answer] = msgspec.msgpack.Decoder(Offer | Answer)
 
 
 def encode_card(card: Card, identity: Identity) -> bytes:
