@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
     import ntcpsock
 
-    getattr(ntcpsock, "install", lambda: None)()
+    ntcpsock.install()
     if report := os.environ.get("NTCP_REPORT"):
         from ntcpsock.cli.run_report import install_report
 

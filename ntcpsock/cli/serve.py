@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ntcpsock._address import DEFAULT_BROKER_PORT, DEFAULT_STUN_PORT, BrokerAddress, Endpoint
+from ntcpsock._config import default_state_dir
+from ntcpsock._errors import ConfigurationError
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
 
 if TYPE_CHECKING:
     import trio
+
+    from ntcpsock._servers.broker import BrokerServer
+    from ntcpsock._servers.stun import StunAddresses
+
+DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
 
 
 def serve(
@@ -39,7 +46,7 @@ def serve(
     ] = DEFAULT_STUN_PORT,
     other_stun_port: Annotated[
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
-    ] = DEFAULT_STUN_PORT + 1,
+    ] = DEFAULT_OTHER_STUN_PORT,
     state_dir: StateDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
@@ -97,15 +104,13 @@ class Ready:
 async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
     """Start both servers in `nursery`. Raises OSError, in words, for an address that cannot be had."""
     with _explained("STUN", options.listen, options.stun_port, "--stun-port"):
-        await nursery.start(_serve_stun, options)
-    # What clients are told. A wildcard address means to them: the host at which you reached the
-    # broker. So it stays right behind a forwarding router, and on each of several interfaces.
-    announced = (
-        Endpoint(options.listen, options.stun_port),
-        Endpoint(options.other_address or options.listen, options.other_stun_port),
-    )
+        stun: StunAddresses = await nursery.start(_serve_stun, options)
+    # Two servers to the clients, which so learn how their NAT's mappings vary. A wildcard address means
+    # to them: the host at which you reached the broker. So it stays right behind a forwarding router,
+    # and on each of several interfaces.
+    announced = tuple(dict.fromkeys((stun.endpoints[0], stun.endpoints[-1])))
     with _explained("broker", options.listen, options.broker_port, "--broker-port"):
-        broker = await nursery.start(_serve_broker, options, announced)
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced)
     host = reachable_address(options.listen)
     return Ready(
         BrokerAddress(host, broker.address.port, broker.key),
@@ -120,7 +125,24 @@ async def _serve_stun(options: Options, task_status: trio.TaskStatus[StunAddress
         options.listen,
         options.stun_port,
         other_address=options.other_address,
-        other_port=options.other_stun_port,
+        # Port 0 means: wherever there is room. So does it for the second port, unless it was given.
+        other_port=options.other_stun_port
+        if options.stun_port or options.other_stun_port != DEFAULT_OTHER_STUN_PORT
+        else 0,
+        task_status=task_status,
+    )
+
+
+async def _serve_broker(
+    options: Options, announced: tuple[Endpoint, ...], task_status: trio.TaskStatus[BrokerServer]
+) -> None:
+    from ntcpsock._servers.broker import serve_udp_broker
+
+    await serve_udp_broker(
+        options.listen,
+        options.broker_port,
+        state_dir=options.state_dir or default_state_dir(),
+        stun=announced,
         task_status=task_status,
     )
 
@@ -148,6 +170,8 @@ def reachable_address(listen: str) -> str:
 def _explained(what: str, host: str, port: int, option: str) -> Iterator[None]:
     try:
         yield
+    except ConfigurationError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         hint = f"; choose another port with {option}" if error.errno == errno.EADDRINUSE else ""
