@@ -63,6 +63,10 @@ class Sealer:
         self._random_bytes = random_bytes
         self._shared: dict[bytes, bytes] = {}
 
+    def knows(self, key: bytes) -> bool:
+        """Whether a frame of `key` can be opened or refused without a Diffie-Hellman."""
+        return key in self._shared
+
     def seal(self, recipient_key: bytes, payload: bytes) -> bytes:
         """A frame that only the holder of `recipient_key` can open.
 

@@ -36,6 +36,10 @@ ALLOWED_DIGEST_LENGTH = 16
 COOKIE_LENGTH = 16
 SESSION_LENGTH = 8
 INSTANCE_LENGTH = 8
+#: Seconds after which a silent node is forgotten: at least longer than a cookie is good for, so that the
+#: counters that refuse a recorded Hello outlive it.
+MIN_TTL = 60
+MAX_TTL = 600
 #: The session of frames that belong to none: Hello and Challenge.
 NO_SESSION = bytes(SESSION_LENGTH)
 MAX_COUNTER = 2**63 - 1
@@ -91,7 +95,7 @@ class Register(Body, frozen=True, tag=2):
     names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)]
     ports: Annotated[tuple[Port, ...], Meta(max_length=MAX_PORTS)]
     #: Seconds after which a silent node is forgotten.
-    ttl: Annotated[int, Meta(ge=1, le=3600)]
+    ttl: Annotated[int, Meta(ge=MIN_TTL, le=MAX_TTL)]
     card: Card | None = None
     allow: AllowList | None = None
 

@@ -1,0 +1,292 @@
+"""The broker without I/O: a datagram, its source and `now` in; datagrams and their destinations out.
+
+What protects it, in the order in which a datagram meets it: a rate for each source that has no session;
+the box, which proves the sender's key; the cookie, which proves the source address; the session, its
+address and its counter window, which refuse whatever was recorded and sent again. An address that has
+proved nothing never gets more bytes than came from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._identity import Identity
+from ntcpsock._servers.limits import RateLimit
+from ntcpsock._servers.names import Claim, NameStore
+from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._traversal.broker.frame import (
+    KEY_REQUEST,
+    Sealer,
+    decode_key_request_untrusted,
+    encode_key_reply,
+)
+from ntcpsock._traversal.broker.message import (
+    COOKIE_LENGTH,
+    MAX_DATAGRAM,
+    MIN_TTL,
+    NO_SESSION,
+    SESSION_LENGTH,
+    Bye,
+    Challenge,
+    ClientEnvelope,
+    Deliver,
+    Found,
+    FromBroker,
+    Hello,
+    Introduce,
+    Introduced,
+    KeepAlive,
+    KeepAliveAck,
+    Lookup,
+    Reason,
+    Refused,
+    Register,
+    Registered,
+    Reply,
+    Unreachable,
+    Welcome,
+    decode_from_node,
+    encode_from_broker,
+)
+
+#: A cookie is good in its own slot of time and in the next one: 30 to 60 seconds.
+_COOKIE_SLOT = MIN_TTL // 2
+
+Datagram = tuple[bytes, Endpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """What strangers can make grow or make us do. Rates are per second and source address."""
+
+    nodes: int = 1_000_000
+    names: int = 1_000_000
+    names_per_key: int = 16
+    #: Datagrams from addresses without a session: each may cost a Diffie-Hellman, 34 us.
+    greeting_rate: float = 200.0
+    greeting_burst: float = 1000.0
+    #: Lookup, Introduce and Reply.
+    request_rate: float = 2000.0
+    request_burst: float = 4000.0
+    #: Registrations, which may write to the disk.
+    register_rate: float = 50.0
+    register_burst: float = 500.0
+
+
+class BrokerCore:
+    """One broker's state and answers."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        names: NameStore,
+        *,
+        stun: Sequence[Endpoint] = (),
+        limits: BrokerLimits | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        limits = limits or BrokerLimits()
+        self.key = identity.public_key
+        #: Datagrams that got no answer, by reason.
+        self.dropped: Counter[str] = Counter()
+        self._sealer = Sealer(identity, cache_size=65536)
+        self._random_bytes = random_bytes
+        self._cookie_secret = random_bytes(32)
+        self._stun = tuple(stun)
+        self._registry = Registry(names, max_nodes=limits.nodes)
+        self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
+        self._requests = RateLimit(limits.request_rate, limits.request_burst)
+        self._registrations = RateLimit(limits.register_rate, limits.register_burst)
+        self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
+            Register: self._register,
+            Lookup: self._lookup,
+            Introduce: self._introduce,
+            Reply: self._reply,
+            KeepAlive: self._keep_alive,
+            Bye: self._bye,
+        }
+
+    def __len__(self) -> int:
+        """How many instances are connected."""
+        return len(self._registry)
+
+    def expire(self, now: float) -> None:
+        """Forget the silent; to be called now and then where nothing arrives."""
+        self._registry.expire(now)
+
+    def receive(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+        """Answer a datagram. Whatever is wrong with it is counted, never raised."""
+        self._registry.expire(now)
+        try:
+            if datagram[:1] == bytes((KEY_REQUEST,)):
+                return self._key_request(datagram, source, now)
+            return self._sealed(datagram, source, now)
+        except BadMessage as error:
+            return self._drop(str(error)[:40])
+        except sqlite3.Error:
+            # Disk full, file gone: names cannot be known now. The client asks again.
+            return self._drop("name store failed")
+
+    def _drop(self, reason: str) -> list[Datagram]:
+        self.dropped[reason] += 1
+        return []
+
+    # Before a session.
+
+    def _key_request(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+        nonce = decode_key_request_untrusted(datagram)
+        if not self._greetings.take(source.host, now):
+            return self._drop("too many greetings")
+        return [(encode_key_reply(nonce, self.key), source)]
+
+    def _sealed(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+        if len(datagram) > MAX_DATAGRAM:
+            return self._drop("too long")
+        if not self._sealer.knows(datagram[1:33]) and not self._greetings.take(source.host, now):
+            return self._drop("too many greetings")
+        key, payload = self._sealer.open_untrusted(datagram)
+        envelope = decode_from_node(payload)
+        if isinstance(envelope.body, Hello):
+            return self._hello(datagram, key, envelope, envelope.body, source, now)
+        node = self._registry.by_session(envelope.session, now)
+        if node is None or node.key != key or node.source != source:
+            # After our restart, or after its NAT gave it another address, a node learns it here.
+            return self._challenge(datagram, key, envelope.request, source, now)
+        if not node.received.accept(envelope.counter):
+            return self._drop("replay")
+        self._registry.touch(node, now)
+        return self._handlers[type(envelope.body)](node, envelope, now)
+
+    def _hello(
+        self,
+        datagram: bytes,
+        key: bytes,
+        envelope: ClientEnvelope,
+        hello: Hello,
+        source: Endpoint,
+        now: float,
+    ) -> list[Datagram]:
+        if not self._is_fresh(hello.cookie, key, source, now):
+            return self._challenge(datagram, key, envelope.request, source, now)
+        node = self._registry.instance(key, hello.instance, now)
+        if node is None:
+            session = self._random_bytes(SESSION_LENGTH)
+            node = self._registry.add(key, hello.instance, session, source, now)
+            if node is None:
+                return self._drop("full")
+        if not node.received.accept(envelope.counter):
+            return self._drop("replay")
+        # The session stays the same where one is open: a Welcome may have been lost, or the address
+        # may have changed, and neither is a reason to forget what is registered.
+        node.source = source
+        self._registry.touch(node, now)
+        return [self._to(node, envelope.request, Welcome(node.session, source, self._stun))]
+
+    def _challenge(
+        self, datagram: bytes, key: bytes, request: int, source: Endpoint, now: float
+    ) -> list[Datagram]:
+        cookie = self._cookie(int(now // _COOKIE_SLOT), key, source)
+        # No counter: there is no state to count in. The echoed request number tells a replay.
+        frame = self._sealer.seal(key, encode_from_broker(NO_SESSION, 0, request, Challenge(cookie)))
+        if len(frame) > len(datagram):
+            return self._drop("answer larger than question")
+        return [(frame, source)]
+
+    def _cookie(self, slot: int, key: bytes, source: Endpoint) -> bytes:
+        """Proof that its holder receives at `source`, which costs us no memory."""
+        text = f"{slot} {source.port} {source.host}".encode()
+        return hashlib.blake2b(text + key, key=self._cookie_secret, digest_size=COOKIE_LENGTH).digest()
+
+    def _is_fresh(self, cookie: bytes, key: bytes, source: Endpoint, now: float) -> bool:
+        slot = int(now // _COOKIE_SLOT)
+        return any(
+            hmac.compare_digest(cookie, self._cookie(number, key, source)) for number in (slot, slot - 1)
+        )
+
+    # In a session.
+
+    def _to(self, node: NodeRecord, request: int, body: FromBroker) -> Datagram:
+        node.sent += 1
+        payload = encode_from_broker(node.session, node.sent, request, body)
+        return self._sealer.seal(node.key, payload), node.source
+
+    def _asker(self, node: NodeRecord) -> Asker:
+        return Asker(node.key, self._registry.names.names_of(node.key))
+
+    def _register(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Register)
+        registration = envelope.body
+        if envelope.counter < node.registration:
+            # Overtaken on the way by a newer one, or by Bye.
+            return self._drop("old registration")
+        if not self._registrations.take(node.source.host, now):
+            return [self._to(node, envelope.request, Refused(Reason.BUSY))]
+        outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
+        if outcome != "kept":
+            return [self._to(node, envelope.request, Refused(_REFUSALS[outcome], name))]
+        node.register(envelope.counter, registration)
+        self._registry.touch(node, now)
+        return [self._to(node, envelope.request, Registered())]
+
+    def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Lookup)
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
+        record = self._registry.visible_name(envelope.body.name, self._asker(node))
+        answer = Unreachable(Reason.NOT_FOUND) if record is None else Found(record.key)
+        return [self._to(node, envelope.request, answer)]
+
+    def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Introduce)
+        offer = envelope.body
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
+        asker = self._asker(node)
+        if offer.name is not None:
+            record = self._registry.visible_name(offer.name, asker)
+            if record is None or record.key != offer.to:
+                return [self._to(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
+        target = self._registry.route(offer.to, offer.port, asker, now)
+        if target is None:
+            return [self._to(node, envelope.request, Unreachable(Reason.OFFLINE))]
+        # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
+        # delivered again, since nobody knows which of the two datagrams was lost.
+        name = asker.name_for(target.allow)
+        return [
+            self._to(target, 0, Deliver(node.key, node.instance, offer.sealed, name)),
+            self._to(node, envelope.request, Introduced(target.key, target.instance, target.card)),
+        ]
+
+    def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Reply)
+        reply = envelope.body
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
+        target = self._registry.instance(reply.to, reply.instance, now)
+        if target is None:
+            return self._drop("reply to nobody")
+        name = node.names[0] if node.names else None
+        return [self._to(target, 0, Deliver(node.key, node.instance, reply.sealed, name))]
+
+    def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        return [self._to(node, envelope.request, KeepAliveAck())]
+
+    def _bye(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        node.leave(envelope.counter)
+        self._registry.touch(node, now)
+        return []
+
+
+_REFUSALS: dict[Claim, Reason] = {
+    "taken": Reason.NAME_TAKEN,
+    "too many": Reason.TOO_MANY_NAMES,
+    "full": Reason.BUSY,
+}

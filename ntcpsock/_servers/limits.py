@@ -1,0 +1,40 @@
+"""How often a stranger may do what costs us something: token buckets, in a bounded table."""
+
+from __future__ import annotations
+
+import ipaddress
+
+_MOST_BUCKETS = 65536
+
+
+class RateLimit:
+    """`rate` a second for each source, `burst` at once.
+
+    A source is an IPv4 address or an IPv6 /64 (one customer has them all). The table is bounded: the
+    bucket that was touched least recently goes, which forgives somebody who was silent for long.
+    """
+
+    def __init__(self, rate: float, burst: float, *, size: int = _MOST_BUCKETS) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._size = size
+        # source -> (tokens, when they were counted)
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, host: str, now: float) -> bool:
+        """Whether `host` may once more."""
+        source = source_of(host)
+        tokens, then = self._buckets.pop(source, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        allowed = tokens >= 1.0
+        self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)
+        if len(self._buckets) > self._size:
+            del self._buckets[next(iter(self._buckets))]
+        return allowed
+
+
+def source_of(host: str) -> str:
+    """The part of an address that stands for one customer."""
+    if ":" not in host:
+        return host
+    return str(int(ipaddress.IPv6Address(host)) >> 64)

@@ -1,0 +1,366 @@
+"""A session with the UDP broker under trio: the machine on a socket, its requests as awaitable calls."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from ntcpsock._address import BrokerAddress, encode_node_id
+from ntcpsock._errors import (
+    BadMessage,
+    BrokerUnreachable,
+    ConfigurationError,
+    IdentityMismatch,
+    NameNotFound,
+    NameTaken,
+    NTCPError,
+    PeerOffline,
+)
+from ntcpsock._identity import Identity
+from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.events import (
+    Answered,
+    Connected,
+    Delivered,
+    Disconnected,
+    Event,
+    KeyShown,
+    RegistrationLost,
+    TimedOut,
+    WrongKeyShown,
+)
+from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.broker.link import Destination, Link
+from ntcpsock._traversal.broker.machine import ClientMachine
+from ntcpsock._traversal.broker.message import (
+    MAX_PORTS,
+    MAX_TTL,
+    MIN_TTL,
+    Found,
+    FromBroker,
+    Introduce,
+    Introduced,
+    Lookup,
+    Reason,
+    Refused,
+    Register,
+    Reply,
+    Unreachable,
+    Welcome,
+    encode_allow,
+)
+
+_logger = logging.getLogger("ntcpsock.broker")
+
+#: Offers and answers that wait to be taken. One more is dropped: whoever sent it sends it again.
+MAX_DELIVERIES = 256
+# Another address of the broker is tried beside the first after this pause (RFC 8305 section 5).
+_STAGGER = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Another node's sealed offer or answer. The broker vouches for the sender's key and name."""
+
+    sender: bytes
+    sender_instance: bytes
+    sender_name: str | None
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """The node that got our offer. `card` None: it is private, wait for its answer."""
+
+    key: bytes
+    instance: bytes
+    card: bytes | None
+
+
+class BrokerSession:
+    """An open session with a broker; made by `open_broker_session`. Heals itself after restarts and outages."""
+
+    def __init__(self, link: Link) -> None:
+        self._machine = link.machine
+        self._link = link
+        self._answers: dict[int, _Answer] = {}
+        self._registering = trio.Lock()
+        self._is_connected = trio.Event()
+        self._is_connected.set()
+        self._wrong_key: bytes | None = None
+        self._send_delivery, self.deliveries = trio.open_memory_channel[Delivery](MAX_DELIVERIES)
+        #: Deliveries that found no room.
+        self.deliveries_dropped = 0
+
+    @property
+    def welcome(self) -> Welcome:
+        """The latest Welcome: `observed` is our UDP address as the broker sees it, `stun` its STUN servers."""
+        return self._link.welcome
+
+    @property
+    def rtt(self) -> float:
+        """Seconds of the latest measured round trip."""
+        return self._machine.rtt
+
+    @property
+    def broker_key(self) -> bytes:
+        """The broker's 32-byte public key."""
+        return self._link.broker_key
+
+    @property
+    def instance(self) -> bytes:
+        """Eight random bytes that tell this process from others with the same node key."""
+        return self._machine.instance
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker knows us now. False between an outage and the next Welcome."""
+        return self._machine.connected
+
+    async def wait_connected(self) -> None:
+        """Return when the session is open: at once, or after it has come back."""
+        await self._is_connected.wait()
+
+    async def set_registration(
+        self,
+        names: tuple[str, ...],
+        ports: tuple[int, ...],
+        card: bytes | None,
+        allow: tuple[str, ...] | None,
+    ) -> None:
+        """Say all that this node offers; replaces what it said before and is said again to a restarted broker.
+
+        With an `allow` list the card is not sent. Of more than 64 ports the first 64 are told: the broker
+        needs them only to choose among several processes of one node.
+        Raises NameTaken, ConfigurationError where it does not fit into a datagram, BrokerUnreachable.
+        """
+        registration = Register(
+            names,
+            ports[:MAX_PORTS],
+            self._machine.ttl,
+            None if allow is not None else card,
+            None if allow is None else encode_allow(allow),
+        )
+        # One after the other: the last one said is the one that stands.
+        async with self._registering:
+            answer = await self._ask(lambda now: self._machine.register(registration, now))
+        if not isinstance(answer, Refused):
+            return
+        if answer.reason is Reason.NAME_TAKEN:
+            raise NameTaken(f"{answer.name}.ntcp belongs to another key")
+        if answer.reason is Reason.TOO_MANY_NAMES:
+            raise ConfigurationError(f"{answer.name}.ntcp: this key has as many names as the broker allows")
+        raise BrokerUnreachable("the broker takes no more registrations now")
+
+    async def lookup(self, name: str) -> bytes:
+        """The key of the node that has `name` (without suffix). Raises NameNotFound, BrokerUnreachable."""
+        answer = await self._ask(lambda now: self._machine.request(Lookup(name), now))
+        if isinstance(answer, Found):
+            return answer.key
+        raise NameNotFound(f"nobody has the name {name}.ntcp")
+
+    async def introduce(
+        self, to: bytes, port: int, sealed: bytes, *, name: str | None = None
+    ) -> Introduction:
+        """Have `sealed` delivered to the node `to`, and get its card in the same instant.
+
+        Raises PeerOffline; NameNotFound where `name` is given and is not `to`'s, or not ours to know;
+        BrokerUnreachable.
+        """
+        answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
+        if isinstance(answer, Introduced):
+            return Introduction(answer.key, answer.instance, answer.card)
+        who = f"{name}.ntcp" if name is not None else encode_node_id(to)
+        if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
+            raise NameNotFound(f"nobody has the name {who}")
+        raise PeerOffline(f"{who} is not connected to the broker")
+
+    def send_reply(self, to: bytes, instance: bytes, sealed: bytes) -> None:
+        """Send an answer to the instance that an offer came from, once: the dialer repeats until it has one."""
+        try:
+            self._machine.reply(Reply(to, instance, sealed))
+        except BadMessage as error:
+            raise ConfigurationError(f"reply: {error}") from error
+        self._link.flush()
+
+    async def _ask(self, begin: Callable[[float], int]) -> FromBroker:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._machine.closed:
+            raise trio.ClosedResourceError("the session with the broker is closed")
+        try:
+            number = begin(trio.current_time())
+        except BadMessage as error:
+            raise ConfigurationError(f"request to the broker: {error}") from error
+        answer = self._answers[number] = _Answer(trio.Event())
+        self._link.flush()
+        try:
+            await answer.arrived.wait()
+        finally:
+            del self._answers[number]
+            self._machine.cancel(number)
+        if answer.body is None:
+            raise self._unreachable()
+        return answer.body
+
+    def _unreachable(self) -> BrokerUnreachable | IdentityMismatch:
+        if self._wrong_key is not None:
+            return self._link.mismatch(self._wrong_key)
+        return BrokerUnreachable(f"no answer from the broker {self._link.address}")
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Answered(number, body):
+                self._settle(number, body)
+            case TimedOut(number):
+                self._settle(number, None)
+            case Delivered(message):
+                delivery = Delivery(
+                    message.sender, message.sender_instance, message.sender_name, message.sealed
+                )
+                try:
+                    self._send_delivery.send_nowait(delivery)
+                except (trio.WouldBlock, trio.BrokenResourceError):
+                    self.deliveries_dropped += 1
+            case Connected():
+                self._wrong_key = None
+                self._is_connected.set()
+                _logger.info("broker %s: connected", self._link.address)
+            case Disconnected(silent):
+                self._is_connected = trio.Event()
+                _logger.info("broker %s: %s", self._link.address, "silent" if silent else "was restarted")
+                if silent:
+                    # The network may be another one now: a new socket finds its way in it.
+                    self._link.reopen()
+            case WrongKeyShown(key):
+                self._wrong_key = key
+            case RegistrationLost(reason, name):
+                _logger.warning("broker %s: registration lost: %s %s", self._link.address, reason.name, name)
+            case KeyShown():
+                pass
+
+    def _settle(self, number: int, body: FromBroker | None) -> None:
+        answer = self._answers.get(number)
+        if answer is not None:
+            answer.body = body
+            answer.arrived.set()
+
+    def _close(self) -> None:
+        self._machine.close()
+        self._link.flush()
+        self._link.close()
+        self._send_delivery.close()
+        self._is_connected.set()
+        for number in self._answers:
+            self._settle(number, None)
+
+
+@dataclass(slots=True)
+class _Answer:
+    arrived: trio.Event
+    body: FromBroker | None = None
+
+
+@asynccontextmanager
+async def open_broker_session(
+    address: BrokerAddress,
+    identity: Identity,
+    *,
+    pins: Pins,
+    keep_alive_interval: float = 20.0,
+    timeout: float = 5.0,
+) -> AsyncIterator[BrokerSession]:
+    """A session with the broker at `address`, kept alive every `keep_alive_interval` seconds until the block ends.
+
+    Where `address` has no key, the pinned one is expected, and without a pin the first one seen is pinned.
+    Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route) and IdentityMismatch.
+    What the block raises leaves as it is, not in a group.
+    """
+    link = await _connect(address, identity, pins, keep_alive_interval, timeout)
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            session = BrokerSession(link)
+            nursery.start_soon(link.run, session._handle)
+            try:
+                yield session
+            finally:
+                session._close()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) != 1:
+            raise
+        failure = group.exceptions[0]
+    finally:
+        link.close()
+    if failure is not None:
+        raise failure
+
+
+async def _connect(
+    address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float, timeout: float
+) -> Link:
+    """The first of the broker's addresses that answers; each next one starts a little later, or when one fails."""
+    key = address.key or pins.get("brokers", _pin_name(address))
+    ttl = int(min(MAX_TTL, max(MIN_TTL, 3 * keep_alive_interval)))
+    winner: Link | None = None
+    errors: list[Exception] = []
+
+    async def attempt(destination: Destination, before: trio.Event | None, failed: trio.Event) -> None:
+        nonlocal winner
+        if before is not None:
+            with trio.move_on_after(_STAGGER):
+                await before.wait()
+        # An instance for each address: two addresses of one broker must not look like one node that moves.
+        machine = ClientMachine(Sealer(identity), key, keep_alive_interval=keep_alive_interval, ttl=ttl)
+        link = Link(machine, address, destination)
+        try:
+            await link.greet()
+            if address.key is None:
+                pins.check("brokers", _pin_name(address), link.broker_key)
+            if winner is None:
+                winner = link
+                race.cancel_scope.cancel()
+        except OSError as error:
+            errors.append(error)
+            failed.set()
+        finally:
+            if winner is not link:
+                machine.close()
+                link.flush()
+                link.close()
+
+    with trio.move_on_after(timeout):
+        destinations = await _resolve(address)
+        async with trio.open_nursery() as race:
+            before = None
+            for destination in destinations:
+                failed = trio.Event()
+                race.start_soon(attempt, destination, before, failed)
+                before = failed
+    if winner is not None:
+        return winner
+    for error in errors:
+        if isinstance(error, NTCPError) and not isinstance(error, BrokerUnreachable):
+            raise error
+    text = f"no answer from the broker {address.host}:{address.port}"
+    if errors:
+        raise BrokerUnreachable(f"{text}: {errors[0]}") from ExceptionGroup("broker", errors)
+    raise BrokerUnreachable(f"{text} within {timeout:g} s")
+
+
+async def _resolve(address: BrokerAddress) -> list[Destination]:
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise BrokerUnreachable(f"broker {address.host}: {error}") from error
+    # In the system's order (RFC 6724), each once.
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _pin_name(address: BrokerAddress) -> str:
+    return f"{address.host}:{address.port}"

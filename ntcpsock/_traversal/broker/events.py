@@ -1,0 +1,73 @@
+"""What the client machine tells its driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ntcpsock._traversal.broker.message import Deliver, FromBroker, Reason, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class KeyShown:
+    """The broker named its key. Pin or compare it, then call `accept_key`."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WrongKeyShown:
+    """Nobody answers under the expected key, and a KeyReply names this one. It is a hint, not a proof."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A session is open; requests that waited are on their way. Comes again after each new session."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The session is gone; the machine is already greeting again.
+
+    `silent`: the broker stopped to answer, so the path may be dead. Else it answers, but knows us no more.
+    """
+
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The broker's answer to a request."""
+
+    request: int
+    body: FromBroker
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """No answer to a request within its time."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationLost:
+    """A new session, and the broker refuses what it had accepted in the one before."""
+
+    reason: Reason
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Another node's offer or answer."""
+
+    message: Deliver
+
+
+Event = (
+    KeyShown | WrongKeyShown | Connected | Disconnected | Answered | TimedOut | RegistrationLost | Delivered
+)
