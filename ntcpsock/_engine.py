@@ -1,0 +1,343 @@
+"""What runs in the portal's thread: nodes, dialled streams, listeners, and the pumps of all of them.
+
+At most two nodes. A process without a name dials with a throw-away identity; a name needs the permanent
+one of the state directory. So the engine opens a nameless node when somebody dials, and a named one when
+a name is configured or bound; where a named one is open, it dials too.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from ntcpsock import _names
+from ntcpsock._config import Config
+from ntcpsock._errors import ConfigurationError, TraversalTimeout
+from ntcpsock._hop import Arrival, Arrivals, Dialled, Door, connect_hop, open_hops
+from ntcpsock._pump import Pump, Stream, reset
+
+NodeOpener = Callable[[Config], AbstractAsyncContextManager[Any]]
+
+log = logging.getLogger("ntcpsock")
+
+# How often pumps that do not read are asked whether their application was reset, in seconds.
+CHECK_INTERVAL = 1.0
+# How long `listen` waits for a listener of the same port that is just being closed.
+CLOSE_DEADLINE = 2.0
+# How long a new connection waits for a place in the program's accept queue; Linux retries SYNs so long.
+ACCEPT_QUEUE_DEADLINE = 60.0
+
+
+class NodeSlot:
+    """One node of the engine, opened when it is first needed and again after it failed."""
+
+    def __init__(self, nursery: trio.Nursery, opener: NodeOpener) -> None:
+        self._nursery = nursery
+        self._opener = opener
+        self._lock = trio.Lock()
+        self._closed = trio.Event()
+        self._scope = trio.CancelScope()
+        self.node: Any = None
+
+    async def get(self, config: Config) -> Any:
+        """The open node. Raises what opening it raises; then the next call tries again."""
+        async with self._lock:
+            if self.node is None:
+                await self._nursery.start(self._keep_open, config)
+        return self.node
+
+    async def _keep_open(self, config: Config, task_status: trio.TaskStatus[None]) -> None:
+        self._scope = trio.CancelScope()
+        self._closed = trio.Event()
+        started = False
+        try:
+            with self._scope:
+                async with self._opener(config) as self.node:
+                    started = True
+                    task_status.started()
+                    await trio.sleep_forever()
+        except Exception as error:
+            if not started:
+                raise
+            log.error("node %s failed", config.name or "(nameless)", exc_info=error)
+        finally:
+            self.node = None
+            self._closed.set()
+
+    async def close(self) -> None:
+        if self.node is not None:
+            self._scope.cancel()
+            await self._closed.wait()
+
+
+class Listening:
+    """A port of a name under which connections arrive, and the program's loopback socket behind it."""
+
+    def __init__(
+        self, name: str, port: int, family: int, target: Any, on_failure: Callable[[BaseException], None]
+    ):
+        self.name = name
+        self.port = port
+        self.family = family
+        self.target = target
+        self.on_failure = on_failure
+        self.arrivals: Arrivals = {}
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
+class Engine:
+    """Everything that `.ntcp` names need behind the sockets of one process. Lives in the portal's thread."""
+
+    def __init__(self, nursery: trio.Nursery, opener: NodeOpener) -> None:
+        self._nursery = nursery
+        self._config: Config | None = None
+        self._nameless = NodeSlot(nursery, opener)
+        self._named = NodeSlot(nursery, opener)
+        self._named_label: str | None = None
+        self._doors: dict[int, Door] = {}
+        self._pumps: set[Pump] = set()
+        self._listening: dict[tuple[str, int], Listening] = {}
+        self._checking = False
+
+    # -- configuration and nodes
+
+    @property
+    def config(self) -> Config:
+        if self._config is None:
+            self._config = Config.load()
+        return self._config
+
+    async def configure(self, config: Config) -> None:
+        """Use `config` from now on. Raises ConfigurationError where a node runs with another one."""
+        if config == self._config:
+            return
+        if self._nameless.node is not None or self._named.node is not None:
+            raise ConfigurationError("ntcpsock runs already, with another configuration")
+        self._config = config
+
+    async def start(self, config: Config | None) -> None:
+        """Open the node and wait until it is registered and warm."""
+        if config is not None:
+            await self.configure(config)
+        limit = self.config.broker_timeout + self.config.connect_timeout
+        with _limit(trio.current_time() + limit, "the node did not get ready"):
+            node = await self._dialling_node()
+            await node.wait_warm()
+
+    async def _dialling_node(self) -> Any:
+        if self.config.name is not None:
+            return await self._node_of(self.config.name)
+        if self._named.node is not None:
+            return self._named.node
+        return await self._nameless.get(replace(self.config, name=None))
+
+    async def _node_of(self, label: str) -> Any:
+        """The named node. It is opened under the configured name, or the first one that is bound."""
+        if self._named_label is None:
+            self._named_label = self.config.name or label
+        try:
+            return await self._named.get(replace(self.config, name=self._named_label))
+        except BaseException:
+            if self._named.node is None:
+                self._named_label = None
+            raise
+
+    # -- out
+
+    async def dial(
+        self, config: Config | None, label: str, port: int, timeout: float | None, family: int
+    ) -> Dialled:
+        """Open a stream to `label`; it then waits for the application's socket at `.address`.
+
+        timeout: seconds for all stages together; None: the node's own limits.
+        """
+        deadline = trio.current_time() + (math.inf if timeout is None else timeout)
+        if config is not None:
+            await self.configure(config)
+        with _limit(deadline, "timed out while opening the node"):
+            node = await self._dialling_node()
+        left = None if timeout is None else max(0.0, deadline - trio.current_time())
+        stream: Stream = await node.open_stream(label, port, timeout=left)
+        try:
+            dialled = Dialled(stream, node.name or node.node_id, self._door(family))
+        except BaseException:
+            await trio.aclose_forcefully(stream)  # type: ignore[arg-type]
+            raise
+        self._nursery.start_soon(self._hand_over, dialled)
+        return dialled
+
+    def _door(self, family: int) -> Door:
+        door = self._doors.get(family)
+        if door is None:
+            door = self._doors[family] = Door(family)
+            self._nursery.start_soon(door.run)
+        return door
+
+    async def _hand_over(self, dialled: Dialled) -> None:
+        hop = await dialled.take()
+        if hop is None:
+            await reset(dialled.stream)
+            return
+        await self._pump(hop, dialled.stream)
+
+    # -- in
+
+    async def listen(
+        self,
+        config: Config | None,
+        label: str,
+        port: int,
+        backlog: int,
+        family: int,
+        target: Any,
+        on_failure: Callable[[BaseException], None],
+    ) -> Listening:
+        """Register name and port, and connect each arriving stream to `target`.
+
+        Raises NameTaken, BrokerUnreachable, and OSError (EADDRINUSE) for a port that is listened on.
+        """
+        if config is not None:
+            await self.configure(config)
+        before = self._listening.get((label, port))
+        if before is not None:
+            # Its socket may have been closed a moment ago, by another thread or by the collector.
+            with trio.move_on_after(CLOSE_DEADLINE if before.scope.cancel_called else 0):
+                await before.ended.wait()
+            if (label, port) in self._listening:
+                raise OSError(errno.EADDRINUSE, "Address already in use")
+        listening = Listening(label, port, family, target, on_failure)
+        self._listening[label, port] = listening
+        try:
+            node = await self._node_of(label)
+            own = label if label != node.name else None
+            listener = await node.open_listener(port, name=own, backlog=backlog)
+        except BaseException:
+            del self._listening[label, port]
+            listening.ended.set()
+            raise
+        self._nursery.start_soon(self._serve, listening, listener, backlog)
+        return listening
+
+    async def end(self, listening: Listening) -> None:
+        """Stop listening; returns when the port is free again."""
+        self.end_soon(listening)
+        await listening.ended.wait()
+
+    def end_soon(self, listening: Listening) -> None:
+        listening.scope.cancel()
+
+    async def _serve(self, listening: Listening, listener: Any, backlog: int) -> None:
+        """Accept until the program closes its socket. The places in its accept queue limit what is under way."""
+        places = trio.CapacityLimiter(max(1, backlog))
+        try:
+            with listening.scope:
+                while True:
+                    stream = await listener.accept()
+                    token = object()
+                    await _or_close(places.acquire_on_behalf_of, token, stream=stream)
+                    self._nursery.start_soon(self._bring_in, listening, stream, places, token)
+        except Exception as error:
+            log.warning("listening on %s:%s ended", listening.name, listening.port, exc_info=error)
+            listening.on_failure(error)
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_DEADLINE), suppress(Exception):
+                await listener.aclose()
+            self._listening.pop((listening.name, listening.port), None)
+            listening.ended.set()
+
+    async def _bring_in(
+        self, listening: Listening, stream: Stream, places: trio.CapacityLimiter, token: object
+    ) -> None:
+        """Connect one stream to the program's listening socket, as its kernel would an arriving SYN."""
+        arrival = Arrival(stream.peer, stream.path, stream.report)
+        peer = stream.peer.name or stream.peer.node_id
+        hop = None
+        try:
+            with trio.move_on_after(ACCEPT_QUEUE_DEADLINE):
+                number = _names.number(peer)
+                hop = await connect_hop(
+                    listening.family, number, listening.target, arrival, listening.arrivals
+                )
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED:
+                # The descriptor was closed where we did not see it: nobody listens any more.
+                listening.scope.cancel()
+            else:
+                log.warning("%s cannot be brought to %s:%s: %s", peer, listening.name, listening.port, error)
+        finally:
+            places.release_on_behalf_of(token)
+        if hop is None:
+            await reset(stream)
+            return
+        source = hop.getsockname()[:2]
+        try:
+            await self._pump(hop, stream)
+        finally:
+            listening.arrivals.pop(source, None)
+
+    # -- pumps
+
+    async def _pump(self, hop: socket.socket, stream: Stream) -> None:
+        pump = Pump(hop, stream)
+        self._pumps.add(pump)
+        if not self._checking:
+            self._checking = True
+            self._nursery.start_soon(self._check)
+        try:
+            await pump.run()
+        except Exception as error:  # one connection's fault must not end the others
+            log.error("a connection with %s failed", stream.peer, exc_info=error)
+        finally:
+            self._pumps.discard(pump)
+
+    async def _check(self) -> None:
+        while self._pumps:
+            await trio.sleep(CHECK_INTERVAL)
+            for pump in tuple(self._pumps):
+                pump.check()
+        self._checking = False
+
+    # -- the end
+
+    async def finish(self) -> None:
+        """Close listeners, bring out what programs have written, close the nodes. The caller sets a limit."""
+        for listening in tuple(self._listening.values()):
+            listening.scope.cancel()
+        for pump in tuple(self._pumps):
+            pump.finish()
+        while self._pumps:
+            await trio.sleep(0.005)
+        await self._named.close()
+        await self._nameless.close()
+
+    def close_copies(self) -> None:
+        """In a forked child: close its copies of the engine's sockets, which belong to the parent."""
+        for hop in tuple(open_hops):
+            with suppress(OSError):
+                hop.close()
+
+
+async def _or_close(wait: Callable[[object], Awaitable[object]], token: object, *, stream: Any) -> None:
+    try:
+        await wait(token)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+@contextmanager
+def _limit(deadline: float, text: str) -> Iterator[None]:
+    """`trio.fail_at` with the exception of this library."""
+    with trio.move_on_at(deadline) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise TraversalTimeout(text)

@@ -1,0 +1,183 @@
+"""The loopback hops: how an application's socket and the engine's end of it find each other safely.
+
+Out: the application's socket connects to one listener of the engine. Only source addresses that were
+announced are let in, and a pump starts only when the application's own `connect` has succeeded: a
+connection's four numbers belong to one socket, so whoever was faster from the same source is found out.
+
+In: the engine connects to the application's listener, from the number of the peer. The address of that
+socket is noted before it connects; `accept` lets in nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from ntcpsock._pump import Stream, abort
+from ntcpsock._report import PathInfo, PeerInfo, Report
+
+# The class that the system's module has before anybody replaces it: the engine's own sockets are plain.
+PlainSocket = socket.socket
+
+Address = tuple[str, int]
+
+# How long a dialled stream waits for the application's socket: it comes over loopback.
+ARRIVAL_DEADLINE = 10.0
+
+# Each engine socket, so that a forked child can close its copies.
+open_hops: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def loopback(family: int) -> str:
+    """The loopback address of AF_INET or AF_INET6. Raises OSError (EAFNOSUPPORT) for other families."""
+    try:
+        return _LOOPBACK[socket.AddressFamily(family)]
+    except (KeyError, ValueError):
+        raise OSError(errno.EAFNOSUPPORT, "names are reached over AF_INET and AF_INET6 sockets") from None
+
+
+def new_hop(family: int) -> socket.socket:
+    hop = PlainSocket(family, socket.SOCK_STREAM)
+    hop.setblocking(False)
+    open_hops.add(hop)
+    return hop
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What `accept` tells about a connection that came in by name."""
+
+    peer: PeerInfo
+    path: PathInfo
+    report: Report
+
+
+class Dialled:
+    """A stream that is up and waits for the socket of the application that dialled it."""
+
+    def __init__(self, stream: Stream, own_label: str, door: Door) -> None:
+        self.stream = stream
+        self.own_label = own_label
+        self.address = door.address
+        self._door = door
+        self._source: Address | None = None
+        self._hop: socket.socket | None = None
+        self._arrived = trio.Event()
+        self._confirmed = trio.Event()
+        self._given_up = False
+
+    def announce(self, source: Address) -> None:
+        """In the application's thread: its socket will come from `source`."""
+        self._source = source
+        self._door.expected[source] = self
+
+    def arrived(self, hop: socket.socket) -> None:
+        self._hop = hop
+        self._arrived.set()
+
+    def confirm(self) -> None:
+        """The application's connect has succeeded: what arrived from its source is its socket."""
+        self._confirmed.set()
+
+    def give_up(self) -> None:
+        """The application's connect failed or was interrupted."""
+        self._given_up = True
+        self._arrived.set()
+        self._confirmed.set()
+
+    async def take(self) -> socket.socket | None:
+        """The engine's end of the hop, or None where the application did not come in time."""
+        with trio.move_on_after(ARRIVAL_DEADLINE):
+            await self._arrived.wait()
+            await self._confirmed.wait()
+        if self._source is not None:
+            self._door.expected.pop(self._source, None)
+        if self._hop is not None and (self._given_up or not self._confirmed.is_set()):
+            abort(self._hop)
+            return None
+        return self._hop
+
+
+class Door:
+    """The engine's loopback listener for the sockets of this process that connect by name."""
+
+    def __init__(self, family: int) -> None:
+        self.expected: dict[Address, Dialled] = {}
+        self.strangers = 0
+        self._listener = new_hop(family)
+        self._listener.bind((loopback(family), 0))
+        self._listener.listen(1024)
+        self.address: Any = self._listener.getsockname()
+
+    async def run(self) -> None:
+        """Accept for ever; a stranger's connection is closed at once."""
+        try:
+            while True:
+                await self._accept_one()
+        finally:
+            self._listener.close()
+
+    async def _accept_one(self) -> None:
+        # accept() makes whatever class the socket module names at the time; the engine wants plain ones.
+        plain: Any = self._listener
+        try:
+            descriptor, source = plain._accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            await trio.lowlevel.wait_readable(self._listener)
+            return
+        except OSError as error:
+            if error.errno not in _OUT_OF_RESOURCES:
+                raise
+            await trio.sleep(0.1)  # as trio.serve_listeners does: descriptors come back by themselves
+            return
+        hop = PlainSocket(fileno=descriptor)
+        open_hops.add(hop)
+        dialled = self.expected.pop(source[:2], None)
+        if dialled is None:
+            self.strangers += 1
+            abort(hop)
+        else:
+            dialled.arrived(hop)
+
+
+async def connect_hop(
+    family: int, number: str, target: Any, arrival: Arrival, table: Arrivals
+) -> socket.socket:
+    """Connect to the application's listener at `target`, coming from the peer's `number`.
+
+    Raises OSError; ECONNREFUSED says that the application has closed its listener.
+    """
+    hop = new_hop(family)
+    source: Address | None = None
+    try:
+        try:
+            hop.bind((number, 0))
+        except OSError:
+            # 127.64.0.0/10 is not configured on every system, and AF_INET6 has no such range.
+            hop.bind((loopback(family), 0))
+        source = hop.getsockname()[:2]
+        table[source] = arrival
+        with suppress(BlockingIOError):
+            hop.connect(target)
+        await trio.lowlevel.wait_writable(hop)
+        error = hop.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, "the program does not listen any more")
+    except BaseException:
+        if source is not None:
+            table.pop(source, None)
+        hop.close()
+        raise
+    return hop
+
+
+Arrivals = dict[Address, Arrival]

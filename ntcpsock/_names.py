@@ -1,0 +1,195 @@
+"""Names as numbers: the loopback address that stands for a node, and the resolver functions over it.
+
+Code that asks for an address before it connects gets one out of 127.64.0.0/10. It is derived from the
+name by a hash, so that both ends of a connection say the same number for the same node and a protocol
+that sends its own address along works; a table settles collisions and turns numbers back into names.
+Nothing here touches the network or starts the engine: whether a name exists is found out by `connect`.
+
+This module is part of `import ntcpsock` and therefore imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _stdlib
+import threading
+from collections import OrderedDict
+from typing import Any
+
+SUFFIX = ".ntcp"
+
+# 127.64.0.0/10: loopback on every system, and far from the 127.0.0.0/24 that other programs use.
+_FIRST_NUMBER = 0x7F400000
+_HOST_BITS = 22
+_V4_MAPPED = "::ffff:"
+
+# Strangers that connect are entered too, so the table is bounded; what was used last stays.
+MAX_NUMBERS = 65536
+
+
+class NumberTable:
+    """name <-> number, both ways. Thread-safe. Full: the entry unused for longest makes room."""
+
+    def __init__(self, limit: int = MAX_NUMBERS) -> None:
+        self._limit = limit
+        self._numbers: OrderedDict[str, str] = OrderedDict()
+        self._names: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def number(self, label: str) -> str:
+        """The dotted address of `label` (normalized, without suffix); always the same in this process."""
+        with self._lock:
+            known = self._numbers.get(label)
+            if known is not None:
+                self._numbers.move_to_end(label)
+                return known
+            host = _hash(label)
+            while (address := _dotted(host)) in self._names:
+                host = host % ((1 << _HOST_BITS) - 2) + 1
+            if len(self._numbers) >= self._limit:
+                _, oldest = self._numbers.popitem(last=False)
+                del self._names[oldest]
+            self._numbers[label] = address
+            self._names[address] = label
+            return address
+
+    def label(self, address: str) -> str | None:
+        """The label that `address` stands for, or None where it was never given out."""
+        with self._lock:
+            label = self._names.get(address)
+            if label is not None:
+                self._numbers.move_to_end(label)
+            return label
+
+    def renew_lock(self) -> None:
+        """After fork: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+
+def _hash(label: str) -> int:
+    """22 bits that neither network (0) nor broadcast (all ones) address takes."""
+    from hashlib import sha256
+
+    digest = sha256(b"ntcp number\0" + label.encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") % ((1 << _HOST_BITS) - 2) + 1
+
+
+def _dotted(host: int) -> str:
+    value = _FIRST_NUMBER + host
+    return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
+
+
+table = NumberTable()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=table.renew_lock)
+
+
+def number(label: str, family: int = _stdlib.AF_INET) -> str:
+    """The number of `label` as text of `family`: `127.64.x.y`, or `::ffff:127.64.x.y` for AF_INET6."""
+    address = table.number(label)
+    return _V4_MAPPED + address if family == _stdlib.AF_INET6 else address
+
+
+def socket_address(label: str, port: int, family: int = _stdlib.AF_INET) -> tuple[Any, ...]:
+    """The socket address of `family` that says `label` and `port` in numbers."""
+    host = number(label, family)
+    return (host, port, 0, 0) if family == _stdlib.AF_INET6 else (host, port)
+
+
+def label_of(host: object) -> str | None:
+    """The label that `host` means, as a `.ntcp` name or as a number; None for every other host.
+
+    Raises gaierror (EAI_NONAME) for a `.ntcp` name that cannot be one.
+    """
+    if isinstance(host, (bytes, bytearray)):
+        try:
+            host = host.decode("ascii")
+        except UnicodeDecodeError:
+            return None
+    if not isinstance(host, str):
+        return None
+    if host.startswith(("127.", _V4_MAPPED)):
+        return table.label(host.removeprefix(_V4_MAPPED))
+    if not host.rstrip(".").lower().endswith(SUFFIX):
+        return None
+    from ntcpsock._address import normalize_name
+    from ntcpsock._errors import ConfigurationError
+
+    try:
+        return normalize_name(host)
+    except ConfigurationError as error:
+        raise _stdlib.gaierror(_stdlib.EAI_NONAME, str(error)) from None
+
+
+def label_of_address(address: object) -> str | None:
+    """The label that a socket address (host, port, ...) means, or None for an address of the outside."""
+    return label_of(address[0]) if isinstance(address, tuple) and len(address) >= 2 else None
+
+
+def _is_name(host: object) -> bool:
+    """Whether `host` spells a name rather than a number; only for hosts that label_of() knew."""
+    return not str(host).startswith(("127.", _V4_MAPPED))
+
+
+# The module's own functions, kept before anybody replaces them.
+_real_getaddrinfo = _stdlib.getaddrinfo
+_real_gethostbyname = _stdlib.gethostbyname
+_real_gethostbyname_ex = _stdlib.gethostbyname_ex
+_real_gethostbyaddr = _stdlib.gethostbyaddr
+_real_getnameinfo = _stdlib.getnameinfo
+
+
+def getaddrinfo(
+    host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+) -> list[tuple[Any, ...]]:
+    """`socket.getaddrinfo`, which knows `.ntcp` names.
+
+    A name without a family is answered as AF_INET; AF_INET6, asked for, gets the IPv4-mapped form.
+    Services, types and flags are the system's: it is asked with the number in place of the name.
+    """
+    label = label_of(host)
+    if label is None:
+        return list(_real_getaddrinfo(host, port, family, type, proto, flags))
+    if flags & _stdlib.AI_NUMERICHOST and _is_name(host):
+        raise _stdlib.gaierror(_stdlib.EAI_NONAME, "Name or service not known")
+    wanted = _stdlib.AF_INET if family == _stdlib.AF_UNSPEC else family
+    # AI_ADDRCONFIG asks what the host's interfaces can reach: the engine's paths are none of them.
+    asked = flags & ~_stdlib.AI_ADDRCONFIG
+    answers = list(_real_getaddrinfo(number(label, wanted), port, wanted, type, proto, asked))
+    if flags & _stdlib.AI_CANONNAME and answers:
+        first = answers[0]
+        return [(*first[:3], label + SUFFIX, first[4]), *answers[1:]]
+    return list(answers)
+
+
+def gethostbyname(hostname: str) -> str:
+    """`socket.gethostbyname`, which knows `.ntcp` names."""
+    label = label_of(hostname)
+    return _real_gethostbyname(hostname) if label is None else number(label)
+
+
+def gethostbyname_ex(hostname: str) -> tuple[str, list[str], list[str]]:
+    """`socket.gethostbyname_ex`, which knows `.ntcp` names."""
+    label = label_of(hostname)
+    if label is None:
+        return _real_gethostbyname_ex(hostname)
+    return label + SUFFIX, [], [number(label)]
+
+
+def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
+    """`socket.gethostbyaddr`, which knows `.ntcp` names and their numbers."""
+    label = label_of(ip_address)
+    if label is None:
+        return _real_gethostbyaddr(ip_address)
+    return label + SUFFIX, [], [number(label)]
+
+
+def getnameinfo(sockaddr: Any, flags: int) -> tuple[str, str]:
+    """`socket.getnameinfo`, which turns numbers back into `.ntcp` names (unless NI_NUMERICHOST)."""
+    label = label_of_address(sockaddr)
+    if label is None:
+        return _real_getnameinfo(sockaddr, flags)
+    family = _stdlib.AF_INET6 if len(sockaddr) > 2 or ":" in sockaddr[0] else _stdlib.AF_INET
+    numeric = (number(label, family), *sockaddr[1:])
+    host, service = _real_getnameinfo(numeric, flags | _stdlib.NI_NUMERICHOST)
+    return (host if flags & _stdlib.NI_NUMERICHOST else label + SUFFIX), service

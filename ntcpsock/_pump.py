@@ -1,0 +1,205 @@
+"""The pump between an application's TCP socket and an NTCPStream.
+
+The application holds one end of a loopback connection, the engine the other: the *hop*. What happens
+on the hop happens on the stream and the other way round: bytes, the end of one direction (FIN), and
+a reset (RST), which an application produces by SO_LINGER 0 or by closing with unread bytes. Back-pressure
+is TCP's own: a direction is read only when the other side has taken what was read before.
+
+Two tasks for each connection, one a direction, on the plain non-blocking socket: `trio.SocketStream`
+would cost a conflict detector and a checkpoint for each call. Buffers exist only while bytes are on
+their way, so an idle connection costs no memory for them.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from ntcpsock._report import PathInfo, PeerInfo, Report
+
+# One read from the hop. Measured between 16 KiB and 1 MiB on loopback: smaller ones cost calls, larger
+# ones leave the cache.
+CHUNK = 256 * 1024
+
+# After the end of one direction a hop that lost its application is noticed by these probes: the kernel
+# forgets a closed socket that waits for our FIN after 60 s (tcp_fin_timeout), and then answers RST.
+_PROBE_AFTER = 60
+_PROBE_INTERVAL = 10
+_PROBES = 3
+
+# A stream whose both directions have ended is given so long to see its last bytes acknowledged.
+CLOSE_DEADLINE = 60.0
+
+_TCP_CLOSE = 7  # linux/include/net/tcp_states.h
+
+
+class Stream(Protocol):
+    """What the pump needs of an NTCPStream."""
+
+    @property
+    def peer(self) -> PeerInfo: ...
+    @property
+    def path(self) -> PathInfo: ...
+    @property
+    def report(self) -> Report: ...
+    async def send_all(self, data: bytes) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...
+    def reset(self) -> Awaitable[None] | None: ...
+
+
+def tune(sock: socket.socket) -> None:
+    """Prepare one end of a hop: no Nagle delay, and a congestion control that does not pace loopback.
+
+    A system default of bbr would halve and more what loopback carries; reno may always be chosen.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_CONGESTION"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with a RST (SO_LINGER 0), so that the other end sees ECONNRESET."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def reset(stream: Stream) -> None:
+    """Reset `stream`, whatever state it is in; waits no longer than a second."""
+    with trio.move_on_after(1), suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        waiting = stream.reset()
+        if waiting is not None:
+            await waiting
+
+
+class Pump:
+    """Carries one connection. `run()` returns when both directions have ended or one was reset."""
+
+    def __init__(self, hop: socket.socket, stream: Stream) -> None:
+        hop.setblocking(False)
+        tune(hop)
+        self.hop = hop
+        self.stream = stream
+        self._tasks: trio.CancelScope | None = None
+        self._reading: trio.CancelScope | None = None  # the wait for the application's next bytes
+        self._receiving: trio.CancelScope | None = None  # the wait for the peer's next bytes
+        self._shut = False
+        self._broken = False
+        self._finishing = False
+
+    async def run(self) -> None:
+        """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+        clean = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery.cancel_scope
+                nursery.start_soon(self._outward)
+                await self._inward()
+            clean = not self._broken
+        finally:
+            trio.lowlevel.notify_closing(self.hop)
+            if clean:
+                self.hop.close()
+            else:
+                abort(self.hop)
+                with trio.CancelScope(shield=True):
+                    await reset(self.stream)
+        with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError):
+            if clean:
+                await self.stream.aclose()
+
+    def finish(self) -> None:
+        """The program is exiting: send what it has written, say the end, and wait for nothing more."""
+        self._finishing = True
+        for scope in (self._reading, self._receiving):
+            if scope is not None:
+                scope.cancel()
+
+    def check(self) -> None:
+        """Break the connection when the application's end was reset while nobody reads the hop.
+
+        The pump sees a RST when it reads. It does not read after the end of that direction, nor while
+        the peer takes no bytes; the engine calls this every now and then. Once our own FIN is out, a
+        closed hop is no news: both directions may have ended in order.
+        """
+        if self._reading is None and not self._shut and hasattr(socket, "TCP_INFO"):
+            with suppress(OSError):
+                if self.hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+                    self._break()
+
+    def _break(self) -> None:
+        self._broken = True
+        if self._tasks is not None:
+            self._tasks.cancel()
+
+    async def _outward(self) -> None:
+        """Application -> peer."""
+        try:
+            while data := await self._read():
+                await self.stream.send_all(data)
+            await self.stream.send_eof()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._break()
+            return
+        if not self._finishing:
+            self._probe()
+
+    async def _read(self) -> bytes:
+        """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
+        while True:
+            try:
+                return self.hop.recv(CHUNK)
+            except (BlockingIOError, InterruptedError):
+                if self._finishing:
+                    return b""
+            with trio.CancelScope() as self._reading:
+                await trio.lowlevel.wait_readable(self.hop)
+            self._reading = None
+
+    async def _inward(self) -> None:
+        """Peer -> application."""
+        try:
+            while data := await self._receive():
+                await self._write(data)
+            self._shut = True
+            with suppress(OSError):  # ENOTCONN: the application has gone already
+                self.hop.shutdown(socket.SHUT_WR)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._break()
+
+    async def _receive(self) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        if not self._finishing:
+            with trio.CancelScope() as self._receiving:
+                data = await self.stream.receive_some()
+            self._receiving = None
+        return data
+
+    async def _write(self, data: bytes | bytearray) -> None:
+        try:
+            sent = self.hop.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent == len(data):
+            return
+        with memoryview(data) as view:
+            while sent < len(data) and not self._finishing:
+                await trio.lowlevel.wait_writable(self.hop)
+                with suppress(BlockingIOError, InterruptedError):
+                    sent += self.hop.send(view[sent:])
+
+    def _probe(self) -> None:
+        with suppress(OSError):
+            self.hop.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL)
+            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)

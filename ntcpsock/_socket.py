@@ -1,0 +1,385 @@
+"""`NTCPSocket`: the system's socket class, with `.ntcp` names beside the addresses it knows.
+
+What the application holds is a kernel socket from the beginning to the end; only what says *where to* is
+overridden, and each of these methods hands an ordinary address straight to the system. Bytes never pass
+through Python here: `send`, `recv`, `makefile`, `sendfile`, `select` and C code use the descriptor.
+
+Out: the engine dials first, then the application's own descriptor connects to the engine over loopback.
+In: the descriptor listens on loopback and the engine connects to it for each session that arrives.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import select
+import socket as _stdlib
+import time
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ntcpsock import _names, _portal
+from ntcpsock._errors import NameNotFound
+
+if TYPE_CHECKING:
+    from ntcpsock._config import Config
+    from ntcpsock._engine import Listening
+    from ntcpsock._hop import Dialled
+    from ntcpsock._report import PathInfo, PeerInfo, Report
+
+# How long close() waits until the port is free again, in seconds; then it is freed in the background.
+_CLOSE_DEADLINE = 2.0
+
+_plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
+
+
+class _Listener:
+    """A listening name, shared by the sockets that `dup` made of one another."""
+
+    def __init__(self, portal: _portal.Portal, listening: Listening) -> None:
+        self.portal = portal
+        self.listening = listening
+        self.process = os.getpid()
+        self.holders = 0
+        self.failure: BaseException | None = None
+
+    def end(self, *, wait: bool) -> None:
+        """The last holder closes. In a forked child this is not ours to end."""
+        self.holders -= 1
+        if self.holders > 0 or self.process != os.getpid() or not self.portal.alive:
+            return
+        if wait:
+            try:
+                self.portal.call(self.portal.engine.end, self.listening, timeout=_CLOSE_DEADLINE)
+                return
+            except (OSError, RuntimeError):
+                pass
+        self.portal.soon(self.portal.engine.end_soon, self.listening)
+
+
+class _Named:
+    """What a socket knows about its `.ntcp` names."""
+
+    __slots__ = ("label", "listener", "peer_label", "peer_port", "port")
+
+    def __init__(self, label: str, port: int | None) -> None:
+        self.label = label  # our own name, or node id
+        self.port = port  # our own port, where it is not the kernel's
+        self.peer_label: str | None = None
+        self.peer_port = 0
+        self.listener: _Listener | None = None
+
+
+class NTCPSocket(_stdlib.socket):
+    """A `socket.socket` that also connects to, binds and accepts under `.ntcp` names.
+
+    config: the configuration for the engine of this process (there is one), where this socket is the
+    first to need it; default: `NTCP_*` variables and the file that NTCP_CONFIG names.
+
+    peer: a PeerInfo, who is at the other end, proven by key; path: a PathInfo, how the bytes travel;
+    report: a Report, what was tried, after a failed connect too. All None for ordinary connections.
+    """
+
+    peer: PeerInfo | None = None
+    path: PathInfo | None = None
+    report: Report | None = None
+    _named: _Named | None = None
+    _config: Config | None = None
+    _finalizer: weakref.finalize[Any, Any] | None = None
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        config: Config | None = None,
+    ) -> None:
+        super().__init__(family, type, proto, fileno)
+        if config is not None:
+            self._config = config
+
+    # -- out
+
+    def connect(self, address: Any, /) -> None:
+        """Connect to `address`; a `.ntcp` name (or its number) is dialled, authenticated and encrypted.
+
+        The socket's time-out covers all stages together; without one, the configuration's
+        `connect_timeout` does. Raises the errors of `ntcpsock._errors`: NameNotFound, PeerOffline,
+        PeerRefused, TraversalTimeout, TraversalFailed, BrokerUnreachable, IdentityMismatch; OSError
+        (EISCONN) when connected already, (EOPNOTSUPP) for datagram and for non-blocking sockets.
+        """
+        label = _names.label_of_address(address)
+        if label is None:
+            super().connect(address)
+        else:
+            self._connect_by_name(label, address)
+
+    def connect_ex(self, address: Any, /) -> int:
+        """As `connect`, but returns the errno (0: connected). Like the system's it raises for a name that
+        does not resolve, and returns EAGAIN when the socket's time-out passes."""
+        label = _names.label_of_address(address)
+        if label is None:
+            return super().connect_ex(address)
+        try:
+            self._connect_by_name(label, address)
+        except NameNotFound:
+            raise
+        except TimeoutError:
+            return errno.ETIMEDOUT if self.gettimeout() is None else errno.EAGAIN
+        except OSError as error:
+            return error.errno if error.errno is not None else errno.EIO
+        return 0
+
+    def _connect_by_name(self, label: str, address: tuple[Any, ...]) -> None:
+        port = self._check(label, address, "connect")
+        timeout = self.gettimeout()
+        if timeout == 0:
+            raise OSError(
+                errno.EOPNOTSUPP, f"{label}.ntcp: a non-blocking connect by name is not supported yet"
+            )
+        if self._has_peer():
+            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+        self.peer = self.path = self.report = None
+        portal = _portal.get()
+        engine = portal.engine
+        try:
+            dialled = portal.call(
+                engine.dial,
+                self._config,
+                label,
+                port,
+                timeout,
+                int(self.family),
+                timeout=timeout,
+                discard=engine_gives_up,
+            )
+        except OSError as error:
+            self.report = getattr(error, "report", None)
+            raise
+        try:
+            self._connect_hop(dialled)
+        except BaseException:
+            portal.soon(dialled.give_up)
+            raise
+        portal.soon(dialled.confirm)
+        named = _Named(dialled.own_label, None)
+        named.peer_label = label
+        named.peer_port = port
+        self._named = named
+        self.peer = dialled.stream.peer
+        self.path = dialled.stream.path
+        self.report = dialled.stream.report
+
+    def _connect_hop(self, dialled: Dialled) -> None:
+        """Connect our own descriptor to the engine, from a source address that it expects."""
+        from ntcpsock._hop import loopback
+        from ntcpsock._pump import tune
+
+        source = super().getsockname()
+        if source[1] == 0:
+            super().bind((loopback(self.family), 0))
+            source = super().getsockname()
+        host = source[0]
+        if host in ("0.0.0.0", "::"):
+            host = loopback(self.family)
+        elif host.startswith("::ffff:"):
+            raise OSError(errno.EADDRNOTAVAIL, f"{host}: cannot reach a name from this local address")
+        tune(self)
+        dialled.announce((host, source[1]))
+        super().connect(dialled.address)
+
+    def _check(self, label: str, address: tuple[Any, ...], what: str) -> int:
+        """The port of `address`; the errors that the system would raise for this socket and address."""
+        from ntcpsock._hop import loopback
+
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        host = loopback(self.family)
+        if self.type != _stdlib.SOCK_STREAM:
+            raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: datagrams by name come later; use SOCK_STREAM")
+        limit = 4 if self.family == _stdlib.AF_INET6 else 2
+        try:
+            port = operator.index(address[1])
+        except TypeError:
+            port = -1
+        if len(address) > limit or not 0 <= port <= 65535:
+            # Its wording and types of error are the system's business. It refuses each of these before
+            # it looks at the address.
+            getattr(super(), what)((host, *address[1:]))
+        if what == "connect" and port == 0:
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return port
+
+    def _has_peer(self) -> bool:
+        try:
+            super().getpeername()
+        except OSError:
+            # A listening socket has no peer and cannot connect either.
+            return bool(self.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN))
+        return True
+
+    # -- in
+
+    def bind(self, address: Any, /) -> None:
+        """Bind; under a `.ntcp` name this remembers name and port, and `listen` registers them.
+
+        Port 0 takes a free number, which `getsockname` shows.
+        """
+        label = _names.label_of_address(address)
+        if label is None:
+            super().bind(address)
+            return
+        from ntcpsock._hop import loopback
+
+        port = self._check(label, address, "bind")
+        super().bind((loopback(self.family), 0))
+        self._named = _Named(label, port or super().getsockname()[1])
+
+    def listen(self, *backlog: int) -> None:
+        """Listen; a socket that is bound to a name registers it now, and waits for that.
+
+        Raises NameTaken, BrokerUnreachable, and OSError (EADDRINUSE) where this process listens on the
+        name and port already. `backlog` bounds how many connections wait for `accept`.
+        """
+        super().listen(*backlog)
+        named = self._named
+        if named is None or named.peer_label is not None or named.listener is not None:
+            return
+        portal = _portal.get()
+        # The system's own default, and what is below 0 counts as 0.
+        places = max(0, backlog[0]) if backlog else min(_stdlib.SOMAXCONN, 128)
+        this = weakref.ref(self)
+        engine = portal.engine
+        try:
+            listening = portal.call(
+                engine.listen,
+                self._config,
+                named.label,
+                named.port,
+                places,
+                int(self.family),
+                super().getsockname(),
+                lambda error: _fail_listener(this, error),
+                discard=engine.end_soon,
+            )
+        except BaseException:
+            super().shutdown(_stdlib.SHUT_RDWR)  # back to bound: another listen() may follow
+            raise
+        named.listener = _Listener(portal, listening)
+        self._hold(named.listener)
+
+    def _hold(self, listener: _Listener) -> None:
+        # Collected without close(): the C destructor closes the descriptor and calls nothing of ours.
+        listener.holders += 1
+        self._finalizer = weakref.finalize(self, listener.end, wait=False)
+        self._finalizer.atexit = False
+
+    def accept(self) -> tuple[NTCPSocket, Any]:
+        """Accept; under a name only what the engine brings is let in, and it knows its `peer`.
+
+        The address is the peer's number (see `getnameinfo`) and port. The time-out covers the whole wait.
+        """
+        named = self._named
+        if named is None or named.listener is None:
+            descriptor, address = _plain_accept(self)
+            return self._accepted(descriptor), address
+        timeout = self.gettimeout()
+        deadline = time.monotonic() + timeout if timeout else None
+        while True:
+            try:
+                descriptor, address = _plain_accept(self)
+            except OSError:
+                if named.listener.failure is not None:
+                    raise named.listener.failure from None
+                raise
+            arrival = named.listener.listening.arrivals.pop(address[:2], None)
+            if arrival is not None:
+                break
+            os.close(descriptor)  # another program of this machine, which has no business here
+            if deadline is not None:
+                self._wait_readable(deadline)
+        sock = self._accepted(descriptor)
+        sock.peer, sock.path, sock.report = arrival.peer, arrival.path, arrival.report
+        sock._named = _Named(named.label, named.port)
+        sock._named.peer_label = arrival.peer.name or arrival.peer.node_id
+        sock._named.peer_port = address[1]
+        return sock, sock.getpeername()
+
+    def _accepted(self, descriptor: int) -> NTCPSocket:
+        sock = NTCPSocket(self.family, self.type, self.proto, fileno=descriptor)
+        # As socket.accept does: a listener's time-out is not its connections'.
+        if _stdlib.getdefaulttimeout() is None and self.gettimeout():
+            sock.setblocking(True)
+        return sock
+
+    def _wait_readable(self, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError("timed out")
+
+    # -- both
+
+    def getsockname(self) -> Any:
+        """The own address; for a socket with a name, the number that stands for it."""
+        address = super().getsockname()
+        named = self._named
+        if named is None:
+            return address
+        return _names.socket_address(named.label, named.port or address[1], self.family)
+
+    def getpeername(self) -> Any:
+        """The peer's address; for a connection by name, the number that stands for the peer."""
+        address = super().getpeername()
+        named = self._named
+        if named is None or named.peer_label is None:
+            return address
+        return _names.socket_address(named.peer_label, named.peer_port, self.family)
+
+    def dup(self) -> NTCPSocket:
+        """A second socket on the same connection or listener, which ends with the last of them."""
+        sock = super().dup()
+        sock.peer, sock.path, sock.report = self.peer, self.path, self.report
+        sock._named, sock._config = self._named, self._config
+        if sock._named is not None and sock._named.listener is not None:
+            sock._hold(sock._named.listener)
+        return sock
+
+    def detach(self) -> int:
+        """As `socket.detach`. A listening name goes on until its descriptor is closed."""
+        self._named = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        return super().detach()
+
+    def _real_close(self, *args: Any) -> None:
+        named, self._named = self._named, None
+        try:
+            # The engine first: once the port of the descriptor is free, another program may take it.
+            holds = self._finalizer is not None and self._finalizer.detach() is not None
+            if holds and named is not None and named.listener is not None:
+                named.listener.end(wait=True)
+        finally:
+            super()._real_close(*args)  # type: ignore[misc]  # typeshed leaves it out
+
+
+def engine_gives_up(dialled: Dialled) -> None:
+    """In the engine: nobody came for what was dialled."""
+    dialled.give_up()
+
+
+def _fail_listener(this: weakref.ref[NTCPSocket], error: BaseException) -> None:
+    """In the engine's thread: the node stopped listening. Wake `accept`, which raises `error`."""
+    sock = this()
+    if sock is None or sock._named is None or sock._named.listener is None:
+        return
+    sock._named.listener.failure = _portal.translated(error)
+    with suppress(OSError):  # closed at this moment
+        _stdlib.socket.shutdown(sock, _stdlib.SHUT_RDWR)
+
+
+NTCPSocket.__module__ = "ntcpsock"
