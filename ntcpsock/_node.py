@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -301,7 +301,7 @@ class Node:
             yield
         finally:
             if dial.dial_id not in self._insisting:
-                del self._dials[dial.dial_id]
+                self._dials.pop(dial.dial_id, None)
 
     def insist(self, dial: Dial, payload: bytes) -> None:
         self._insisting.add(dial.dial_id)

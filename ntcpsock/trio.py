@@ -59,7 +59,7 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
         keep_alive_interval=config.keep_alive_interval,
         timeout=config.broker_timeout,
     ) as session:
-        servers = await _stun_servers(config, session.welcome.stun, session.broker_endpoint.host)
+        servers = await _stun_servers(config, session.welcome.stun)
         async with open_background_nursery() as nursery:
             node = Node(config, identity, pins, session, servers, nursery)
             await node.start()
@@ -130,15 +130,10 @@ def _identity(config: Config) -> Identity:
     return Identity.generate()
 
 
-async def _stun_servers(
-    config: Config, announced: Sequence[Endpoint], broker_host: str
-) -> tuple[Endpoint, ...]:
-    """The configured servers by number, else the broker's. A server "on all addresses" is at the broker's."""
+async def _stun_servers(config: Config, announced: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """The configured servers by number, else those that the broker names."""
     if not config.stun:
-        return tuple(
-            Endpoint(broker_host, server.port) if server.host in ("0.0.0.0", "::") else server
-            for server in announced
-        )
+        return tuple(announced)
     servers = []
     for text in config.stun:
         host, port = parse_host_port(text, DEFAULT_STUN_PORT)

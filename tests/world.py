@@ -1,0 +1,76 @@
+"""A small world on loopback for tests: a STUN server and a broker in this process, and nodes that use them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._config import Config
+from ntcpsock._node import Node
+from ntcpsock._nursery import open_background_nursery
+from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
+from ntcpsock._servers.stun import serve_stun
+from ntcpsock.trio import open_node
+
+
+@dataclass
+class World:
+    """server: the running broker; directory: where each node's state lies."""
+
+    server: BrokerServer
+    directory: Path
+    nursery: trio.Nursery
+    stun: Endpoint
+    broker_scope: trio.CancelScope
+
+    @property
+    def uri(self) -> str:
+        return str(BrokerAddress(*self.server.address, self.server.key))
+
+    def config(self, name: str | None = None, **settings: Any) -> Config:
+        state = self.directory / (name or "client")
+        return Config(**{"broker": self.uri, "name": name, "state_dir": state, **settings})
+
+    @asynccontextmanager
+    async def node(self, name: str | None = None, **settings: Any) -> AsyncIterator[Node]:
+        async with open_node(self.config(name, **settings)) as node:
+            await node.wait_warm()
+            yield node
+
+    async def restart_broker(self) -> None:
+        """Kill the broker and start it anew on the same port, with the same key and names."""
+        self.broker_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await self.start_broker(self.server.address.port)
+
+    async def start_broker(self, port: int = 0) -> None:
+        self.broker_scope = trio.CancelScope()
+
+        async def run(*, task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED) -> None:
+            with self.broker_scope:
+                await serve_udp_broker(
+                    "127.0.0.1",
+                    port,
+                    state_dir=self.directory / "broker",
+                    stun=[self.stun],
+                    task_status=task_status,
+                )
+
+        self.server = await self.nursery.start(run)
+
+
+@asynccontextmanager
+async def open_world(directory: Path) -> AsyncIterator[World]:
+    async with open_background_nursery() as nursery:
+        addresses = await nursery.start(partial(serve_stun, "127.0.0.1", 0))
+        world = World.__new__(World)
+        world.directory, world.nursery, world.stun = directory, nursery, addresses.primary
+        await world.start_broker()
+        yield world
