@@ -1,1 +1,1 @@
-"""For tests: a NAT lab in network namespaces (`ntcpsock.testing.natlab`), and a pytest plugin that lends it."""
+"""For tests: a NAT lab in network namespaces (`ntcpsock.testing.natlab`), and a pytest plugin lending it."""

@@ -5,8 +5,8 @@
         lab = nat_lab("default", "reject", delay=0.025)
         lab.host_a.run([...])
 
-The lab is removed after the test. Where network namespaces are not available the test is skipped with the reason. Who
-is not root runs `unshare -Urnm pytest ...`.
+The lab is removed after the test. Where network namespaces are not available the test is skipped with the
+reason. Who is not root runs `unshare -Urnm pytest ...`.
 
 Loaded by every pytest run of an environment that has ntcpsock, so it imports nothing heavy.
 """
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def nat_lab() -> Iterator[NatLabFactory]:
-    """A factory of labs, with the arguments of `ntcpsock.testing.natlab.open_lab`; each lives until the test ends."""
+    """A factory of labs: `ntcpsock.testing.natlab.open_lab` without `with`; they live until the test ends."""
     from ntcpsock.testing.natlab import namespaces_available, open_lab
 
     reason = namespaces_available()

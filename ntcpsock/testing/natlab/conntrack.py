@@ -1,4 +1,4 @@
-"""Empty the connection tracking table of the namespace that the caller is in, without the `conntrack` program."""
+"""Empty the connection tracking table of the caller's namespace, without the `conntrack` program."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PRIVATE_NETWORKS = (
 
 
 class Translation(Enum):
-    """How the router gives an outgoing flow its public source (RFC 4787 section 4.1, RFC 5382 section 4.1)."""
+    """How an outgoing flow gets its public source (RFC 4787 section 4.1, RFC 5382 section 4.1)."""
 
     PRESERVING = "default"
     """Masquerade: the port is kept wherever it is free, whatever the destination."""
@@ -54,25 +54,26 @@ class NatKind:
 
     @classmethod
     def parse(cls, text: str | NatKind) -> NatKind:
-        """`"default"`, `"reject"`, `"random"`, `"fully-random"`, `"random-reject"`, `"firewall-reject"`, `"none"`...
+        """The kind that a text names: `default`, `reject`, `random`, `random-reject`, `firewall`, `none`...
 
         A translation word (`default` when it is missing), then an answer word (`drop` when it is missing),
         joined by `-`. Raises ValueError for anything else.
         """
         if isinstance(text, NatKind):
             return text
+        words, _, last = text.rpartition("-")
         for answer in Answer:
-            stem = text.removesuffix(answer.value)
-            if stem == text or (stem and not stem.endswith("-")):
-                continue
-            return cls(_translation(stem.removesuffix("-") or "default", text), answer)
+            if answer.value == text:
+                return cls(Translation.PRESERVING, answer)
+            if answer.value == last:
+                return cls(_translation(words, text), answer)
         return cls(_translation(text, text), Answer.DROP)
 
     def __str__(self) -> str:
         if self.answer is Answer.DROP:
             return self.translation.value
         if self.translation is Translation.PRESERVING:
-            return self.answer.value
+            return str(self.answer.value)
         return f"{self.translation.value}-{self.answer.value}"
 
     @property
@@ -84,8 +85,8 @@ class NatKind:
         """The nft script for the router's namespace; empty where it only forwards."""
         if self.translation is Translation.NONE:
             return ""
-        # Dropping what conntrack calls invalid in `forward` is what OpenWrt does too: such a packet would leave
-        # untranslated, with the private source address.
+        # OpenWrt too drops what conntrack calls invalid in `forward`: such a packet would leave untranslated,
+        # with the private source address.
         lines = [
             "table ip lab {",
             "  chain input {",

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from ntcpsock.testing.natlab.kinds import NatKind
+
 PREFIX = "ntcp-"
 DIRECTORY = Path("/run/netns")
 
@@ -140,8 +142,10 @@ def lab_namespaces() -> list[str]:
 
 
 def prepare_directory() -> None:
-    """Make sure that `ip netns add` can write its names: inside a user namespace /run belongs to somebody else,
-    so a tmpfs of our own goes over it, in a mount namespace of our own."""
+    """Make sure that `ip netns add` can write its names.
+
+    Inside a user namespace /run belongs to somebody else: a tmpfs goes over it, in a private mount namespace.
+    """
     place = DIRECTORY if DIRECTORY.exists() else DIRECTORY.parent
     if os.access(place, os.W_OK):
         return
@@ -175,7 +179,7 @@ def _try_namespaces() -> str | None:
             configure(
                 name,
                 links=["link add try0 type veth peer name try1"],
-                rules="table ip t {\n chain c {\n type nat hook postrouting priority 100; masquerade\n }\n}\n",
+                rules=NatKind().ruleset(),
             )
         finally:
             remove_namespaces([name])

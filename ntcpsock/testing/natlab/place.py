@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -26,16 +28,20 @@ class RunningCall(Generic[T]):
 
     def __init__(self, process: subprocess.Popen[bytes], outcome_fd: int) -> None:
         self.process = process
-        self._outcome = os.fdopen(outcome_fd, "rb")
+        self._outcome = outcome_fd
+        # A call whose outcome nobody takes (a server) is ordinary, and no reason for a ResourceWarning.
+        self._close = weakref.finalize(self, os.close, outcome_fd)
 
     def result(self, timeout: float | None = None) -> T:
-        """What the function returned, or its exception. Raises subprocess.TimeoutExpired after `timeout` seconds,
-        and RuntimeError where the process ended without an outcome. The outcome can be taken once."""
-        # Few outcomes exceed a pipe's buffer; those are drained by the read below once the process may be waited for.
+        """What the function returned, or its exception; it can be taken once.
+
+        Raises subprocess.TimeoutExpired after `timeout` seconds without an outcome, and RuntimeError where
+        the process ended without one.
+        """
         if timeout is not None:
-            _wait_readable(self._outcome.fileno(), timeout, self.process)
-        with self._outcome:
-            data = self._outcome.read()
+            _wait_readable(self._outcome, timeout, self.process)
+        data = b"".join(iter(lambda: os.read(self._outcome, 1 << 16), b""))
+        self._close()
         self.process.wait(timeout=_GRACE)
         if not data:
             raise RuntimeError(f"the call ended without an outcome (status {self.process.returncode})")
@@ -57,13 +63,18 @@ class Place:
         return f"<{type(self).__name__} {self.name} ({self.namespace})>"
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """`argv` as it must be spelled outside to run inside, for other ways to start processes. What is started
-        so is killed at the end of the lab too, without a SIGTERM before."""
+        """`argv` as it must be spelled outside to run inside, for other ways to start processes.
+
+        What is started so is killed at the end of the lab too, without a SIGTERM before.
+        """
         return [*enter_command(self.namespace), *argv]
 
     def popen(self, argv: Sequence[str], **popen_arguments: Any) -> subprocess.Popen[Any]:
-        """`subprocess.Popen` inside. The process leads its own group (so Ctrl-C reaches the lab's owner alone); at
-        the end of the lab the group gets SIGTERM, then SIGKILL."""
+        """`subprocess.Popen` inside, with standard input from /dev/null unless `stdin` says otherwise.
+
+        The process leads its own group, so Ctrl-C reaches the lab's owner alone; at the end of the lab the
+        group gets SIGTERM, then SIGKILL.
+        """
         popen_arguments.setdefault("start_new_session", True)
         popen_arguments.setdefault("stdin", subprocess.DEVNULL)
         process = subprocess.Popen(self.command(argv), **popen_arguments)
@@ -75,8 +86,10 @@ class Place:
         return subprocess.run(self.command(argv), **run_arguments)
 
     def start(self, function: Callable[..., T], *args: Any) -> RunningCall[T]:
-        """Run `function(*args)` in a new Python process inside. Function, arguments and result must pickle; a
-        function of `__main__` does not."""
+        """Run `function(*args)` in a new Python process inside.
+
+        Function, arguments and result must pickle; a function of `__main__` does not.
+        """
         reader, writer = os.pipe()
         try:
             process = self.popen(
@@ -149,8 +162,6 @@ class Router(Place):
 
 
 def _wait_readable(fd: int, timeout: float, process: subprocess.Popen[bytes]) -> None:
-    import select
-
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     if not poll.poll(timeout * 1000):

@@ -1,11 +1,12 @@
-"""The wire of the lab: a helper process that carries packets between pairs of TUN devices, each after a delay.
+"""The wire of the lab: a helper process that carries packets between pairs of TUN devices, with a delay.
 
-Each end of a link is a TUN device in some namespace. With a virtio-net header before each packet (the kernel's
-`struct virtio_net_hdr`) the devices take and give unsegmented packets of up to 64 KiB with unfinished checksums; the
-wire passes header and packet on untouched, so that Python carries hundreds of MB/s.
+Each end of a link is a TUN device in some namespace. With a virtio-net header before each packet (the
+kernel's `struct virtio_net_hdr`) the devices take and give unsegmented packets of up to 64 KiB with
+unfinished checksums; the wire passes header and packet on untouched, so that Python carries hundreds of MB/s.
 
-Run as `python -m ntcpsock.testing.natlab.wire SPECIFICATION`. It says `ready` on stdout when the devices exist. It ends
-when its standard input ends or when its parent dies, however that died, and then removes the lab's namespaces.
+Run as `python -m ntcpsock.testing.natlab.wire SPECIFICATION`. It says `ready` on stdout when the devices
+exist. It ends when its standard input ends or when its parent dies, however that died, and then removes the
+lab's namespaces.
 """
 
 from __future__ import annotations

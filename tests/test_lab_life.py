@@ -1,0 +1,175 @@
+"""How a lab begins and ends: nothing stays, whatever ended its owner; and it needs no real root."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import lab_programs as programs
+import pytest
+
+from ntcpsock.testing import natlab
+from ntcpsock.testing.pytest_plugin import NatLabFactory
+
+ROOT = Path(natlab.__file__).parents[3]
+OWNER = textwrap.dedent(
+    """
+    import signal, sys
+    from ntcpsock.testing.natlab import open_lab
+    with open_lab("default", "reject") as lab:
+        lab.host_a.popen(["sleep", "1000"])
+        print(*(place.namespace for place in lab.places), flush=True)
+        signal.pause()
+    """
+)
+IN_USER_NAMESPACE = textwrap.dedent(
+    """
+    import sys
+    sys.path[:0] = sys.argv[1:]
+    import lab_programs as programs
+    from ntcpsock.testing.natlab import lab_namespaces, namespaces_available, open_lab
+    reason = namespaces_available()
+    if reason:
+        sys.exit("unavailable: " + reason)
+    with open_lab("default", "random") as lab:
+        server = (lab.server_addresses[0], 7000)
+        lab.server.start(programs.tell_addresses, [server[0]], 7000)
+        assert lab.host_a.call(programs.seen_by_tcp, server, 4001) == (lab.nat_a.public_address, 4001)
+        assert lab.host_b.call(programs.seen_by_udp, server, 4001)[0] == lab.nat_b.public_address
+    assert not lab_namespaces()
+    print("passed")
+    """
+)
+
+
+def wait_gone(namespaces: list[str]) -> None:
+    deadline = time.monotonic() + programs.PATIENCE
+    while still := set(namespaces) & set(natlab.lab_namespaces()):
+        assert time.monotonic() < deadline, f"not removed: {still}"
+        time.sleep(0.05)
+
+
+@pytest.mark.lab
+def test_leaves_nothing(nat_lab: NatLabFactory) -> None:
+    nat_lab("none")  # skips where no lab is possible
+    with natlab.open_lab("default", "default") as lab:
+        names = [place.namespace for place in lab.places]
+        assert set(names) <= set(natlab.lab_namespaces())
+        program = lab.host_a.popen(["sleep", "1000"])
+        deaf = lab.host_b.popen(
+            ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 1000; done"], stdout=subprocess.PIPE
+        )
+        assert deaf.stdout is not None
+        with deaf.stdout:
+            assert deaf.stdout.readline() == b"deaf\n"
+    assert program.returncode == -signal.SIGTERM
+    assert deaf.returncode == -signal.SIGKILL
+    wait_gone(names)
+    lab.close()
+
+
+@pytest.mark.lab
+def test_leaves_nothing_after_an_error(nat_lab: NatLabFactory) -> None:
+    nat_lab("none")
+    names: list[str] = []
+
+    def failing() -> None:
+        with natlab.open_lab() as lab:
+            names.extend(place.namespace for place in lab.places)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert names
+    wait_gone(names)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_leaves_nothing_when_its_owner_dies(nat_lab: NatLabFactory, number: signal.Signals) -> None:
+    nat_lab("none")
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        names = owner.stdout.readline().split()
+        assert len(names) == 6
+        owner.send_signal(number)
+        owner.wait(programs.PATIENCE)
+    wait_gone(names)
+
+
+@pytest.mark.lab
+def test_stale_namespaces_are_removed_and_living_ones_stay(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("none")
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    stale = f"ntcp-{dead.pid}-abcdef-a"
+    subprocess.run(["ip", "netns", "add", stale], check=True)
+    assert stale in natlab.remove_stale()
+    names = natlab.lab_namespaces()
+    assert stale not in names
+    assert lab.host_a.namespace in names
+
+
+@pytest.mark.lab
+def test_call_brings_back_errors(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("none")
+    with pytest.raises(ValueError, match="invalid literal"):
+        lab.host_a.call(int, "x")
+    with pytest.raises(RuntimeError, match="without an outcome"):
+        lab.host_a.call(os._exit, 3)
+    with pytest.raises(subprocess.TimeoutExpired):
+        lab.host_a.call(time.sleep, 1000, timeout=0.2)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_in_a_user_namespace(nat_lab: NatLabFactory, user: str) -> None:
+    # What the sandbox of the test run allows to root and to nobody differs: each skips with its own reason.
+    unshare = ["unshare", "-Urnm", "--"]
+    if user == "nobody":
+        if os.geteuid() != 0:
+            pytest.skip("only root can become nobody")
+        unshare = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *unshare]
+    python, reason = interpreter_for(unshare)
+    if python is None:
+        pytest.skip(f"no user namespace for {user}: {reason}")
+    done = subprocess.run(
+        [*unshare, python, "-c", IN_USER_NAMESPACE, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=120,
+    )
+    if "unavailable: " in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.strip() == "passed", done.stderr
+
+
+def interpreter_for(unshare: list[str]) -> tuple[str | None, str]:
+    """A Python that the command's user may run (root's own may lie in root's home), or the reason why none."""
+    complaint = ""
+    for python in (sys.executable, "/usr/bin/python3"):
+        check = [*unshare, python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        done = subprocess.run(check, capture_output=True, text=True, check=False, cwd="/")
+        if done.returncode == 0:
+            return python, ""
+        complaint = complaint or done.stderr.strip()
+    return None, complaint
+
+
+def test_availability_has_a_reason_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    reason = natlab.namespaces_available()
+    assert reason is not None
+    assert "unshare -Urnm" in reason
+    with pytest.raises(natlab.LabUnavailable, match="unshare"), natlab.open_lab():
+        pass

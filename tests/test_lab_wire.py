@@ -1,0 +1,41 @@
+"""The lab's wire: its delay and its speed."""
+
+from __future__ import annotations
+
+import lab_programs as programs
+import pytest
+
+from ntcpsock.testing.pytest_plugin import NatLabFactory
+
+pytestmark = pytest.mark.lab
+
+TELL = 7000
+FILE = 7001
+MIB = 1 << 20
+SCHEDULING = 0.2  # seconds that a busy machine may add
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.025])
+def test_round_trip_time(nat_lab: NatLabFactory, delay: float) -> None:
+    lab = nat_lab("default", "none", delay=delay)
+    for target, links in ((lab.server, 2), (lab.host_b, 4)):
+        target.start(programs.tell_addresses, [target.address], TELL)
+        target.call(programs.seen_by_tcp, (target.address, TELL), 0)
+        median = lab.host_a.call(programs.median_round_trip, (target.address, TELL), 9)
+        assert links * delay <= median < links * delay + SCHEDULING
+    assert lab.path_rtt == 4 * delay
+
+
+def test_bytes_arrive_whole(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("default", "none")
+    sent = lab.host_b.start(programs.send_file, FILE, 64 * MIB)
+    digest, size, _ = lab.host_a.call(programs.receive_file, (lab.host_b.address, FILE), timeout=120)
+    assert size == 64 * MIB
+    assert digest == sent.result(programs.PATIENCE)
+    counters = lab.wire_counters()
+    assert len(counters) == 4
+    # Into side A, out of side B: whole; unsegmented packets, or there would be 46,000.
+    for direction in (counters[1], counters[2]):
+        assert direction["carried_bytes"] > 64 * MIB
+        assert direction["carried_packets"] < 20_000
+    assert all(direction["dropped_packets"] == 0 for direction in counters)
