@@ -117,7 +117,8 @@ def show(stack: ExitStack, scene: Scene, size: int) -> bool:
         output, errors = client.communicate()
     connections = read_events(report)
     if client.returncode != 0:
-        console.print(f"[red]the download failed:[/]\n{errors.strip()}")
+        console.print("[red]the download failed:[/]", errors.strip(), sep="\n")
+        console.print("[red]the server says:[/]", (folder / "server.stderr").read_text().strip(), sep="\n")
         for event in connections:
             if event.get("report"):
                 console.print(timeline(event["report"]))

@@ -21,9 +21,11 @@ import trio
 
 from ntcpsock._pump import Stream, abort
 from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._socket import NTCPSocket
 
 # The class that the system's module has before anybody replaces it: the engine's own sockets are plain.
-PlainSocket = socket.socket
+# Not `socket.socket`: this module is first imported when the engine starts, after `install()`.
+PlainSocket: type[socket.socket] = NTCPSocket.__mro__[1]
 
 Address = tuple[str, int]
 
