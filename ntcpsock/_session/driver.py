@@ -32,6 +32,7 @@ class SessionDriver:
         self.carrier = carrier
         self.error: OSError | None = None
         self.send_error: OSError | None = None
+        self.closed = False  # by our own application
         # Held by whoever puts frames on the carrier, over its waits: frames never interleave.
         self.lock = trio.Lock()
         self._early = received
@@ -130,15 +131,18 @@ class SessionDriver:
 
     async def finish(self) -> None:
         """Send what is left of an interrupted frame, control frames, and what the carrier holds."""
-        if self._tail:
-            tail, self._tail = self._tail, b""
-            await self._push(tail, memoryview(b""))
-        if self.machine.has_control:
-            await self._push(self.machine.control_to_send(), memoryview(b""))
-        while self.carrier.has_unsent:
-            self._try_send(b"")
-            if self.carrier.has_unsent:
-                await self.carrier.wait_writable()
+        while True:
+            if self._tail:
+                tail, self._tail = self._tail, b""
+                await self._push(tail, memoryview(b""))
+            elif self.machine.has_control:
+                await self._push(self.machine.control_to_send(), memoryview(b""))
+            elif self.carrier.has_unsent:
+                self._try_send(b"")
+                if self.carrier.has_unsent:
+                    await self.carrier.wait_writable()
+            else:
+                return
 
     async def _send_frame(self, header: bytes, payload: memoryview) -> None:
         split = FIRST_RECORD - len(header)
@@ -219,3 +223,55 @@ class SessionDriver:
                 with contextlib.suppress(OSError, trio.ClosedResourceError):
                     self._try_send(frame)  # where it fails, the carrier's reset says the same
         self.carrier.close(abort=True)
+
+
+class Conflict:
+    """Lets one task in at a time; the second gets BusyResourceError instead of a queue."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.busy = False
+
+    def __enter__(self) -> None:
+        if self.busy:
+            raise trio.BusyResourceError(self._text)
+        self.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self.busy = False
+
+
+class Translated:
+    """The errors of carriers as those of trio's streams. A class, because it stands in the hot path."""
+
+    def __init__(self, driver: SessionDriver) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, (OSError, trio.ClosedResourceError)):
+            return
+        # A waiter that `fail` woke up finds the reason in the driver.
+        reason = error if isinstance(error, OSError) else self._driver.send_error
+        if self._driver.closed or reason is None:
+            raise trio.ClosedResourceError("this stream was closed") from None
+        raise trio.BrokenResourceError(str(reason)) from reason
+
+
+class Sending:
+    """The right to put frames on the carrier, with errors translated."""
+
+    def __init__(self, driver: SessionDriver) -> None:
+        self._driver = driver
+        self._translated = Translated(driver)
+
+    async def __aenter__(self) -> None:
+        await self._driver.acquire()
+        if self._driver.closed:  # while we waited
+            self._driver.lock.release()
+            raise trio.ClosedResourceError("this stream was closed")
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._driver.lock.release()
+        self._translated.__exit__(kind, error, traceback)

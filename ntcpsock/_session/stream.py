@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import trio
@@ -12,12 +10,11 @@ import trio
 from ntcpsock._errors import BadMessage
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier
-from ntcpsock._session.driver import FULL_PAYLOAD, SessionDriver
+from ntcpsock._session.driver import FULL_PAYLOAD, Conflict, Sending, SessionDriver, Translated
 from ntcpsock._session.frames import BIND_LENGTH, HEADER_LENGTH, Bind, decode_bind, encode_frame
 
 CLOSE_TIMEOUT: Final = 5.0  # seconds that aclose() gives the peer to take what was sent
 CLOSE_GRACE: Final = 0.1  # seconds that aclose() prefers the peer's ACK to its kernel's
-DEFAULT_RECEIVE_SIZE: Final = 65536
 LARGEST_RECEIVE_SIZE: Final = 256 * 1024
 
 
@@ -29,22 +26,6 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-
-
-class _Conflict:
-    """Lets one task in at a time; the second gets BusyResourceError instead of a queue."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self.busy = False
-
-    def __enter__(self) -> None:
-        if self.busy:
-            raise trio.BusyResourceError(self._text)
-        self.busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self.busy = False
 
 
 async def send_bind(carrier: Carrier, dial_id: bytes, token: bytes) -> None:
@@ -106,13 +87,14 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.report = report
         self.carrier = carrier
         self._driver = SessionDriver(carrier, received)
-        self._closed = False
-        self._receive_conflict = _Conflict("another task is receiving on this stream")
+        self._receive_conflict = Conflict("another task is receiving on this stream")
         self._sent_unread = 0
-        self._send_conflict = _Conflict("another task is sending on this stream")
+        self._translated = Translated(self._driver)
+        self._sending = Sending(self._driver)
+        self._send_conflict = Conflict("another task is sending on this stream")
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
+        state = "closed" if self._driver.closed else "open"
         return f"<NTCPStream {state} to {self.peer.name or self.peer.node_id}:{self.peer.port}>"
 
     # -- sending ---------------------------------------------------------------------------------
@@ -125,7 +107,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
             self._check_may_send()
             if not view:
                 return
-            async with self._sending():
+            async with self._sending:
                 position = 0
                 while True:
                     payload = view[position : position + FULL_PAYLOAD]
@@ -142,7 +124,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         with self._send_conflict:
             await trio.lowlevel.checkpoint()
             self._check_may_send()
-            async with self._sending():
+            async with self._sending:
                 await self._driver.finish()
                 await self.carrier.wait_writable()
 
@@ -150,30 +132,21 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         """Send FIN: the peer reads b"" after what was sent before. Receiving goes on. Repeatable."""
         with self._send_conflict:
             await trio.lowlevel.checkpoint()
-            if self._driver.machine.eof_sent and not self._closed and self._driver.send_error is None:
-                async with self._sending():
+            if self._driver.machine.eof_sent and not self._driver.closed and self._driver.send_error is None:
+                async with self._sending:
                     await self._driver.finish()
                 return
             self._check_may_send()
-            async with self._sending():
+            async with self._sending:
                 await self._driver.send_eof()
 
     def _check_may_send(self) -> None:
-        if self._closed:
+        if self._driver.closed:
             raise trio.ClosedResourceError("this stream was closed")
         if self._driver.machine.eof_sent:
             raise trio.ClosedResourceError("send_eof() was called on this stream")
         if self._driver.send_error is not None:
             raise trio.BrokenResourceError(str(self._driver.send_error)) from self._driver.send_error
-
-    @contextlib.asynccontextmanager
-    async def _sending(self) -> AsyncIterator[None]:
-        with self._translated():
-            await self._driver.acquire()
-            try:
-                yield
-            finally:
-                self._driver.lock.release()
 
     def _look_at_incoming(self, sent: int) -> None:
         """A task that only sends still learns of the peer's RESET, ACKs and pings now and then."""
@@ -185,27 +158,12 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         if self._driver.send_error is not None:
             raise self._driver.send_error
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """The errors of carriers as those of trio's streams."""
-        try:
-            yield
-        except OSError as error:
-            if self._closed:
-                raise trio.ClosedResourceError("this stream was closed") from None
-            raise trio.BrokenResourceError(str(error)) from error
-        except trio.ClosedResourceError:
-            reason = self._driver.send_error
-            if self._closed or reason is None:
-                raise trio.ClosedResourceError("this stream was closed") from None
-            raise trio.BrokenResourceError(str(reason)) from reason
-
     # -- receiving -------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """1 to `max_bytes` (default and at most 65,536 and 262,144) bytes; b"" after the peer's FIN."""
+        """1 to `max_bytes` (262,144 by default and at most) bytes; b"" after the peer's FIN."""
         if max_bytes is None:
-            max_bytes = DEFAULT_RECEIVE_SIZE
+            max_bytes = LARGEST_RECEIVE_SIZE
         elif not isinstance(max_bytes, int):
             raise TypeError("max_bytes must be an integer")
         elif max_bytes < 1:
@@ -230,9 +188,9 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     async def _receive_into(self, view: memoryview) -> tuple[int, bool]:
         """How many bytes, and whether this was a checkpoint. None between the read and the return."""
         driver, has_waited = self._driver, False
-        with self._receive_conflict, self._translated():
+        with self._receive_conflict, self._translated:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while not self._closed:
+            while not driver.closed:
                 count = driver.receive_into(view)
                 driver.flush_nowait()
                 if count or driver.machine.eof_received:
@@ -255,21 +213,22 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         it is sending, and its kernel's word are enough. What the peer sends meanwhile is dropped.
         Cancelled, it closes at once, and the peer may see a reset in place of the end.
         """
-        if self._closed:
+        driver = self._driver
+        if driver.closed:
             await trio.lowlevel.checkpoint()
             return
-        self._closed = True
-        driver = self._driver
+        driver.closed = True
         self.carrier.interrupt()
         try:
             await trio.lowlevel.checkpoint()
             with trio.move_on_after(CLOSE_TIMEOUT):
-                async with driver.lock:
-                    if driver.machine.eof_sent:
-                        await driver.finish()
-                    elif driver.send_error is None:
-                        await driver.send_eof()
-                await self._linger()
+                if driver.send_error is None:
+                    async with driver.lock:
+                        if driver.machine.eof_sent:
+                            await driver.finish()
+                        else:
+                            await driver.send_eof()
+                    await self._linger()
         except (OSError, trio.ClosedResourceError):
             pass  # the carrier broke, or reset() was called: there is nothing left to deliver
         finally:
@@ -302,5 +261,5 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         The peer gets BrokenResourceError whose cause is ConnectionResetError; tasks that wait on
         this end get ClosedResourceError. `code` (32 bits) is for the peer's log.
         """
-        self._closed = True
+        self._driver.closed = True
         self._driver.abort(code)

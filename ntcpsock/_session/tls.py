@@ -99,8 +99,8 @@ async def client_handshake(sock: trio.socket.SocketType, fingerprint: bytes) -> 
     """TLS as client over the connected `sock`, which belongs to the carrier from here on.
 
     Raises IdentityMismatch where the server's certificate is not the one of `fingerprint` (nothing
-    but the handshake has been sent then), OSError (ssl.SSLError among them) where the handshake
-    fails. The socket is closed after any failure, cancellation included. The caller sets the deadline.
+    but the handshake has been sent then), ConnectionError (with ssl.SSLError as cause) or another OSError
+    where the handshake fails. The socket is closed after any failure, cancellation included. The caller sets the deadline.
     """
     tls = await _handshake(sock, _context(ssl.PROTOCOL_TLS_CLIENT), server_side=False)
     try:
@@ -149,12 +149,20 @@ async def _handshake(
         if tls.selected_alpn_protocol() != ALPN:
             raise ConnectionAbortedError(errno.ECONNABORTED, f"the peer does not speak {ALPN}")
         return tls
-    except ValueError as error:  # SSLSocket's word for a socket whose peer has already gone
+    except BaseException as error:
         (tls or plain).close()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer went away before the handshake") from error
-    except BaseException:
-        (tls or plain).close()
+        if isinstance(error, ssl.SSLError):
+            raise _without_ssl(error) from error
+        if isinstance(error, ValueError):  # SSLSocket's word for a socket whose peer has already gone
+            raise ConnectionResetError(errno.ECONNRESET, "the peer went away before TLS") from error
         raise
+
+
+def _without_ssl(error: ssl.SSLError) -> ConnectionError:
+    """The like of `error` whose errno is one of sockets: SSLError has OpenSSL's own numbers there."""
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return ConnectionResetError(errno.ECONNRESET, "the connection ended inside TLS")
+    return ConnectionAbortedError(errno.ECONNABORTED, f"TLS failed: {error.reason or error}")
 
 
 class Carrier:
@@ -173,9 +181,7 @@ class Carrier:
     def try_send(self, data: bytes | memoryview) -> int:
         self._check_open()
         if self._unfinished is not None:
-            try:
-                self.socket.send(self._unfinished)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not self._try_write(self._unfinished):
                 return 0
             self._unfinished = None
         taken, length = 0, len(data)
@@ -183,12 +189,20 @@ class Carrier:
         while taken < length:
             chunk = view[taken : taken + WRITE_CHUNK]
             taken += len(chunk)
-            try:
-                self.socket.send(chunk)  # all or nothing: OpenSSL's partial writes are off
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not self._try_write(chunk):
                 self._unfinished = bytes(chunk)
                 break
         return taken
+
+    def _try_write(self, data: bytes | memoryview) -> bool:
+        """All or nothing (OpenSSL's partial writes are off); False: once more, the same bytes."""
+        try:
+            self.socket.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return False
+        except ssl.SSLError as error:
+            raise _without_ssl(error) from error
+        return True
 
     @property
     def has_unsent(self) -> bool:
@@ -202,9 +216,11 @@ class Carrier:
                 count = self.socket.recv_into(buffer[filled:] if filled else buffer)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return filled or None
-            except OSError:
-                if filled:
-                    return filled  # the next call meets the error again
+            except OSError as error:
+                if filled or isinstance(error, ssl.SSLEOFError):
+                    return filled  # an error behind good bytes is met again by the next call
+                if isinstance(error, ssl.SSLError):
+                    raise _without_ssl(error) from error
                 raise
             if count == 0:
                 return filled
