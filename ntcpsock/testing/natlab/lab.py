@@ -62,12 +62,13 @@ class Lab:
     """An open lab. Made by `open_lab`."""
 
     def __init__(
-        self, nat_a: NatKind, nat_b: NatKind, delay: float, same_nat: bool, same_range: bool
+        self, nat_a: NatKind, nat_b: NatKind, delay: float, same_nat: bool, same_range: bool, device: str
     ) -> None:
         side_a = _Side("a", "11.22.33", "10.1.0")
         side_b = _Side("b", "11.22.44", "10.1.0" if same_range else "10.2.0")
         self._tag = new_tag()
         self._sides = [side_a] if same_nat else [side_a, side_b]
+        self._device = device
         self._wire: subprocess.Popen[str] | None = None
         self.delay = delay
         """One-way seconds of each link between a router and the public segment."""
@@ -153,6 +154,7 @@ class Lab:
         ]
         specification = {
             "owner": os.getpid(),
+            "device": self._device,
             "links": links,
             "namespaces": [place.namespace for place in self.places],
         }
@@ -240,6 +242,7 @@ def open_lab(
     delay: float = 0.025,
     same_nat: bool = False,
     same_private_range: bool = False,
+    device: str = "auto",
 ) -> Iterator[Lab]:
     """Build a lab, lend it, and remove it.
 
@@ -252,6 +255,8 @@ def open_lab(
     them, to the other host 4.
     `same_nat`: both hosts on the LAN of router A (`nat_b` is not used then).
     `same_private_range`: both private networks have the same addresses, and so have both hosts.
+    `device`: what the wire uses: "tun", "packet" (packet sockets on veth pairs), or "auto": TUN where it may be
+    opened.
 
     Raises LabUnavailable where `namespaces_available` has a reason, and ValueError for an unknown kind.
     Whatever ends the owner (an exception, Ctrl-C, SIGTERM, SIGKILL), no process and no namespace of it stays.
@@ -260,7 +265,7 @@ def open_lab(
     reason = namespaces_available()
     if reason is not None:
         raise LabUnavailable(reason)
-    lab = Lab(*kinds, delay, same_nat, same_private_range)
+    lab = Lab(*kinds, delay, same_nat, same_private_range, device)
     try:
         lab.open()
         yield lab

@@ -1,55 +1,38 @@
-"""The wire of the lab: a helper process that carries packets between pairs of TUN devices, with a delay.
+"""The wire of the lab: a helper process that carries packets between pairs of devices, each after a delay.
 
-Each end of a link is a TUN device in some namespace. With a virtio-net header before each packet (the
-kernel's `struct virtio_net_hdr`) the devices take and give unsegmented packets of up to 64 KiB with
-unfinished checksums; the wire passes header and packet on untouched, so that Python carries hundreds of MB/s.
-
-Run as `python -m ntcpsock.testing.natlab.wire SPECIFICATION`. It says `ready` on stdout when the devices
-exist. It ends when its standard input ends or when its parent dies, however that died, and then removes the
-lab's namespaces.
+Run as `python -m ntcpsock.testing.natlab.wire SPECIFICATION`. It says `ready` on stdout when the devices exist.
+It ends when its standard input ends or when its parent dies, however that died, and then removes the lab's
+namespaces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import json
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
-from ntcpsock.testing.natlab.namespace import DIRECTORY, remove_namespaces
+from ntcpsock.testing.natlab.device import Device, choose_kind, enter_new_namespace, open_link
+from ntcpsock.testing.natlab.namespace import LabUnavailable, remove_namespaces
 
-# linux/if_tun.h
-_TUNSETIFF = 0x400454CA
-_TUNSETOFFLOAD = 0x400454D0
-_IFF_TUN = 0x0001
-_IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000
-_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 1, 2, 4, 8
-_CLONE_NEWNET = 0x40000000
-_PR_SET_TIMERSLACK = 29
-
-_LARGEST_READ = 65536 + 64
-_READS_IN_A_ROW = 64
 QUEUE_LIMIT = 64 * 1024 * 1024
 """Bytes that one direction of a link holds; what comes beyond is dropped and counted."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_READS_IN_A_ROW = 64
+_PR_SET_TIMERSLACK = 29
 
 
 class Direction:
     """One direction of a link: a queue of packets with the time at which each is due."""
 
-    def __init__(self, source: int, target: int, delay: float) -> None:
+    def __init__(self, source: Device, target: Device, delay: float) -> None:
         self.source = source
         self.target = target
         self.delay = delay
@@ -63,9 +46,8 @@ class Direction:
     def read(self) -> None:
         """Take what the source device has now; each packet is due `delay` after it was read."""
         for _ in range(_READS_IN_A_ROW):
-            try:
-                packet = os.read(self.source, _LARGEST_READ)
-            except BlockingIOError:
+            packet = self.source.read()
+            if packet is None:
                 return
             if self.queued_bytes + len(packet) > QUEUE_LIMIT:
                 self.dropped_packets += 1
@@ -84,7 +66,7 @@ class Direction:
             queue.popleft()
             self.queued_bytes -= len(packet)
             try:
-                os.write(self.target, packet)
+                self.target.write(packet)
             except OSError:  # the device is down, or the packet is none
                 self.dropped_packets += 1
                 continue
@@ -103,7 +85,7 @@ class Direction:
 
 def forward(directions: list[Direction], control: int, parent: int) -> None:
     """Carry packets until `control` ends or `parent` (a pidfd) becomes readable."""
-    by_source = {direction.source: direction for direction in directions}
+    by_source = {direction.source.fileno(): direction for direction in directions}
     watched = [control, parent, *by_source]
     while True:
         timeout = None
@@ -126,49 +108,25 @@ def forward(directions: list[Direction], control: int, parent: int) -> None:
             direction.write_due()
 
 
-def open_tun(namespace: str, device: str) -> int:
-    """Make the TUN device inside `namespace` and return its non-blocking descriptor."""
-    with _inside(namespace):
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        request = struct.pack("16sH22x", device.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
-        fcntl.ioctl(fd, _TUNSETIFF, request)
-    # Without offloads the header stays, all zero, and packets are segmented: slower, but the same.
-    for offloads in (_TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN, _TUN_F_CSUM):
-        try:
-            fcntl.ioctl(fd, _TUNSETOFFLOAD, offloads)
-        except OSError:
-            continue
-        break
-    return fd
-
-
-def open_links(links: list[dict[str, Any]]) -> list[Direction]:
+def open_directions(kind: str, links: list[dict[str, Any]]) -> list[Direction]:
     """Make the devices of each link; two directions a link, from its first end first."""
+    if kind == "auto":
+        kind = choose_kind()
+    if kind == "packet":
+        enter_new_namespace()
     directions = []
     for link in links:
-        one, other = (open_tun(namespace, device) for namespace, device in link["ends"])
+        one, other = open_link(kind, link["ends"])
         directions += [Direction(one, other, link["delay"]), Direction(other, one, link["delay"])]
     return directions
 
 
-@contextlib.contextmanager
-def _inside(namespace: str) -> Iterator[None]:
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    there = os.open(DIRECTORY / namespace, os.O_RDONLY)
-    try:
-        _set_namespace(there)
-        try:
-            yield
-        finally:
-            _set_namespace(home)
-    finally:
-        os.close(there)
-        os.close(home)
-
-
-def _set_namespace(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
+def be_punctual() -> None:
+    """Ask the kernel for exact timers and, where it is allowed, for a higher priority."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    gc.disable()
 
 
 def main(specification: dict[str, Any]) -> None:
@@ -179,14 +137,11 @@ def main(specification: dict[str, Any]) -> None:
         if os.getppid() != specification["owner"]:
             return
         try:
-            directions = open_links(specification["links"])
-        except OSError as error:
-            print(f"{error} (opening the TUN devices)", flush=True)
+            directions = open_directions(specification["device"], specification["links"])
+        except (OSError, LabUnavailable) as error:
+            print(f"{error}", flush=True)
             return
-        _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, -10)
-        gc.disable()
+        be_punctual()
         print("ready", flush=True)
         forward(directions, sys.stdin.fileno(), parent)
     finally:
