@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -154,15 +157,7 @@ async def tcp_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
 async def tls_carriers() -> tuple[TLSCarrier, TLSCarrier]:
     """The client's and the server's carrier of one TLS connection over loopback."""
     client, server = await tcp_pair()
-    carriers: dict[str, TLSCarrier] = {}
-
-    async def dial() -> None:
-        carriers["client"] = await client_handshake(client, certificate().fingerprint)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(dial)
-        carriers["server"] = await server_handshake(server, certificate())
-    return carriers["client"], carriers["server"]
+    return await handshake_over(client, server)
 
 
 async def tls_streams() -> tuple[NTCPStream, NTCPStream]:
@@ -182,3 +177,65 @@ async def clog(stream: NTCPStream) -> None:
             nursery.start_soon(stop_when_stuck)
             while True:
                 await stream.send_all(bytes(65536))
+
+
+class Tamperer:
+    """A middle box between two TCP ends. `handle(from_client, data)` returns what goes on, or None to
+    end that direction; without it everything passes."""
+
+    def __init__(self) -> None:
+        self.handle: Callable[[bool, bytes], bytes | None] = lambda _, data: data
+        self.passed = {True: 0, False: 0}
+
+    async def run(self, client: trio.socket.SocketType, server: trio.socket.SocketType) -> None:
+        with client, server:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._copy, True, client, server)
+                nursery.start_soon(self._copy, False, server, client)
+
+    async def _copy(
+        self, from_client: bool, source: trio.socket.SocketType, target: trio.socket.SocketType
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.recv(65536):
+                changed = self.handle(from_client, data)
+                if changed is None:
+                    break
+                self.passed[from_client] += len(changed)
+                view = memoryview(changed)
+                while view:
+                    view = view[await target.send(view) :]
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.asynccontextmanager
+async def tampered_pair() -> AsyncIterator[tuple[trio.socket.SocketType, trio.socket.SocketType, Tamperer]]:
+    """A client's and a server's socket with a Tamperer between them."""
+    client, near = await tcp_pair()
+    server, far = await tcp_pair()
+    tamperer = Tamperer()
+    with client, server:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tamperer.run, near, far)
+            yield client, server, tamperer
+            nursery.cancel_scope.cancel()
+
+
+async def handshake_over(
+    client: trio.socket.SocketType, server: trio.socket.SocketType
+) -> tuple[TLSCarrier, TLSCarrier]:
+    carriers: dict[str, TLSCarrier] = {}
+
+    async def dial() -> None:
+        carriers["client"] = await client_handshake(client, certificate().fingerprint)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial)
+            carriers["server"] = await server_handshake(server, certificate())
+    except BaseException:
+        for carrier in carriers.values():
+            carrier.close()
+        raise
+    return carriers["client"], carriers["server"]

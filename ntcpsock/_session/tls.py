@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import hmac
 import secrets
@@ -95,14 +96,20 @@ def _context(protocol: int) -> ssl.SSLContext:
     return context
 
 
+@functools.cache
+def _client_context() -> ssl.SSLContext:
+    return _context(ssl.PROTOCOL_TLS_CLIENT)
+
+
 async def client_handshake(sock: trio.socket.SocketType, fingerprint: bytes) -> Carrier:
     """TLS as client over the connected `sock`, which belongs to the carrier from here on.
 
     Raises IdentityMismatch where the server's certificate is not the one of `fingerprint` (nothing
-    but the handshake has been sent then), ConnectionError (with ssl.SSLError as cause) or another OSError
-    where the handshake fails. The socket is closed after any failure, cancellation included. The caller sets the deadline.
+    but the handshake has been sent then); ConnectionError, its cause an ssl.SSLError, or another
+    OSError where the handshake fails. The socket is closed after any failure, cancellation included.
+    The caller sets the deadline.
     """
-    tls = await _handshake(sock, _context(ssl.PROTOCOL_TLS_CLIENT), server_side=False)
+    tls = await _handshake(sock, _client_context(), server_side=False)
     try:
         der = tls.getpeercert(binary_form=True) or b""
         if not hmac.compare_digest(hashlib.sha256(der).digest(), fingerprint):
@@ -134,6 +141,7 @@ async def _handshake(
     try:
         plain.setblocking(False)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.getpeername()  # wrap_socket leaves the descriptor open where the peer has already gone
         tls = context.wrap_socket(
             plain, server_side=server_side, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
@@ -153,7 +161,8 @@ async def _handshake(
         (tls or plain).close()
         if isinstance(error, ssl.SSLError):
             raise _without_ssl(error) from error
-        if isinstance(error, ValueError):  # SSLSocket's word for a socket whose peer has already gone
+        # A peer that has already gone: the kernel's word, and SSLSocket's.
+        if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno == errno.ENOTCONN):
             raise ConnectionResetError(errno.ECONNRESET, "the peer went away before TLS") from error
         raise
 
@@ -176,6 +185,7 @@ class Carrier:
         self.local = Endpoint(*tls.getsockname()[:2])
         self.remote = Endpoint(*tls.getpeername()[:2])
         self._unfinished: bytes | None = None
+        self._receive_error: OSError | None = None  # met behind good bytes, or before
         self._closed = False
 
     def try_send(self, data: bytes | memoryview) -> int:
@@ -211,20 +221,23 @@ class Carrier:
     def try_receive_into(self, buffer: memoryview) -> int | None:
         self._check_open()
         filled, length = 0, len(buffer)
-        while filled < length:
+        while filled < length and self._receive_error is None:
             try:
                 count = self.socket.recv_into(buffer[filled:] if filled else buffer)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return filled or None
+            except ssl.SSLEOFError:
+                return filled
             except OSError as error:
-                if filled or isinstance(error, ssl.SSLEOFError):
-                    return filled  # an error behind good bytes is met again by the next call
-                if isinstance(error, ssl.SSLError):
-                    raise _without_ssl(error) from error
-                raise
+                self._receive_error = error
+                break
             if count == 0:
                 return filled
             filled += count
+        if self._receive_error is not None and not filled:
+            if isinstance(self._receive_error, ssl.SSLError):
+                raise _without_ssl(self._receive_error) from self._receive_error
+            raise self._receive_error
         return filled
 
     async def wait_writable(self) -> None:
