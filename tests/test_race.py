@@ -108,7 +108,7 @@ async def test_delays_and_budgets(play: Play, autojump_clock: trio.testing.MockC
     play({1: (60.0, True), 2: (0.5, True)})
     started = trio.current_time()
     report = new_report()
-    winner, race = await run(report, planned(1, budget=2.0), planned(2, delay=3.0))
+    winner, race = await run(report, planned(1, delay=1.0, budget=2.0), planned(2, delay=3.0))
     assert winner is not None
     assert trio.current_time() - started == 3.5
     assert "no answer" in outcomes(report)[1]

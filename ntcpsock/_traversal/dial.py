@@ -30,8 +30,9 @@ from ntcpsock._traversal.punch.message import (
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.strategies.base import Connection
 
-# Seconds for one attempt. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile.
-ATTEMPT_BUDGET = 8.0
+# Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
+# than the default time-out of a connect, so that a failure can say more than "timed out".
+RACE_BUDGET = 8.0
 
 # An unanswered SYN gets company after this many seconds: another round from another port.
 ROUND_INTERVAL = 1.0
@@ -110,6 +111,7 @@ class DirectRace:
         self._ports = [warm]
         self._report = report
         self._rtt = card.broker_rtt + node.broker_rtt
+        self._deadline = trio.current_time() + RACE_BUDGET
         self.errors: list[OSError] = []
 
     async def run(self) -> Connection | None:
@@ -144,7 +146,11 @@ class DirectRace:
         """Punch from `port`, and let in what reaches it."""
         targets = usable_candidates(remote, "tcp", loopback_allowed=self._node.loopback_allowed)
         plan = make_plan(
-            port.candidates, targets, techniques=self._node.techniques, rtt=self._rtt, budget=ATTEMPT_BUDGET
+            port.candidates,
+            targets,
+            techniques=self._node.techniques,
+            rtt=self._rtt,
+            budget=max(0.0, self._deadline - trio.current_time()),
         )
         race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)

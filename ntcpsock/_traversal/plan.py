@@ -20,7 +20,8 @@ SHORTEST_FOREIGN_LAN_DELAY = 0.3
 
 @dataclass(frozen=True, slots=True)
 class PlannedAttempt:
-    """One attempt: its technique, where to, how many seconds after the start, how many seconds at most."""
+    """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
+    the plan begins."""
 
     technique: DirectTechnique
     remote: Endpoint

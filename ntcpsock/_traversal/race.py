@@ -79,12 +79,13 @@ class Race:
             self._nomination.nominated.carrier.close(abort=True)
 
     async def _attempt(self, planned: PlannedAttempt, port: int) -> None:
+        deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
         entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
         context = AttemptContext(planned, port, self._rtt, self._authenticate, entry)
         try:
-            with trio.fail_after(planned.budget):
+            with trio.fail_at(deadline):
                 self._propose(await STRATEGIES[planned.technique](context))
         except trio.TooSlowError:
             self._fail(entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))

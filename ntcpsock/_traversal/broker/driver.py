@@ -185,7 +185,7 @@ class BrokerSession:
         try:
             self._machine.reply(Reply(to, instance, sealed))
         except BadMessage as error:
-            raise ConfigurationError(f"reply: {error}") from error
+            raise ConfigurationError(": ".join(error.args)) from error
         self._link.flush()
 
     async def _ask(self, begin: Callable[[float], int]) -> FromBroker:
@@ -195,7 +195,7 @@ class BrokerSession:
         try:
             number = begin(trio.current_time())
         except BadMessage as error:
-            raise ConfigurationError(f"request to the broker: {error}") from error
+            raise ConfigurationError(": ".join(error.args)) from error
         answer = self._answers[number] = _Answer(trio.Event())
         self._link.flush()
         try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from ntcpsock._errors import BadMessage
@@ -37,6 +36,7 @@ from ntcpsock._traversal.broker.frame import (
     decode_key_reply_untrusted,
     encode_key_request,
 )
+from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.message import (
     INSTANCE_LENGTH,
     MAX_COUNTER,
@@ -56,6 +56,7 @@ from ntcpsock._traversal.broker.message import (
     KeepAlive,
     KeepAliveAck,
     Lookup,
+    Reason,
     Refused,
     Register,
     Registered,
@@ -67,23 +68,17 @@ from ntcpsock._traversal.broker.message import (
     encode_from_node,
 )
 from ntcpsock._traversal.broker.replay import ReplayWindow
+from ntcpsock._traversal.broker.requests import PendingRequests, Request
 
 #: Seconds before the first retransmission while no round trip has been measured; doubles each time.
 INITIAL_RTO = 0.25
 _MIN_RTO = 0.1
 _MAX_RTO = 1.0
-#: Greeting never ends: this is the longest pause between two tries.
-_MAX_GREETING_PAUSE = 5.0
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
 
-# A Challenge is answered at once, but not for ever: a NAT with a new address for each packet, or an
-# attacker on the path, would make us send at the speed of the link.
-_MAX_PROMPT_HELLOS = 4
-# Frames sent lately whose answer may still come.
-_REMEMBERED_GREETINGS = 8
+# Of frames that get no answer; a Challenge may answer them all the same.
 _REMEMBERED_SENDS = 64
-_MAX_PENDING = 1024
 
 _ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
     Register: (Registered, Refused),
@@ -100,18 +95,6 @@ class _State(Enum):
     GREETING = auto()
     CONNECTED = auto()
     CLOSED = auto()
-
-
-@dataclass(slots=True)
-class _Request:
-    body: FromNode
-    deadline: float
-    pause: float
-    #: When the next transmission is due; None until there is a session.
-    due: float | None = None
-    first_sent: float = 0.0
-    transmissions: int = 0
-    challenged: bool = False
 
 
 class ClientMachine:
@@ -146,20 +129,15 @@ class ClientMachine:
         self._counter = 0
         self._next_request = int.from_bytes(random_bytes(4), "big")
         self._window = ReplayWindow()
-        self._requests: dict[int, _Request] = {}
+        self._requests = PendingRequests()
         self._unanswered_sends: deque[int] = deque(maxlen=_REMEMBERED_SENDS)
         self._wanted: Register | None = None
         self._accepted: Register | None = None
-        self._register_request: int | None = None
+        self._register_request = 0
+        self._register_later = False
+        self._keep_alive_request = 0
         self._keep_alive_due = 0.0
-        # The state of a greeting.
-        self._nonce = b""
-        self._cookie = b""
-        self._greetings: dict[int, float] = {}
-        self._greeting_due: float | None = None
-        self._greeting_pause = INITIAL_RTO
-        self._greeting_tries = 0
-        self._prompt_hellos = 0
+        self._greeting: Greeting | None = None
 
     # The five verbs.
 
@@ -174,7 +152,7 @@ class ClientMachine:
                 raise BadMessage("frame of another sender")
             envelope = decode_from_broker(payload)
         except BadMessage as error:
-            self.dropped[str(error)[:40]] += 1
+            self.dropped[error.args[0]] += 1
             return
         if isinstance(envelope.body, Challenge):
             self._receive_challenge(envelope.request, envelope.body, now)
@@ -185,27 +163,27 @@ class ClientMachine:
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; harmless when called early."""
-        if self._greeting_due is not None and now >= self._greeting_due:
-            self._greet(now)
-        for number, request in list(self._requests.items()):
-            if now >= request.deadline:
-                self._give_up(number, request, now)
-            elif request.due is not None and now >= request.due:
-                self._transmit(number, request, now)
+        if self._greeting is not None and self._greeting.due is not None and now >= self._greeting.due:
+            self._greet(self._greeting, now)
+        for number, request in self._requests.take_expired(now):
+            self._give_up(number, request, now)
+        for number, request in self._requests.due(now):
+            self._transmit(number, request, now)
         if self._state is _State.CONNECTED and now >= self._keep_alive_due:
-            # Set anew by each answer; until then it must not fire again.
+            # Set anew by each answer; one that waits for its own goes on until it fails.
             self._keep_alive_due = now + self._keep_alive_interval
-            self._request(KeepAlive(), now)
+            if self._keep_alive_request not in self._requests:
+                self._keep_alive_request = self._request(KeepAlive(), now)
+            if self._register_later and self._wanted is not None:
+                self._register_later = False
+                self._register_request = self._request(self._wanted, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
-        times = [request.deadline for request in self._requests.values()]
-        times += [request.due for request in self._requests.values() if request.due is not None]
-        if self._greeting_due is not None:
-            times.append(self._greeting_due)
+        times = [self._requests.next_timer(), self._greeting.due if self._greeting is not None else None]
         if self._state is _State.CONNECTED:
             times.append(self._keep_alive_due)
-        return min(times, default=None)
+        return min((time for time in times if time is not None), default=None)
 
     def datagrams_to_send(self) -> list[bytes]:
         """What is to be sent to the broker, once."""
@@ -231,9 +209,7 @@ class ClientMachine:
 
     def start(self, now: float) -> None:
         """Begin to greet, or to ask for the key."""
-        self._nonce = self._random_bytes(NONCE_LENGTH)
-        self._state = _State.ASKING_KEY if self.broker_key is None else _State.GREETING
-        self._greet(now)
+        self._begin_greeting(now)
 
     def accept_key(self, key: bytes, now: float) -> None:
         """Go on with the key that KeyShown told."""
@@ -247,8 +223,8 @@ class ClientMachine:
         Raises BadMessage where it does not fit into one datagram.
         """
         self._check(registration)
-        if self._register_request is not None:
-            self._requests.pop(self._register_request, None)
+        self._requests.remove(self._register_request)
+        self._register_later = False
         self._wanted = registration
         self._register_request = self._request(registration, now)
         return self._register_request
@@ -263,7 +239,7 @@ class ClientMachine:
 
     def cancel(self, number: int) -> None:
         """Stop to retransmit a request; no event comes for it."""
-        self._requests.pop(number, None)
+        self._requests.remove(number)
 
     def reply(self, body: Reply) -> bool:
         """Send an answer to an offer, once. False: no session, so it was not sent.
@@ -283,7 +259,7 @@ class ClientMachine:
         if self._state is _State.CONNECTED:
             self._send(self._new_number(), Bye())
         self._state = _State.CLOSED
-        self._greeting_due = None
+        self._greeting = None
         self._requests.clear()
 
     # Sending.
@@ -298,14 +274,14 @@ class ClientMachine:
             self._outgoing.append(self._sealer.seal(self.broker_key, payload))
         except BadMessage as error:
             # A KeyReply may name a key that is none: then nobody is there to talk to.
-            self.dropped[str(error)] += 1
+            self.dropped[error.args[0]] += 1
 
     def _check(self, body: FromNode) -> None:
         payload = encode_from_node(NO_SESSION, MAX_COUNTER, 2**32 - 1, body)
         decode_from_node(payload)
         if len(payload) + OVERHEAD > MAX_DATAGRAM:
-            raise BadMessage(f"does not fit into one datagram: {len(payload) + OVERHEAD} bytes")
-        if len(self._requests) >= _MAX_PENDING:
+            raise BadMessage("too much for one datagram", f"{len(payload) + OVERHEAD} bytes")
+        if self._requests.full:
             raise BadMessage("too many requests wait for an answer")
 
     def _new_number(self) -> int:
@@ -315,19 +291,14 @@ class ClientMachine:
 
     def _request(self, body: FromNode, now: float) -> int:
         number = self._new_number()
-        request = _Request(body, deadline=now + self._request_timeout, pause=self._rto())
-        self._requests[number] = request
+        request = Request(body, now + self._request_timeout, self._rto())
+        self._requests.add(number, request)
         if self._state is _State.CONNECTED:
             self._transmit(number, request, now)
         return number
 
-    def _transmit(self, number: int, request: _Request, now: float) -> None:
-        if request.transmissions == 0:
-            request.first_sent = now
-        else:
-            request.pause *= 2
-        request.transmissions += 1
-        request.due = now + request.pause
+    def _transmit(self, number: int, request: Request, now: float) -> None:
+        self._requests.transmitted(request, now)
         self._send(number, request.body)
 
     def _rto(self) -> float:
@@ -335,9 +306,7 @@ class ClientMachine:
             return INITIAL_RTO
         return min(_MAX_RTO, max(_MIN_RTO, 2 * self.rtt + 0.05))
 
-    def _give_up(self, number: int, request: _Request, now: float) -> None:
-        del self._requests[number]
-        # A re-registration and a keep-alive are the machine's own: nobody waits for them.
+    def _give_up(self, number: int, request: Request, now: float) -> None:
         if not isinstance(request.body, KeepAlive):
             self._events.append(TimedOut(number))
         if self._state is _State.CONNECTED and request.transmissions > 1:
@@ -347,66 +316,54 @@ class ClientMachine:
     # Greeting.
 
     def _begin_greeting(self, now: float, cookie: bytes = b"") -> None:
-        self._state = _State.GREETING
-        self._cookie = cookie
-        self._nonce = self._random_bytes(NONCE_LENGTH)
-        self._greetings.clear()
-        self._greeting_pause = self._rto()
-        self._greeting_tries = 0
-        self._prompt_hellos = 0
-        for request in self._requests.values():
-            request.due = None
-        self._greet(now)
+        self._state = _State.ASKING_KEY if self.broker_key is None else _State.GREETING
+        self._requests.remove(self._keep_alive_request)
+        self._requests.hold()
+        self._greeting = Greeting(
+            self._random_bytes(NONCE_LENGTH),
+            cookie=cookie,
+            pause=self._rto(),
+            longest_pause=max(self._keep_alive_interval, INITIAL_RTO),
+        )
+        self._greet(self._greeting, now)
 
-    def _greet(self, now: float) -> None:
-        if self._state is _State.ASKING_KEY:
-            self._outgoing.append(encode_key_request(self._nonce))
-        else:
-            self._hello(now)
-            if self._greeting_tries >= 1:
-                # Either datagrams are lost, or the broker has another key and cannot open ours.
-                self._outgoing.append(encode_key_request(self._nonce))
-        if self._greeting_tries:
-            self._greeting_pause = min(
-                self._greeting_pause * 2, _MAX_GREETING_PAUSE, max(self._keep_alive_interval, _MIN_RTO)
-            )
-        self._greeting_tries += 1
-        self._greeting_due = now + self._greeting_pause
+    def _greet(self, greeting: Greeting, now: float) -> None:
+        if self._state is _State.GREETING:
+            self._hello(greeting, now)
+        if self._state is _State.ASKING_KEY or greeting.tries:
+            # Beside a second Hello: datagrams are lost, or the broker has another key and cannot open ours.
+            self._outgoing.append(encode_key_request(greeting.nonce))
+        greeting.schedule(now)
 
-    def _hello(self, now: float) -> None:
-        # A number for each try: the answer tells which one it answers, so it measures the round trip.
+    def _hello(self, greeting: Greeting, now: float) -> None:
         number = self._new_number()
-        self._greetings[number] = now
-        if len(self._greetings) > _REMEMBERED_GREETINGS:
-            del self._greetings[next(iter(self._greetings))]
-        self._send(number, Hello(self.instance, self._cookie))
+        greeting.sent(number, now)
+        self._send(number, Hello(self.instance, greeting.cookie))
 
     # Receiving.
 
     def _receive_key_reply(self, data: bytes) -> None:
         nonce, key = decode_key_reply_untrusted(data)
-        if nonce != self._nonce:
+        greeting = self._greeting
+        if greeting is None or nonce != greeting.nonce:
             raise BadMessage("key reply to no question")
-        if self._state is _State.ASKING_KEY and self._greeting_due is not None:
+        if self._state is _State.ASKING_KEY and greeting.due is not None:
             # The driver looks into its pins now; asking again would not help.
-            self._greeting_due = None
+            greeting.due = None
             self._events.append(KeyShown(key))
         elif self._state is _State.GREETING and key != self.broker_key:
             self._events.append(WrongKeyShown(key))
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
-        if self._state is _State.GREETING:
-            sent = self._greetings.pop(number, None)
+        greeting = self._greeting
+        if greeting is not None:
+            sent = greeting.answered(number)
             if sent is None:
                 self.dropped["challenge to no hello"] += 1
                 return
             self._measure(now - sent)
-            self._cookie = challenge.cookie
-            if self._prompt_hellos < _MAX_PROMPT_HELLOS:
-                self._prompt_hellos += 1
-                self._hello(now)
-                self._greeting_pause = self._rto()
-                self._greeting_due = now + self._greeting_pause
+            if greeting.take_cookie(challenge.cookie, self._rto(), now):
+                self._hello(greeting, now)
         elif self._state is _State.CONNECTED and self._may_be_challenged(number):
             self._events.append(Disconnected(silent=False))
             self._begin_greeting(now, challenge.cookie)
@@ -427,7 +384,7 @@ class ClientMachine:
         return False
 
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
-        sent = self._greetings.pop(envelope.request, None) if self._state is _State.GREETING else None
+        sent = None if self._greeting is None else self._greeting.answered(envelope.request)
         if sent is None:
             self.dropped["welcome to no hello"] += 1
             return
@@ -439,18 +396,14 @@ class ClientMachine:
         self._measure(now - sent)
         self.welcome = welcome
         self._state = _State.CONNECTED
-        self._greetings.clear()
-        self._greeting_due = None
+        self._greeting = None
         self._keep_alive_due = now + self._keep_alive_interval
         self._events.append(Connected(welcome))
         if self._wanted is not None and self._register_request not in self._requests:
             self._register_request = self._new_number()
-            self._requests[self._register_request] = _Request(
-                self._wanted, now + self._request_timeout, self._rto()
-            )
-        for number, request in self._requests.items():
-            request.transmissions = 0
-            request.pause = self._rto()
+            request = Request(self._wanted, now + self._request_timeout, self._rto())
+            self._requests.add(self._register_request, request)
+        for number, request in self._requests.restart(self._rto()):
             self._transmit(number, request, now)
 
     def _receive_in_session(self, envelope: BrokerEnvelope, now: float) -> None:
@@ -470,7 +423,7 @@ class ClientMachine:
         if request is None or not isinstance(body, _ANSWERS[type(request.body)]):
             self.dropped["answer to nothing"] += 1
             return
-        del self._requests[number]
+        self._requests.remove(number)
         if request.transmissions == 1:
             # Karn's rule: after a retransmission nobody knows which one was answered.
             self._measure(now - request.first_sent)
@@ -485,10 +438,14 @@ class ClientMachine:
         if isinstance(body, Registered):
             self._accepted = registration
         elif isinstance(body, Refused):
-            if registration == self._accepted:
-                self._accepted = None
+            if registration != self._accepted:
+                # A new wish was refused: what stood before it still stands.
+                self._wanted = self._accepted
+            elif body.reason is Reason.BUSY:
+                self._register_later = True
+            else:
+                self._wanted = self._accepted = None
                 self._events.append(RegistrationLost(body.reason, body.name))
-            self._wanted = self._accepted
 
     def _measure(self, seconds: float) -> None:
         # A clock that stands still (tests) would make 0.0, which means "not measured".

@@ -256,19 +256,19 @@ def encode_from_broker(session: bytes, counter: int, request: int, body: FromBro
 
 
 def decode_from_node(payload: bytes) -> ClientEnvelope:
-    """Raises BadMessage."""
+    """Raises BadMessage("malformed message", details)."""
     try:
         return _from_node.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadMessage(str(error)) from None
+        raise BadMessage("malformed message", str(error)) from None
 
 
 def decode_from_broker(payload: bytes) -> BrokerEnvelope:
-    """Raises BadMessage."""
+    """Raises BadMessage("malformed message", details)."""
     try:
         return _from_broker.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadMessage(str(error)) from None
+        raise BadMessage("malformed message", str(error)) from None
 
 
 def allowed_digest(entry: str) -> bytes:

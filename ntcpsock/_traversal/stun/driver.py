@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import math
 import os
 import secrets
@@ -104,13 +105,14 @@ async def exchange_over_udp(
     section 7.2) needs it: the transaction id alone then tells the answer from a forgery.
     """
     transaction = ClientTransaction(request, now=trio.current_time())
+    expected = None if answer_from is None else _address_key(*answer_from)
 
     async def send(data: bytes) -> None:
         await sock.sendto(data, tuple(server))
 
     async def receive() -> list[bytes]:
         data, source = await sock.recvfrom(_RECEIVE_SIZE)
-        return [data] if answer_from in (None, Endpoint(source[0], source[1])) else []
+        return [data] if expected in (None, _address_key(*source[:2])) else []
 
     return await _drive(transaction, send, receive)
 
@@ -153,6 +155,11 @@ def _binding_result(event: Event) -> BindingResult:
 
 def _endpoint(attribute: OtherAddress | ResponseOrigin | None) -> Endpoint | None:
     return None if attribute is None else attribute.endpoint
+
+
+def _address_key(host: str, port: int) -> tuple[object, int]:
+    # IPv6 addresses have several spellings, and only the kernel adds the zone.
+    return ipaddress.ip_address(host.partition("%")[0]), port
 
 
 def _transaction_id() -> bytes:
