@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntcpsock._errors import BadMessage
@@ -13,6 +13,7 @@ SHORT = encode_message(binding_request(bytes(12)))
 LONG = encode_message(binding_request(bytes(range(12)), Software("x" * 333)))
 
 
+@settings(deadline=None)  # other programs may have the processor
 @given(st.lists(st.sampled_from([SHORT, LONG]), max_size=6), st.lists(st.integers(1, 400), max_size=40))
 def test_however_the_stream_is_cut_the_messages_are_the_same(messages: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(messages)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from test_stun_serve import own_endpoint, serving, udp_socket
+from stun_support import own_endpoint, serving, udp_socket
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp, exchange_over_udp

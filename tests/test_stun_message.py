@@ -5,7 +5,7 @@ import ipaddress
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntcpsock._address import Endpoint
@@ -110,6 +110,7 @@ def test_every_attribute_has_a_round_trip() -> None:
     assert set(BY_CLASS) | set(PROOFS) == set(_ATTRIBUTES.values())
 
 
+@settings(deadline=None)  # other programs may have the processor
 @given(messages)
 def test_round_trip(message: Message) -> None:
     data = encode_message(message)
@@ -118,6 +119,7 @@ def test_round_trip(message: Message) -> None:
     assert decode_message(data) == message
 
 
+@settings(deadline=None)  # other programs may have the processor
 @given(messages, st.binary(min_size=1, max_size=40))
 def test_round_trip_with_every_proof(message: Message, key: bytes) -> None:
     data = encode_message(message, integrity_key=key, sha256_key=key, fingerprint=True)
@@ -132,6 +134,7 @@ def test_round_trip_with_every_proof(message: Message, key: bytes) -> None:
     assert encode_message(decoded) == data
 
 
+@settings(deadline=None)  # other programs may have the processor
 @given(st.binary(max_size=300))
 def test_noise_is_refused_or_read(data: bytes) -> None:
     with contextlib.suppress(BadMessage):

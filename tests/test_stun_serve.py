@@ -7,20 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
+from stun_support import own_endpoint, serving, udp_socket
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers import stun as stun_server
 from ntcpsock._servers.datagrams import DatagramSocket
-from ntcpsock._servers.stun import StunAddresses, serve_stun
+from ntcpsock._servers.stun import serve_stun
 from ntcpsock._traversal.stun.attributes import ChangedAddress, MappedAddress, SourceAddress, XorMappedAddress
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp, exchange_over_udp
 from ntcpsock._traversal.stun.machine import Failed, Succeeded
@@ -30,44 +29,17 @@ from ntcpsock._traversal.stun.usages import ChangeRequest
 ROOT = Path(__file__).parent.parent
 REQUEST = encode_message(binding_request(bytes(range(12))))
 
-has_ipv6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
-needs_ipv6 = pytest.mark.skipif(not has_ipv6, reason="no IPv6 on this machine")
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
-@asynccontextmanager
-async def serving(
-    listen: str = "127.0.0.1",
-    port: int = 0,
-    *,
-    other_address: str | None = None,
-    other_port: int | None = None,
-    idle_timeout: float = stun_server.IDLE_TIMEOUT,
-    most_connections: int | None = None,
-) -> AsyncIterator[StunAddresses]:
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            yield await nursery.start(
-                partial(
-                    serve_stun,
-                    listen,
-                    port,
-                    other_address=other_address,
-                    other_port=other_port,
-                    idle_timeout=idle_timeout,
-                    most_connections=most_connections,
-                )
-            )
-            nursery.cancel_scope.cancel()
-
-
-async def udp_socket(host: str = "127.0.0.1") -> trio.socket.SocketType:
-    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    await sock.bind((host, 0))
-    return sock
-
-
-def own_endpoint(sock: trio.socket.SocketType) -> Endpoint:
-    return Endpoint(*sock.getsockname()[:2])
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -95,7 +67,10 @@ async def test_udp_and_tcp_on_one_port() -> None:
 async def test_ipv6() -> None:
     async with serving("::1") as addresses:
         with await udp_socket("::1") as sock:
-            assert (await binding_over_udp(sock, addresses.primary)).mapped == own_endpoint(sock)
+            # In any spelling of the server's address.
+            for host in ("::1", "0:0::0001"):
+                server = Endpoint(host, addresses.primary.port)
+                assert (await binding_over_udp(sock, server)).mapped == own_endpoint(sock)
         async with await trio.open_tcp_stream(*addresses.primary) as stream:
             assert (await binding_over_tcp(stream.socket)).mapped == own_endpoint(stream.socket)
 
