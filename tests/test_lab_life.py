@@ -32,7 +32,10 @@ IN_USER_NAMESPACE = textwrap.dedent(
     import sys
     sys.path[:0] = sys.argv[1:]
     import lab_programs as programs
-    from ntcpsock.testing.natlab import lab_namespaces, namespaces_available, open_lab
+    from ntcpsock.testing.natlab import (
+        lab_namespaces, namespaces_available, open_lab, reexec_in_user_namespace
+    )
+    reexec_in_user_namespace()
     reason = namespaces_available()
     if reason:
         sys.exit("unavailable: " + reason)
@@ -130,18 +133,20 @@ def test_call_brings_back_errors(nat_lab: NatLabFactory) -> None:
 
 @pytest.mark.lab
 @pytest.mark.parametrize("user", ["root", "nobody"])
-def test_in_a_user_namespace(nat_lab: NatLabFactory, user: str) -> None:
-    # What the sandbox of the test run allows to root and to nobody differs: each skips with its own reason.
-    unshare = ["unshare", "-Urnm", "--"]
+@pytest.mark.parametrize("way", ["unshare -Urnm --", "unshare -Urn --", "reexec"])
+def test_in_a_user_namespace(nat_lab: NatLabFactory, user: str, way: str) -> None:
+    # What a sandbox allows to root and to nobody differs: each skips with its own reason.
+    become: list[str] = []
     if user == "nobody":
         if os.geteuid() != 0:
             pytest.skip("only root can become nobody")
-        unshare = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *unshare]
-    python, reason = interpreter_for(unshare)
+        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    python, reason = interpreter_for([*become, "unshare", "-Urnm", "--"])
     if python is None:
         pytest.skip(f"no user namespace for {user}: {reason}")
+    enter = [] if way == "reexec" else way.split()
     done = subprocess.run(
-        [*unshare, python, "-c", IN_USER_NAMESPACE, str(Path(__file__).parent)],
+        [*become, *enter, python, "-c", IN_USER_NAMESPACE, str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=False,

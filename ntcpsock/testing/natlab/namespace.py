@@ -22,6 +22,7 @@ DIRECTORY = Path("/run/netns")
 
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux"}
+_MOUNT_SOURCE = "ntcp-lab"
 _CLONE_NEWNS = 0x00020000
 
 
@@ -146,10 +147,12 @@ def prepare_directory() -> None:
 
     Inside a user namespace /run belongs to somebody else: a tmpfs goes over it, in a private mount namespace.
     """
-    place = DIRECTORY if DIRECTORY.exists() else DIRECTORY.parent
-    if os.access(place, os.W_OK):
+    if not _in_user_namespace() or _has_own_mount():
         return
-    mount = ["mount", "-t", "tmpfs", "-o", "mode=755", "ntcp-lab", str(place)]
+    with contextlib.suppress(OSError):
+        DIRECTORY.mkdir(exist_ok=True)
+    place = DIRECTORY if DIRECTORY.exists() else DIRECTORY.parent
+    mount = ["mount", "-t", "tmpfs", "-o", "mode=755", _MOUNT_SOURCE, str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
         return
     # Entered by `unshare -Urn` without -m: the mount namespace is not ours yet.
@@ -158,6 +161,15 @@ def prepare_directory() -> None:
         raise LabUnavailable(f"no private mount namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True, check=False)
     run_checked(mount)
+
+
+def _in_user_namespace() -> bool:
+    """Whether root here is somebody else outside."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
+def _has_own_mount() -> bool:
+    return any(f" {_MOUNT_SOURCE} " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def namespaces_available() -> str | None:
