@@ -239,3 +239,11 @@ async def handshake_over(
             carrier.close()
         raise
     return carriers["client"], carriers["server"]
+
+
+async def receive_all(stream: NTCPStream) -> bytes:
+    """Everything up to the peer's FIN."""
+    parts = []
+    while data := await stream.receive_some():
+        parts.append(data)
+    return b"".join(parts)
