@@ -68,6 +68,7 @@ class Lab:
         side_b = _Side("b", "11.22.44", "10.1.0" if same_range else "10.2.0")
         self._tag = new_tag()
         self._sides = [side_a] if same_nat else [side_a, side_b]
+        self._owner = os.getpid()
         self._device = device
         self._wire: subprocess.Popen[str] | None = None
         self.delay = delay
@@ -121,6 +122,8 @@ class Lab:
 
     def close(self) -> None:
         """End every process, stop the wire, remove the namespaces. Repeating it is harmless."""
+        if os.getpid() != self._owner:  # a forked child leaves the `with` block too
+            return
         for place in self.places:
             place.terminate()
         for place in self.places:
@@ -153,7 +156,7 @@ class Lab:
             for side in self._sides
         ]
         specification = {
-            "owner": os.getpid(),
+            "owner": self._owner,
             "device": self._device,
             "links": links,
             "namespaces": [place.namespace for place in self.places],
