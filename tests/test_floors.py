@@ -45,7 +45,15 @@ FLOORS = (
     ),
     Floor(
         "F2 drivers",
-        ("_state", "_traversal.*.driver", "_session.tls", "_session.quic", "_session.stream", "_raw.capture"),
+        (
+            "_state",
+            "_traversal.*.driver",
+            "_session.tls",
+            "_session.quic",
+            "_session.driver",
+            "_session.stream",
+            "_raw.capture",
+        ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F2 drivers"}),
         "a driver moves the bytes of one protocol; what to do with the outcome is decided above",
     ),
@@ -100,6 +108,7 @@ FLOORS = (
             "_traversal.punch",
             "_traversal.punch.*",
             "_session",
+            "_session.carrier",
             "_session.frames",
             "_session.machine",
             "_raw",
@@ -180,7 +189,9 @@ def _own(dotted: str) -> str:
     return dotted.removeprefix("ntcpsock").removeprefix(".")
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name or "ntcpsock" for name, _ in modules()])
+@pytest.mark.parametrize(
+    ("module", "path"), list(modules()), ids=[name or "ntcpsock" for name, _ in modules()]
+)
 def test_imports_go_down(module: str, path: Path) -> None:
     floor = floor_of(module)
     assert floor is not None, f"ntcpsock.{module} stands on no floor: give it one in {Path(__file__).name}"

@@ -118,15 +118,36 @@ async def test_a_blocked_sender_is_woken_and_its_frame_completed() -> None:
     await second.aclose()
 
 
-async def test_a_peer_that_takes_nothing_has_five_seconds(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_peer_that_takes_nothing_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     first, second = memory_streams(capacity=1000)
     await clog(first)
     started = trio.current_time()
     await first.aclose()
-    assert trio.current_time() - started == pytest.approx(CLOSE_TIMEOUT)
+    assert CLOSE_TIMEOUT <= trio.current_time() - started < 1.2 * CLOSE_TIMEOUT
     with pytest.raises(trio.BrokenResourceError):
         await receive_all(second)
     await second.aclose()
+
+
+async def test_a_peer_that_is_slow_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    near, far = memory_carriers(capacity=1000)
+    near.unacknowledged = lambda: len(near.outgoing.data)  # type: ignore[method-assign]
+    first, second = make_stream(near), make_stream(far)
+    taken = bytearray()
+
+    async def sip() -> None:
+        while data := await second.receive_some(1000):
+            taken.extend(data)
+            await trio.sleep(CLOSE_TIMEOUT / 2)
+        await second.aclose()
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(1):
+            await first.send_all(bytes(20_000))
+        nursery.start_soon(sip)
+        await first.aclose()
+        assert trio.current_time() > 6 * CLOSE_TIMEOUT
+    assert bytes(taken) == bytes(20_000)
 
 
 async def test_a_carrier_without_a_kernel_waits_for_the_ack(autojump_clock: trio.testing.MockClock) -> None:
@@ -140,7 +161,7 @@ async def test_a_carrier_without_a_kernel_waits_for_the_ack(autojump_clock: trio
             nursery.start_soon(stream.aclose)
             await trio.sleep(1)
             far.try_send(answer)
-        assert trio.current_time() - started == pytest.approx(seconds)
+        assert seconds <= trio.current_time() - started < 1.2 * seconds
         assert near.closed
 
 

@@ -33,6 +33,7 @@ class SessionDriver:
         self.error: OSError | None = None
         self.send_error: OSError | None = None
         self.closed = False  # by our own application
+        self.taken = 0  # bytes that the carrier has taken
         # Held by whoever puts frames on the carrier, over its waits: frames never interleave.
         self.lock = trio.Lock()
         self._early = received
@@ -184,11 +185,13 @@ class SessionDriver:
         if self.send_error is not None:
             raise self.send_error
         try:
-            return self.carrier.try_send(data)
+            count = self.carrier.try_send(data)
         except OSError as error:
             # What the peer sent before may still be there to be read: the carrier stays.
             self.send_error = error
             raise
+        self.taken += count
+        return count
 
     # -- waiting and ending ----------------------------------------------------------------------
 

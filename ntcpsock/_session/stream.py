@@ -13,7 +13,7 @@ from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.driver import FULL_PAYLOAD, Conflict, Sending, SessionDriver, Translated
 from ntcpsock._session.frames import BIND_LENGTH, HEADER_LENGTH, Bind, decode_bind, encode_frame
 
-CLOSE_TIMEOUT: Final = 5.0  # seconds that aclose() gives the peer to take what was sent
+CLOSE_TIMEOUT: Final = 5.0  # seconds without any progress after which aclose() gives up
 CLOSE_GRACE: Final = 0.1  # seconds that aclose() prefers the peer's ACK to its kernel's
 LARGEST_RECEIVE_SIZE: Final = 256 * 1024
 
@@ -62,10 +62,32 @@ async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
     return bind.dial_id, bind.token, b""
 
 
+class _Progress:
+    """Whether the peer or its kernel still takes what we sent: slow is no reason to give up, dead is."""
+
+    def __init__(self, driver: SessionDriver, timeout: float) -> None:
+        self._driver = driver
+        self._timeout = timeout
+        self.tick = timeout / 16  # seconds between two looks
+        self._seen = self._look()
+        self._moved = trio.current_time()
+
+    def _look(self) -> tuple[int, int | None, int]:
+        driver = self._driver
+        return driver.taken, driver.carrier.unacknowledged(), driver.machine.acknowledged
+
+    def has_stalled(self) -> bool:
+        seen, now = self._look(), trio.current_time()
+        if seen != self._seen:
+            self._seen, self._moved = seen, now
+        return now >= self._moved + self._timeout
+
+
 class NTCPStream(trio.abc.HalfCloseableStream):
     """A connection to a peer.
 
-    peer: who is at the other end; path: how the bytes travel; report: what it took to connect.
+    peer: who is at the other end; path: how the bytes travel; report: what it took to connect;
+    close_timeout: seconds without progress after which `aclose` gives up (5.0; may be set).
 
     Errors are trio's: ClosedResourceError after `aclose`, `reset` or, for sending, `send_eof`;
     BrokenResourceError with the OSError as `__cause__` (ConnectionResetError after the peer's reset,
@@ -86,6 +108,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.path = path
         self.report = report
         self.carrier = carrier
+        self.close_timeout = CLOSE_TIMEOUT
         self._driver = SessionDriver(carrier, received)
         self._receive_conflict = Conflict("another task is receiving on this stream")
         self._sent_unread = 0
@@ -208,10 +231,11 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close both directions; what was sent before still reaches the peer.
 
-        FIN goes out if `send_eof` has not sent it. Then this waits, at most 5 seconds, until the peer
-        has confirmed it; where the peer's application is not reading, 0.1 seconds, or no time when
-        it is sending, and its kernel's word are enough. What the peer sends meanwhile is dropped.
-        Cancelled, it closes at once, and the peer may see a reset in place of the end.
+        FIN goes out if `send_eof` has not sent it. Then this waits until the peer has confirmed it;
+        where the peer's application is not reading, its kernel's word is enough after 0.1 seconds, or
+        at once if it is sending. It gives up when nothing has moved for `close_timeout` seconds.
+        What the peer sends meanwhile is dropped. Cancelled, it closes at once, and the peer may see a
+        reset in place of the end.
         """
         driver = self._driver
         if driver.closed:
@@ -221,31 +245,38 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.carrier.interrupt()
         try:
             await trio.lowlevel.checkpoint()
-            with trio.move_on_after(CLOSE_TIMEOUT):
-                if driver.send_error is None:
-                    async with driver.lock:
-                        if driver.machine.eof_sent:
-                            await driver.finish()
-                        else:
-                            await driver.send_eof()
-                    await self._linger()
+            progress = _Progress(driver, self.close_timeout)
+            if driver.send_error is None and await self._send_last_frames(progress):
+                await self._linger(progress)
         except (OSError, trio.ClosedResourceError):
             pass  # the carrier broke, or reset() was called: there is nothing left to deliver
         finally:
             self.carrier.close()
 
-    async def _linger(self) -> None:
+    async def _send_last_frames(self, progress: _Progress) -> bool:
+        """Up to and with FIN; False where the carrier has stalled."""
+        driver = self._driver
+        while not progress.has_stalled():
+            with trio.move_on_after(progress.tick):
+                async with driver.lock:
+                    if not driver.machine.eof_sent:
+                        await driver.send_eof()
+                    await driver.finish()
+                return True
+        return False
+
+    async def _linger(self, progress: _Progress) -> None:
         """Until nothing that was sent can be lost by closing.
 
         A kernel that gets data for a closed socket answers RST, and drops what it had still to send.
         """
-        driver, started, pause = self._driver, trio.current_time(), 0.002
-        while True:
+        driver, patience, pause = self._driver, trio.current_time() + CLOSE_GRACE, 0.002
+        while not progress.has_stalled():
             dropped = driver.discard(_scratch.view)
             driver.flush_nowait()
             if driver.error is not None or driver.machine.eof_acknowledged:
                 return
-            has_patience = not dropped and trio.current_time() < started + CLOSE_GRACE
+            has_patience = not dropped and trio.current_time() < patience
             if not has_patience and self.carrier.unacknowledged() == 0:
                 return
             if dropped:
