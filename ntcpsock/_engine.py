@@ -34,6 +34,8 @@ CHECK_INTERVAL = 1.0
 CLOSE_DEADLINE = 2.0
 # How long a new connection waits for a place in the program's accept queue; Linux retries SYNs so long.
 ACCEPT_QUEUE_DEADLINE = 60.0
+# At the end of the program, connections that are just coming in over loopback are given so long.
+LAST_ARRIVALS = 0.2
 
 
 class NodeSlot:
@@ -82,14 +84,20 @@ class Listening:
     """A port of a name under which connections arrive, and the program's loopback socket behind it."""
 
     def __init__(
-        self, name: str, port: int, family: int, target: Any, on_failure: Callable[[BaseException], None]
+        self,
+        name: str,
+        port: int,
+        backlog: int,
+        family: int,
+        target: Any,
+        on_failure: Callable[[BaseException], None],
     ):
         self.name = name
         self.port = port
         self.family = family
         self.target = target
         self.on_failure = on_failure
-        self.arrivals: Arrivals = {}
+        self.arrivals = Arrivals(backlog)
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 
@@ -107,6 +115,10 @@ class Engine:
         self._pumps: set[Pump] = set()
         self._listening: dict[tuple[str, int], Listening] = {}
         self._checking = False
+        self._handing_over: set[Dialled] = set()
+        self._bringing_in: set[trio.CancelScope] = set()
+        self._finishing = False
+        self._exiting = False
 
     # -- configuration and nodes
 
@@ -183,11 +195,15 @@ class Engine:
         return door
 
     async def _hand_over(self, dialled: Dialled) -> None:
-        hop = await dialled.take()
-        if hop is None:
-            await reset(dialled.stream)
-            return
-        await self._pump(hop, dialled.stream)
+        self._handing_over.add(dialled)
+        try:
+            hop = await dialled.take()
+            if hop is None:
+                await reset(dialled.stream)
+            else:
+                await self._pump(hop, dialled.stream)
+        finally:
+            self._handing_over.discard(dialled)
 
     # -- in
 
@@ -214,7 +230,7 @@ class Engine:
                 await before.ended.wait()
             if (label, port) in self._listening:
                 raise OSError(errno.EADDRINUSE, "Address already in use")
-        listening = Listening(label, port, family, target, on_failure)
+        listening = Listening(label, port, backlog, family, target, on_failure)
         self._listening[label, port] = listening
         try:
             node = await self._node_of(label)
@@ -262,7 +278,8 @@ class Engine:
         peer = stream.peer.name or stream.peer.node_id
         hop = None
         try:
-            with trio.move_on_after(ACCEPT_QUEUE_DEADLINE):
+            with trio.move_on_after(ACCEPT_QUEUE_DEADLINE) as scope:
+                self._bringing_in.add(scope)
                 number = _names.number(peer)
                 hop = await connect_hop(
                     listening.family, number, listening.target, arrival, listening.arrivals
@@ -274,6 +291,7 @@ class Engine:
             else:
                 log.warning("%s cannot be brought to %s:%s: %s", peer, listening.name, listening.port, error)
         finally:
+            self._bringing_in.discard(scope)
             places.release_on_behalf_of(token)
         if hop is None:
             await reset(stream)
@@ -282,13 +300,15 @@ class Engine:
         try:
             await self._pump(hop, stream)
         finally:
-            listening.arrivals.pop(source, None)
+            listening.arrivals.ended(source, arrival)
 
     # -- pumps
 
     async def _pump(self, hop: socket.socket, stream: Stream) -> None:
         pump = Pump(hop, stream)
         self._pumps.add(pump)
+        if self._finishing:
+            pump.finish(keep_hop=self._exiting)
         if not self._checking:
             self._checking = True
             self._nursery.start_soon(self._check)
@@ -308,14 +328,25 @@ class Engine:
 
     # -- the end
 
-    async def finish(self) -> None:
-        """Close listeners, bring out what programs have written, close the nodes. The caller sets a limit."""
+    async def finish(self, *, exiting: bool) -> None:
+        """Close listeners, bring out what programs have written, close the nodes. The caller sets a limit.
+
+        exiting: leave the hops as they are, for threads that still use the sockets: the interpreter
+        stops such a thread without a word, so it must not be woken by an end of its connection either.
+        """
+        self._finishing = True
+        self._exiting = exiting
         for listening in tuple(self._listening.values()):
             listening.scope.cancel()
+        for dialled in tuple(self._handing_over):
+            if not dialled.confirmed:
+                dialled.give_up()
+        for scope in tuple(self._bringing_in):
+            scope.deadline = min(scope.deadline, trio.current_time() + LAST_ARRIVALS)
         for pump in tuple(self._pumps):
-            pump.finish()
-        while self._pumps:
-            await trio.sleep(0.005)
+            pump.finish(keep_hop=exiting)
+        while self._pumps or self._handing_over or self._bringing_in:
+            await trio.sleep(0.002)
         await self._named.close()
         await self._nameless.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 import weakref
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,43 @@ class Arrival:
     report: Report
 
 
+class Arrivals:
+    """The connections that the engine made to one listener and `accept` has not returned yet.
+
+    One that ended meanwhile stays for its turn in the kernel's queue, as TCP's do: `accept` returns it
+    and `recv` tells its end. The queue is first in, first out, so whoever takes the address that became
+    free comes behind it. What is never taken (a C program accepts) is forgotten, the oldest first.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        self._waiting: dict[Address, Arrival] = {}
+        self._ended: deque[tuple[Address, Arrival]] = deque()
+        self._most_ended = backlog + 1
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def announce(self, source: Address, arrival: Arrival) -> None:
+        """In the engine, before the connection is made."""
+        self._waiting[source] = arrival
+
+    def take(self, source: Address) -> Arrival | None:
+        """In the program's thread: what came from `source`; None for a stranger."""
+        return self._waiting.pop(source, None)
+
+    def ended(self, source: Address, arrival: Arrival) -> None:
+        """In the engine: the connection is over."""
+        if self._waiting.get(source) is arrival:
+            self._ended.append((source, arrival))
+        while len(self._ended) > self._most_ended:
+            self.withdraw(*self._ended.popleft())
+
+    def withdraw(self, source: Address, arrival: Arrival) -> None:
+        """In the engine: the connection was never made."""
+        if self._waiting.get(source) is arrival:
+            self._waiting.pop(source, None)
+
+
 class Dialled:
     """A stream that is up and waits for the socket of the application that dialled it."""
 
@@ -89,6 +127,10 @@ class Dialled:
     def confirm(self) -> None:
         """The application's connect has succeeded: what arrived from its source is its socket."""
         self._confirmed.set()
+
+    @property
+    def confirmed(self) -> bool:
+        return self._confirmed.is_set()
 
     def give_up(self) -> None:
         """The application's connect failed or was interrupted."""
@@ -167,7 +209,7 @@ async def connect_hop(
             # 127.64.0.0/10 is not configured on every system, and AF_INET6 has no such range.
             hop.bind((loopback(family), 0))
         source = hop.getsockname()[:2]
-        table[source] = arrival
+        table.announce(source, arrival)
         with suppress(BlockingIOError):
             hop.connect(target)
         await trio.lowlevel.wait_writable(hop)
@@ -176,10 +218,7 @@ async def connect_hop(
             raise OSError(error, "the program does not listen any more")
     except BaseException:
         if source is not None:
-            table.pop(source, None)
+            table.withdraw(source, arrival)
         hop.close()
         raise
     return hop
-
-
-Arrivals = dict[Address, Arrival]

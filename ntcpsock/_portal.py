@@ -105,10 +105,13 @@ class Portal:
         call.timeout = timeout
         call.discard = discard
         with self._lock:
-            if self._ended:
-                raise _stopped()
-            self._calls.add(call)
-        self.soon(self._start, call)
+            ended = self._ended
+            if not ended:
+                self._calls.add(call)
+        if ended:
+            self._settle(call, error=_stopped())
+        else:
+            self.soon(self._start, call)
         try:
             call.done.wait()
         except BaseException:
@@ -119,6 +122,8 @@ class Portal:
                 self.soon(call.discard, call.value)
             raise
         if call.error is not None:
+            if _exiting and threading.current_thread().daemon:
+                _wait_for_the_end()
             # The error may be shared with the engine: leave no reference cycle through this frame.
             try:
                 raise translated(call.error)
@@ -178,7 +183,7 @@ class Portal:
             ready.set()
             await self._stop.wait()
             with trio.move_on_after(self._stop_deadline):
-                await self.engine.finish()
+                await self.engine.finish(exiting=_exiting)
             nursery.cancel_scope.cancel()
 
     def _start(self, call: _Call) -> None:
@@ -216,9 +221,9 @@ class Portal:
             call.scope.cancel()
 
     def _settle(self, call: _Call, error: BaseException | None = None) -> None:
-        call.error = error
         with self._lock:
             self._calls.discard(call)
+        call.error = error
         call.done.set()
 
     def _fail_calls(self) -> None:
@@ -278,11 +283,21 @@ def get() -> Portal:
     """
     global _current
     with _lock:
-        if _exiting:
-            raise _stopped()
-        if _current is None or not _current.alive:
-            _current = Portal()
-        return _current
+        exiting = _exiting
+        if not exiting:
+            if _current is None or not _current.alive:
+                _current = Portal()
+            return _current
+    if threading.current_thread().daemon:
+        _wait_for_the_end()
+    raise _stopped()
+
+
+def _wait_for_the_end() -> None:
+    """Never returns. The interpreter is exiting and stops daemon threads without a word: a traceback of
+    theirs, at the end of a program that did nothing wrong, would be ours."""
+    while True:
+        threading.Event().wait()
 
 
 def current() -> Portal | None:

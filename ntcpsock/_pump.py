@@ -35,6 +35,11 @@ _PROBES = 3
 # A stream whose both directions have ended is given so long to see its last bytes acknowledged.
 CLOSE_DEADLINE = 60.0
 
+# When the program exits: what it has written comes out of its kernel buffer without such a pause, and is
+# no more than this (net.ipv4.tcp_wmem and tcp_rmem together); a thread that goes on writing is not waited for.
+_LAST_BYTES_PAUSE = 0.05
+_LAST_BYTES = 16 * 1024 * 1024
+
 _TCP_CLOSE = 7  # linux/include/net/tcp_states.h
 
 
@@ -95,6 +100,8 @@ class Pump:
         self._shut = False
         self._broken = False
         self._finishing = False
+        self._keep_hop = False
+        self._last_bytes = _LAST_BYTES
 
     async def run(self) -> None:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
@@ -107,19 +114,26 @@ class Pump:
             clean = not self._broken
         finally:
             trio.lowlevel.notify_closing(self.hop)
-            if clean:
+            if self._keep_hop:
+                self.hop.detach()
+            elif clean:
                 self.hop.close()
             else:
                 abort(self.hop)
+            if not clean:
                 with trio.CancelScope(shield=True):
                     await reset(self.stream)
         with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError):
             if clean:
                 await self.stream.aclose()
 
-    def finish(self) -> None:
-        """The program is exiting: send what it has written, say the end, and wait for nothing more."""
+    def finish(self, *, keep_hop: bool) -> None:
+        """The engine is ending: send what the program has written, say the end, and wait for nothing more.
+
+        keep_hop: leave the application's end as it is, until the process ends.
+        """
         self._finishing = True
+        self._keep_hop = keep_hop
         for scope in (self._reading, self._receiving):
             if scope is not None:
                 scope.cancel()
@@ -155,21 +169,28 @@ class Pump:
 
     async def _read(self) -> bytes:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
-        while True:
+        while not self._finishing:
             try:
                 return self.hop.recv(CHUNK)
             except (BlockingIOError, InterruptedError):
-                if self._finishing:
-                    return b""
-            with trio.CancelScope() as self._reading:
-                await trio.lowlevel.wait_readable(self.hop)
-            self._reading = None
+                with trio.CancelScope() as self._reading:
+                    await trio.lowlevel.wait_readable(self.hop)
+                self._reading = None
+        with trio.move_on_after(_LAST_BYTES_PAUSE):
+            await trio.lowlevel.wait_readable(self.hop)
+            if self._last_bytes > 0:
+                data = self.hop.recv(CHUNK)
+                self._last_bytes -= len(data)
+                return data
+        return b""
 
     async def _inward(self) -> None:
         """Peer -> application."""
         try:
             while data := await self._receive():
                 await self._write(data)
+            if self._keep_hop:
+                return
             self._shut = True
             with suppress(OSError):  # ENOTCONN: the application has gone already
                 self.hop.shutdown(socket.SHUT_WR)

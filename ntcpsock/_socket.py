@@ -116,7 +116,7 @@ class NTCPSocket(_stdlib.socket):
         if label is None:
             super().connect(address)
         else:
-            self._connect_by_name(label, address)
+            self._connect_by_name(label, address, "connect")
 
     def connect_ex(self, address: Any, /) -> int:
         """As `connect`, but returns the errno (0: connected). Like the system's it raises for a name that
@@ -125,7 +125,7 @@ class NTCPSocket(_stdlib.socket):
         if label is None:
             return super().connect_ex(address)
         try:
-            self._connect_by_name(label, address)
+            self._connect_by_name(label, address, "connect_ex")
         except NameNotFound:
             raise
         except TimeoutError:
@@ -134,8 +134,8 @@ class NTCPSocket(_stdlib.socket):
             return error.errno if error.errno is not None else errno.EIO
         return 0
 
-    def _connect_by_name(self, label: str, address: tuple[Any, ...]) -> None:
-        port = self._check(label, address, "connect")
+    def _connect_by_name(self, label: str, address: tuple[Any, ...], method: str) -> None:
+        port = self._check(label, address, method)
         timeout = self.gettimeout()
         if timeout == 0:
             raise OSError(
@@ -192,7 +192,7 @@ class NTCPSocket(_stdlib.socket):
         dialled.announce((host, source[1]))
         super().connect(dialled.address)
 
-    def _check(self, label: str, address: tuple[Any, ...], what: str) -> int:
+    def _check(self, label: str, address: tuple[Any, ...], method: str) -> int:
         """The port of `address`; the errors that the system would raise for this socket and address."""
         from ntcpsock._hop import loopback
 
@@ -209,8 +209,8 @@ class NTCPSocket(_stdlib.socket):
         if len(address) > limit or not 0 <= port <= 65535:
             # Its wording and types of error are the system's business. It refuses each of these before
             # it looks at the address.
-            getattr(super(), what)((host, *address[1:]))
-        if what == "connect" and port == 0:
+            getattr(super(), method)((host, *address[1:]))
+        if method != "bind" and port == 0:
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return port
 
@@ -296,7 +296,7 @@ class NTCPSocket(_stdlib.socket):
                 if named.listener.failure is not None:
                     raise named.listener.failure from None
                 raise
-            arrival = named.listener.listening.arrivals.pop(address[:2], None)
+            arrival = named.listener.listening.arrivals.take(address[:2])
             if arrival is not None:
                 break
             os.close(descriptor)  # another program of this machine, which has no business here
