@@ -104,11 +104,12 @@ def send_datagrams(target: Address, count: int) -> str:
     return "sent"
 
 
-def punch(local_port: int, target: Address, rtt: float, word: bytes) -> tuple[bytes, int]:
-    """Simultaneous open: connect until it works, with a random pause after each refusal.
+def punch(local_port: int, target: Address, rtt: float, word: bytes, skew: float = 0.0) -> tuple[bytes, int]:
+    """Simultaneous open: after `skew` seconds connect until it works, with a random pause after each refusal.
 
     Returns what the other side said, and the number of attempts.
     """
+    time.sleep(skew)
     deadline = time.monotonic() + PATIENCE
     attempts = 0
     while time.monotonic() < deadline:
