@@ -130,7 +130,8 @@ class BrokerCore:
                 return self._key_request(datagram, source, now)
             return self._sealed(datagram, source, now)
         except BadMessage as error:
-            return self._drop(str(error)[:40])
+            # The first argument is one of few texts; what follows it may be a stranger's.
+            return self._drop(error.args[0])
         except sqlite3.Error:
             # Disk full, file gone: names cannot be known now. The client asks again.
             return self._drop("name store failed")

@@ -70,10 +70,10 @@ from ntcpsock._traversal.broker.message import (
 from ntcpsock._traversal.broker.replay import ReplayWindow
 from ntcpsock._traversal.broker.requests import PendingRequests, Request
 
-#: Seconds before the first retransmission while no round trip has been measured; doubles each time.
+#: Seconds before the first retransmission while no round trip has been measured; doubles each time, up to a second.
 INITIAL_RTO = 0.25
 _MIN_RTO = 0.1
-_MAX_RTO = 1.0
+_MAX_RTO = 0.5
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
 

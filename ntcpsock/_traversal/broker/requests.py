@@ -1,0 +1,92 @@
+"""Requests that wait for an answer: when each is sent again, and when it has failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ntcpsock._traversal.broker.message import FromNode
+
+MAX_PENDING = 1024
+# Somebody waits for the answer: one frame a second is no burden, and a long pause costs him a second.
+_MAX_PAUSE = 1.0
+
+
+@dataclass(slots=True)
+class Request:
+    """One of them. Times are those of the machine's clock."""
+
+    body: FromNode
+    deadline: float
+    #: Before the next transmission; doubles with each, up to one second.
+    pause: float
+    #: When that is due; None while there is no session to send in.
+    due: float | None = None
+    first_sent: float = 0.0
+    transmissions: int = 0
+    #: Whether a Challenge has answered it: a second one would be a replay, or late.
+    challenged: bool = False
+
+
+class PendingRequests:
+    """The table, by request number."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, Request] = {}
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._requests
+
+    @property
+    def full(self) -> bool:
+        return len(self._requests) >= MAX_PENDING
+
+    def add(self, number: int, request: Request) -> None:
+        self._requests[number] = request
+
+    def get(self, number: int) -> Request | None:
+        return self._requests.get(number)
+
+    def remove(self, number: int) -> None:
+        """Forget it; harmless where it is gone."""
+        self._requests.pop(number, None)
+
+    def clear(self) -> None:
+        self._requests.clear()
+
+    def transmitted(self, request: Request, now: float) -> None:
+        """It is being sent now."""
+        if request.transmissions == 0:
+            request.first_sent = now
+        else:
+            request.pause = min(request.pause * 2, _MAX_PAUSE)
+        request.transmissions += 1
+        request.due = now + request.pause
+
+    def hold(self) -> None:
+        """No session: nothing is sent, deadlines go on."""
+        for request in self._requests.values():
+            request.due = None
+
+    def restart(self, pause: float) -> list[tuple[int, Request]]:
+        """A new session: all of them are to be sent in it, as if for the first time."""
+        for request in self._requests.values():
+            request.transmissions = 0
+            request.pause = pause
+        return list(self._requests.items())
+
+    def take_expired(self, now: float) -> list[tuple[int, Request]]:
+        """Those whose time is over; they leave the table."""
+        expired = [item for item in self._requests.items() if now >= item[1].deadline]
+        for number, _ in expired:
+            del self._requests[number]
+        return expired
+
+    def due(self, now: float) -> list[tuple[int, Request]]:
+        """Those that are to be sent again."""
+        return [item for item in self._requests.items() if item[1].due is not None and now >= item[1].due]
+
+    def next_timer(self) -> float | None:
+        """When the next of them is due or over."""
+        times = [request.deadline for request in self._requests.values()]
+        times += [request.due for request in self._requests.values() if request.due is not None]
+        return min(times, default=None)
