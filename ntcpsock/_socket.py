@@ -304,10 +304,11 @@ class NTCPSocket(_stdlib.socket):
                 self._wait_readable(deadline)
         sock = self._accepted(descriptor)
         sock.peer, sock.path, sock.report = arrival.peer, arrival.path, arrival.report
+        peer_label = arrival.peer.name or arrival.peer.node_id
         sock._named = _Named(named.label, named.port)
-        sock._named.peer_label = arrival.peer.name or arrival.peer.node_id
+        sock._named.peer_label = peer_label
         sock._named.peer_port = address[1]
-        return sock, sock.getpeername()
+        return sock, _names.socket_address(peer_label, address[1], self.family)
 
     def _accepted(self, descriptor: int) -> NTCPSocket:
         sock = NTCPSocket(self.family, self.type, self.proto, fileno=descriptor)
