@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,49 +21,43 @@ from ntcpsock._config import default_state_dir
 from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
 
 
-async def serve(listen: str, port: int, state_dir: Path, stun: list[Endpoint]) -> None:
-    """Serve until a signal comes."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def start(task_status: trio.TaskStatus[BrokerServer]) -> None:
-                await serve_udp_broker(listen, port, state_dir=state_dir, stun=stun, task_status=task_status)
-
-            server: BrokerServer = await nursery.start(start)
-            print(f"ready {server.uri}", flush=True)
-            await anext(aiter(signals))
-            nursery.cancel_scope.cancel()
-
-
-def main() -> int:
-    """Parse the command line and serve."""
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="ntcpsock's UDP broker")
-    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDR", help="address to bind (default: all)")
+    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDR", help="numeric address (default: all)")
     parser.add_argument("--port", type=int, default=DEFAULT_BROKER_PORT, help="UDP port (default: 6060)")
     parser.add_argument(
         "--state-dir",
         type=Path,
+        default=default_state_dir(),
         metavar="DIR",
-        help="for the broker's key and the names (default: NTCP_STATE)",
+        help="of the broker's key and the names (default: NTCP_STATE)",
     )
     parser.add_argument(
         "--stun",
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="a STUN server that nodes are told; a numeric address, 0.0.0.0 for this host",
+        help="a STUN server that nodes are told: numeric, or 0.0.0.0 for this host; may be repeated",
     )
-    arguments = parser.parse_args()
-    try:
-        stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
-        trio.run(serve, arguments.listen, arguments.port, arguments.state_dir or default_state_dir(), stun)
-    except* OSError as group:
-        print(f"udp_broker: {group.exceptions[0]}", file=sys.stderr)
-        return_code = 1
-    else:
-        return_code = 0
-    return return_code
+    return parser.parse_args()
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
+    serve = partial(
+        serve_udp_broker, arguments.listen, arguments.port, state_dir=arguments.state_dir, stun=stun
+    )
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server: BrokerServer = await nursery.start(serve)
+            print(f"ready {server.uri}", flush=True)
+            async for _signal in signals:
+                nursery.cancel_scope.cancel()
+                break
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        trio.run(main, parse_arguments())
+    except* (OSError, ValueError, OverflowError) as errors:
+        sys.exit(f"udp_broker: {errors.exceptions[0]}")

@@ -6,6 +6,7 @@ again when a restarted broker challenges them.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 from collections import Counter
@@ -62,10 +63,14 @@ async def serve_udp_broker(
     `listen` is a numeric IPv4 or IPv6 address ("::" takes IPv4 too); port 0 lets the system choose.
     `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; the host
     0.0.0.0 or :: in it means "where you reached this broker".
-    Raises OSError where it cannot bind, ConfigurationError for an unusable state directory.
+    Raises OSError where it cannot bind, ValueError for STUN servers that cannot be told to nodes,
+    ConfigurationError for an unusable state directory.
     """
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
+    for server_address in stun:
+        # Nodes refuse a Welcome with anything else in it.
+        ipaddress.ip_address(server_address.host)
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
     try:
