@@ -31,7 +31,7 @@ def show_pair(lab: Lab, events: Sequence[dict[str, Any]], console: Console | Non
     if shown.get("report"):
         console.print()
         console.print(timeline(shown["report"]))
-    if shown.get("advice"):
+    if shown.get("advice") and shown["advice"] not in shown["message"]:
         console.print(f"\nadvice: {shown['advice']}")
 
 

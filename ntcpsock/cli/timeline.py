@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-BAR_WIDTH = 44
+NARROWEST, WIDEST = 16, 64  # characters of the time axis
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def timeline(report: Mapping[str, Any], *, title: str | None = None, width: int = BAR_WIDTH) -> Table:
-    """`report` is `Report.to_dict()`, or what JSON made of it. `width`: characters of the longest bar."""
+def timeline(report: Mapping[str, Any], *, title: str | None = None) -> Table:
+    """`report` is `Report.to_dict()`, or what JSON made of it."""
     end = _last_moment(report)
     table = Table(
         title=title, title_style="bold", title_justify="left", box=None, pad_edge=False, padding=(0, 1)
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, max_width=36)
     table.add_column("ms", justify="right", no_wrap=True, style="dim")
-    table.add_column(axis(end, width), no_wrap=True, width=width + 1)
-    table.add_column("")
+    table.add_column(_OnAxis("axis", end), min_width=NARROWEST)
+    table.add_column("", overflow="fold", max_width=40)
     for stage in report["stages"]:
-        _add_row(table, Text(str(stage["name"])), stage, end, width, "blue")
+        outcome = str(stage["outcome"])
+        # A stage fails with the text of the whole error, which stands elsewhere already.
+        _add_row(table, Text(str(stage["name"])), stage, outcome if len(outcome) < 40 else "failed", end)
     for attempt in report["attempts"]:
-        _add_row(table, _attempt_label(attempt), attempt, end, width, "cyan")
+        # Its error begins with technique and endpoint, as the label does.
+        outcome = str(attempt["outcome"]).removeprefix(f"{_place(attempt)}: ")
+        _add_row(table, _attempt_label(attempt), attempt, outcome, end)
     return table
+
+
+@dataclass(frozen=True, slots=True)
+class _OnAxis:
+    """The axis itself, or a bar on it: as wide as the column comes out."""
+
+    style: str
+    total: float
+    span: tuple[float, float] | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, WIDEST)
+        if self.span is None:
+            yield Text(axis(self.total, width), style="dim", no_wrap=True)
+        else:
+            yield Text(bar(*self.span, self.total, width), style=self.style, no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(NARROWEST, WIDEST).with_maximum(options.max_width)
 
 
 def bar(started: float, ended: float, total: float, width: int) -> str:
@@ -56,8 +82,9 @@ def axis(total: float, width: int) -> str:
     milliseconds = total * 1000
     if milliseconds <= 0:
         return "0 ms"
-    step = next((s for s in _STEPS if milliseconds / s <= 5), _STEPS[-1])
-    line = [" "] * (width + 12)
+    marks = max(2, min(6, width // 6))
+    step = next((s for s in _STEPS if milliseconds / s <= marks), _STEPS[-1])
+    line = [" "] * width
     mark = 0.0
     while mark <= milliseconds:
         position = round(mark / milliseconds * width)
@@ -65,7 +92,7 @@ def axis(total: float, width: int) -> str:
         if position + len(label) <= width:
             line[position : position + len(label)] = label
         mark += step
-    return "".join(line[:width]).rstrip()
+    return "".join(line).rstrip()
 
 
 _STEPS = [scale * factor for scale in (0.01, 0.1, 1, 10, 100, 1000, 10_000) for factor in (1, 2, 5)]
@@ -77,35 +104,33 @@ def _last_moment(report: Mapping[str, Any]) -> float:
     return float(max([report.get("seconds") or 0.0, *moments]))
 
 
-def _add_row(
-    table: Table, label: Text, entry: Mapping[str, Any], total: float, width: int, colour: str
-) -> None:
+def _add_row(table: Table, label: Text, entry: Mapping[str, Any], outcome: str, total: float) -> None:
     ended = entry["ended"] if entry["ended"] is not None else total
-    outcome = str(entry["outcome"])
-    style = _outcome_style(outcome, colour)
-    drawn = Text(bar(entry["started"], ended, total, width), style=style)
+    style = _outcome_style(outcome)
+    drawn = _OnAxis(style, total, (entry["started"], ended))
     table.add_row(label, f"{(ended - entry['started']) * 1000:.1f}", drawn, Text(outcome, style=style))
 
 
 def _attempt_label(attempt: Mapping[str, Any]) -> Text:
-    label = Text("  ")
-    label.append(str(attempt["technique"]), style="bold")
-    if attempt["remote"]:
-        host, port = attempt["remote"]
-        label.append(f" {_host(host)}:{port}", style="dim")
+    technique, _, endpoint = _place(attempt).partition(" ")
+    label = Text("  ").append(technique, style="bold").append(f" {endpoint}", style="dim")
     if attempt.get("tries", 0) > 1:
         label.append(f" x{attempt['tries']}", style="dim")
     return label
 
 
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _place(attempt: Mapping[str, Any]) -> str:
+    if not attempt["remote"]:
+        return str(attempt["technique"])
+    host, port = attempt["remote"]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{attempt['technique']} {shown}:{port}"
 
 
-def _outcome_style(outcome: str, colour: str) -> str:
-    word = outcome.split(":")[0].strip().lower()
-    if word in ("ok", "won", "selected", "nominated"):
+def _outcome_style(outcome: str) -> str:
+    if outcome in ("ok", "connected"):
         return "green"
-    if word in ("running", "cancelled", "lost", "not needed", "superseded"):
+    # Neither good nor bad: another attempt was first, or it was still under way.
+    if outcome in ("running", "cancelled") or outcome.startswith("authenticated"):
         return "bright_black"
-    return "red" if word else colour
+    return "red"

@@ -1,0 +1,125 @@
+"""`ntcp serve`: the ready line, the end by signal, and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ntcpsock._address import parse_broker
+from ntcpsock._config import Config
+from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
+from ntcpsock.cli.serve import reachable_address
+from ntcpsock.cli.stage import open_loopback_stage
+from ntcpsock.trio import open_node
+
+SERVE = [sys.executable, "-m", "ntcpsock", "serve"]
+FREE = ["--broker-port", "0", "--stun-port", "0"]
+
+
+def start(*options: str, state: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*SERVE, "--listen", "127.0.0.1", *options, "--state-dir", str(state)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ready_line_and_clean_end(number: signal.Signals, tmp_path: Path) -> None:
+    with start(*FREE, state=tmp_path) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+    word, _, uri = line.strip().partition(" ")
+    address = parse_broker(uri)
+    assert (word, address.host) == ("ready", "127.0.0.1")
+    assert address.port > 0
+    assert address.key is not None
+
+
+def test_json_ready_line_and_a_key_that_stays(tmp_path: Path) -> None:
+    keys = set()
+    for _ in range(2):
+        with start(*FREE, "--json", state=tmp_path) as process:
+            assert process.stdout is not None
+            event = json.loads(process.stdout.readline())
+            process.send_signal(signal.SIGTERM)
+        assert process.returncode == 0
+        assert event["event"] == "ready"
+        assert len(event["stun"]) == 2
+        keys.add(parse_broker(event["broker"]).key)
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "word"),
+    [
+        (socket.SOCK_DGRAM, "--broker-port", "broker"),
+        (socket.SOCK_DGRAM, "--stun-port", "STUN"),
+        (socket.SOCK_STREAM, "--stun-port", "STUN"),
+    ],
+)
+def test_port_in_use(kind: socket.SocketKind, option: str, word: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, kind) as occupant:
+        occupant.bind(("127.0.0.1", 0))
+        port = occupant.getsockname()[1]
+        if kind == socket.SOCK_STREAM:
+            occupant.listen()
+        options = {"--broker-port": "0", "--stun-port": "0", "--other-stun-port": "0", option: str(port)}
+        with start(*[part for pair in options.items() for part in pair], state=tmp_path) as process:
+            _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr == (
+        f"ntcp: {word} server: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        f"choose another port with {option}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--listen", "localhost"], 2, "expected a numeric address"),
+        (["--broker-port", "65536"], 2, "--broker-port"),
+        (["--nonsense"], 2, "No such option"),
+        (["--other-address", "127.0.0.1"], 1, "the other address must be a different one"),
+        (["--listen", "198.51.100.77"], 1, "cannot listen on 198.51.100.77:3478"),
+    ],
+)
+def test_mistakes(options: list[str], status: int, words: str, tmp_path: Path) -> None:
+    with start(*options, state=tmp_path) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert words in stderr
+    assert "Traceback" not in stderr
+
+
+async def test_servers_answer(tmp_path: Path) -> None:
+    import trio
+
+    with open_loopback_stage() as stage:
+        config = Config(broker=stage.broker, state_dir=tmp_path)
+        with trio.fail_after(60):
+            async with open_node(config) as node:
+                assert len(node.stun_servers) == 2
+                for server in node.stun_servers:
+                    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
+                        await sock.bind(("127.0.0.1", 0))
+                        assert (await binding_over_udp(sock, server)).mapped == sock.getsockname()
+                    with trio.socket.socket() as stream:
+                        await stream.connect(server)
+                        assert (await binding_over_tcp(stream)).mapped == stream.getsockname()
+
+
+def test_reachable_address() -> None:
+    assert reachable_address("127.0.0.5") == "127.0.0.5"
+    assert not reachable_address("0.0.0.0").startswith("0.")
+    assert reachable_address("::") != "::"
