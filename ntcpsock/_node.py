@@ -86,6 +86,7 @@ class Node:
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._offers = 0
+        self._closing = False
 
     @property
     def node_id(self) -> str:
@@ -185,7 +186,7 @@ class Node:
                 await self._nursery.start(self._listening.keep)
 
     def _closed(self, port: int) -> None:
-        if self._listeners.pop(port, None) is not None:
+        if self._listeners.pop(port, None) is not None and not self._closing:
             self._nursery.start_soon(self._register_quietly)
 
     # What the broker knows of us.
@@ -207,10 +208,11 @@ class Node:
         if warm is None or self._certificate is None or self.private or not self._listeners:
             return None
         candidates = warm.candidates + (self._datagram_port.candidates if self._datagram_port else ())
+        open_to_all = [port for port, listener in self._listeners.items() if listener.allow is None]
         card = Card(
             self._certificate.fingerprint,
             candidates[:MAX_CANDIDATES],
-            tuple(self._listeners)[:MAX_CARD_PORTS],
+            tuple(open_to_all[:MAX_CARD_PORTS]),
             warm.profile,
             self.broker_rtt,
         )
@@ -333,6 +335,12 @@ class Node:
         self._nursery.start_soon(self._dial_ports.keep)
         if self.stun_servers:
             self._nursery.start_soon(self._keep_datagram_port)
+
+    def close(self) -> None:
+        """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
+        self._closing = True
+        for listener in list(self._listeners.values()):
+            listener.close()
 
     async def _serve_deliveries(self) -> None:
         async for delivery in self._session.deliveries:

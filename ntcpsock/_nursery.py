@@ -19,7 +19,9 @@ async def open_background_nursery() -> AsyncIterator[trio.Nursery]:
     async with trio.open_nursery() as nursery:
         try:
             yield nursery
-        except (Exception, KeyboardInterrupt) as caught:
+        except trio.Cancelled:
+            raise
+        except BaseException as caught:
             error = caught
         finally:
             nursery.cancel_scope.cancel()

@@ -68,6 +68,7 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
                 yield node
             finally:
                 _current_node.reset(token)
+                node.close()
 
 
 async def open_stream(name: str, port: int, *, timeout: float | None = None) -> NTCPStream:

@@ -10,11 +10,12 @@ import pytest
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._report import Attempt, Report
+from ntcpsock._report import Report
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal import race as race_module
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 
 
@@ -49,7 +50,7 @@ Play = Callable[[dict[int, tuple[float, bool]]], Scenario]
 def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     def start(script: dict[int, tuple[float, bool]]) -> Scenario:
         scenario = Scenario(script, {})
-        monkeypatch.setitem(race_module.STRATEGIES, "lan", scenario.attempt)
+        monkeypatch.setitem(STRATEGIES, "lan", scenario.attempt)
         return scenario
 
     return start
@@ -129,15 +130,15 @@ async def test_while_held_open_failure_waits_for_more(
     started = trio.current_time()
     async with trio.open_nursery() as nursery:
         race = Race(nursery, no_authentication, new_report(), rtt=0.1)
-        race.hold(True)
         race.start([planned(1)], 1000)
 
-        async def later() -> None:
-            await trio.sleep(5)
-            race.start([planned(2), planned(1)], 1000)
-            race.hold(False)
+        async def later(*, task_status: trio.TaskStatus[None]) -> None:
+            with race.more_may_come():
+                task_status.started()
+                await trio.sleep(5)
+                race.start([planned(2), planned(1)], 1000)
 
-        nursery.start_soon(later)
+        await nursery.start(later)
         winner = await race.winner()
         nursery.cancel_scope.cancel()
     assert winner is not None
@@ -185,7 +186,6 @@ async def test_strangers_at_the_port_are_bounded_and_do_not_win(
     report = Report("test", "dialer", trio.current_time())
     async with trio.open_nursery() as nursery:
         race = Race(nursery, never_authenticates, report, rtt=0.1)
-        race.hold(True)
         race.listen(listener, lambda _: "lan")
         for _ in range(race_module.MAX_UNAUTHENTICATED + 20):
             stranger = trio.socket.socket()

@@ -122,10 +122,10 @@ class DirectRace:
             async with trio.open_nursery() as nursery:
                 race = Race(nursery, self._authenticate, self._report, rtt=self._rtt)
                 self.errors = race.errors
-                race.hold(True)
-                self._enter(race, self._ports[0], self._card.candidates)
-                nursery.start_soon(self._follow_answer, race)
-                nursery.start_soon(self._further_rounds, race)
+                with race.more_may_come():
+                    self._enter(race, self._ports[0], self._card.candidates)
+                    await nursery.start(self._follow_answer, race)
+                    await nursery.start(self._further_rounds, race)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -158,27 +158,32 @@ class DirectRace:
     async def _authenticate(self, sock: trio.socket.SocketType) -> Carrier:
         return await client_handshake(sock, self._card.fingerprint)
 
-    async def _follow_answer(self, race: Race) -> None:
+    async def _follow_answer(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         """The answer may refuse, or bring candidates that are newer than the card."""
-        try:
-            answer = await self._dial.wait_accepted()
-        except (PeerRefused, PeerOffline) as error:
-            race.end(error)
-            return
-        known = {candidate.endpoint for candidate in self._card.candidates}
-        news = [candidate for candidate in answer.candidates if candidate.endpoint not in known]
-        if news:
-            self._enter(race, self._ports[0], news)
-
-    async def _further_rounds(self, race: Race) -> None:
-        for number in range(2, MAX_ROUNDS + 1):
-            await trio.sleep(ROUND_INTERVAL)
+        with race.more_may_come():
+            task_status.started()
             try:
-                port = await self._node.take_port()
-                self._ports.append(port)
-                await self._node.introduce(self._dial, self._dial.offer(number, port, self._node.broker_rtt))
-            except OSError:
-                break  # the attempts under way go on
-            answer = self._dial.answer
-            self._enter(race, port, answer.candidates if answer else self._card.candidates)
-        race.hold(False)
+                answer = await self._dial.wait_accepted()
+            except (PeerRefused, PeerOffline) as error:
+                race.end(error)
+                return
+            known = {candidate.endpoint for candidate in self._card.candidates}
+            news = [candidate for candidate in answer.candidates if candidate.endpoint not in known]
+            if news:
+                self._enter(race, self._ports[0], news)
+
+    async def _further_rounds(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
+        with race.more_may_come():
+            task_status.started()
+            for number in range(2, MAX_ROUNDS + 1):
+                await trio.sleep(ROUND_INTERVAL)
+                try:
+                    port = await self._node.take_port()
+                    self._ports.append(port)
+                    await self._node.introduce(
+                        self._dial, self._dial.offer(number, port, self._node.broker_rtt)
+                    )
+                except OSError:
+                    return  # the attempts under way go on
+                answer = self._dial.answer
+                self._enter(race, port, answer.candidates if answer else self._card.candidates)

@@ -6,7 +6,8 @@ on the punching port beside those that we make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -39,7 +40,7 @@ class Race:
         self._nomination: Nomination[Connection] = Nomination()
         self._settled = trio.Event()
         self._running = 0
-        self._open_ended = False
+        self._expecting = 0
         self._started: set[tuple[int, Endpoint]] = set()
         self.errors: list[OSError] = []
         #: What ended the race from outside, if anything did.
@@ -57,10 +58,15 @@ class Race:
         """Let connections that come in on `listener` take part. The caller closes the listener."""
         self._nursery.start_soon(self._accept, listener, name_incoming)
 
-    def hold(self, still_open: bool) -> None:
-        """While True, the race does not end in failure although no attempt runs: more may be added."""
-        self._open_ended = still_open
-        self._check_failure()
+    @contextmanager
+    def more_may_come(self) -> Iterator[None]:
+        """In this block the race does not end in failure although no attempt runs."""
+        self._expecting += 1
+        try:
+            yield
+        finally:
+            self._expecting -= 1
+            self._check_failure()
 
     def end(self, verdict: OSError) -> None:
         """End the race without a winner, unless it has one."""
@@ -145,5 +151,5 @@ class Race:
         self.errors.append(error)
 
     def _check_failure(self) -> None:
-        if not self._running and not self._open_ended:
+        if not self._running and not self._expecting:
             self._settled.set()

@@ -67,7 +67,7 @@ class NATProfile(msgspec.Struct, frozen=True, array_like=True):
 class Card(msgspec.Struct, frozen=True, array_like=True):
     """How to reach a listening node: registered at the broker, signed by the node's key.
 
-    ports: those listened on; for a port among them a dialer need not wait for the answer;
+    ports: those open to everybody; for a port among them a dialer need not wait for the answer;
     broker_rtt: the node's round-trip time to its broker in seconds.
     """
 
