@@ -377,7 +377,7 @@ def test_machine_and_core_survive_mutated_and_rightly_sealed_messages() -> None:
         body = chance.choice(FROM_NODE)
         payload = encode_from_node(session, 1000 + number, chance.randrange(2**32), body)
         network.core.receive(sender.seal(network.core.key, payload), node.address, network.now)
-        request = chance.choice([0, node.machine._next_request, chance.randrange(2**32)])
+        request = chance.choice([0, node.machine._outbox._number, chance.randrange(2**32)])
         answer = encode_from_broker(session, 1000 + number, request, chance.choice(FROM_BROKER))
         node.machine.receive_datagram(broker.seal(node.identity.public_key, answer), network.now)
         node.machine.handle_timer(network.now)

@@ -27,8 +27,10 @@ from ntcpsock._traversal.broker.events import (
     Answered,
     Connected,
     Delivered,
+    Delivery,
     Disconnected,
     Event,
+    Introduction,
     KeyShown,
     RegistrationLost,
     TimedOut,
@@ -55,31 +57,14 @@ from ntcpsock._traversal.broker.message import (
     encode_allow,
 )
 
+__all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
+
 _logger = logging.getLogger("ntcpsock.broker")
 
 #: Offers and answers that wait to be taken. One more is dropped: whoever sent it sends it again.
 MAX_DELIVERIES = 256
 # Another address of the broker is tried beside the first after this pause (RFC 8305 section 5).
 _STAGGER = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """Another node's sealed offer or answer. The broker vouches for the sender's key and name."""
-
-    sender: bytes
-    sender_instance: bytes
-    sender_name: str | None
-    sealed: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Introduction:
-    """The node that got our offer. `card` None: it is private, wait for its answer."""
-
-    key: bytes
-    instance: bytes
-    card: bytes | None
 
 
 class BrokerSession:

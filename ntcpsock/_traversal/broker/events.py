@@ -1,4 +1,4 @@
-"""What the client machine tells its driver."""
+"""What the client machine tells its driver, and the driver its user."""
 
 from __future__ import annotations
 
@@ -71,3 +71,22 @@ class Delivered:
 Event = (
     KeyShown | WrongKeyShown | Connected | Disconnected | Answered | TimedOut | RegistrationLost | Delivered
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Another node's sealed offer or answer. The broker vouches for the sender's key and name."""
+
+    sender: bytes
+    sender_instance: bytes
+    sender_name: str | None
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """The node that got our offer. `card` None: it is private, wait for its answer."""
+
+    key: bytes
+    instance: bytes
+    card: bytes | None

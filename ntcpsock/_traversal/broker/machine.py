@@ -31,16 +31,12 @@ from ntcpsock._traversal.broker.events import (
 from ntcpsock._traversal.broker.frame import (
     KEY_REPLY,
     NONCE_LENGTH,
-    OVERHEAD,
     Sealer,
     decode_key_reply_untrusted,
-    encode_key_request,
 )
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.message import (
     INSTANCE_LENGTH,
-    MAX_COUNTER,
-    MAX_DATAGRAM,
     MIN_TTL,
     NO_SESSION,
     BrokerEnvelope,
@@ -56,7 +52,6 @@ from ntcpsock._traversal.broker.message import (
     KeepAlive,
     KeepAliveAck,
     Lookup,
-    Reason,
     Refused,
     Register,
     Registered,
@@ -64,9 +59,9 @@ from ntcpsock._traversal.broker.message import (
     Unreachable,
     Welcome,
     decode_from_broker,
-    decode_from_node,
-    encode_from_node,
 )
+from ntcpsock._traversal.broker.outbox import Outbox, check_message
+from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.replay import ReplayWindow
 from ntcpsock._traversal.broker.requests import PendingRequests, Request
 
@@ -123,18 +118,12 @@ class ClientMachine:
         #: Datagrams that were not taken, by reason.
         self.dropped: Counter[str] = Counter()
         self._state = _State.IDLE
-        self._outgoing: list[bytes] = []
+        self._outbox = Outbox(sealer, random_bytes)
         self._events: list[Event] = []
-        # Never goes back, whatever happens to the session: that alone makes every old frame a replay.
-        self._counter = 0
-        self._next_request = int.from_bytes(random_bytes(4), "big")
         self._window = ReplayWindow()
         self._requests = PendingRequests()
         self._unanswered_sends: deque[int] = deque(maxlen=_REMEMBERED_SENDS)
-        self._wanted: Register | None = None
-        self._accepted: Register | None = None
-        self._register_request = 0
-        self._register_later = False
+        self._registration = KeptRegistration()
         self._keep_alive_request = 0
         self._keep_alive_due = 0.0
         self._greeting: Greeting | None = None
@@ -174,9 +163,9 @@ class ClientMachine:
             self._keep_alive_due = now + self._keep_alive_interval
             if self._keep_alive_request not in self._requests:
                 self._keep_alive_request = self._request(KeepAlive(), now)
-            if self._register_later and self._wanted is not None:
-                self._register_later = False
-                self._register_request = self._request(self._wanted, now)
+            if self._registration.again_later and self._registration.wanted is not None:
+                self._registration.again_later = False
+                self._registration.request = self._request(self._registration.wanted, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
@@ -187,8 +176,7 @@ class ClientMachine:
 
     def datagrams_to_send(self) -> list[bytes]:
         """What is to be sent to the broker, once."""
-        outgoing, self._outgoing = self._outgoing, []
-        return outgoing
+        return self._outbox.take()
 
     def events(self) -> list[Event]:
         """What has happened since the last call."""
@@ -223,11 +211,10 @@ class ClientMachine:
         Raises BadMessage where it does not fit into one datagram.
         """
         self._check(registration)
-        self._requests.remove(self._register_request)
-        self._register_later = False
-        self._wanted = registration
-        self._register_request = self._request(registration, now)
-        return self._register_request
+        self._requests.remove(self._registration.request)
+        self._registration.wish(registration)
+        self._registration.request = self._request(registration, now)
+        return self._registration.request
 
     def request(self, body: Lookup | Introduce, now: float) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
@@ -249,7 +236,7 @@ class ClientMachine:
         self._check(body)
         if self._state is not _State.CONNECTED:
             return False
-        number = self._new_number()
+        number = self._outbox.new_number()
         self._unanswered_sends.append(number)
         self._send(number, body)
         return True
@@ -257,7 +244,7 @@ class ClientMachine:
     def close(self) -> None:
         """Say Bye, once; after this the machine is silent."""
         if self._state is _State.CONNECTED:
-            self._send(self._new_number(), Bye())
+            self._send(self._outbox.new_number(), Bye())
         self._state = _State.CLOSED
         self._greeting = None
         self._requests.clear()
@@ -266,31 +253,21 @@ class ClientMachine:
 
     def _send(self, number: int, body: FromNode) -> None:
         assert self.broker_key is not None
-        self._counter += 1
         hello = isinstance(body, Hello)
         session = NO_SESSION if hello or self.welcome is None else self.welcome.session
-        payload = encode_from_node(session, self._counter, number, body)
         try:
-            self._outgoing.append(self._sealer.seal(self.broker_key, payload))
+            self._outbox.seal(self.broker_key, session, number, body)
         except BadMessage as error:
             # A KeyReply may name a key that is none: then nobody is there to talk to.
             self.dropped[error.args[0]] += 1
 
     def _check(self, body: FromNode) -> None:
-        payload = encode_from_node(NO_SESSION, MAX_COUNTER, 2**32 - 1, body)
-        decode_from_node(payload)
-        if len(payload) + OVERHEAD > MAX_DATAGRAM:
-            raise BadMessage("too much for one datagram", f"{len(payload) + OVERHEAD} bytes")
+        check_message(body)
         if self._requests.full:
             raise BadMessage("too many requests wait for an answer")
 
-    def _new_number(self) -> int:
-        # 0 means "answers nothing".
-        self._next_request = self._next_request % (2**32 - 1) + 1
-        return self._next_request
-
     def _request(self, body: FromNode, now: float) -> int:
-        number = self._new_number()
+        number = self._outbox.new_number()
         request = Request(body, now + self._request_timeout, self._rto())
         self._requests.add(number, request)
         if self._state is _State.CONNECTED:
@@ -332,11 +309,11 @@ class ClientMachine:
             self._hello(greeting, now)
         if self._state is _State.ASKING_KEY or greeting.tries:
             # Beside a second Hello: datagrams are lost, or the broker has another key and cannot open ours.
-            self._outgoing.append(encode_key_request(greeting.nonce))
+            self._outbox.ask_key(greeting.nonce)
         greeting.schedule(now)
 
     def _hello(self, greeting: Greeting, now: float) -> None:
-        number = self._new_number()
+        number = self._outbox.new_number()
         greeting.sent(number, now)
         self._send(number, Hello(self.instance, greeting.cookie))
 
@@ -399,10 +376,11 @@ class ClientMachine:
         self._greeting = None
         self._keep_alive_due = now + self._keep_alive_interval
         self._events.append(Connected(welcome))
-        if self._wanted is not None and self._register_request not in self._requests:
-            self._register_request = self._new_number()
-            request = Request(self._wanted, now + self._request_timeout, self._rto())
-            self._requests.add(self._register_request, request)
+        kept = self._registration
+        if kept.wanted is not None and kept.request not in self._requests:
+            kept.request = self._outbox.new_number()
+            request = Request(kept.wanted, now + self._request_timeout, self._rto())
+            self._requests.add(kept.request, request)
         for number, request in self._requests.restart(self._rto()):
             self._transmit(number, request, now)
 
@@ -431,21 +409,10 @@ class ClientMachine:
         if isinstance(request.body, KeepAlive):
             return
         if isinstance(request.body, Register):
-            self._settle_registration(request.body, body)
+            lost = self._registration.settle(request.body, body)
+            if lost is not None:
+                self._events.append(RegistrationLost(lost.reason, lost.name))
         self._events.append(Answered(number, body))
-
-    def _settle_registration(self, registration: Register, body: FromBroker) -> None:
-        if isinstance(body, Registered):
-            self._accepted = registration
-        elif isinstance(body, Refused):
-            if registration != self._accepted:
-                # A new wish was refused: what stood before it still stands.
-                self._wanted = self._accepted
-            elif body.reason is Reason.BUSY:
-                self._register_later = True
-            else:
-                self._wanted = self._accepted = None
-                self._events.append(RegistrationLost(body.reason, body.name))
 
     def _measure(self, seconds: float) -> None:
         # A clock that stands still (tests) would make 0.0, which means "not measured".
