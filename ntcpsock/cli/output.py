@@ -42,9 +42,8 @@ class Output:
             self._line(str(report))
             return
         if report.failed_stage:
-            outcome = next(s.outcome for s in reversed(report.stages) if s.name == report.failed_stage)
-            self._line(f"  failed at: {report.failed_stage} ({outcome})")
-        if report.advice:
+            self._line(f"  failed at: {report.failed_stage}")
+        if report.advice and report.advice not in str(error):
             self._line(f"  advice: {report.advice}")
 
     def _line(self, text: str) -> None:

@@ -82,20 +82,24 @@ def axis(total: float, width: int) -> str:
     milliseconds = total * 1000
     if milliseconds <= 0:
         return "0 ms"
-    marks = max(2, min(6, width // 6))
-    step = next((s for s in _STEPS if milliseconds / s <= marks), _STEPS[-1])
+    step = next((s for s in _STEPS if _marks_fit(s, milliseconds, width)), _STEPS[-1])
     line = [" "] * width
-    mark = 0.0
-    while mark <= milliseconds:
-        position = round(mark / milliseconds * width)
-        label = f"{mark:g}"
-        if position + len(label) <= width:
+    taken = -1
+    for number in range(int(milliseconds / step) + 1):
+        position = round(number * step / milliseconds * width)
+        label = f"{number * step:g}"
+        if taken < position and position + len(label) <= width:
             line[position : position + len(label)] = label
-        mark += step
+            taken = position + len(label)
     return "".join(line).rstrip()
 
 
-_STEPS = [scale * factor for scale in (0.01, 0.1, 1, 10, 100, 1000, 10_000) for factor in (1, 2, 5)]
+def _marks_fit(step: float, total: float, width: int) -> bool:
+    widest = len(f"{int(total / step) * step:g}")
+    return step / total * width >= widest + 4
+
+
+_STEPS = [scale * factor for scale in (0.01, 0.1, 1, 10, 100, 1000, 10_000, 100_000) for factor in (1, 2, 5)]
 
 
 def _last_moment(report: Mapping[str, Any]) -> float:
