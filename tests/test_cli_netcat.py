@@ -33,14 +33,21 @@ def stage() -> Iterator[Stage]:
 class Listener:
     """`ntcp listen --json`, listening."""
 
-    def __init__(self, stage: Stage, name: str, *options: str, **popen: Any) -> None:
-        popen = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | popen
+    def __init__(
+        self,
+        stage: Stage,
+        name: str,
+        *options: str,
+        stdin: Any = subprocess.PIPE,
+        stdout: Any = subprocess.PIPE,
+    ) -> None:
         self.name = name
         self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [*NTCP, "listen", f"{name}:7000", "--json", *options],
             env=stage.environment(name),
+            stdin=stdin,
+            stdout=stdout,
             stderr=subprocess.PIPE,
-            **popen,
         )
         self.listening = self.event()
         assert self.listening["event"] == "listening", self.listening

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import pickle
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -29,9 +30,13 @@ def report() -> Report:
 
 
 def draw(width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(timeline(report().to_dict(), title="what happened"))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return drawn(report().to_dict(), width)
+
+
+def drawn(made: dict[str, Any], width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(timeline(made, title="what happened"))
+    return file.getvalue()
 
 
 def test_bars() -> None:
@@ -72,9 +77,7 @@ def test_picture(width: int) -> None:
 
 def test_picture_of_json_is_the_same() -> None:
     made = report().to_dict()
-    console = Console(file=io.StringIO(), width=90, color_system=None)
-    console.print(timeline(json.loads(json.dumps(made)), title="what happened"))
-    assert console.file.getvalue() == draw(90)  # type: ignore[attr-defined]
+    assert drawn(json.loads(json.dumps(made)), 90) == draw(90)
 
 
 def test_error_with_report(capsys: pytest.CaptureFixture[str]) -> None:
