@@ -125,7 +125,7 @@ class Race:
         try:
             technique = name_incoming(remote)
             entry = self._report.attempt(
-                technique, sock.getsockname()[:2], tuple(remote), trio.current_time()
+                technique, Endpoint(*sock.getsockname()[:2]), remote, trio.current_time()
             )
             try:
                 with trio.fail_after(AUTHENTICATION_DEADLINE):

@@ -1,0 +1,189 @@
+"""What the lab tests of connect() run inside hosts: servers, listening nodes, dialling nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ntcpsock import _errors
+from ntcpsock._address import Endpoint
+from ntcpsock._config import Config
+from ntcpsock._node import Node
+from ntcpsock._servers.broker import serve_udp_broker
+from ntcpsock._servers.stun import serve_stun
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock.trio import open_node
+
+BROKER_PORT = 6060
+STUN_PORT = 3478
+PORT = 7000
+
+PATIENCE = 60.0  # seconds until a wait is given up
+BLOCK = bytes(range(256)) * 256  # 64 KiB
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """One connect: its seconds, and how it went."""
+
+    seconds: float
+    kind: str
+    technique: str
+    tries: int
+    stages: tuple[str, ...]
+
+
+def run_servers(addresses: tuple[str, str], state: Path) -> None:
+    """STUN on two addresses, and a broker. Until killed."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
+            stun = [Endpoint(address, STUN_PORT) for address in addresses]
+            nursery.start_soon(
+                partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
+            )
+
+    trio.run(main)
+
+
+def run_listener(config: Config) -> None:
+    """A node that answers on PORT, as the first byte of each stream asks. Until killed."""
+
+    async def main() -> None:
+        async with open_node(config) as node, await node.open_listener(PORT) as listener:
+            await trio.serve_listeners(_answer, [listener])
+
+    trio.run(main)
+
+
+async def _answer(stream: NTCPStream) -> None:
+    async with stream:
+        command = await stream.receive_some(1)
+        if command == b"e":  # echo until the other side half-closes, then a last word
+            async for data in stream:
+                await stream.send_all(data)
+            await stream.send_all(b"last word")
+        elif command == b"d":  # a download: its number of blocks follows, until the half-close
+            number = b""
+            async for data in stream:
+                number += data
+            for _ in range(int(number)):
+                await stream.send_all(BLOCK)
+            await stream.send_all(b"%d" % _peak_memory())
+        elif command == b"r":  # a reset
+            await stream.send_all(b"first")
+            await stream.receive_some(1)
+            stream.reset()
+
+
+def dial_many(config: Config, name: str, count: int) -> list[Dialled]:
+    """Connect `count` times, warm each time, and exchange a byte over each connection."""
+
+    async def main() -> list[Dialled]:
+        async with open_node(config) as node:
+            await _wait_registered(node, name)
+            return [await _dial_once(node, name) for _ in range(count)]
+
+    return trio.run(main)
+
+
+async def _dial_once(node: Node, name: str) -> Dialled:
+    await node.wait_warm()
+    started = trio.current_time()
+    async with await node.open_stream(name, PORT) as stream:
+        seconds = trio.current_time() - started
+        await stream.send_all(b"ehello")
+        await stream.send_eof()
+        assert await _read_all(stream) == b"hellolast word"
+        report = stream.report
+        tries = max(entry.tries for entry in report.attempts if entry.outcome == "ok")
+        stages = tuple(stage.name for stage in report.stages)
+        return Dialled(seconds, stream.path.kind, stream.path.technique, tries, stages)
+
+
+def dial_and_fail(config: Config, name: str) -> OSError:
+    """The error of a connect that cannot succeed."""
+
+    async def main() -> OSError:
+        async with open_node(config) as node:
+            await _wait_registered(node, name)
+            try:
+                stream = await node.open_stream(name, PORT)
+            except OSError as error:
+                return error
+            stream.reset()
+            raise AssertionError(f"connected by {stream.path}")
+
+    return trio.run(main)
+
+
+def download(config: Config, name: str, blocks: int) -> tuple[str, int, int]:
+    """The sha256 of `blocks` downloaded blocks, and the peak memory of this and of the other process in bytes."""
+
+    async def main() -> tuple[str, int, int]:
+        async with open_node(config) as node:
+            await _wait_registered(node, name)
+            async with await node.open_stream(name, PORT) as stream:
+                await stream.send_all(b"d%d" % blocks)
+                await stream.send_eof()
+                digest, missing, rest = hashlib.sha256(), blocks * len(BLOCK), b""
+                async for data in stream:
+                    body = data[:missing]
+                    digest.update(body)
+                    missing -= len(body)
+                    rest += data[len(body) :]
+                assert missing == 0
+                return digest.hexdigest(), _peak_memory(), int(rest)
+
+    return trio.run(main)
+
+
+def see_reset(config: Config, name: str) -> tuple[bytes, BaseException | None]:
+    """What came before the listener's reset, and the cause of the error after it."""
+
+    async def main() -> tuple[bytes, BaseException | None]:
+        async with open_node(config) as node:
+            await _wait_registered(node, name)
+            async with await node.open_stream(name, PORT) as stream:
+                await stream.send_all(b"r")
+                first = await stream.receive_some(100)
+                await stream.send_all(b"x")
+                try:
+                    await stream.receive_some(100)
+                except trio.BrokenResourceError as error:
+                    return first, error.__cause__
+                raise AssertionError("a reset arrived as something else")
+
+    return trio.run(main)
+
+
+async def _wait_registered(node: Node, name: str) -> None:
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                (await node.open_stream(name, PORT + 1)).reset()
+            except _errors.PeerRefused:
+                return  # the node is there, and answers
+            except (_errors.NameNotFound, _errors.PeerOffline, _errors.BrokerUnreachable):
+                await trio.sleep(0.05)
+
+
+async def _read_all(stream: NTCPStream) -> bytes:
+    return b"".join([bytes(data) async for data in stream])
+
+
+def expected_digest(blocks: int) -> str:
+    digest = hashlib.sha256()
+    for _ in range(blocks):
+        digest.update(BLOCK)
+    return digest.hexdigest()
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
