@@ -24,7 +24,7 @@ from ntcpsock._errors import (
     PeerOffline,
 )
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, _endpoint, _socket_address, serve_udp_broker
 from ntcpsock._servers.broker_core import BrokerLimits
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import (
@@ -103,7 +103,19 @@ def session(
     )
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1", "::1"])
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this host has no IPv6 loopback")
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 async def test_two_nodes_find_each_other(listen: str) -> None:
     async with (
         running_broker(listen) as server,
@@ -126,6 +138,7 @@ async def test_two_nodes_find_each_other(listen: str) -> None:
         assert delivery == Delivery(ALICE.public_key, alice.instance, "alice", SEALED + b"answer")
 
 
+@needs_ipv6
 async def test_a_wildcard_broker_is_reached_over_both_families() -> None:
     async with running_broker("::") as server:
         port = server.address.port
@@ -350,6 +363,44 @@ async def test_cancelled_requests_leave_nothing_behind() -> None:
         with pytest.raises(NameNotFound):
             await alice.lookup("bob")
         await alice.set_registration(("alice",), (), None, None)
+
+
+async def test_a_cancelled_registration_stays_said() -> None:
+    async with running_broker() as server, session(server, ALICE) as alice, session(server, BOB) as bob:
+        with trio.CancelScope() as scope:
+
+            async def cancel_when_sent() -> None:
+                scope.cancel()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(alice.set_registration, ("alice",), (), None, None)
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(cancel_when_sent)
+        with trio.fail_after(60):
+            while True:
+                try:
+                    assert await bob.lookup("alice") == ALICE.public_key
+                    break
+                except NameNotFound:
+                    await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint", "back"),
+    [
+        (("192.0.2.1", 5), Endpoint("192.0.2.1", 5), ("192.0.2.1", 5)),
+        (("::ffff:192.0.2.1", 5, 0, 0), Endpoint("192.0.2.1", 5), ("::ffff:192.0.2.1", 5, 0, 0)),
+        (("2001:db8::1", 5, 0, 0), Endpoint("2001:db8::1", 5), ("2001:db8::1", 5, 0, 0)),
+        (("fe80::1", 5, 0, 3), Endpoint("fe80::1%3", 5), ("fe80::1", 5, 0, 3)),
+    ],
+)
+def test_sources_as_nodes_see_them(
+    address: tuple[str, int] | tuple[str, int, int, int],
+    endpoint: Endpoint,
+    back: tuple[str, int] | tuple[str, int, int, int],
+) -> None:
+    assert _endpoint(address) == endpoint
+    assert _socket_address(endpoint, ipv6=len(back) == 4) == back
 
 
 async def test_a_closed_session_says_so() -> None:

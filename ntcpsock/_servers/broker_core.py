@@ -23,6 +23,7 @@ from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
 from ntcpsock._servers.registry import Asker, NodeRecord, Registry
 from ntcpsock._traversal.broker.frame import (
+    KEY_LENGTH,
     KEY_REQUEST,
     Sealer,
     decode_key_request_untrusted,
@@ -151,7 +152,9 @@ class BrokerCore:
     def _sealed(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
-        if not self._sealer.knows(datagram[1:33]) and not self._greetings.take(source.host, now):
+        claimed = datagram[1 : 1 + KEY_LENGTH]
+        is_known = self._sealer.knows(claimed) or self._registry.knows(claimed)
+        if not is_known and not self._greetings.take(source.host, now):
             return self._drop("too many greetings")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)

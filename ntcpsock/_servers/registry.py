@@ -116,6 +116,10 @@ class Registry:
     def __len__(self) -> int:
         return len(self._by_session)
 
+    def knows(self, key: bytes) -> bool:
+        """Whether any instance of `key` is here."""
+        return key in self._by_key
+
     def by_session(self, session: bytes, now: float) -> NodeRecord | None:
         """The record of a session that is not over."""
         node = self._by_session.get(session)

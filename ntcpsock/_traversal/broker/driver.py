@@ -122,6 +122,7 @@ class BrokerSession:
 
         With an `allow` list the card is not sent. Of more than 64 ports the first 64 are told: the broker
         needs them only to choose among several processes of one node.
+        Cancelled, it stays said: the node goes on to tell the broker.
         Raises NameTaken, ConfigurationError where it does not fit into a datagram, BrokerUnreachable.
         """
         registration = Register(
@@ -133,7 +134,7 @@ class BrokerSession:
         )
         # One after the other: the last one said is the one that stands.
         async with self._registering:
-            answer = await self._ask(lambda now: self._machine.register(registration, now))
+            answer = await self._ask(lambda now: self._machine.register(registration, now), cancels=False)
         if not isinstance(answer, Refused):
             return
         if answer.reason is Reason.NAME_TAKEN:
@@ -173,7 +174,7 @@ class BrokerSession:
             raise ConfigurationError(": ".join(error.args)) from error
         self._link.flush()
 
-    async def _ask(self, begin: Callable[[float], int]) -> FromBroker:
+    async def _ask(self, begin: Callable[[float], int], *, cancels: bool = True) -> FromBroker:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._machine.closed:
             raise trio.ClosedResourceError("the session with the broker is closed")
@@ -187,7 +188,8 @@ class BrokerSession:
             await answer.arrived.wait()
         finally:
             del self._answers[number]
-            self._machine.cancel(number)
+            if cancels:
+                self._machine.cancel(number)
         if answer.body is None:
             raise self._unreachable()
         return answer.body
