@@ -367,15 +367,11 @@ async def test_cancelled_requests_leave_nothing_behind() -> None:
 
 async def test_a_cancelled_registration_stays_said() -> None:
     async with running_broker() as server, session(server, ALICE) as alice, session(server, BOB) as bob:
-        with trio.CancelScope() as scope:
-
-            async def cancel_when_sent() -> None:
-                scope.cancel()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(alice.set_registration, ("alice",), (), None, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.set_registration, ("alice",), (), None, None)
+            while not alice._answers:
                 await trio.lowlevel.checkpoint()
-                nursery.start_soon(cancel_when_sent)
+            nursery.cancel_scope.cancel()
         with trio.fail_after(60):
             while True:
                 try:
