@@ -18,10 +18,11 @@ from typing import Any
 
 import trio
 
-from ntcpsock import _names
+from ntcpsock import _names, _portal
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
 from ntcpsock._hop import Arrival, Arrivals, Dialled, Door, connect_hop, open_hops
+from ntcpsock._parking import FILL_PAUSE, CarPark, Parked
 from ntcpsock._pump import Pump, Stream, reset
 
 NodeOpener = Callable[[Config], AbstractAsyncContextManager[Any]]
@@ -115,6 +116,8 @@ class Engine:
         self._pumps: set[Pump] = set()
         self._listening: dict[tuple[str, int], Listening] = {}
         self._checking = False
+        self._parking = trio.Lock()
+        self.car_parks: dict[int, CarPark] = {}
         self._handing_over: set[Dialled] = set()
         self._bringing_in: set[trio.CancelScope] = set()
         self._finishing = False
@@ -172,20 +175,86 @@ class Engine:
 
         timeout: seconds for all stages together; None: the node's own limits.
         """
+        node, stream = await self._open_stream(config, label, port, timeout)
+        try:
+            dialled = Dialled(stream, _label(node), self._door(family))
+        except BaseException:
+            await trio.aclose_forcefully(stream)  # type: ignore[arg-type]
+            raise
+        self._nursery.start_soon(self._hand_over, dialled)
+        return dialled
+
+    async def _open_stream(
+        self, config: Config | None, label: str, port: int, timeout: float | None
+    ) -> tuple[Any, Stream]:
         deadline = trio.current_time() + (math.inf if timeout is None else timeout)
         if config is not None:
             await self.configure(config)
         with _limit(deadline, "timed out while opening the node"):
             node = await self._dialling_node()
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
-        stream: Stream = await node.open_stream(label, port, timeout=left)
-        try:
-            dialled = Dialled(stream, node.name or node.node_id, self._door(family))
-        except BaseException:
-            await trio.aclose_forcefully(stream)  # type: ignore[arg-type]
-            raise
-        self._nursery.start_soon(self._hand_over, dialled)
-        return dialled
+        return node, await node.open_stream(label, port, timeout=left)
+
+    async def car_park(self, family: int) -> CarPark:
+        """Where non-blocking sockets wait while they are dialled for."""
+        async with self._parking:
+            park = self.car_parks.get(family)
+            if park is None:
+                park = CarPark(family)
+                try:
+                    while not park.fill_one():
+                        await trio.sleep(FILL_PAUSE)
+                except BaseException:
+                    park.close()
+                    raise
+                self.car_parks[family] = park
+        return park
+
+    def dial_parked(
+        self,
+        parked: Parked,
+        config: Config | None,
+        label: str,
+        port: int,
+        on_connect: Callable[[str, Stream], None],
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        """Dial in the background; the outcome is seen on the parked descriptor."""
+        self._nursery.start_soon(self._dial_parked, parked, config, label, port, on_connect, on_failure)
+
+    async def _dial_parked(
+        self,
+        parked: Parked,
+        config: Config | None,
+        label: str,
+        port: int,
+        on_connect: Callable[[str, Stream], None],
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        hop: socket.socket | None = None
+        stream: Stream | None = None
+        with trio.CancelScope() as parked.scope:
+            try:
+                node, stream = await self._open_stream(config, label, port, None)
+            except Exception as error:
+                failure = _portal.translated(error)
+                on_failure(failure)
+                parked.fail(failure)
+                return
+            # Before the descriptor becomes writable: then the program may ask who its peer is.
+            on_connect(_label(node), stream)
+            try:
+                hop = parked.meet()
+            except OSError as error:
+                on_failure(error)
+                parked.fail(error)
+        if stream is None:
+            return  # the program closed its socket meanwhile
+        if hop is None:
+            await reset(stream)
+        else:
+            open_hops.add(hop)
+            await self._pump(hop, stream)
 
     def _door(self, family: int) -> Door:
         door = self._doors.get(family)
@@ -352,9 +421,20 @@ class Engine:
 
     def close_copies(self) -> None:
         """In a forked child: close its copies of the engine's sockets, which belong to the parent."""
-        for hop in tuple(open_hops):
+        parked = [sock for park in self.car_parks.values() for sock in park.sockets]
+        for hop in (*open_hops, *parked):
             with suppress(OSError):
                 hop.close()
+
+    def close(self) -> None:
+        """The last thing in the engine's thread."""
+        for park in self.car_parks.values():
+            park.close()
+
+
+def _label(node: Any) -> str:
+    """What the node is called: its name, or its node id."""
+    return str(node.name or node.node_id)
 
 
 async def _or_close(wait: Callable[[object], Awaitable[object]], token: object, *, stream: Any) -> None:

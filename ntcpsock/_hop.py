@@ -11,6 +11,7 @@ socket is noted before it connects; `accept` lets in nothing else.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import weakref
 from collections import deque
@@ -23,6 +24,8 @@ import trio
 from ntcpsock._pump import Stream, abort
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._socket import NTCPSocket
+
+log = logging.getLogger("ntcpsock")
 
 # The class that the system's module has before anybody replaces it: the engine's own sockets are plain.
 # Not `socket.socket`: this module is first imported when the engine starts, after `install()`.
@@ -37,7 +40,6 @@ ARRIVAL_DEADLINE = 10.0
 open_hops: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 def loopback(family: int) -> str:
@@ -179,9 +181,9 @@ class Door:
             await trio.lowlevel.wait_readable(self._listener)
             return
         except OSError as error:
-            if error.errno not in _OUT_OF_RESOURCES:
-                raise
-            await trio.sleep(0.1)  # as trio.serve_listeners does: descriptors come back by themselves
+            # As trio.serve_listeners does it: descriptors and memory come back by themselves.
+            log.warning("a program cannot be connected: %s", error)
+            await trio.sleep(0.1)
             return
         hop = PlainSocket(fileno=descriptor)
         open_hops.add(hop)

@@ -184,6 +184,7 @@ class Portal:
             await self._stop.wait()
             with trio.move_on_after(self._stop_deadline):
                 await self.engine.finish(exiting=_exiting)
+            self.engine.close()
             nursery.cancel_scope.cancel()
 
     def _start(self, call: _Call) -> None:
@@ -244,7 +245,7 @@ def _stopped() -> OSError:
     return ConnectionAbortedError(errno.ECONNABORTED, "ntcpsock's engine has stopped")
 
 
-def translated(error: BaseException) -> BaseException:
+def translated(error: BaseException) -> OSError:
     """The OSError that stands for `error` in synchronous code."""
     if isinstance(error, BaseExceptionGroup):
         found: list[BaseException] = []

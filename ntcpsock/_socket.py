@@ -18,7 +18,7 @@ import socket as _stdlib
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ntcpsock import _names, _portal
 from ntcpsock._errors import NameNotFound
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ntcpsock._config import Config
     from ntcpsock._engine import Listening
     from ntcpsock._hop import Dialled
+    from ntcpsock._parking import Parked
+    from ntcpsock._pump import Stream
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
 # How long close() waits until the port is free again, in seconds; then it is freed in the background.
@@ -86,6 +88,7 @@ class NTCPSocket(_stdlib.socket):
     path: PathInfo | None = None
     report: Report | None = None
     _named: _Named | None = None
+    _parked: Parked | None = None
     _config: Config | None = None
     _finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -110,7 +113,8 @@ class NTCPSocket(_stdlib.socket):
         The socket's time-out covers all stages together; without one, the configuration's
         `connect_timeout` does. Raises the errors of `ntcpsock._errors`: NameNotFound, PeerOffline,
         PeerRefused, TraversalTimeout, TraversalFailed, BrokerUnreachable, IdentityMismatch; OSError
-        (EISCONN) when connected already, (EOPNOTSUPP) for datagram and for non-blocking sockets.
+        (EISCONN) when connected already, (EOPNOTSUPP) for datagram sockets. A non-blocking socket raises
+        BlockingIOError (EINPROGRESS), becomes writable when it is connected, and tells by SO_ERROR.
         """
         label = _names.label_of_address(address)
         if label is None:
@@ -131,21 +135,21 @@ class NTCPSocket(_stdlib.socket):
         except TimeoutError:
             return errno.ETIMEDOUT if self.gettimeout() is None else errno.EAGAIN
         except OSError as error:
-            return error.errno if error.errno is not None else errno.EIO
+            return _errno_of(error)
         return 0
 
     def _connect_by_name(self, label: str, address: tuple[Any, ...], method: str) -> None:
         port = self._check(label, address, method)
         timeout = self.gettimeout()
-        if timeout == 0:
-            raise OSError(
-                errno.EOPNOTSUPP, f"{label}.ntcp: a non-blocking connect by name is not supported yet"
-            )
+        if self._parked is not None and self._is_settled(self._parked):
+            return
         if self._has_peer():
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
         self.peer = self.path = self.report = None
         portal = _portal.get()
         engine = portal.engine
+        if timeout == 0:
+            self._park(portal, label, port)
         try:
             dialled = portal.call(
                 engine.dial,
@@ -166,13 +170,74 @@ class NTCPSocket(_stdlib.socket):
             portal.soon(dialled.give_up)
             raise
         portal.soon(dialled.confirm)
-        named = _Named(dialled.own_label, None)
+        self._set_peer(label, port, dialled.own_label, dialled.stream)
+
+    def _set_peer(self, label: str, port: int, own_label: str, stream: Stream) -> None:
+        named = _Named(own_label, None)
         named.peer_label = label
         named.peer_port = port
         self._named = named
-        self.peer = dialled.stream.peer
-        self.path = dialled.stream.path
-        self.report = dialled.stream.report
+        self.peer = stream.peer
+        self.path = stream.path
+        self.report = stream.report
+
+    def _park(self, portal: _portal.Portal, label: str, port: int) -> NoReturn:
+        """Non-blocking: dial in the background. Raises BlockingIOError (EINPROGRESS), as the system does."""
+        from ntcpsock._parking import Parked
+        from ntcpsock._pump import tune
+
+        engine = portal.engine
+        family = int(self.family)
+        park = engine.car_parks.get(family) or portal.call(engine.car_park, family)
+        tune(self)
+        code = super().connect_ex(park.address)
+        if code == errno.ECONNABORTED:
+            # Linux's answer, once, to a connect after one whose error SO_ERROR has told.
+            code = super().connect_ex(park.address)
+        if code != errno.EINPROGRESS:
+            raise OSError(code, os.strerror(code))
+        parked = self._parked = Parked(self, family, park)
+        this = weakref.ref(self)
+
+        def connected(own_label: str, stream: Stream) -> None:
+            sock = this()
+            if sock is not None:
+                sock._set_peer(label, port, own_label, stream)
+
+        def failed(error: OSError) -> None:
+            sock = this()
+            if sock is not None:
+                sock.report = getattr(error, "report", None)
+
+        self._finalizer = weakref.finalize(self, _leave, portal, parked)
+        self._finalizer.atexit = False
+        portal.soon(engine.dial_parked, parked, self._config, label, port, connected, failed)
+        raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+
+    def _is_settled(self, parked: Parked) -> bool:
+        """A further connect() after a non-blocking one. Whether it has just succeeded; raises its error."""
+        if parked.pending:
+            raise BlockingIOError(errno.EALREADY, os.strerror(errno.EALREADY))
+        told, parked.told = parked.told, True
+        if parked.error is None:
+            return not told and parked.connected
+        if not told:
+            # The pending error of the kernel's is this one's.
+            super().getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ERROR)
+            raise parked.error
+        self._parked = None
+        return False
+
+    def getsockopt(self, *args: Any) -> Any:
+        """As `socket.getsockopt`; SO_ERROR tells why a non-blocking connect by name failed."""
+        parked = self._parked
+        if parked is None or args != (_stdlib.SOL_SOCKET, _stdlib.SO_ERROR) or parked.pending:
+            return super().getsockopt(*args)
+        value = super().getsockopt(*args)
+        if parked.error is None or parked.told:
+            return value
+        parked.told = True
+        return _errno_of(parked.error)
 
     def _connect_hop(self, dialled: Dialled) -> None:
         """Connect our own descriptor to the engine, from a source address that it expects."""
@@ -361,11 +426,27 @@ class NTCPSocket(_stdlib.socket):
         named, self._named = self._named, None
         try:
             # The engine first: once the port of the descriptor is free, another program may take it.
-            holds = self._finalizer is not None and self._finalizer.detach() is not None
-            if holds and named is not None and named.listener is not None:
+            finalizer = self._finalizer.detach() if self._finalizer is not None else None
+            if finalizer is not None and named is not None and named.listener is not None:
                 named.listener.end(wait=True)
+            elif finalizer is not None:
+                _leave(*finalizer[2])
         finally:
             super()._real_close(*args)  # type: ignore[misc]  # typeshed leaves it out
+
+
+def _leave(portal: _portal.Portal, parked: Parked) -> None:
+    """The program has closed a socket that was still connecting."""
+    parked.close()
+    if parked.scope is not None:
+        portal.soon(parked.scope.cancel)
+
+
+def _errno_of(error: OSError) -> int:
+    """A number for SO_ERROR and connect_ex: a name that nobody has is no errno of its own."""
+    if isinstance(error, _stdlib.gaierror):
+        return errno.EHOSTUNREACH
+    return error.errno if error.errno is not None else errno.EIO
 
 
 def engine_gives_up(dialled: Dialled) -> None:
