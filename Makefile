@@ -31,7 +31,7 @@ bench: setup
 	@$(BIN)/python -m benchmarks
 
 docs: setup
-	@$(BIN)/python -W error -m pdoc -o docs/_build ntcpsock ntcpsock.trio ntcpsock.testing
+	@$(BIN)/python -W error docs/build.py
 
 clean:
 	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
