@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,9 @@ from ntcpsock import _names, _portal
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
 from ntcpsock._hop import Arrival, Arrivals, Dialled, Door, connect_hop, open_hops
+from ntcpsock._node_slot import NodeOpener, NodeSlot
 from ntcpsock._parking import FILL_PAUSE, CarPark, Parked
 from ntcpsock._pump import Pump, Stream, reset
-
-NodeOpener = Callable[[Config], AbstractAsyncContextManager[Any]]
 
 log = logging.getLogger("ntcpsock")
 
@@ -37,48 +36,6 @@ CLOSE_DEADLINE = 2.0
 ACCEPT_QUEUE_DEADLINE = 60.0
 # At the end of the program, connections that are just coming in over loopback are given so long.
 LAST_ARRIVALS = 0.2
-
-
-class NodeSlot:
-    """One node of the engine, opened when it is first needed and again after it failed."""
-
-    def __init__(self, nursery: trio.Nursery, opener: NodeOpener) -> None:
-        self._nursery = nursery
-        self._opener = opener
-        self._lock = trio.Lock()
-        self._closed = trio.Event()
-        self._scope = trio.CancelScope()
-        self.node: Any = None
-
-    async def get(self, config: Config) -> Any:
-        """The open node. Raises what opening it raises; then the next call tries again."""
-        async with self._lock:
-            if self.node is None:
-                await self._nursery.start(self._keep_open, config)
-        return self.node
-
-    async def _keep_open(self, config: Config, task_status: trio.TaskStatus[None]) -> None:
-        self._scope = trio.CancelScope()
-        self._closed = trio.Event()
-        started = False
-        try:
-            with self._scope:
-                async with self._opener(config) as self.node:
-                    started = True
-                    task_status.started()
-                    await trio.sleep_forever()
-        except Exception as error:
-            if not started:
-                raise
-            log.error("node %s failed", config.name or "(nameless)", exc_info=error)
-        finally:
-            self.node = None
-            self._closed.set()
-
-    async def close(self) -> None:
-        if self.node is not None:
-            self._scope.cancel()
-            await self._closed.wait()
 
 
 class Listening:

@@ -22,56 +22,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ntcpsock import _names, _portal
 from ntcpsock._errors import NameNotFound
+from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
-    from ntcpsock._engine import Listening
     from ntcpsock._hop import Dialled
     from ntcpsock._parking import Parked
     from ntcpsock._pump import Stream
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
-# How long close() waits until the port is free again, in seconds; then it is freed in the background.
-_CLOSE_DEADLINE = 2.0
-
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
-
-
-class _Listener:
-    """A listening name, shared by the sockets that `dup` made of one another."""
-
-    def __init__(self, portal: _portal.Portal, listening: Listening) -> None:
-        self.portal = portal
-        self.listening = listening
-        self.process = os.getpid()
-        self.holders = 0
-        self.failure: BaseException | None = None
-
-    def end(self, *, wait: bool) -> None:
-        """The last holder closes. In a forked child this is not ours to end."""
-        self.holders -= 1
-        if self.holders > 0 or self.process != os.getpid() or not self.portal.alive:
-            return
-        if wait:
-            try:
-                self.portal.call(self.portal.engine.end, self.listening, timeout=_CLOSE_DEADLINE)
-                return
-            except (OSError, RuntimeError):
-                pass
-        self.portal.soon(self.portal.engine.end_soon, self.listening)
-
-
-class _Named:
-    """What a socket knows about its `.ntcp` names."""
-
-    __slots__ = ("label", "listener", "peer_label", "peer_port", "port")
-
-    def __init__(self, label: str, port: int | None) -> None:
-        self.label = label  # our own name, or node id
-        self.port = port  # our own port, where it is not the kernel's
-        self.peer_label: str | None = None
-        self.peer_port = 0
-        self.listener: _Listener | None = None
 
 
 class NTCPSocket(_stdlib.socket):
@@ -87,7 +47,7 @@ class NTCPSocket(_stdlib.socket):
     peer: PeerInfo | None = None
     path: PathInfo | None = None
     report: Report | None = None
-    _named: _Named | None = None
+    _named: Named | None = None
     _parked: Parked | None = None
     _config: Config | None = None
     _finalizer: weakref.finalize[Any, Any] | None = None
@@ -135,7 +95,7 @@ class NTCPSocket(_stdlib.socket):
         except TimeoutError:
             return errno.ETIMEDOUT if self.gettimeout() is None else errno.EAGAIN
         except OSError as error:
-            return _errno_of(error)
+            return errno_of(error)
         return 0
 
     def _connect_by_name(self, label: str, address: tuple[Any, ...], method: str) -> None:
@@ -173,7 +133,7 @@ class NTCPSocket(_stdlib.socket):
         self._set_peer(label, port, dialled.own_label, dialled.stream)
 
     def _set_peer(self, label: str, port: int, own_label: str, stream: Stream) -> None:
-        named = _Named(own_label, None)
+        named = Named(own_label, None)
         named.peer_label = label
         named.peer_port = port
         self._named = named
@@ -209,7 +169,7 @@ class NTCPSocket(_stdlib.socket):
             if sock is not None:
                 sock.report = getattr(error, "report", None)
 
-        self._finalizer = weakref.finalize(self, _leave, portal, parked)
+        self._finalizer = weakref.finalize(self, leave, portal, parked)
         self._finalizer.atexit = False
         portal.soon(engine.dial_parked, parked, self._config, label, port, connected, failed)
         raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
@@ -237,7 +197,7 @@ class NTCPSocket(_stdlib.socket):
         if parked.error is None or parked.told:
             return value
         parked.told = True
-        return _errno_of(parked.error)
+        return errno_of(parked.error)
 
     def _connect_hop(self, dialled: Dialled) -> None:
         """Connect our own descriptor to the engine, from a source address that it expects."""
@@ -302,7 +262,7 @@ class NTCPSocket(_stdlib.socket):
 
         port = self._check(label, address, "bind")
         super().bind((loopback(self.family), 0))
-        self._named = _Named(label, port or super().getsockname()[1])
+        self._named = Named(label, port or super().getsockname()[1])
 
     def listen(self, *backlog: int) -> None:
         """Listen; a socket that is bound to a name registers it now, and waits for that.
@@ -334,10 +294,10 @@ class NTCPSocket(_stdlib.socket):
         except BaseException:
             super().shutdown(_stdlib.SHUT_RDWR)  # back to bound: another listen() may follow
             raise
-        named.listener = _Listener(portal, listening)
+        named.listener = Listener(portal, listening)
         self._hold(named.listener)
 
-    def _hold(self, listener: _Listener) -> None:
+    def _hold(self, listener: Listener) -> None:
         # Collected without close(): the C destructor closes the descriptor and calls nothing of ours.
         listener.holders += 1
         self._finalizer = weakref.finalize(self, listener.end, wait=False)
@@ -370,7 +330,7 @@ class NTCPSocket(_stdlib.socket):
         sock = self._accepted(descriptor)
         sock.peer, sock.path, sock.report = arrival.peer, arrival.path, arrival.report
         peer_label = arrival.peer.name or arrival.peer.node_id
-        sock._named = _Named(named.label, named.port)
+        sock._named = Named(named.label, named.port)
         sock._named.peer_label = peer_label
         sock._named.peer_port = address[1]
         return sock, _names.socket_address(peer_label, address[1], self.family)
@@ -430,23 +390,9 @@ class NTCPSocket(_stdlib.socket):
             if finalizer is not None and named is not None and named.listener is not None:
                 named.listener.end(wait=True)
             elif finalizer is not None:
-                _leave(*finalizer[2])
+                leave(*finalizer[2])
         finally:
             super()._real_close(*args)  # type: ignore[misc]  # typeshed leaves it out
-
-
-def _leave(portal: _portal.Portal, parked: Parked) -> None:
-    """The program has closed a socket that was still connecting."""
-    parked.close()
-    if parked.scope is not None:
-        portal.soon(parked.scope.cancel)
-
-
-def _errno_of(error: OSError) -> int:
-    """A number for SO_ERROR and connect_ex: a name that nobody has is no errno of its own."""
-    if isinstance(error, _stdlib.gaierror):
-        return errno.EHOSTUNREACH
-    return error.errno if error.errno is not None else errno.EIO
 
 
 def engine_gives_up(dialled: Dialled) -> None:
