@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from importlib import import_module
 
 NAMES = ("connect_time", "throughput", "pingpong")
@@ -14,8 +16,12 @@ def main() -> None:
     names = parser.parse_args().names
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"unknown: {', '.join(unknown)}")
+    if len(names) == 1:
+        import_module(f"benchmarks.{names[0]}").main()
+        return
+    # Each in a process of its own: a process has one engine, which stays with its first broker.
     for name in names or NAMES:
-        import_module(f"benchmarks.{name}").main()
+        subprocess.run([sys.executable, "-m", "benchmarks", name], check=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from ntcpsock.cli.lab import open_lab_stage
+from ntcpsock.cli.lab import open_lab_stage, why_no_namespaces
 from ntcpsock.cli.lab_view import picture
 from ntcpsock.cli.stage import (
     NTCP,
@@ -38,7 +38,7 @@ from ntcpsock.cli.stage import (
     open_loopback_stage,
 )
 from ntcpsock.cli.timeline import timeline
-from ntcpsock.testing.natlab import LabUnavailable, namespaces_available, reexec_in_user_namespace
+from ntcpsock.testing.natlab import LabUnavailable
 
 DELAY = 0.025  # seconds one way, of each router's link
 DOWNLOAD = Path(__file__).with_name("download.py")
@@ -76,9 +76,7 @@ def main() -> int:
 @contextmanager
 def open_scene(loopback: bool) -> Iterator[Scene]:
     """The lab where namespaces are allowed, else this machine's loopback."""
-    if not loopback and namespaces_available() is not None:
-        reexec_in_user_namespace()  # does not return where that helps
-    reason = "asked for with --loopback" if loopback else namespaces_available()
+    reason = "asked for with --loopback" if loopback else why_no_namespaces()
     console.rule("[bold]ntcpsock demo")
     if reason is not None:
         console.print(f"\n[yellow]No NATs this time, all over loopback:[/] {reason}\n")
@@ -108,9 +106,10 @@ def show(stack: ExitStack, scene: Scene, size: int) -> bool:
     folder = scene.stage.folder
     with step(f"a file of {size / 1e6:.0f} MB of random bytes"):
         expected = make_file(folder / "www" / "demo.bin", size)
-    with step("behind NAT B: [cyan]ntcp run -m http.server 8000 --bind files.ntcp[/]"):
+    where_b, where_a = ("behind NAT B", "behind NAT A") if scene.path_rtt else ("server", "client")
+    with step(f"{where_b}: [cyan]ntcp run -m http.server 8000 --bind files.ntcp[/]"):
         start_server(stack, scene)
-    console.print(f" [green]✓[/] behind NAT A: [cyan]ntcp run download.py {URL}[/]\n")
+    console.print(f" [green]✓[/] {where_a}: [cyan]ntcp run download.py {URL}[/]\n")
     report = folder / "report.jsonl"
     with subprocess_of(scene, folder / "downloaded.bin", report) as client:
         watch(client, folder / "downloaded.bin", size)
@@ -237,8 +236,8 @@ def connect_time(connection: dict[str, Any], path_rtt: float) -> str:
         prepared = float(stages["broker"]["started"])
         rtts = (seconds - prepared) / path_rtt
         text += (
-            f":\n{prepared * 1000:.0f} ms for the name and a first port, which a warm node has ready,\n"
-            f"{(seconds - prepared) * 1000:.0f} ms for the connection, {rtts:.1f} round trips of the path"
+            f":\n{prepared * 1000:.0f} ms to find the name and open a first port, once,\n"
+            f"{(seconds - prepared) * 1000:.0f} ms to connect, {rtts:.1f} round trips of the path"
         )
     return text
 

@@ -83,4 +83,12 @@ def test_namespaces_forbidden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with pytest.raises(SystemExit) as caught:
         lab.enter_namespaces()
     assert caught.value.code == 1
-    assert "the kernel says no" in capsys.readouterr().err
+    assert capsys.readouterr().err == "ntcp lab: the kernel says no\n"
+
+    def forbidden() -> None:
+        raise natlab.LabUnavailable("unshare: Operation not permitted")
+
+    monkeypatch.setattr(natlab, "reexec_in_user_namespace", forbidden)
+    with pytest.raises(SystemExit):
+        lab.enter_namespaces()
+    assert "Operation not permitted" in capsys.readouterr().err

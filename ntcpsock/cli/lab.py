@@ -79,14 +79,22 @@ def pair(
 def enter_namespaces() -> None:
     """Make network namespaces possible, in a user namespace where need be; exit 1 where they are
     forbidden."""
-    from ntcpsock.testing.natlab import namespaces_available, reexec_in_user_namespace
+    if (reason := why_no_namespaces()) is not None:
+        print(f"ntcp lab: {reason}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def why_no_namespaces() -> str | None:
+    """None where labs can be opened. Starts this program again in a user namespace, where that helps."""
+    from ntcpsock.testing.natlab import LabUnavailable, namespaces_available, reexec_in_user_namespace
 
     if namespaces_available() is None:
-        return
-    reexec_in_user_namespace()
-    # Still here: nothing was gained.
-    print(f"ntcp lab: no network namespaces here: {namespaces_available()}", file=sys.stderr)
-    raise SystemExit(1)
+        return None
+    try:
+        reexec_in_user_namespace()  # returns as root only
+    except LabUnavailable as error:
+        return f"no user namespaces: {error}"
+    return namespaces_available()
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""The harness of the benchmarks, and each benchmark once, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness, pingpong, throughput
+from benchmarks.pairs import KINDS, open_pairs
+from ntcpsock.testing.natlab import namespaces_available
+
+
+def test_cases_alternate_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+    numbers = iter(range(100))
+
+    def case(name: str) -> float:
+        order.append(name)
+        return float(next(numbers))
+
+    first, second = harness.alternate({"a": lambda: case("a"), "b": lambda: case("b")}, 3, "s")
+    assert order == ["a", "b"] * 4
+    assert first.values == (2.0, 4.0, 6.0)
+    assert (second.name, second.unit, second.median) == ("b", "s", 5.0)
+
+
+def test_table_and_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    series = [harness.Series("one", "ms", (1.0, 2.0, 4.0)), harness.Series("none", "ms", (), failures=2)]
+    harness.show("title", series, relative_to="one")
+    shown = capsys.readouterr().out
+    assert "title" in shown
+    assert "2 failed" in shown
+    document = json.loads(harness.save("name", series).read_text())
+    assert document["benchmark"] == "name"
+    assert document["series"][0]["median"] == 2.0
+    assert document["series"][1]["median"] is None
+
+
+def test_pairs_carry_both_benchmarks(tmp_path: Path) -> None:
+    with open_pairs() as pairs:
+        assert tuple(pairs) == KINDS
+        for connection in pairs.values():
+            assert throughput.measure(connection, 3_000_000) > 0
+            assert pingpong.measure(connection, 10) > 0
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(namespaces_available() is not None, reason=str(namespaces_available()))
+def test_connect_time_keeps_its_promise() -> None:
+    from benchmarks.connect_time import PRIVATE, measure
+
+    series = measure("open", "default")
+    assert series.failures == 0
+    assert series.median <= 2.8
+    series = measure("private", "default", PRIVATE)
+    assert series.failures == 0
+    assert series.median <= 3.3
