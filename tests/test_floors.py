@@ -52,6 +52,14 @@ FLOORS = (
         "files do not wait",
     ),
     Floor(
+        "F2 names",
+        ("_names",),
+        frozenset({"F0 words"}),
+        "which number stands for a name is a table, and the faces' business what they do with it",
+        frozenset({"trio", "ssl", "select", "asyncio"}),
+        "`import ntcpsock` loads it",
+    ),
+    Floor(
         "F2 drivers",
         (
             "_nursery",
@@ -138,7 +146,7 @@ FLOORS = (
     Floor(
         "F5 trio face",
         ("trio", "_trio_socket"),
-        frozenset({"F0 words", "F2 state", "F2 drivers", "F4 orchestration", "F5 trio face"}),
+        frozenset({"F0 words", "F2 state", "F2 names", "F2 drivers", "F4 orchestration", "F5 trio face"}),
         "the trio face shows nodes, listeners and streams to users; how they come about is below",
     ),
     Floor(
@@ -147,7 +155,6 @@ FLOORS = (
             "",
             "_engine",
             "_hop",
-            "_names",
             "_node_slot",
             "_parking",
             "_patch",
@@ -156,7 +163,7 @@ FLOORS = (
             "_socket",
             "_socket_state",
         ),
-        frozenset({"F0 words", "F5 trio face", "F6 sync face"}),
+        frozenset({"F0 words", "F2 names", "F5 trio face", "F6 sync face"}),
         "the sync face is one user of the trio face: whatever it needs, every trio user can have",
     ),
     Floor(
