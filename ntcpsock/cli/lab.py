@@ -33,7 +33,7 @@ def pair(
     program: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- PROGRAM...]",
+            metavar="PROGRAM",
             help=f"Run this on host A instead; an echo answers at {TARGET}.",
             show_default=False,
         ),

@@ -14,20 +14,20 @@ from ntcpsock._errors import ConfigurationError
 Broker = Annotated[
     str | None,
     typer.Option(
-        "--broker", metavar="URI", help="The broker, ntcp://HOST[:6060][?key=KEY].  [env: NTCP_BROKER]"
+        "--broker", metavar="URI", help="The broker, ntcp://HOST[:6060][?key=KEY]. Or: NTCP_BROKER."
     ),
 ]
 Name = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="This node's own name.  [env: NTCP_NAME]")
+    str | None, typer.Option("--name", metavar="NAME", help="This node's own name. Or: NTCP_NAME.")
 ]
 StateDir = Annotated[
     Path | None,
-    typer.Option("--state-dir", metavar="DIR", help="Where keys and pins are kept.  [env: NTCP_STATE]"),
+    typer.Option("--state-dir", metavar="DIR", help="Where keys and pins are kept. Or: NTCP_STATE."),
 ]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow", metavar="WHO", help="Let only this name or node id in; repeatable.  [env: NTCP_ALLOW]"
+        "--allow", metavar="WHO", help="Let only this name or node id in; repeatable. Or: NTCP_ALLOW."
     ),
 ]
 Timeout = Annotated[
