@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -49,6 +49,9 @@ from ntcpsock._traversal.punch.message import (
 # An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
 OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
 
+# Seconds that a node waits at its end for streams that were closed in the background.
+LINGER_DEADLINE = 5.0
+
 # Offers being worked on at once; more are dropped, their dialers repeat them.
 MAX_OFFERS = 512
 
@@ -87,6 +90,8 @@ class Node:
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._offers = 0
         self._closing = False
+        self._lingering = 0
+        self._lingered = trio.Event()
 
     @property
     def node_id(self) -> str:
@@ -341,6 +346,38 @@ class Node:
         self._closing = True
         for listener in list(self._listeners.values()):
             listener.close()
+
+    def half_close_soon(self, stream: NTCPStream) -> None:
+        """Send the end of `stream` in the background, as a kernel does after shutdown() has returned."""
+        self._in_background(stream.send_eof)
+
+    def close_soon(self, stream: NTCPStream) -> None:
+        """Close `stream` in the background, as a kernel does after close() has returned."""
+        if self._closing:
+            stream.reset()
+        else:
+            self._in_background(stream.aclose)
+
+    def _in_background(self, operation: Callable[[], Awaitable[None]]) -> None:
+        self._lingering += 1
+        self._nursery.start_soon(self._linger, operation)
+
+    async def _linger(self, operation: Callable[[], Awaitable[None]]) -> None:
+        try:
+            # Nobody is there any more to be told of a broken or closed stream.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await operation()
+        finally:
+            self._lingering -= 1
+            if not self._lingering:
+                self._lingered.set()
+                self._lingered = trio.Event()
+
+    async def finish(self) -> None:
+        """Wait until streams that are closed in the background have brought their last bytes out."""
+        with trio.move_on_after(LINGER_DEADLINE):
+            while self._lingering:
+                await self._lingered.wait()
 
     async def _serve_deliveries(self) -> None:
         async for delivery in self._session.deliveries:

@@ -10,6 +10,7 @@ async with ntcpsock.trio.open_node() as node:
 from __future__ import annotations
 
 import contextvars
+import socket as stdlib_socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,8 +28,21 @@ from ntcpsock._nursery import open_background_nursery
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._state import Pins, load_identity
 from ntcpsock._traversal.broker.driver import open_broker_session
+from ntcpsock._trio_socket import Factory, NTCPSocket, Resolver
 
-__all__ = ["NTCPListener", "NTCPStream", "Node", "open_listener", "open_node", "open_stream", "serve"]
+__all__ = [
+    "NTCPListener",
+    "NTCPSocket",
+    "NTCPStream",
+    "Node",
+    "install",
+    "open_listener",
+    "open_node",
+    "open_stream",
+    "serve",
+    "socket",
+    "uninstall",
+]
 
 _current_node: contextvars.ContextVar[Node] = contextvars.ContextVar("ntcpsock_node")
 
@@ -66,9 +80,40 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
             token = _current_node.set(node)
             try:
                 yield node
+                await node.finish()
             finally:
                 _current_node.reset(token)
                 node.close()
+
+
+def socket(
+    family: int = stdlib_socket.AF_INET, type: int = stdlib_socket.SOCK_STREAM, proto: int = 0
+) -> NTCPSocket:
+    """A socket as `trio.socket.socket` gives it, which reaches `.ntcp` names too."""
+    return Factory(_node, None).socket(family, type, proto)
+
+
+def install() -> None:
+    """Put names under trio's own functions for the rest of this `trio.run`.
+
+    `trio.open_tcp_stream("alice.ntcp", 80)`, `trio.serve_tcp(handler, 80, host="alice.ntcp")` and whatever is
+    built on them work then, inside an `open_node` block. Hooks installed before stay in use for all else.
+    """
+    factory = Factory(_node, None)
+    factory.before = trio.socket.set_custom_socket_factory(factory)
+    resolver = Resolver(None)
+    resolver.before = trio.socket.set_custom_hostname_resolver(resolver)
+
+
+def uninstall() -> None:
+    """Undo the last `install`. Raises RuntimeError where other hooks have been put over it."""
+    factory = trio.socket.set_custom_socket_factory(None)
+    resolver = trio.socket.set_custom_hostname_resolver(None)
+    ours = isinstance(factory, Factory) and isinstance(resolver, Resolver)
+    trio.socket.set_custom_socket_factory(factory.before if isinstance(factory, Factory) else factory)
+    trio.socket.set_custom_hostname_resolver(resolver.before if isinstance(resolver, Resolver) else resolver)
+    if not ours:
+        raise RuntimeError("ntcpsock.trio is not installed, or other hooks have been installed over it")
 
 
 async def open_stream(name: str, port: int, *, timeout: float | None = None) -> NTCPStream:
@@ -118,7 +163,7 @@ async def _serve(
 def _node() -> Node:
     node = _current_node.get(None)
     if node is None:
-        raise RuntimeError("no node here: use this inside `async with ntcpsock.trio.open_node():`")
+        raise ConfigurationError("no node here: use this inside `async with ntcpsock.trio.open_node():`")
     return node
 
 
