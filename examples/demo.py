@@ -144,7 +144,7 @@ def start_server(stack: ExitStack, scene: Scene) -> None:
     """Python's own file server, which announces itself on stdout."""
     folder = scene.stage.folder
     command = ["run", "-m", "http.server", "8000", "--bind", "files.ntcp", "--directory", str(folder / "www")]
-    environment = scene.stage.environment("b", NTCP_NAME="files", PYTHONUNBUFFERED="1")
+    environment = scene.stage.environment("b", PYTHONUNBUFFERED="1")
     errors = folder / "server.stderr"
     with open(errors, "wb") as stderr:
         server = scene.server.popen(

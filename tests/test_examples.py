@@ -69,7 +69,7 @@ def test_http_server_and_download_unmodified(stage: Stage, tmp_path: Path) -> No
     folder = str(tmp_path / "www")
     server = subprocess.Popen(
         [*NTCP, "run", "-m", "http.server", "8000", "--bind", "web.ntcp", "--directory", folder],
-        env=stage.environment("web", NTCP_NAME="web", PYTHONUNBUFFERED="1"),
+        env=stage.environment("web", PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
