@@ -4,58 +4,52 @@ from __future__ import annotations
 
 import json
 import os
-from functools import wraps
+from collections import deque
 from typing import Any
 
 from ntcpsock import NTCPSocket
-from ntcpsock.cli.output import connected_fields, error_event
+from ntcpsock._report import Report
+from ntcpsock.cli.output import connected_fields
 
 
 def install_report(path: str) -> None:
-    """Wrap the connecting methods of NTCPSocket so that each outcome is appended to `path`."""
-    connect, connect_ex, accept = NTCPSocket.connect, NTCPSocket.connect_ex, NTCPSocket.accept
-
-    @wraps(connect)
-    def reporting_connect(self: NTCPSocket, address: Any, /) -> None:
-        try:
-            connect(self, address)
-        except OSError as error:
-            if getattr(error, "report", None) is not None:
-                _append(path, error_event(error))
-            raise
-        _append_connection(path, "connected", self)
-
-    @wraps(connect_ex)
-    def reporting_connect_ex(self: NTCPSocket, address: Any, /) -> int:
-        code = connect_ex(self, address)
-        if code == 0:
-            _append_connection(path, "connected", self)
-        return code
-
-    @wraps(accept)
-    def reporting_accept(self: NTCPSocket) -> tuple[NTCPSocket, Any]:
-        connection, address = accept(self)
-        _append_connection(path, "accepted", connection)
-        return connection, address
-
-    # The class itself is changed, not its users: `socket.socket` and what was imported from it before
-    # are this very class.
-    for name, method in (
-        ("connect", reporting_connect),
-        ("connect_ex", reporting_connect_ex),
-        ("accept", reporting_accept),
-    ):
-        setattr(NTCPSocket, name, method)
+    """Append a line to `path` whenever an NTCPSocket gets its report."""
+    # Every way to a connection (connect, connect_ex, non-blocking, accept) ends with the socket's being told
+    # its report, after peer and path. The class is changed, not its users: `socket.socket`, and whatever was
+    # imported from it before, is this very class.
+    NTCPSocket.report = _ReportAttribute(path)  # type: ignore[assignment]
 
 
-def _append_connection(path: str, event: str, connection: NTCPSocket) -> None:
-    # Ordinary connections have no path and are none of our business.
-    if connection.path is None or connection.peer is None:
-        return
-    report = connection.report
-    seconds = report.seconds if report else None
-    fields = connected_fields(seconds, connection.peer, connection.path, report)
-    _append(path, {"event": event, **fields})
+class _ReportAttribute:
+    """The attribute `report`, which writes down what is assigned to it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # Copies of a socket (`dup`) get its report again. The reports are held, so that no other one has their id.
+        self._written: deque[Report] = deque(maxlen=256)
+
+    def __get__(self, instance: NTCPSocket | None, owner: type) -> Report | None:
+        return None if instance is None else vars(instance).get("report")
+
+    def __set__(self, instance: NTCPSocket, report: Report | None) -> None:
+        vars(instance)["report"] = report
+        if report is not None and not any(report is known for known in self._written):
+            self._written.append(report)
+            _append(self._path, _event(instance, report))
+
+
+def _event(connection: NTCPSocket, report: Report) -> dict[str, Any]:
+    if connection.path is not None and connection.peer is not None:
+        event = "accepted" if report.role == "listener" else "connected"
+        return {"event": event, **connected_fields(report.seconds, connection.peer, connection.path, report)}
+    return {
+        "event": "error",
+        "target": report.target,
+        "stage": report.failed_stage,
+        "message": next((s.outcome for s in reversed(report.stages) if s.outcome != "ok"), None),
+        "advice": report.advice,
+        "report": report.to_dict(),
+    }
 
 
 def _append(path: str, event: dict[str, Any]) -> None:
