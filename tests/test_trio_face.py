@@ -16,6 +16,7 @@ import ntcpsock.trio
 from ntcpsock._errors import ConfigurationError, NameNotFound, PeerRefused
 from ntcpsock._node import Node
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._session.tls import Carrier
 
 
 @asynccontextmanager
@@ -44,7 +45,9 @@ async def test_streams_conform_on_a_real_path(tmp_path: Path) -> None:
             for stream in (left, right):
                 # Buffers of a fixed size: the kernel finds room in those that it sizes by itself.
                 for option in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF):
-                    stream.carrier.socket.setsockopt(stdlib.SOL_SOCKET, option, 16384)
+                    carrier = stream.carrier
+                    assert isinstance(carrier, Carrier)
+                    carrier.socket.setsockopt(stdlib.SOL_SOCKET, option, 16384)
             # A sender looks for what comes in, and so makes a little room for the other one: both at once.
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send_until_stuck, left)
