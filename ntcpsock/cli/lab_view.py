@@ -84,7 +84,7 @@ def _summary(lab: Lab, events: Sequence[dict[str, Any]]) -> Table:
 
 
 def _time(lab: Lab, seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms{_in_rtts(lab, seconds)}"
+    return f"{seconds * 1000:.0f} ms" + (f" ({seconds / lab.path_rtt:.2f} RTT)" if lab.path_rtt else "")
 
 
 def _place(endpoint: Sequence[Any]) -> str:
