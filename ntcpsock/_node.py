@@ -52,6 +52,10 @@ OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
 
+# Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
+# which a server allows one address so many (256 for ours).
+MAX_DIALLING = 64
+
 # Offers being worked on at once; more are dropped, their dialers repeat them.
 MAX_OFFERS = 512
 
@@ -81,6 +85,7 @@ class Node:
         self._dials: dict[bytes, Dial] = {}
         self._insisting: set[bytes] = set()
         self._dial_ports = DialPorts(servers, config.warm_ports)
+        self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
         self._listening = ListeningPort(servers, self._acceptor.incoming, self._register)
         self._listening_started = trio.Lock()
@@ -130,7 +135,8 @@ class Node:
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         try:
             with trio.fail_after(seconds):
-                return await connect(self, label, port, report)
+                async with self._dialling:
+                    return await connect(self, label, port, report)
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
             raise TraversalTimeout(

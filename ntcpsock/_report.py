@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from ntcpsock._errors import NTCPError
 
 PathKind = Literal["lan", "tcp", "udp", "ipv6", "port-mapped", "relay"]
 
@@ -75,6 +79,21 @@ class Report:
         stage = Stage(name, now - self.started)
         self.stages.append(stage)
         return stage
+
+    @contextmanager
+    def stage(self, name: str, clock: Callable[[], float]) -> Iterator[None]:
+        """A stage as long as the block. An NTCPError that leaves it carries this report."""
+        stage = self.begin(name, clock())
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except NTCPError as error:
+            outcome = str(error)
+            error.report = error.report or self
+            raise
+        finally:
+            self.end(stage, clock(), outcome)
 
     def end(self, entry: Stage | Attempt, now: float, outcome: str) -> None:
         """Close a stage or an attempt, once: later calls change nothing."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import socket as stdlib_socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
+from ntcpsock._report import Report
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._state import Pins, load_identity
 from ntcpsock._traversal.broker.driver import open_broker_session
@@ -66,24 +67,30 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
     identity = _identity(config)
     pins = Pins(config.state_dir)
     address = parse_broker(config.broker)
-    async with open_broker_session(
-        address,
-        identity,
-        pins=pins,
-        keep_alive_interval=config.keep_alive_interval,
-        timeout=config.broker_timeout,
-    ) as session:
-        servers = await _stun_servers(config, session.welcome.stun)
-        async with open_background_nursery() as nursery:
-            node = Node(config, identity, pins, session, servers, nursery)
+    report = Report(config.broker, "dialer", trio.current_time())
+    async with AsyncExitStack() as stack:
+        with report.stage("broker", trio.current_time):
+            session = await stack.enter_async_context(
+                open_broker_session(
+                    address,
+                    identity,
+                    pins=pins,
+                    keep_alive_interval=config.keep_alive_interval,
+                    timeout=config.broker_timeout,
+                )
+            )
+            servers = await _stun_servers(config, session.welcome.stun)
+        nursery = await stack.enter_async_context(open_background_nursery())
+        node = Node(config, identity, pins, session, servers, nursery)
+        with report.stage("register", trio.current_time):
             await node.start()
-            token = _current_node.set(node)
-            try:
-                yield node
-                await node.finish()
-            finally:
-                _current_node.reset(token)
-                node.close()
+        token = _current_node.set(node)
+        try:
+            yield node
+            await node.finish()
+        finally:
+            _current_node.reset(token)
+            node.close()
 
 
 def socket(

@@ -170,6 +170,8 @@ async def test_no_broker_is_there(tmp_path: Path) -> None:
                     async with world.node(broker=config.broker, broker_timeout=timeout):
                         raise AssertionError("unreachable")
                 assert caught.value.errno == errno.ENETUNREACH
+                assert caught.value.report is not None
+                assert caught.value.report.failed_stage == "broker"
 
 
 async def test_a_broker_name_that_does_not_resolve(tmp_path: Path) -> None:

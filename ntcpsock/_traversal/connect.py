@@ -5,13 +5,10 @@ The dialer's side. It reads like that sentence; each step is a stage of the repo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import trio
 
 from ntcpsock._address import encode_node_id, full_name
-from ntcpsock._errors import BadMessage, IdentityMismatch, NTCPError, TraversalFailed
+from ntcpsock._errors import BadMessage, IdentityMismatch, TraversalFailed
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import kind_of
@@ -28,23 +25,23 @@ async def connect(node: DialContext, label: str, port: int, report: Report) -> N
     Raises the errors of `ntcpsock._errors`. It has no deadline of its own beyond the attempts' budgets.
     Cancelling closes all that was opened.
     """
-    with _stage(report, "resolve"):
+    with report.stage("resolve", trio.current_time):
         key = await node.resolve(label)
     dial = Dial(key, label, port)
-    with _stage(report, "gather"):
+    with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
         with node.awaiting_answer(dial):
             payload = dial.offer(1, warm, node.broker_rtt)
-            with _stage(report, "broker"):
+            with report.stage("broker", trio.current_time):
                 card = await _introduce(node, dial, payload)
             node.insist(dial, payload)
             if card is None:
-                with _stage(report, "answer"):
+                with report.stage("answer", trio.current_time):
                     card = await _card_from_answer(dial)
-            with _stage(report, "punch"):
+            with report.stage("punch", trio.current_time):
                 connection = await _punch(node, dial, card, warm, report)
-            with _stage(report, "bind"):
+            with report.stage("bind", trio.current_time):
                 await _bind(connection, dial)
     finally:
         warm.close()
@@ -124,19 +121,3 @@ def _advice(warm: WarmPort, card: Card) -> str:
                 "give either side a public address or a forwarded port."
             )
     return "Neither NAT let a connection through: give either side a public address or a forwarded port."
-
-
-@contextmanager
-def _stage(report: Report, name: str) -> Iterator[None]:
-    """One stage of the report; an error that leaves it carries the report."""
-    stage = report.begin(name, trio.current_time())
-    outcome = "cancelled"
-    try:
-        yield
-        outcome = "ok"
-    except NTCPError as error:
-        outcome = str(error)
-        error.report = error.report or report
-        raise
-    finally:
-        report.end(stage, trio.current_time(), outcome)

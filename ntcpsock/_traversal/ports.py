@@ -22,15 +22,28 @@ class DialPorts:
         self._servers = servers
         self._size = size
         self._ready: deque[WarmPort] = deque()
-        self._wanted = trio.Event()
+        self._gathering = 0
+        self._waiting = 0
+        self._failures = 0
+        self._last_failure: OSError | None = None
+        # Set and replaced whenever any of the above has changed.
+        self._changed = trio.Event()
         self._filled = trio.Event()
 
     async def take(self) -> WarmPort:
-        """A warm port; it is the caller's to close. Gathered now when none is ready."""
-        self._wanted.set()
-        if self._ready:
+        """A warm port; it is the caller's to close. Raises OSError when none can be gathered."""
+        failures = self._failures
+        self._waiting += 1
+        self._notify()
+        try:
+            while not self._ready:
+                await self._changed.wait()
+                if self._failures > failures and self._last_failure is not None and not self._ready:
+                    raise self._last_failure
             return self._ready.popleft()
-        return await gather_tcp(self._servers)
+        finally:
+            self._waiting -= 1
+            self._notify()
 
     async def wait_filled(self) -> None:
         """Until the pool was full for the first time."""
@@ -38,25 +51,33 @@ class DialPorts:
 
     async def keep(self) -> None:
         try:
-            while True:
-                self._wanted = trio.Event()
-                await self._fill()
-                self._filled.set()
-                with trio.move_on_after(TCP_REFRESH_INTERVAL):
-                    await self._wanted.wait()
-                    continue
-                await self._refresh()
+            async with trio.open_nursery() as nursery:
+                while True:
+                    for _ in range(len(self._ready) + self._gathering, self._size + self._waiting):
+                        self._gathering += 1
+                        nursery.start_soon(self._gather)
+                    if len(self._ready) >= self._size:
+                        self._filled.set()
+                    with trio.move_on_after(TCP_REFRESH_INTERVAL) as idle:
+                        await self._changed.wait()
+                    if idle.cancelled_caught:
+                        await self._refresh()
         finally:
             for port in self._ready:
                 port.close()
             self._ready.clear()
 
-    async def _fill(self) -> None:
-        while len(self._ready) < self._size:
-            try:
-                self._ready.append(await gather_tcp(self._servers))
-            except OSError:
-                await trio.sleep(GATHER_RETRY)
+    async def _gather(self) -> None:
+        try:
+            self._ready.append(await gather_tcp(self._servers))
+        except OSError as error:
+            self._failures += 1
+            self._last_failure = error
+            self._notify()
+            await trio.sleep(GATHER_RETRY)
+        finally:
+            self._gathering -= 1
+            self._notify()
 
     async def _refresh(self) -> None:
         """Drop what a NAT has forgotten or moved."""
@@ -64,6 +85,10 @@ class DialPorts:
             if not await port.refresh() and port in self._ready:
                 self._ready.remove(port)
                 port.close()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 class ListeningPort:
