@@ -39,6 +39,7 @@ from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
     MAX_CARD_PORTS,
     Answer,
+    Candidate,
     Card,
     Offer,
     decode_sealed_payload_untrusted,
@@ -410,17 +411,25 @@ class Node:
 
     async def _keep_datagram_port(self) -> None:
         while True:
-            try:
+            with suppress(OSError):
                 self._datagram_port = await gather_udp(self.stun_servers[0])
-                while await self._datagram_port.refresh():
-                    await trio.sleep(UDP_REFRESH_INTERVAL)
-            except OSError:
-                pass
-            finally:
-                if self._datagram_port is not None:
+                try:
+                    await self._refresh_datagram_port(self._datagram_port)
+                finally:
                     self._datagram_port.close()
                     self._datagram_port = None
             await trio.sleep(UDP_REFRESH_INTERVAL)
+
+    async def _refresh_datagram_port(self, port: WarmDatagramPort) -> None:
+        """Until no STUN server answers any more; the card follows what the server sees."""
+        in_card: tuple[Candidate, ...] = ()
+        while True:
+            if port.candidates != in_card and self._listeners:
+                await self._register_quietly()
+                in_card = port.candidates
+            await trio.sleep(UDP_REFRESH_INTERVAL)
+            if not await port.refresh():
+                return
 
 
 def _dynamic_ports() -> Sequence[int]:

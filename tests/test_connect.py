@@ -26,8 +26,10 @@ from ntcpsock._errors import (
 )
 from ntcpsock._identity import Identity
 from ntcpsock._node import Node
+from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._session.tls import client_handshake
+from ntcpsock._traversal import gather, ports
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.punch.message import Answer, Offer, decode_sealed_payload_untrusted
@@ -71,6 +73,37 @@ async def test_a_node_without_a_name_is_reached_by_its_id(tmp_path: Path) -> Non
         async with dialled, accepted:
             assert accepted.peer.name is None
             assert accepted.peer.node_id == client.node_id != server.node_id
+
+
+async def test_a_node_reaches_itself(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice:
+        dialled, accepted = await accept_one(alice, 9, alice, "alice")
+        async with dialled, accepted:
+            await dialled.send_all(b"me")
+            assert await accepted.receive_some() == b"me"
+            assert dialled.path.local == accepted.path.remote != dialled.path.remote
+
+
+async def test_stun_that_comes_late_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that started without a STUN server gathers again until one answers."""
+    for module in (ports, gather):
+        for name in ("TCP_REFRESH_INTERVAL", "GATHER_RETRY"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 0.05)
+    async with open_world(tmp_path) as world:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            port = reserved.getsockname()[1]
+        async with world.node("alice", stun=(f"127.0.0.1:{port}",), warm_ports=0) as alice:
+            async with await alice.open_listener(8000):
+                first = alice.listening_port
+                assert first is not None
+                assert first.stun_sockets == []
+                await world.nursery.start(serve_stun, "127.0.0.1", port)
+                with trio.fail_after(60):
+                    while (now := alice.listening_port) is first or now is None:
+                        await trio.sleep(0.02)
+                assert now.stun_sockets
 
 
 async def test_many_streams_at_once(tmp_path: Path) -> None:
@@ -491,9 +524,7 @@ async def test_allow_lists(tmp_path: Path) -> None:
             for node_id in (alice.node_id, Identity.generate().node_id):
                 with pytest.raises(NTCPError) as by_id:
                     await eve.open_stream(node_id, 8000)
-                texts.append(
-                    (type(by_id.value), by_id.value.errno, str(by_id.value).replace(node_id, "X"))
-                )
+                texts.append((type(by_id.value), by_id.value.errno, str(by_id.value).replace(node_id, "X")))
             assert texts[0] == texts[1]
 
 

@@ -22,7 +22,7 @@ from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.plan import make_plan
-from ntcpsock._traversal.punch.driver import path_rtt, punch
+from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, punch
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.punch.message import Answer, Candidate, Offer
 
@@ -111,7 +111,9 @@ class Acceptor:
         if warm is None or not self._has_room(delivery.sender):
             self._node.reply(delivery, Answer(offer.dial_id, "busy"))
             return
-        if offer.dial_id not in self._pending:  # admits() may have waited
+        if (
+            offer.dial_id not in self._pending and offer.dial_id not in self._ended
+        ):  # admits() may have waited
             await self._run(delivery, offer, warm)
 
     async def _run(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
@@ -235,6 +237,7 @@ class Acceptor:
         technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started
+        keep_mapping_alive(carrier.socket)
         stream = NTCPStream(
             carrier,
             peer=PeerInfo(

@@ -14,7 +14,7 @@ from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import kind_of
 from ntcpsock._traversal.dial import Dial, DialContext, DirectRace
 from ntcpsock._traversal.gather import WarmPort
-from ntcpsock._traversal.punch.driver import path_rtt
+from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
 from ntcpsock._traversal.strategies.base import Connection
 
@@ -48,6 +48,7 @@ async def connect(node: DialContext, label: str, port: int, report: Report) -> N
     report.seconds = trio.current_time() - report.started
     carrier = connection.carrier
     technique = connection.technique
+    keep_mapping_alive(carrier.socket)
     return NTCPStream(
         carrier,
         peer=PeerInfo(dial.label if dial.label != encode_node_id(key) else None, encode_node_id(key), port),

@@ -52,9 +52,9 @@ class WarmPort:
             sock.close()
 
     async def refresh(self) -> bool:
-        """Ask the STUN server again over the same connection. Whether the port is still seen as before."""
+        """Ask the STUN server again over the same connection. Whether the port is (still) seen as before."""
         if not self.stun_sockets:
-            return True
+            return False
         try:
             with trio.fail_after(STUN_DEADLINE):
                 result = await binding_over_tcp(self.stun_sockets[0])

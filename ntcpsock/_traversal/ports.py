@@ -80,7 +80,9 @@ class DialPorts:
             self._notify()
 
     async def _refresh(self) -> None:
-        """Drop what a NAT has forgotten or moved."""
+        """Drop what a NAT has forgotten or moved, and what no STUN server has seen."""
+        if not self._servers:
+            return
         for port in list(self._ready):
             if not await port.refresh() and port in self._ready:
                 self._ready.remove(port)
@@ -113,7 +115,7 @@ class ListeningPort:
             while True:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, self.warm)
-                    while await self.warm.refresh():
+                    while not self._servers or await self.warm.refresh():
                         await trio.sleep(TCP_REFRESH_INTERVAL)
                     fresh = await self._gather_again()
                     # Connections that are being authenticated end with the old port: their dialers try again.

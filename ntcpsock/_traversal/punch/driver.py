@@ -20,6 +20,9 @@ PORT_RANGE = (20000, 32767)
 _BIND_TRIES = 200
 _LISTEN_BACKLOG = 64
 
+# Seconds of idleness before the first probe, seconds between probes, and how many unanswered ones end it.
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
+
 # Offset of tcpi_rtt (u32, microseconds) in Linux's struct tcp_info.
 _TCP_INFO_RTT = struct.Struct("=68xI")
 
@@ -128,6 +131,17 @@ async def accept_connections(
             await trio.sleep(ACCEPT_PAUSE if error.errno in _ACCEPT_EXHAUSTED else 0)
             continue
         handle(sock, Endpoint(*address[:2]))
+
+
+def keep_mapping_alive(sock: stdlib_socket.socket) -> None:
+    """Have the kernel probe an idle connection, so that no NAT forgets it and a dead path is noticed.
+
+    RFC 5382 REQ-5 asks NATs for 2 hours; many keep an idle connection for minutes only.
+    """
+    sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(stdlib_socket, name):
+            sock.setsockopt(stdlib_socket.IPPROTO_TCP, getattr(stdlib_socket, name), value)
 
 
 def path_rtt(sock: stdlib_socket.socket) -> float | None:
