@@ -6,49 +6,39 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
 from ntcpsock._config import Config
 from ntcpsock._errors import (
-    BadMessage,
     ConfigurationError,
-    NameNotFound,
     NameTaken,
     NTCPError,
     TraversalTimeout,
 )
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
+from ntcpsock._nursery import Background
 from ntcpsock._report import Report
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
-from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
-from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
-from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.gather import UDP_REFRESH_INTERVAL, WarmDatagramPort, WarmPort, gather_udp
-from ntcpsock._traversal.ports import DialPorts, ListeningPort
+from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
     MAX_CARD_PORTS,
-    Answer,
-    Candidate,
     Card,
-    Offer,
-    decode_sealed_payload_untrusted,
     encode_card,
-    encode_sealed_payload,
 )
-
-# An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
-OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -56,9 +46,6 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
-
-# Offers being worked on at once; more are dropped, their dialers repeat them.
-MAX_OFFERS = 512
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -79,25 +66,20 @@ class Node:
         self.config = config
         self.stun_servers = tuple(servers)
         self._identity = identity
-        self._pins = pins
         self._session = session
         self._nursery = nursery
-        self._sealer = Sealer(identity)
-        self._dials: dict[bytes, Dial] = {}
-        self._insisting: set[bytes] = set()
+        self.introductions = Introductions(session, identity, pins, nursery)
+        self.background = Background(nursery)
         self._dial_ports = DialPorts(servers, config.warm_ports)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._register)
+        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        self._datagram_port: WarmDatagramPort | None = None
+        self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
-        self._offers = 0
         self._closing = False
-        self._lingering = 0
-        self._lingered = trio.Event()
 
     @property
     def node_id(self) -> str:
@@ -118,12 +100,7 @@ class Node:
 
         Raises NameNotFound, IdentityMismatch, BrokerUnreachable.
         """
-        label = normalize_name(name)
-        key = decode_node_id(label) or self._pins.get("names", label)
-        if key is None:
-            key = await self._session.lookup(label)
-            self._pins.check("names", label, key)
-        return key
+        return await self.introductions.resolve(name)
 
     async def open_stream(self, name: str, port: int, *, timeout: float | None = None) -> NTCPStream:
         """Connect to `port` of the node called `name` (with or without `.ntcp`, or a node id).
@@ -210,10 +187,12 @@ class Node:
 
     async def _register_quietly(self) -> None:
         # The session repeats the registration itself when the broker is back.
-        try:
+        with suppress(OSError):
             await self._register()
-        except OSError:
-            return
+
+    async def _card_changed(self) -> None:
+        if self._listeners:
+            await self._register_quietly()
 
     def _card(self) -> bytes | None:
         warm = self._listening.warm
@@ -289,53 +268,8 @@ class Node:
         listener = self._listeners.get(stream.peer.port)
         return listener is not None and listener.offer(stream)
 
-    def reply(self, delivery: Delivery, answer: Answer) -> None:
-        sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))
-        self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
-
     async def take_port(self) -> WarmPort:
         return await self._dial_ports.take()
-
-    async def introduce(self, dial: Dial, payload: bytes) -> Introduction:
-        name = None if decode_node_id(dial.label) else dial.label
-        sealed = self._sealer.seal(dial.key, payload)
-        try:
-            return await self._session.introduce(dial.key, dial.port, sealed, name=name)
-        except NameNotFound:
-            if name is not None:
-                # The pinned key no longer has this name. Whose is it? Raises IdentityMismatch where it moved.
-                self._pins.check("names", name, await self._session.lookup(name))
-            raise
-
-    @contextmanager
-    def awaiting_answer(self, dial: Dial) -> Iterator[None]:
-        """Answers to `dial` are taken in this block, and by `insist` beyond it."""
-        self._dials[dial.dial_id] = dial
-        try:
-            yield
-        finally:
-            if dial.dial_id not in self._insisting:
-                self._dials.pop(dial.dial_id, None)
-
-    def insist(self, dial: Dial, payload: bytes) -> None:
-        self._insisting.add(dial.dial_id)
-        self._nursery.start_soon(self._insist, dial, payload)
-
-    async def _insist(self, dial: Dial, payload: bytes) -> None:
-        """Repeat the offer until it is answered. It may outlive the connect: on short paths a connection is up
-        before its offer, lost on the way, has reached the listener."""
-        try:
-            for pause in OFFER_PAUSES:
-                with trio.move_on_after(pause):
-                    await dial.answered.wait()
-                    return
-                try:
-                    await self.introduce(dial, payload)
-                except OSError:
-                    return
-        finally:
-            self._insisting.discard(dial.dial_id)
-            self._dials.pop(dial.dial_id, None)
 
     # Tasks.
 
@@ -343,10 +277,10 @@ class Node:
         """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
         if self._names:
             await self._register()
-        self._nursery.start_soon(self._serve_deliveries)
+        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered)
         self._nursery.start_soon(self._dial_ports.keep)
-        if self.stun_servers:
-            self._nursery.start_soon(self._keep_datagram_port)
+        if self._datagram_port is not None:
+            self._nursery.start_soon(self._datagram_port.keep)
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
@@ -354,82 +288,16 @@ class Node:
         for listener in list(self._listeners.values()):
             listener.close()
 
-    def half_close_soon(self, stream: NTCPStream) -> None:
-        """Send the end of `stream` in the background, as a kernel does after shutdown() has returned."""
-        self._in_background(stream.send_eof)
-
     def close_soon(self, stream: NTCPStream) -> None:
         """Close `stream` in the background, as a kernel does after close() has returned."""
         if self._closing:
             stream.reset()
         else:
-            self._in_background(stream.aclose)
-
-    def _in_background(self, operation: Callable[[], Awaitable[None]]) -> None:
-        self._lingering += 1
-        self._nursery.start_soon(self._linger, operation)
-
-    async def _linger(self, operation: Callable[[], Awaitable[None]]) -> None:
-        try:
-            # Nobody is there any more to be told of a broken or closed stream.
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await operation()
-        finally:
-            self._lingering -= 1
-            if not self._lingering:
-                self._lingered.set()
-                self._lingered = trio.Event()
+            self.background.start(stream.aclose)
 
     async def finish(self) -> None:
         """Wait until streams that are closed in the background have brought their last bytes out."""
-        with trio.move_on_after(LINGER_DEADLINE):
-            while self._lingering:
-                await self._lingered.wait()
-
-    async def _serve_deliveries(self) -> None:
-        async for delivery in self._session.deliveries:
-            try:
-                sender, payload = self._sealer.open_untrusted(delivery.sealed)
-                message = decode_sealed_payload_untrusted(payload)
-            except BadMessage:
-                continue
-            if sender != delivery.sender:
-                continue
-            if isinstance(message, Answer):
-                dial = self._dials.get(message.dial_id)
-                if dial is not None and dial.key == sender:
-                    dial.take_answer(message)
-            elif self._offers < MAX_OFFERS:
-                self._offers += 1
-                self._nursery.start_soon(self._work_on_offer, delivery, message)
-
-    async def _work_on_offer(self, delivery: Delivery, offer: Offer) -> None:
-        try:
-            await self._acceptor.offered(delivery, offer)
-        finally:
-            self._offers -= 1
-
-    async def _keep_datagram_port(self) -> None:
-        while True:
-            with suppress(OSError):
-                self._datagram_port = await gather_udp(self.stun_servers[0])
-                try:
-                    await self._refresh_datagram_port(self._datagram_port)
-                finally:
-                    self._datagram_port.close()
-                    self._datagram_port = None
-            await trio.sleep(UDP_REFRESH_INTERVAL)
-
-    async def _refresh_datagram_port(self, port: WarmDatagramPort) -> None:
-        """Until no STUN server answers any more; the card follows what the server sees."""
-        in_card: tuple[Candidate, ...] = ()
-        while True:
-            if port.candidates != in_card and self._listeners:
-                await self._register_quietly()
-                in_card = port.candidates
-            await trio.sleep(UDP_REFRESH_INTERVAL)
-            if not await port.refresh():
-                return
+        await self.background.finish(LINGER_DEADLINE)
 
 
 def _dynamic_ports() -> Sequence[int]:

@@ -1,9 +1,9 @@
-"""The nursery of a context manager that runs tasks behind its block."""
+"""Tasks behind a block: the nursery of a context manager, and operations that outlive their caller."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -27,3 +27,33 @@ async def open_background_nursery() -> AsyncIterator[trio.Nursery]:
             nursery.cancel_scope.cancel()
     if error is not None:
         raise error
+
+
+class Background:
+    """Operations that go on after their caller has left, as a kernel's do after close(). Ended by `finish`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._running = 0
+        self._idle = trio.Event()
+
+    def start(self, operation: Callable[[], Awaitable[None]]) -> None:
+        """Run `operation`; that its stream is broken or closed meanwhile interests nobody any more."""
+        self._running += 1
+        self._nursery.start_soon(self._run, operation)
+
+    async def _run(self, operation: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await operation()
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+                self._idle = trio.Event()
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until nothing runs, `timeout` seconds at most."""
+        with trio.move_on_after(timeout):
+            while self._running:
+                await self._idle.wait()

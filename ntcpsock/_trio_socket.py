@@ -38,6 +38,13 @@ class NTCPSocket(trio.socket.SocketType):
         self._bound: tuple[str, int] | None = None
         self._shut = False
         self._closed = False
+        self._known_node: Node | None = None
+
+    def _node(self) -> Node:
+        """The node of the first use by name: it stays this socket's own."""
+        if self._known_node is None:
+            self._known_node = self._find_node()
+        return self._known_node
 
     # By name.
 
@@ -62,7 +69,7 @@ class NTCPSocket(trio.socket.SocketType):
         if self._stream is not None:
             raise OSError(errno.EISCONN, "Transport endpoint is already connected")
         self._only_streams()
-        self._stream = await self._find_node().open_stream(label, address[1])
+        self._stream = await self._node().open_stream(label, address[1])
 
     async def bind(self, address: Any) -> None:
         """Bind to a name of the node: it is registered, and connections are queued, from here on."""
@@ -73,7 +80,7 @@ class NTCPSocket(trio.socket.SocketType):
         if self._listener is not None or self._bound is not None:
             raise OSError(errno.EINVAL, "Invalid argument")
         self._only_streams()
-        self._listener = await self._find_node().open_listener(address[1], name=label)
+        self._listener = await self._node().open_listener(address[1], name=label)
         self._bound = (label, self._listener.port)
         # A kernel socket that listens answers SO_ACCEPTCONN; nobody is ever told its port.
         await self._inner.bind(("::1" if self.family == stdlib.AF_INET6 else "127.0.0.1", 0))
@@ -85,6 +92,7 @@ class NTCPSocket(trio.socket.SocketType):
         stream = await self._listener.accept()
         inner = _plain_socket(self.family, self.type, self.proto)
         accepted = NTCPSocket(inner, self._find_node)
+        accepted._known_node = self._known_node
         accepted._stream = stream
         accepted._bound = self._bound
         return accepted, accepted.getpeername()
@@ -102,7 +110,7 @@ class NTCPSocket(trio.socket.SocketType):
         if self._bound is not None:
             return _names.socket_address(*self._bound, self.family)
         if self._stream is not None:
-            node = self._find_node()
+            node = self._node()
             return _names.socket_address(node.name or node.node_id, 0, self.family)
         return self._inner.getsockname()
 
@@ -140,7 +148,7 @@ class NTCPSocket(trio.socket.SocketType):
             self._inner.shutdown(flag)
         elif flag in (stdlib.SHUT_WR, stdlib.SHUT_RDWR) and not self._shut:
             self._shut = True
-            self._find_node().half_close_soon(self._stream)
+            self._node().background.start(self._stream.send_eof)
 
     async def wait_writable(self) -> None:
         if self._stream is None:
@@ -158,7 +166,7 @@ class NTCPSocket(trio.socket.SocketType):
             self._listener.close()
             self._listener = None
         if self._stream is not None and not self._closed:
-            self._find_node().close_soon(self._stream)
+            self._node().close_soon(self._stream)
         self._closed = True
         self._inner.close()
 

@@ -32,6 +32,7 @@ from ntcpsock._session.tls import client_handshake
 from ntcpsock._traversal import gather, ports
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.message import Answer, Offer, decode_sealed_payload_untrusted
 
 
@@ -390,7 +391,7 @@ async def test_a_third_party_at_the_dialers_port_is_refused(
             await alice.open_listener(8000) as listener,
             await mallory.open_listener(1),
         ):
-            introduce = bob.introduce
+            introduce = bob.introductions.introduce
 
             async def meddled(dial: Dial, payload: bytes) -> object:
                 offer = decode_sealed_payload_untrusted(payload)
@@ -413,7 +414,7 @@ async def test_a_third_party_at_the_dialers_port_is_refused(
             mallory_streams: list[trio.SSLStream[trio.SocketStream]] = []
             received: list[bytes] = []
             broken: list[object] = []
-            monkeypatch.setattr(bob, "introduce", meddled)
+            monkeypatch.setattr(bob.introductions, "introduce", meddled)
             async with trio.open_nursery() as nursery:
                 dialled = await bob.open_stream("alice", 8000)
                 accepted = await listener.accept()
@@ -435,13 +436,13 @@ async def test_a_replayed_offer_and_a_replayed_token_are_refused(
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node() as bob:
         async with await alice.open_listener(8000) as listener:
             recorded: list[tuple[Delivery, Offer]] = []
-            offered = alice._acceptor.offered
+            run = alice._acceptor._run
 
-            async def recording(delivery: Delivery, offer: Offer) -> None:
+            async def recording(delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
                 recorded.append((delivery, offer))
-                await offered(delivery, offer)
+                await run(delivery, offer, warm)
 
-            monkeypatch.setattr(alice._acceptor, "offered", recording)
+            monkeypatch.setattr(alice._acceptor, "_run", recording)
             dialled = await bob.open_stream("alice", 8000)
             accepted = await listener.accept()
             delivery, offer = recorded[0]
@@ -468,7 +469,7 @@ async def test_an_offer_sealed_by_another_than_its_sender_is_dropped(tmp_path: P
         async with await alice.open_listener(8000) as listener:
             dial = Dial(await bob.resolve("alice"), "alice", 8000)
             warm = await bob.take_port()
-            sealed = bob._sealer.seal(dial.key, dial.offer(1, warm, 0.0))
+            sealed = bob.introductions._sealer.seal(dial.key, dial.offer(1, warm, 0.0))
             mallory = Identity.generate().public_key
             for blob, sender in (
                 (sealed, mallory),
@@ -536,7 +537,7 @@ async def test_the_listener_itself_keeps_strangers_out(
         async with world.node("alice", allow=("nobody-else",)) as alice, await alice.open_listener(8000):
             warm = await eve.take_port()
             answers: list[Answer] = []
-            monkeypatch.setattr(alice, "reply", lambda _, answer: answers.append(answer))
+            monkeypatch.setattr(alice.introductions, "reply", lambda _, answer: answers.append(answer))
             offer = Offer(bytes(16), bytes(32), 8000, 1, warm.candidates)
             await alice._acceptor.offered(Delivery(eve._identity.public_key, bytes(8), None, b""), offer)
             assert answers == []

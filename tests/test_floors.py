@@ -102,6 +102,8 @@ FLOORS = (
         (
             "_traversal.race",
             "_traversal.dial",
+            "_traversal.introductions",
+            "_traversal.direct",
             "_traversal.connect",
             "_traversal.accept",
             "_listener",

@@ -20,6 +20,7 @@ from ntcpsock._session.tls import Carrier, Certificate, server_handshake
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.plan import make_plan
 from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, punch
@@ -59,7 +60,8 @@ class AcceptContext(Protocol):
     def listens(self, port: int) -> bool: ...
     async def admits(self, port: int, delivery: Delivery) -> bool: ...
     def hand_over(self, stream: NTCPStream) -> bool: ...
-    def reply(self, delivery: Delivery, answer: Answer) -> None: ...
+    @property
+    def introductions(self) -> Introductions: ...
 
 
 @dataclass
@@ -102,14 +104,14 @@ class Acceptor:
             self._count("not allowed")
             if not self._node.private:
                 # Somebody is known to be here; the port looks as if nobody listened.
-                self._node.reply(delivery, Answer(offer.dial_id, "refused"))
+                self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return
         if not self._node.listens(offer.port):
-            self._node.reply(delivery, Answer(offer.dial_id, "refused"))
+            self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return
         warm = self._node.listening_port
         if warm is None or not self._has_room(delivery.sender):
-            self._node.reply(delivery, Answer(offer.dial_id, "busy"))
+            self._node.introductions.reply(delivery, Answer(offer.dial_id, "busy"))
             return
         if (
             offer.dial_id not in self._pending and offer.dial_id not in self._ended
@@ -131,7 +133,7 @@ class Acceptor:
         if offer.dial_id in self._awaited:
             self._awaited[offer.dial_id].set()
         try:
-            self._node.reply(delivery, answer)
+            self._node.introductions.reply(delivery, answer)
             if self._node.private:
                 # The dialer had no card: it starts when this answer arrives, and so do we.
                 await trio.sleep(self._path_rtt(offer) / 2)
@@ -149,7 +151,7 @@ class Acceptor:
 
     def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
-        self._node.reply(delivery, pending.answer)
+        self._node.introductions.reply(delivery, pending.answer)
         warm = self._node.listening_port
         if offer.round > pending.offer.round and warm is not None and pending.nursery is not None:
             pending.offer = offer

@@ -12,7 +12,8 @@ from ntcpsock._errors import BadMessage, IdentityMismatch, TraversalFailed
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import kind_of
-from ntcpsock._traversal.dial import Dial, DialContext, DirectRace
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.direct import DialContext, DirectRace
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
@@ -26,16 +27,16 @@ async def connect(node: DialContext, label: str, port: int, report: Report) -> N
     Cancelling closes all that was opened.
     """
     with report.stage("resolve", trio.current_time):
-        key = await node.resolve(label)
+        key = await node.introductions.resolve(label)
     dial = Dial(key, label, port)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
-        with node.awaiting_answer(dial):
+        with node.introductions.awaiting_answer(dial):
             payload = dial.offer(1, warm, node.broker_rtt)
             with report.stage("broker", trio.current_time):
                 card = await _introduce(node, dial, payload)
-            node.insist(dial, payload)
+            node.introductions.insist(dial, payload)
             if card is None:
                 with report.stage("answer", trio.current_time):
                     card = await _card_from_answer(dial)
@@ -59,7 +60,7 @@ async def connect(node: DialContext, label: str, port: int, report: Report) -> N
 
 async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | None:
     """The listener's card, or None where it keeps it to itself and answers instead."""
-    introduction = await node.introduce(dial, payload)
+    introduction = await node.introductions.introduce(dial, payload)
     if introduction.key != dial.key:
         raise IdentityMismatch(
             f"the broker introduced {encode_node_id(introduction.key)} for {full_name(dial.label)}, "

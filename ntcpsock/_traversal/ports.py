@@ -1,15 +1,24 @@
-"""The warm ports of a node: a pool for dialling, and the one that all listeners share."""
+"""The warm ports of a node: a pool for dialling, the one that all listeners share, and the one for UDP."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._traversal.gather import TCP_REFRESH_INTERVAL, WarmPort, gather_tcp
+from ntcpsock._traversal.gather import (
+    TCP_REFRESH_INTERVAL,
+    UDP_REFRESH_INTERVAL,
+    WarmDatagramPort,
+    WarmPort,
+    gather_tcp,
+    gather_udp,
+)
 from ntcpsock._traversal.punch.driver import accept_connections
+from ntcpsock._traversal.punch.message import Candidate
 
 # Seconds until the next try when a port could not be gathered.
 GATHER_RETRY = 5.0
@@ -141,3 +150,32 @@ class ListeningPort:
     async def _accept(self, warm: WarmPort) -> None:
         async with trio.open_nursery() as nursery:
             await accept_connections(warm.listener, lambda sock, _: nursery.start_soon(self._serve, sock))
+
+
+class DatagramPort:
+    """The UDP port whose candidates stand in the card. `keep` runs as a task for the node's life."""
+
+    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]]) -> None:
+        self._server = server
+        self._changed = changed
+        self.candidates: tuple[Candidate, ...] = ()
+
+    async def keep(self) -> None:
+        """Gather, refresh, and gather anew when the server no longer answers."""
+        while True:
+            with suppress(OSError):
+                warm = await gather_udp(self._server)
+                try:
+                    await self._refresh(warm)
+                finally:
+                    warm.close()
+            await trio.sleep(UDP_REFRESH_INTERVAL)
+
+    async def _refresh(self, warm: WarmDatagramPort) -> None:
+        while True:
+            if warm.candidates != self.candidates:
+                self.candidates = warm.candidates
+                await self._changed()
+            await trio.sleep(UDP_REFRESH_INTERVAL)
+            if not await warm.refresh():
+                return

@@ -1,0 +1,129 @@
+"""Offers and answers by way of the broker: sealed, sent, repeated, opened, and given to whom they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from ntcpsock._address import decode_node_id, normalize_name
+from ntcpsock._errors import BadMessage, NameNotFound
+from ntcpsock._identity import Identity
+from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
+from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.punch.message import (
+    Answer,
+    Offer,
+    decode_sealed_payload_untrusted,
+    encode_sealed_payload,
+)
+
+# An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
+OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
+
+# Offers being worked on at once; more are dropped, their dialers repeat them.
+MAX_OFFERS = 512
+
+
+class Introductions:
+    """The node's mailbox. `serve` runs as a task for the node's life."""
+
+    def __init__(self, session: BrokerSession, identity: Identity, pins: Pins, nursery: trio.Nursery) -> None:
+        self._session = session
+        self._pins = pins
+        self._nursery = nursery
+        self._sealer = Sealer(identity)
+        self._dials: dict[bytes, Dial] = {}
+        self._insisting: set[bytes] = set()
+        self._offers = 0
+
+    async def resolve(self, name: str) -> bytes:
+        """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
+
+        Raises NameNotFound, IdentityMismatch, BrokerUnreachable.
+        """
+        label = normalize_name(name)
+        key = decode_node_id(label) or self._pins.get("names", label)
+        if key is None:
+            key = await self._session.lookup(label)
+            self._pins.check("names", label, key)
+        return key
+
+    async def introduce(self, dial: Dial, payload: bytes) -> Introduction:
+        """Bring an offer to the listener. Raises PeerOffline, NameNotFound, IdentityMismatch, BrokerUnreachable."""
+        name = None if decode_node_id(dial.label) else dial.label
+        sealed = self._sealer.seal(dial.key, payload)
+        try:
+            return await self._session.introduce(dial.key, dial.port, sealed, name=name)
+        except NameNotFound:
+            if name is not None:
+                # The pinned key no longer has this name. Whose is it? Raises IdentityMismatch where it moved.
+                self._pins.check("names", name, await self._session.lookup(name))
+            raise
+
+    @contextmanager
+    def awaiting_answer(self, dial: Dial) -> Iterator[None]:
+        """Answers to `dial` are taken in this block, and by `insist` beyond it."""
+        self._dials[dial.dial_id] = dial
+        try:
+            yield
+        finally:
+            if dial.dial_id not in self._insisting:
+                self._dials.pop(dial.dial_id, None)
+
+    def insist(self, dial: Dial, payload: bytes) -> None:
+        """Repeat the offer in the background until it is answered.
+
+        That may outlive the connect: on short paths a connection is up before its offer, lost on the way, has
+        reached the listener.
+        """
+        self._insisting.add(dial.dial_id)
+        self._nursery.start_soon(self._insist, dial, payload)
+
+    async def _insist(self, dial: Dial, payload: bytes) -> None:
+        try:
+            for pause in OFFER_PAUSES:
+                with trio.move_on_after(pause):
+                    await dial.answered.wait()
+                    return
+                try:
+                    await self.introduce(dial, payload)
+                except OSError:
+                    return
+        finally:
+            self._insisting.discard(dial.dial_id)
+            self._dials.pop(dial.dial_id, None)
+
+    def reply(self, delivery: Delivery, answer: Answer) -> None:
+        """Answer an offer, once: its dialer repeats it until an answer has arrived."""
+        sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))
+        self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
+
+    async def serve(self, offered: Callable[[Delivery, Offer], Awaitable[None]]) -> None:
+        """Open what arrives: answers go to their dials, each offer to a task of `offered`. Until cancelled."""
+        async for delivery in self._session.deliveries:
+            try:
+                sender, payload = self._sealer.open_untrusted(delivery.sealed)
+                message = decode_sealed_payload_untrusted(payload)
+            except BadMessage:
+                continue
+            if sender != delivery.sender:
+                continue
+            if isinstance(message, Answer):
+                dial = self._dials.get(message.dial_id)
+                if dial is not None and dial.key == sender:
+                    dial.take_answer(message)
+            elif self._offers < MAX_OFFERS:
+                self._offers += 1
+                self._nursery.start_soon(self._work_on, offered, delivery, message)
+
+    async def _work_on(
+        self, offered: Callable[[Delivery, Offer], Awaitable[None]], delivery: Delivery, offer: Offer
+    ) -> None:
+        try:
+            await offered(delivery, offer)
+        finally:
+            self._offers -= 1
