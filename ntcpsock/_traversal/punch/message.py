@@ -116,8 +116,14 @@ def decode_card_untrusted(data: bytes, node_key: bytes) -> Card:
     """The card in `data`, which must bear `node_key`'s signature. Raises BadMessage."""
     signature, body = data[:SIGNATURE_LENGTH], data[SIGNATURE_LENGTH:]
     verify_untrusted(node_key, _CARD_CONTEXT + body, signature)
+    return decode_card_body_untrusted(body)
+
+
+def decode_card_body_untrusted(body: bytes) -> Card:
+    """What stands under the signature: a node may lie under its own. Raises BadMessage."""
     try:
         card = _card_decoder.decode(body)
+    # ValueError: msgspec lets UnicodeDecodeError out.
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage(f"card: {error}") from error
     _check_candidates(card.candidates)
