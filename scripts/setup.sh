@@ -5,23 +5,54 @@ set -eu
 python=$1
 venv=$2
 
+has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    echo "Python 3.11 or newer is needed; '$python' is not. Try: make PYTHON=python3.11" >&2
+    exit 1
+}
+
 missing=""
-command -v nft >/dev/null 2>&1 || [ -x /usr/sbin/nft ] || missing="$missing nftables"
-command -v ip >/dev/null 2>&1 || [ -x /usr/sbin/ip ] || missing="$missing iproute2"
-command -v turnutils_stunclient >/dev/null 2>&1 || missing="$missing coturn"
+has nft || missing="$missing nftables"
+has ip || missing="$missing iproute2"
+has turnutils_stunclient || missing="$missing coturn"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
+
+install() {
+    echo "installing Debian packages:$missing"
+    export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
+    # Debian starts a packaged daemon at once and at each boot. coturn is here for its test programs, and its
+    # daemon would hold the STUN port.
+    guarded=""
+    case "$missing" in *coturn*) [ ! -d /run/systemd/system ] || guarded=coturn.service ;; esac
+    [ -z "$guarded" ] || systemctl --runtime --quiet mask "$guarded"
+    # RUNLEVEL=1 says the same without systemd.
+    status=0
+    { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null; } || status=$?
+    [ -z "$guarded" ] || systemctl --runtime --quiet unmask "$guarded"
+    [ -z "$guarded" ] || systemctl --quiet disable "$guarded" 2>/dev/null || true
+    return "$status"
+}
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "installing Debian packages:$missing"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        # Debian starts a packaged daemon at once; ours are started by the tests, where they need them.
-        RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null
+        install || echo "these packages could not be installed:$missing" >&2
     else
-        echo "not root: these Debian packages are missing, and what needs them is skipped:$missing" >&2
+        echo "not root: these Debian packages are missing:$missing" >&2
     fi
 fi
+"$python" -c 'import venv, ensurepip' 2>/dev/null || {
+    echo "Without python3-venv there is no $venv. Please: sudo apt-get install python3-venv" >&2
+    exit 1
+}
+for program in nft ip turnutils_stunclient; do
+    has "$program" || { echo "what needs these is left out, the rest works: sudo apt-get install$missing" >&2; break; }
+done
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# A virtual environment without pip is what an interrupted run leaves behind.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || {
+    echo "making $venv"
+    "$python" -m venv --clear "$venv"
+}
+echo "installing ntcpsock and its development tools into $venv (once)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'

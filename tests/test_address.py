@@ -53,7 +53,14 @@ def test_bad_names(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("a.ntcp", True), (b"A.NTCP.", True), ("ntcp", False), ("a.ntcp.org", False), (None, False), (b"\xff", False)],
+    [
+        ("a.ntcp", True),
+        (b"A.NTCP.", True),
+        ("ntcp", False),
+        ("a.ntcp.org", False),
+        (None, False),
+        (b"\xff", False),
+    ],
 )
 def test_is_ntcp_name(host: object, expected: bool) -> None:
     assert is_ntcp_name(host) is expected
@@ -66,7 +73,9 @@ def test_broker_uri_round_trip() -> None:
     assert parse_broker("192.0.2.1:99") == BrokerAddress("192.0.2.1", 99)
 
 
-@pytest.mark.parametrize("uri", ["http://x", "ntcp://", "ntcp://x:99999", "ntcp://x/path", "ntcp://x?key=short"])
+@pytest.mark.parametrize(
+    "uri", ["http://x", "ntcp://", "ntcp://x:99999", "ntcp://x/path", "ntcp://x?key=short"]
+)
 def test_bad_broker_uris(uri: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_broker(uri)
@@ -92,7 +101,13 @@ def test_host_port() -> None:
 
 @pytest.mark.parametrize(
     ("host", "private"),
-    [("10.1.2.3", True), ("100.64.0.1", True), ("192.0.2.1", False), ("2001:db8::1", False), ("fe80::1", True)],
+    [
+        ("10.1.2.3", True),
+        ("100.64.0.1", True),
+        ("192.0.2.1", False),
+        ("2001:db8::1", False),
+        ("fe80::1", True),
+    ],
 )
 def test_documentation_ranges_are_public(host: str, private: bool) -> None:
     assert is_private_address(host) is private
