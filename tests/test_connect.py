@@ -30,6 +30,7 @@ from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._session.tls import client_handshake
 from ntcpsock._traversal import gather, ports
+from ntcpsock._traversal.accept import MAX_UNAUTHENTICATED
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
@@ -379,6 +380,22 @@ async def test_a_third_party_that_connects_to_the_punched_port_first_is_refused(
             carrier.close()
             for stranger in strangers:
                 await stranger.aclose()
+
+
+async def test_a_crowd_at_the_listening_port_does_not_keep_the_dialer_out(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node() as bob:
+        async with await alice.open_listener(8000) as listener:
+            _, endpoint = await card_of(alice, world)
+            crowd = [await trio.open_tcp_stream(*endpoint) for _ in range(MAX_UNAUTHENTICATED + 10)]
+            while alice._acceptor.refused.get("displaced", 0) < 10:
+                await trio.sleep(0.01)
+            dialled = await bob.open_stream("alice", 8000)
+            accepted = await listener.accept()
+            assert len(alice._acceptor._strangers) <= MAX_UNAUTHENTICATED
+            for stream in (dialled, accepted):
+                stream.reset()
+            for stranger in crowd:
+                await trio.aclose_forcefully(stranger)
 
 
 async def test_a_third_party_at_the_dialers_port_is_refused(

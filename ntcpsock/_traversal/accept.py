@@ -86,7 +86,7 @@ class Acceptor:
         self._pending: dict[bytes, PendingDial] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._awaited: dict[bytes, trio.Event] = {}
-        self._unauthenticated = 0
+        self._strangers: dict[trio.socket.SocketType, trio.CancelScope] = {}
         #: How often something was refused, by reason.
         self.refused: dict[str, int] = {}
 
@@ -188,15 +188,25 @@ class Acceptor:
         finally:
             entry.tries = machine.tries
         pending.report.end(entry, trio.current_time(), "connected")
-        await self.incoming(sock)
+        await self._authenticate(sock)
 
     async def incoming(self, sock: trio.socket.SocketType) -> None:
-        """Authenticate a connected socket, whichever side called connect(), and hand its stream over."""
-        if self._unauthenticated >= MAX_UNAUTHENTICATED:
-            self._count("too many connections without a token")
-            sock.close()
-            return
-        self._unauthenticated += 1
+        """Authenticate a connection that came in on the listening port, and hand its stream over.
+
+        Strangers hold a place until their deadline; where all are held, the oldest makes room, so that a dialer,
+        who needs two round trips, comes through unless they are all taken anew meanwhile.
+        """
+        if len(self._strangers) >= MAX_UNAUTHENTICATED:
+            self._strangers.pop(next(iter(self._strangers))).cancel()
+            self._count("displaced")
+        scope = self._strangers[sock] = trio.CancelScope()
+        try:
+            with scope:
+                await self._authenticate(sock)
+        finally:
+            self._strangers.pop(sock, None)
+
+    async def _authenticate(self, sock: trio.socket.SocketType) -> None:
         carrier: Carrier | None = None
         try:
             with trio.fail_after(AUTHENTICATION_DEADLINE):
@@ -212,8 +222,6 @@ class Acceptor:
             if carrier is not None:
                 carrier.close(abort=True)
             raise
-        finally:
-            self._unauthenticated -= 1
         pending = self._pending.get(dial_id)
         if pending is None or not pending.token.redeem(token):
             self._count("wrong token")
