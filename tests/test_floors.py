@@ -181,9 +181,28 @@ FLOORS = (
         "the lab judges the library, so it must not depend on it; and it is lent to other projects",
     ),
     Floor(
+        "command line protocols",
+        ("cli.socks5",),
+        frozenset({"F0 words"}),
+        "a protocol is bytes in and bytes out",
+        WORLD,
+        "then it runs in a test without network or clock",
+    ),
+    Floor(
         "command line",
-        ("__main__", "cli", "cli.*"),
-        frozenset({"F0 words", "F2 state", "F5 trio face", "F6 sync face", "servers", "lab", "command line"}),
+        ("__main__", "cli", "cli.*", "_start_up.*"),
+        frozenset(
+            {
+                "F0 words",
+                "F2 state",
+                "F5 trio face",
+                "F6 sync face",
+                "servers",
+                "lab",
+                "command line protocols",
+                "command line",
+            }
+        ),
         "a command does what any user's program could do",
     ),
 )

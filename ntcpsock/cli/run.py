@@ -23,7 +23,8 @@ Usage: ntcp run [OPTIONS] PROGRAM.py [ARGS]...
        ntcp run [OPTIONS] -m MODULE [ARGS]...
 
   Run an unmodified Python program: hosts called NAME.ntcp are reached through NTCP sockets,
-  every other host as always. Everything after the program belongs to it.
+  every other host as always. Everything after the program belongs to it. Python programs that
+  it starts are reached too. With a name, what it listens on at all addresses is NAME.ntcp:PORT too.
 
 Options:
   -m MODULE         Run a library module as a program, as `python -m` does.
@@ -64,13 +65,10 @@ def main(arguments: Sequence[str]) -> None:
     # Exit handlers run last in, first out: this one after all of the program's.
     atexit.register(_die_if_interrupted)
 
-    import ntcpsock
+    from ntcpsock.cli.children import begin, export
 
-    ntcpsock.install()
-    if report := os.environ.get("NTCP_REPORT"):
-        from ntcpsock.cli.run_report import install_report
-
-        install_report(report)
+    export(os.environ)
+    begin()
     run = run_module if module else run_program
     run(program, list(rest))
 
