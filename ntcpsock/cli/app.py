@@ -8,9 +8,12 @@ import typer
 
 from ntcpsock._version import __version__
 from ntcpsock.cli.connect import connect
+from ntcpsock.cli.expose import expose
+from ntcpsock.cli.forward import forward
 from ntcpsock.cli.identity import identity
 from ntcpsock.cli.lab import lab_app
 from ntcpsock.cli.listen import listen
+from ntcpsock.cli.proxy import proxy
 from ntcpsock.cli.run import HELP as RUN_HELP
 from ntcpsock.cli.run import main as run_main
 from ntcpsock.cli.serve import serve
@@ -40,6 +43,9 @@ def run(context: typer.Context) -> None:
 app.command()(serve)
 app.command()(listen)
 app.command()(connect)
+app.command()(expose)
+app.command()(forward)
+app.command()(proxy)
 app.command(
     help=RUN_HELP,
     add_help_option=False,

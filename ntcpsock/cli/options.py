@@ -35,6 +35,16 @@ Timeout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Event lines as JSON on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens, on stderr.")]
+MaxConnections = Annotated[
+    int,
+    typer.Option(
+        "--max-connections",
+        metavar="N",
+        min=1,
+        max=100_000,
+        help="So many at once; more wait until one ends.",
+    ),
+]
 NodeAddress = Annotated[str, typer.Argument(metavar="NAME:PORT", help="For example alice:8000.")]
 
 

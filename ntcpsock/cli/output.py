@@ -29,6 +29,13 @@ class Output:
         elif self.verbose:
             self._line(f"ntcp: {text}")
 
+    def say(self, event: str, text: str, **fields: Any) -> None:
+        """An event that people are told without -v, too."""
+        if self.json:
+            self.event(event, text, **fields)
+        else:
+            self._line(f"ntcp: {text}")
+
     def error(self, error: BaseException) -> None:
         """An error with the stage that failed and the advice of its report."""
         report: Report | None = getattr(error, "report", None)
