@@ -29,7 +29,7 @@ from ntcpsock._node import Node
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._session.tls import client_handshake
-from ntcpsock._traversal import gather, ports
+from ntcpsock._traversal import accept, gather, ports
 from ntcpsock._traversal.accept import MAX_UNAUTHENTICATED
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
@@ -300,6 +300,28 @@ async def test_cancelling_a_dial_leaves_nothing(tmp_path: Path) -> None:
                     (await bob.open_stream("alice", 8000)).reset()
             (await bob.open_stream("alice", 8000)).reset()
     # Whatever a cancelled dial had left open would be a ResourceWarning now, and so an error.
+
+
+async def test_a_busy_listener_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node() as bob:
+        async with await alice.open_listener(8000) as listener, trio.open_nursery() as nursery:
+            answered: list[Answer] = []
+            reply = alice.introductions.reply
+
+            def recording(delivery: Delivery, answer: Answer) -> None:
+                answered.append(answer)
+                monkeypatch.undo()
+                reply(delivery, answer)
+
+            monkeypatch.setattr(accept, "MAX_PENDING", 0)
+            monkeypatch.setattr(alice.introductions, "reply", recording)
+
+            async def dial() -> None:
+                (await bob.open_stream("alice", 8000)).reset()
+
+            nursery.start_soon(dial)
+            (await listener.accept()).reset()
+            assert [answer.outcome for answer in answered] == ["busy"]
 
 
 # Ill will.

@@ -31,8 +31,8 @@ from ntcpsock._traversal.punch.message import Answer, Candidate, Offer
 DIAL_BUDGET = 12.0
 
 # Dials under way: from all nodes, and from one.
-MAX_PENDING = 256
-MAX_PENDING_PER_NODE = 32
+MAX_PENDING = 512
+MAX_PENDING_PER_NODE = 128
 
 # Connections without a proven token yet, and the seconds that each may take to prove one.
 MAX_UNAUTHENTICATED = 64

@@ -33,6 +33,7 @@ class Dial:
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
     answered: trio.Event = field(default_factory=trio.Event)
+    was_busy: bool = False
 
     def offer(self, round_number: int, warm: WarmPort, broker_rtt: float) -> bytes:
         """The offer of one round, ready to be sealed."""
@@ -43,8 +44,10 @@ class Dial:
         )
 
     def take_answer(self, answer: Answer) -> None:
-        """The first answer counts; later ones repeat it."""
-        if self.answer is None:
+        """The first answer counts; later ones repeat it. A busy listener is asked again, as a full accept queue is."""
+        if answer.outcome == "busy":
+            self.was_busy = True
+        elif self.answer is None:
             self.answer = answer
             self.answered.set()
 
@@ -53,6 +56,8 @@ class Dial:
         with trio.move_on_after(ANSWER_DEADLINE):
             await self.answered.wait()
         name = full_name(self.label)
+        if self.answer is None and self.was_busy:
+            raise PeerRefused(f"{name} has too many connections under way; try again later")
         if self.answer is None:
             raise PeerOffline(
                 f"{name} is registered at the broker but has not answered for {ANSWER_DEADLINE:.0f} s: "
@@ -60,6 +65,4 @@ class Dial:
             )
         if self.answer.outcome == "refused":
             raise PeerRefused(f"nothing listens on port {self.port} of {name}")
-        if self.answer.outcome == "busy":
-            raise PeerRefused(f"{name} has too many connections under way; try again later")
         return self.answer
