@@ -30,7 +30,14 @@ from ntcpsock._errors import (
     TraversalTimeout,
 )
 from ntcpsock._names import getaddrinfo, gethostbyaddr, gethostbyname, gethostbyname_ex, getnameinfo
-from ntcpsock._patch import REPLACEMENTS, install, patched, rebound_functions, uninstall
+from ntcpsock._patch import (
+    REPLACEMENTS,
+    PatchWarning,
+    install,
+    patched,
+    rebound_functions,
+    uninstall,
+)
 from ntcpsock._socket import NTCPSocket
 from ntcpsock._socket import NTCPSocket as socket
 from ntcpsock._version import __version__
@@ -41,6 +48,7 @@ from socket import *  # type: ignore[assignment]  # noqa: F403  # isort: skip
 if TYPE_CHECKING:
     from ntcpsock._config import Config
     from ntcpsock._report import PathInfo, PeerInfo, Report
+    from ntcpsock._ssl import SSLSocket
 
 # The rest of the module's public face, beyond what its __all__ names; then its functions over our names.
 _face = {name: value for name, value in vars(_stdlib).items() if not name.startswith("_")}
@@ -75,6 +83,8 @@ __all__ = [
     "BrokerUnreachable",
     "IdentityMismatch",
     "ConfigurationError",
+    "PatchWarning",
+    "SSLSocket",
     "__version__",
 ]
 __all__ += [name for name in _stdlib.__all__ if name not in __all__]
@@ -104,6 +114,7 @@ _LAZY = {
     "PeerInfo": "ntcpsock._report",
     "PathInfo": "ntcpsock._report",
     "Report": "ntcpsock._report",
+    "SSLSocket": "ntcpsock._ssl",
 }
 
 

@@ -2,19 +2,22 @@
 
 Only names of the module `socket` change. What the module's own functions (`create_connection`,
 `create_server`, `getfqdn`, ...) look up at each call follows by itself, and so does every library that
-says `socket.socket`. A module that took `from socket import socket` earlier keeps what it took.
+says `socket.socket`. A module that took `from socket import socket` earlier keeps what it took, and is
+named in a warning; `ssl`, which does so too, has a hook (`SSLContext.sslsocket_class`) for such cases.
 """
 
 from __future__ import annotations
 
 import socket as _stdlib
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-from ntcpsock import _names
+from ntcpsock import _earlier, _names
 from ntcpsock._socket import NTCPSocket
 
 #: What `install()` puts into the module `socket`.
@@ -27,20 +30,58 @@ REPLACEMENTS: dict[str, Any] = {
     "getnameinfo": _names.getnameinfo,
 }
 
+
+class PatchWarning(RuntimeWarning):
+    """`install()` came too late for modules that hold the system's socket class or resolver functions."""
+
+
 _lock = threading.Lock()
 _depth = 0
-_replaced: dict[str, Any] = {}
+# (object, attribute, what was there, what we put there)
+_replaced: list[tuple[Any, str, Any, Any]] = []
 
 
 def install() -> None:
-    """Make every socket of this process understand `.ntcp` names. Each call needs its `uninstall()`."""
+    """Make every socket of this process understand `.ntcp` names. Each call needs its `uninstall()`.
+
+    Warns with PatchWarning, naming modules that were imported before and keep the system's sockets.
+    """
+    _install(stacklevel=3)
+
+
+def _install(stacklevel: int) -> None:
     global _depth
+    late: dict[str, list[str]] = {}
     with _lock:
         _depth += 1
         if _depth == 1:
+            late = _earlier.modules_that_took({name: getattr(_stdlib, name) for name in REPLACEMENTS})
             for name, replacement in REPLACEMENTS.items():
-                _replaced[name] = getattr(_stdlib, name)
-                setattr(_stdlib, name, replacement)
+                _replace(_stdlib, name, replacement)
+            _hook_ssl()
+    if late:
+        # Not under the lock: a filter may turn this into an exception, and a formatter may do anything.
+        try:
+            warnings.warn(_earlier.describe(late), PatchWarning, stacklevel=stacklevel)
+        except PatchWarning:
+            uninstall()
+            raise
+
+
+def _replace(owner: Any, name: str, replacement: Any) -> None:
+    _replaced.append((owner, name, getattr(owner, name), replacement))
+    setattr(owner, name, replacement)
+
+
+def _hook_ssl() -> None:
+    """Where `ssl` was imported before, its sockets derive from the system's; after this, from ours."""
+    ssl = sys.modules.get("ssl")
+    before = getattr(getattr(ssl, "SSLContext", None), "sslsocket_class", None)
+    if ssl is None or before is None or before is not ssl.SSLSocket or issubclass(before, NTCPSocket):
+        return
+    from ntcpsock._ssl import SSLSocket
+
+    _replace(ssl.SSLContext, "sslsocket_class", SSLSocket)
 
 
 def uninstall() -> None:
@@ -51,21 +92,26 @@ def uninstall() -> None:
             return
         _depth -= 1
         if _depth == 0:
-            for name, original in _replaced.items():
+            for owner, name, original, replacement in _replaced:
                 # What somebody else put there since is not ours to take away.
-                if getattr(_stdlib, name) is REPLACEMENTS[name]:
-                    setattr(_stdlib, name, original)
+                if getattr(owner, name) is replacement:
+                    setattr(owner, name, original)
             _replaced.clear()
 
 
 @contextmanager
 def patched() -> Iterator[None]:
     """`install()` for the body of a `with` statement."""
-    install()
+    _install(stacklevel=4)
     try:
         yield
     finally:
         uninstall()
+
+
+def is_installed() -> bool:
+    """Whether the module `socket` is patched now."""
+    return _depth > 0
 
 
 def rebound_functions() -> dict[str, Any]:

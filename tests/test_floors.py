@@ -155,6 +155,7 @@ FLOORS = (
         "F6 sync face",
         (
             "",
+            "_earlier",
             "_engine",
             "_hop",
             "_node_slot",
@@ -164,6 +165,7 @@ FLOORS = (
             "_pump",
             "_socket",
             "_socket_state",
+            "_ssl",
         ),
         frozenset({"F0 words", "F2 names", "F5 trio face", "F6 sync face"}),
         "the sync face is one user of the trio face: whatever it needs, every trio user can have",
