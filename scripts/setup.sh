@@ -16,21 +16,27 @@ missing=""
 has nft || missing="$missing nftables"
 has ip || missing="$missing iproute2"
 has turnutils_stunclient || missing="$missing coturn"
+has redis-server || missing="$missing redis-server"
+has curl || missing="$missing curl"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 
 install() {
     echo "installing Debian packages:$missing"
     export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
-    # Debian starts a packaged daemon at once and at each boot. coturn is here for its test programs, and its
-    # daemon would hold the STUN port.
+    # Debian starts a packaged daemon at once and at each boot. The tests start what they need by themselves,
+    # and coturn's daemon would hold the STUN port.
     guarded=""
-    case "$missing" in *coturn*) [ ! -d /run/systemd/system ] || guarded=coturn.service ;; esac
-    [ -z "$guarded" ] || systemctl --runtime --quiet mask "$guarded"
+    if [ -d /run/systemd/system ]; then
+        for package in coturn redis-server; do
+            case "$missing" in *"$package"*) guarded="$guarded $package.service" ;; esac
+        done
+    fi
+    [ -z "$guarded" ] || systemctl --runtime --quiet mask $guarded
     # RUNLEVEL=1 says the same without systemd.
     status=0
     { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null; } || status=$?
-    [ -z "$guarded" ] || systemctl --runtime --quiet unmask "$guarded"
-    [ -z "$guarded" ] || systemctl --quiet disable "$guarded" 2>/dev/null || true
+    [ -z "$guarded" ] || systemctl --runtime --quiet unmask $guarded
+    [ -z "$guarded" ] || systemctl --quiet disable $guarded 2>/dev/null || true
     return "$status"
 }
 
@@ -45,7 +51,7 @@ fi
     echo "Without python3-venv there is no $venv. Please: sudo apt-get install python3-venv" >&2
     exit 1
 }
-for program in nft ip turnutils_stunclient; do
+for program in nft ip turnutils_stunclient redis-server curl; do
     has "$program" || { echo "what needs these is left out, the rest works: sudo apt-get install$missing" >&2; break; }
 done
 
