@@ -151,13 +151,12 @@ def test_limit(stage: Stage) -> None:
                 client.stdin.write(b"hello")
                 client.stdin.flush()
             assert exposed.wait_for("limit")["connections"] == 1
-            outputs = [client.stdout for client in clients]
-            (first,), _, _ = select.select(outputs, [], [], DEADLINE)
+            outputs = {client.stdout: client.stdin for client in clients if client.stdout is not None}
+            (first,), _, _ = select.select(list(outputs), [], [], DEADLINE)
             assert first.read(5) == b"hello"
-            (second,) = (output for output in outputs if output is not first)
+            (second,) = outputs.keys() - {first}
             assert not select.select([second], [], [], 0.5)[0]
-            clients[outputs.index(first)].stdin.close()  # type: ignore[union-attr]
-            assert second is not None
+            outputs[first].close()  # type: ignore[union-attr]
             assert second.read(5) == b"hello"
         finally:
             for client in clients:

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import IO
 
 import pytest
+from service_support import tcp_service
 
 from ntcpsock._config import Config, read_file
 from ntcpsock.cli.stage import Stage, open_loopback_stage, stop
@@ -91,6 +94,99 @@ def test_http_server_and_download_unmodified(stage: Stage, tmp_path: Path) -> No
     (line,) = report.read_text().splitlines()
     assert '"event": "connected"' in line
     assert '"web"' in line
+
+
+@contextmanager
+def background(argv: list[str], environment: dict[str, str], ready: str) -> Iterator[IO[str]]:
+    """A server of an example, from its first line on; the rest of what it prints."""
+    server = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline() == ready
+        yield server.stdout
+    finally:
+        stop(server)
+        server.stdout.close()
+
+
+def test_http_by_name_in_the_program(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>it works</p>")
+    server = [sys.executable, str(EXAMPLES / "http_server.py"), "site.ntcp", "8000", str(tmp_path)]
+    client = [sys.executable, str(EXAMPLES / "http_client.py")]
+    with background(server, stage.environment("site"), "http://site.ntcp:8000/\n"):
+        output = run([*client, "http://site.ntcp:8000/"], stage.environment("browser"))
+        assert output == "<p>it works</p>200 text/html\n"
+        done = subprocess.run(
+            [*client, "http://site.ntcp:8001/"],
+            env=stage.environment("browser"),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "dialer of site:8001" in done.stderr
+
+
+def test_echo_with_asyncio(stage: Stage) -> None:
+    environment = stage.environment("echo-asyncio")
+    output = run([sys.executable, str(EXAMPLES / "echo_asyncio.py")], environment)
+    assert output == "10 answers, the last is 'hello 9'\n"
+
+
+def test_file_transfer(stage: Stage, tmp_path: Path) -> None:
+    files = {f"file-{number}.bin": os.urandom(size) for number, size in enumerate((0, 1, 3_000_000))}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    inbox = tmp_path / "inbox"
+    program = [sys.executable, str(EXAMPLES / "file_transfer.py")]
+    with background(
+        [*program, "receive", "inbox.ntcp:9000", str(inbox)],
+        stage.environment("inbox"),
+        f"files sent to inbox.ntcp:9000 go to {inbox}\n",
+    ):
+        paths = [str(tmp_path / name) for name in files]
+        output = run([*program, "send", "inbox.ntcp:9000", *paths], stage.environment("sender"))
+    for name, data in files.items():
+        assert f"received {name} {hashlib.sha256(data).hexdigest()}" in output
+        assert (inbox / name).read_bytes() == data
+    assert "MB/s" in output
+    assert sorted(path.name for path in inbox.iterdir()) == sorted(files)
+
+
+def test_expose_ssh(stage: Stage) -> None:
+    banner = b"SSH-2.0-example\r\n"
+    scripts = str(Path(sys.executable).parent)
+
+    def environment(node: str, **more: str) -> dict[str, str]:
+        return stage.environment(node, PATH=f"{scripts}:{os.environ['PATH']}", **more)
+
+    with tcp_service(lambda connection: connection.sendall(banner)) as port:
+        exposed = subprocess.Popen(
+            ["sh", str(EXAMPLES / "expose_ssh.sh"), "box", "--allow", "laptop"],
+            env=environment("box", SSH_ADDRESS=f"127.0.0.1:{port}"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert exposed.stderr is not None
+            assert f"127.0.0.1:{port} is box.ntcp:22" in exposed.stderr.readline()
+            # What ssh runs as its ProxyCommand.
+            words = ["ntcp", "connect", "--name", "laptop", "box.ntcp:22"]
+            done = subprocess.run(
+                words,
+                env=environment("laptop"),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=DEADLINE,
+                check=True,
+            )
+            assert done.stdout == banner
+        finally:
+            stop(exposed)
+            exposed.stderr.close()  # type: ignore[union-attr]
+    assert exposed.returncode == 0
 
 
 def demo(*options: str) -> str:

@@ -148,8 +148,10 @@ class Bridge:
                 self.near.reset()
                 self.far.reset()
         if clean:
-            await self.near.aclose()
-            await self.far.aclose()
+            try:
+                await self.near.aclose()
+            finally:
+                await self.far.aclose()
 
     def check(self) -> None:
         """Notice a reset of a TCP end that is not being read, since the other end takes no more, or since
