@@ -18,10 +18,12 @@ from typing import Any
 
 import trio
 
-from ntcpsock import _names, _portal
+from ntcpsock import _inquiry, _known, _names, _portal
+from ntcpsock._arrivals import Arrival, Arrivals
 from ntcpsock._config import Config
-from ntcpsock._errors import ConfigurationError, TraversalTimeout
-from ntcpsock._hop import Arrival, Arrivals, Dialled, Door, connect_hop, open_hops
+from ntcpsock._desk import Desk
+from ntcpsock._errors import ConfigurationError, NameTaken, TraversalTimeout
+from ntcpsock._hop import Dialled, Door, connect_hop, open_hops
 from ntcpsock._node_slot import NodeOpener, NodeSlot
 from ntcpsock._parking import FILL_PAUSE, CarPark, Parked
 from ntcpsock._pump import Pump, Stream, reset
@@ -35,6 +37,9 @@ CLOSE_DEADLINE = 2.0
 # How long a new connection waits for a place in the program's accept queue; Linux retries SYNs so long.
 ACCEPT_QUEUE_DEADLINE = 60.0
 # At the end of the program, connections that are just coming in over loopback are given so long.
+# Publishing what the program binds anyway is tried again after such pauses, in seconds.
+FIRST_PUBLISH_PAUSE = 1.0
+LONGEST_PUBLISH_PAUSE = 60.0
 LAST_ARRIVALS = 0.2
 
 
@@ -56,8 +61,13 @@ class Listening:
         self.target = target
         self.on_failure = on_failure
         self.arrivals = Arrivals(backlog)
+        self.backlog = backlog
         self.scope = trio.CancelScope()
+        self.inquiry: _inquiry.Inquiry | None = None
+        # Kept for objects that are made for the listening descriptor later (see `_known`).
+        self.named: Any = None
         self.ended = trio.Event()
+        self.publishing = trio.CancelScope()
 
 
 class Engine:
@@ -70,6 +80,7 @@ class Engine:
         self._named = NodeSlot(nursery, opener)
         self._named_label: str | None = None
         self._doors: dict[int, Door] = {}
+        self._desk: Desk | None = None
         self._pumps: set[Pump] = set()
         self._listening: dict[tuple[str, int], Listening] = {}
         self._checking = False
@@ -203,6 +214,8 @@ class Engine:
             try:
                 hop = parked.meet()
             except OSError as error:
+            ends = parked.ends()
+            _known.enter(ends, stream, _label(node), None)
                 on_failure(error)
                 parked.fail(error)
         if stream is None:
@@ -211,7 +224,11 @@ class Engine:
             await reset(stream)
         else:
             open_hops.add(hop)
-            await self._pump(hop, stream)
+            _known.leave(ends)
+            try:
+                await self._pump(hop, stream)
+            finally:
+                _known.leave(ends)
 
     def _door(self, family: int) -> Door:
         door = self._doors.get(family)
@@ -232,6 +249,7 @@ class Engine:
             self._handing_over.discard(dialled)
 
     # -- in
+            _known.leave(dialled.ends)
 
     async def listen(
         self,
@@ -252,22 +270,77 @@ class Engine:
         before = self._listening.get((label, port))
         if before is not None:
             # Its socket may have been closed a moment ago, by another thread or by the collector.
+        listening = Listening(label, port, backlog, family, target, on_failure)
+        listener = await self._register(listening)
+        listening.inquiry = self._inquiry(listening)
+        self._nursery.start_soon(self._serve, listening, listener)
+        return listening
+
+    async def publish(
+        self,
+        label: str,
+        port: int,
+        backlog: int,
+        family: int,
+        target: Any,
+    ) -> Listening:
+        """As `listen`, in the background: what the network does is no matter to a program that listens on
+        ordinary addresses. While it cannot be done it is tried again; what cannot change is logged."""
+        listening = Listening(label, port, backlog, family, target, lambda error: None)
+        listening.inquiry = self._inquiry(listening)
+        self._nursery.start_soon(self._publish, listening)
+        return listening
+
+    async def _publish(self, listening: Listening) -> None:
+        pause = 0.0
+        where = f"{listening.name}.ntcp:{listening.port}"
+        with listening.publishing:
+            while True:
+                try:
+                    listener = await self._register(listening)
+                    pause = 0.0
+                    await self._serve(listening, listener)
+                    if listening.scope.cancel_called:
+                        return
+                    listening.scope, listening.ended = trio.CancelScope(), trio.Event()
+                except (NameTaken, ConfigurationError) as error:
+                    log.error("%s is not published: %s", where, error)
+                    break
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        break  # the program listens on the same port in several ways; the first one is it
+                    if not pause:
+                        log.warning("%s cannot be published yet: %s", where, error)
+                pause = min(max(FIRST_PUBLISH_PAUSE, 2 * pause), LONGEST_PUBLISH_PAUSE)
+                await trio.sleep(pause)
+        listening.named = None
+        listening.ended.set()
+
+    def _inquiry(self, listening: Listening) -> _inquiry.Inquiry | None:
+        """How other processes that share the program's listening socket ask who has arrived."""
+        if not _inquiry.is_available():
+            return None
+        if self._desk is None:
+            self._desk = Desk()
+            self._nursery.start_soon(self._desk.run)
+        return self._desk.open(listening.arrivals)
+
+    async def _register(self, listening: Listening) -> Any:
+        """The node's listener; the port is this one's until `_serve` ends."""
+        label, port = listening.name, listening.port
             with trio.move_on_after(CLOSE_DEADLINE if before.scope.cancel_called else 0):
                 await before.ended.wait()
             if (label, port) in self._listening:
                 raise OSError(errno.EADDRINUSE, "Address already in use")
-        listening = Listening(label, port, backlog, family, target, on_failure)
         self._listening[label, port] = listening
         try:
             node = await self._node_of(label)
             own = label if label != node.name else None
-            listener = await node.open_listener(port, name=own, backlog=backlog)
+            listener = await node.open_listener(port, name=own, backlog=listening.backlog)
         except BaseException:
             del self._listening[label, port]
-            listening.ended.set()
             raise
-        self._nursery.start_soon(self._serve, listening, listener, backlog)
-        return listening
+        return listener
 
     async def end(self, listening: Listening) -> None:
         """Stop listening; returns when the port is free again."""
@@ -277,9 +350,10 @@ class Engine:
     def end_soon(self, listening: Listening) -> None:
         listening.scope.cancel()
 
-    async def _serve(self, listening: Listening, listener: Any, backlog: int) -> None:
+    async def _serve(self, listening: Listening, listener: Any) -> None:
+        listening.publishing.cancel()
         """Accept until the program closes its socket. The places in its accept queue limit what is under way."""
-        places = trio.CapacityLimiter(max(1, backlog))
+        places = trio.CapacityLimiter(max(1, listening.backlog))
         try:
             with listening.scope:
                 while True:
@@ -297,6 +371,9 @@ class Engine:
             listening.ended.set()
 
     async def _bring_in(
+            if self._desk is not None and listening.inquiry is not None:
+                self._desk.close(listening.inquiry)
+            listening.named = None
         self, listening: Listening, stream: Stream, places: trio.CapacityLimiter, token: object
     ) -> None:
         """Connect one stream to the program's listening socket, as its kernel would an arriving SYN."""
@@ -307,9 +384,7 @@ class Engine:
             with trio.move_on_after(ACCEPT_QUEUE_DEADLINE) as scope:
                 self._bringing_in.add(scope)
                 number = _names.number(peer)
-                hop = await connect_hop(
-                    listening.family, number, listening.target, arrival, listening.arrivals
-                )
+                hop = await connect_hop(listening, number, arrival)
         except OSError as error:
             if error.errno == errno.ECONNREFUSED:
                 # The descriptor was closed where we did not see it: nobody listens any more.
@@ -330,6 +405,7 @@ class Engine:
 
     # -- pumps
 
+            _known.leave(_known.ends(listening.target, source))
     async def _pump(self, hop: socket.socket, stream: Stream) -> None:
         pump = Pump(hop, stream)
         self._pumps.add(pump)

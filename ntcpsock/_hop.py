@@ -14,15 +14,14 @@ import errno
 import logging
 import socket
 import weakref
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
+from ntcpsock import _known
+from ntcpsock._arrivals import Address, Arrival, Arrivals
 from ntcpsock._pump import Stream, abort
-from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._socket import NTCPSocket
 
 log = logging.getLogger("ntcpsock")
@@ -30,8 +29,6 @@ log = logging.getLogger("ntcpsock")
 # The class that the system's module has before anybody replaces it: the engine's own sockets are plain.
 # Not `socket.socket`: this module is first imported when the engine starts, after `install()`.
 PlainSocket: type[socket.socket] = NTCPSocket.__mro__[1]
-
-Address = tuple[str, int]
 
 # How long a dialled stream waits for the application's socket: it comes over loopback.
 ARRIVAL_DEADLINE = 10.0
@@ -57,52 +54,6 @@ def new_hop(family: int) -> socket.socket:
     return hop
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What `accept` tells about a connection that came in by name."""
-
-    peer: PeerInfo
-    path: PathInfo
-    report: Report
-
-
-class Arrivals:
-    """The connections that the engine made to one listener and `accept` has not returned yet.
-
-    One that ended meanwhile stays for its turn in the kernel's queue, as TCP's do: `accept` returns it
-    and `recv` tells its end. The queue is first in, first out, so whoever takes the address that became
-    free comes behind it. What is never taken (a C program accepts) is forgotten, the oldest first.
-    """
-
-    def __init__(self, backlog: int) -> None:
-        self._waiting: dict[Address, Arrival] = {}
-        self._ended: deque[tuple[Address, Arrival]] = deque()
-        self._most_ended = backlog + 1
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def announce(self, source: Address, arrival: Arrival) -> None:
-        """In the engine, before the connection is made."""
-        self._waiting[source] = arrival
-
-    def take(self, source: Address) -> Arrival | None:
-        """In the program's thread: what came from `source`; None for a stranger."""
-        return self._waiting.pop(source, None)
-
-    def ended(self, source: Address, arrival: Arrival) -> None:
-        """In the engine: the connection is over."""
-        if self._waiting.get(source) is arrival:
-            self._ended.append((source, arrival))
-        while len(self._ended) > self._most_ended:
-            self.withdraw(*self._ended.popleft())
-
-    def withdraw(self, source: Address, arrival: Arrival) -> None:
-        """In the engine: the connection was never made."""
-        if self._waiting.get(source) is arrival:
-            self._waiting.pop(source, None)
-
-
 class Dialled:
     """A stream that is up and waits for the socket of the application that dialled it."""
 
@@ -112,6 +63,7 @@ class Dialled:
         self.address = door.address
         self._door = door
         self._source: Address | None = None
+        self.ends: _known.Ends | None = None
         self._hop: socket.socket | None = None
         self._arrived = trio.Event()
         self._confirmed = trio.Event()
@@ -120,6 +72,8 @@ class Dialled:
     def announce(self, source: Address) -> None:
         """In the application's thread: its socket will come from `source`."""
         self._source = source
+        self.ends = _known.ends(source, self.address)
+        _known.enter(self.ends, self.stream, self.own_label, None)
         self._door.expected[source] = self
 
     def arrived(self, hop: socket.socket) -> None:
@@ -195,32 +149,47 @@ class Door:
             dialled.arrived(hop)
 
 
-async def connect_hop(
-    family: int, number: str, target: Any, arrival: Arrival, table: Arrivals
-) -> socket.socket:
-    """Connect to the application's listener at `target`, coming from the peer's `number`.
+class Reachable(Protocol):
+    """The application's listening socket, as the engine knows it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def family(self) -> int: ...
+    @property
+    def target(self) -> Any: ...
+    @property
+    def arrivals(self) -> Arrivals: ...
+
+
+async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> socket.socket:
+    """Connect to the application's listener, coming from the peer's `number`.
 
     Raises OSError; ECONNREFUSED says that the application has closed its listener.
     """
-    hop = new_hop(family)
+    hop = new_hop(listening.family)
     source: Address | None = None
     try:
         try:
             hop.bind((number, 0))
         except OSError:
             # 127.64.0.0/10 is not configured on every system, and AF_INET6 has no such range.
-            hop.bind((loopback(family), 0))
+            hop.bind((loopback(listening.family), 0))
         source = hop.getsockname()[:2]
-        table.announce(source, arrival)
+        listening.arrivals.announce(source, arrival)
+        _known.enter(_known.ends(listening.target, source), arrival, listening.name, listening.port)
         with suppress(BlockingIOError):
-            hop.connect(target)
+            hop.connect(listening.target)
         await trio.lowlevel.wait_writable(hop)
         error = hop.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             raise OSError(error, "the program does not listen any more")
     except BaseException:
         if source is not None:
-            table.withdraw(source, arrival)
+            listening.arrivals.withdraw(source, arrival)
+            _known.leave(_known.ends(listening.target, source))
         hop.close()
         raise
     return hop

@@ -23,6 +23,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from ntcpsock import _known
 from ntcpsock._hop import PlainSocket, loopback
 
 # How many connections the waiting queue of a listener with backlog 0 may take before it is full; Linux
@@ -101,6 +102,11 @@ class Parked:
         """Whether the descriptor still waits. While the engine changes that, the caller waits for it."""
         with self._lock:
             return self._twin is not None
+
+    def ends(self) -> _known.Ends | None:
+        """What the connection will be known by; None where the application has closed its own."""
+        with self._lock:
+            return None if self._twin is None else _known.ends(self._twin.getsockname(), self.park.address)
 
     def meet(self) -> socket.socket | None:
         """In the engine: the peer is there. Complete the connect; returns the engine's end, non-blocking and

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-from ntcpsock import _earlier, _names
+from ntcpsock import _earlier, _names, _publish
 from ntcpsock._socket import NTCPSocket
 
 #: What `install()` puts into the module `socket`.
@@ -59,6 +59,7 @@ def _install(stacklevel: int) -> None:
             for name, replacement in REPLACEMENTS.items():
                 _replace(_stdlib, name, replacement)
             _hook_ssl()
+            _publish.enabled = True
     if late:
         # Not under the lock: a filter may turn this into an exception, and a formatter may do anything.
         try:
@@ -97,6 +98,7 @@ def uninstall() -> None:
                 if getattr(owner, name) is replacement:
                     setattr(owner, name, original)
             _replaced.clear()
+            _publish.enabled = False
 
 
 @contextmanager

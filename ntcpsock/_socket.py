@@ -20,7 +20,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ntcpsock import _names, _portal
+from ntcpsock import _known, _names, _portal, _publish
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
@@ -48,6 +48,8 @@ class NTCPSocket(_stdlib.socket):
     path: PathInfo | None = None
     report: Report | None = None
     _named: Named | None = None
+    # The name under which a listener at ordinary addresses is reached too.
+    _published: Named | None = None
     _parked: Parked | None = None
     _config: Config | None = None
     _finalizer: weakref.finalize[Any, Any] | None = None
@@ -64,6 +66,8 @@ class NTCPSocket(_stdlib.socket):
         super().__init__(family, type, proto, fileno)
         if config is not None:
             self._config = config
+        if fileno is not None and (_known.connections or _known.listening):
+            _known.adopt(self)
 
     # -- out
 
@@ -271,12 +275,16 @@ class NTCPSocket(_stdlib.socket):
         name and port already. `backlog` bounds how many connections wait for `accept`.
         """
         super().listen(*backlog)
-        named = self._named
-        if named is None or named.peer_label is not None or named.listener is not None:
-            return
-        portal = _portal.get()
         # The system's own default, and what is below 0 counts as 0.
         places = max(0, backlog[0]) if backlog else min(_stdlib.SOMAXCONN, 128)
+        named = self._named
+        if named is None:
+            if _publish.enabled and self._published is None:
+                _publish.publish(self, places)
+            return
+        if named.peer_label is not None or named.listener is not None:
+            return
+        portal = _portal.get()
         this = weakref.ref(self)
         engine = portal.engine
         try:
@@ -294,21 +302,29 @@ class NTCPSocket(_stdlib.socket):
         except BaseException:
             super().shutdown(_stdlib.SHUT_RDWR)  # back to bound: another listen() may follow
             raise
-        named.listener = Listener(portal, listening)
-        self._hold(named.listener)
+        named.listener = Listener(portal, listening, listening.inquiry)
+        self._hold(named)
+        _known.remember(super().getsockname(), named)
 
-    def _hold(self, listener: Listener) -> None:
+    def _hold(self, named: Named) -> None:
+        """This socket listens under a name, alone or with others."""
+        assert named.listener is not None
+        if named.published:
+            self._published = named
+        else:
+            self._named = named
         # Collected without close(): the C destructor closes the descriptor and calls nothing of ours.
-        listener.holders += 1
-        self._finalizer = weakref.finalize(self, listener.end, wait=False)
+        named.listener.holders += 1
+        self._finalizer = weakref.finalize(self, named.listener.end, wait=False)
         self._finalizer.atexit = False
 
     def accept(self) -> tuple[NTCPSocket, Any]:
         """Accept; under a name only what the engine brings is let in, and it knows its `peer`.
 
         The address is the peer's number (see `getnameinfo`) and port. The time-out covers the whole wait.
+        A listener at ordinary addresses that is published too returns both kinds.
         """
-        named = self._named
+        named = self._named or self._published
         if named is None or named.listener is None:
             descriptor, address = _plain_accept(self)
             return self._accepted(descriptor), address
@@ -321,22 +337,25 @@ class NTCPSocket(_stdlib.socket):
                 if named.listener.failure is not None:
                     raise named.listener.failure from None
                 raise
-            arrival = named.listener.listening.arrivals.take(address[:2])
+            arrival = _publish.arrival(named, address)
             if arrival is not None:
                 break
+            if named.published:
+                return self._accepted(descriptor), address
             os.close(descriptor)  # another program of this machine, which has no business here
             if deadline is not None:
                 self._wait_readable(deadline)
         sock = self._accepted(descriptor)
-        sock.peer, sock.path, sock.report = arrival.peer, arrival.path, arrival.report
-        peer_label = arrival.peer.name or arrival.peer.node_id
-        sock._named = Named(named.label, named.port)
-        sock._named.peer_label = peer_label
-        sock._named.peer_port = address[1]
+        connection = _known.Connection(
+            named.label, named.port, address[1], arrival.peer, arrival.path, arrival.report
+        )
+        peer_label = _known.tell(sock, connection)
         return sock, _names.socket_address(peer_label, address[1], self.family)
 
     def _accepted(self, descriptor: int) -> NTCPSocket:
-        sock = NTCPSocket(self.family, self.type, self.proto, fileno=descriptor)
+        # Without our own __init__: what is known of this descriptor its caller tells it.
+        sock = NTCPSocket.__new__(NTCPSocket)
+        _stdlib.socket.__init__(sock, self.family, self.type, self.proto, fileno=descriptor)
         # As socket.accept does: a listener's time-out is not its connections'.
         if _stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
@@ -370,20 +389,27 @@ class NTCPSocket(_stdlib.socket):
         """A second socket on the same connection or listener, which ends with the last of them."""
         sock = super().dup()
         sock.peer, sock.path, sock.report = self.peer, self.path, self.report
-        sock._named, sock._config = self._named, self._config
-        if sock._named is not None and sock._named.listener is not None:
-            sock._hold(sock._named.listener)
+        sock._config = self._config
+        if sock._named is None and sock._published is None:
+            sock._named = self._named
+            named = self._named or self._published
+            if named is not None and named.listener is not None:
+                sock._hold(named)
         return sock
 
     def detach(self) -> int:
         """As `socket.detach`. A listening name goes on until its descriptor is closed."""
-        self._named = None
+        named = self._named or self._published
+        self._named = self._published = None
         if self._finalizer is not None:
             self._finalizer.detach()
+        if named is not None and named.listener is not None:
+            named.listener.holders -= 1
         return super().detach()
 
     def _real_close(self, *args: Any) -> None:
-        named, self._named = self._named, None
+        named = self._named or self._published
+        self._named = self._published = None
         try:
             # The engine first: once the port of the descriptor is free, another program may take it.
             finalizer = self._finalizer.detach() if self._finalizer is not None else None

@@ -8,7 +8,9 @@ import socket as _stdlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ntcpsock._arrivals import Address, Arrival
     from ntcpsock._engine import Listening
+    from ntcpsock._inquiry import Inquiry
     from ntcpsock._parking import Parked
     from ntcpsock._portal import Portal
 
@@ -17,19 +19,36 @@ _CLOSE_DEADLINE = 2.0
 
 
 class Listener:
-    """A listening name, shared by the sockets that `dup` made of one another."""
+    """A listening name, shared by the sockets that `dup` made of one another, and by forked processes.
 
-    def __init__(self, portal: Portal, listening: Listening) -> None:
+    listening: None where the engine is another process's that has sent the socket; inquiry: how to ask it.
+    """
+
+    def __init__(self, portal: Portal | None, listening: Listening | None, inquiry: Inquiry | None) -> None:
         self.portal = portal
         self.listening = listening
+        self.inquiry = inquiry
         self.process = os.getpid()
         self.holders = 0
         self.failure: BaseException | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the engine is this process's."""
+        return self.listening is not None and self.process == os.getpid()
+
+    def take(self, source: Address) -> Arrival | None:
+        """What the engine brings from `source`; None for a stranger."""
+        if self.listening is not None and self.is_own:
+            return self.listening.arrivals.take(source)
+        return None if self.inquiry is None else self.inquiry.ask(source)
+
     def end(self, *, wait: bool) -> None:
         """The last holder closes. In a forked child this is not ours to end."""
         self.holders -= 1
-        if self.holders > 0 or self.process != os.getpid() or not self.portal.alive:
+        if self.portal is None or self.listening is None or self.process != os.getpid():
+            return
+        if self.holders > 0 or not self.portal.alive:
             return
         if wait:
             try:
@@ -43,7 +62,7 @@ class Listener:
 class Named:
     """What a socket knows about its `.ntcp` names."""
 
-    __slots__ = ("label", "listener", "peer_label", "peer_port", "port")
+    __slots__ = ("__weakref__", "label", "listener", "peer_label", "peer_port", "port", "published")
 
     def __init__(self, label: str, port: int | None) -> None:
         self.label = label  # our own name, or node id
@@ -51,6 +70,8 @@ class Named:
         self.peer_label: str | None = None
         self.peer_port = 0
         self.listener: Listener | None = None
+        # Whether the socket listens on ordinary addresses, and under the name besides.
+        self.published = False
 
 
 def leave(portal: Portal, parked: Parked) -> None:

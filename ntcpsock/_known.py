@@ -1,0 +1,111 @@
+"""What is known of the kernel sockets that this process has by name, whatever object holds them.
+
+A descriptor may change hands: `ssl` makes its socket from that of another, `socket(fileno=s.detach())` is a
+common idiom, `fromfd` copies. The addresses of the loopback connection stay the same, and by these the new
+object finds its peer; by its own address a listener finds its name.
+"""
+
+from __future__ import annotations
+
+import socket as _stdlib
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ntcpsock._socket_state import Named
+
+if TYPE_CHECKING:
+    from ntcpsock._arrivals import Arrival
+    from ntcpsock._pump import Stream
+    from ntcpsock._report import PathInfo, PeerInfo, Report
+    from ntcpsock._socket import NTCPSocket
+
+    _Origin = Stream | Arrival
+
+Address = tuple[str, int]
+Ends = tuple[Address, Address]
+
+_V4_MAPPED = "::ffff:"
+_FAMILIES = (_stdlib.AF_INET, _stdlib.AF_INET6)
+# The class itself, whatever the module calls by this name later.
+_plain = _stdlib.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """own_port: None where it is the kernel's (the end that dialled)."""
+
+    own_label: str
+    own_port: int | None
+    peer_port: int
+    peer: PeerInfo
+    path: PathInfo
+    report: Report
+
+
+#: (address of the application's end, address of the engine's), as the kernel says them.
+connections: dict[Ends, Connection] = {}
+#: Listening sockets that names or the network lead to, by their own address.
+listening: weakref.WeakValueDictionary[Address, Named] = weakref.WeakValueDictionary()
+
+
+def address_key(address: Any) -> Address:
+    """Host and port; an IPv4 address is the same to both families."""
+    return address[0].removeprefix(_V4_MAPPED), address[1]
+
+
+def ends(own: Any, engines: Any) -> Ends:
+    """The two addresses of a loopback connection: the application's end, and the engine's."""
+    return address_key(own), address_key(engines)
+
+
+def enter(ends: Ends | None, origin: _Origin, own_label: str, own_port: int | None) -> None:
+    """Before the application has the connection. The engine says when it is over, by `leave`."""
+    if ends is not None:
+        port = origin.peer.port if own_port is None else ends[1][1]
+        connections[ends] = Connection(own_label, own_port, port, origin.peer, origin.path, origin.report)
+
+
+def leave(ends: Ends | None) -> None:
+    """In the engine: the connection is over."""
+    if ends is not None:
+        connections.pop(ends, None)
+
+
+def tell(sock: NTCPSocket, connection: Connection) -> str:
+    """Give a socket its names, peer, path and report. Returns the peer's label."""
+    named = Named(connection.own_label, connection.own_port)
+    label = named.peer_label = connection.peer.name or connection.peer.node_id
+    named.peer_port = connection.peer_port
+    sock._named = named
+    sock.peer, sock.path = connection.peer, connection.path
+    sock.report = connection.report
+    return label
+
+
+def remember(address: Any, named: Named) -> None:
+    """A socket listens at `address`. It is remembered as long as the engine brings connections to it."""
+    assert named.listener is not None
+    if named.listener.listening is not None:
+        named.listener.listening.named = named
+    listening[address_key(address)] = named
+
+
+def adopt(sock: NTCPSocket) -> None:
+    """A socket object was made for an existing descriptor: what is known of it is known to the object."""
+    if sock.family not in _FAMILIES or sock.type != _stdlib.SOCK_STREAM:
+        return
+    try:
+        own = address_key(_plain.getsockname(sock))
+    except OSError:
+        return
+    try:
+        other = address_key(_plain.getpeername(sock))
+    except OSError:
+        named = listening.get(own)
+        if named is not None:
+            sock._hold(named)
+        return
+    connection = connections.get((own, other))
+    if connection is not None:
+        tell(sock, connection)
