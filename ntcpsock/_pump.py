@@ -5,9 +5,9 @@ on the hop happens on the stream and the other way round: bytes, the end of one 
 a reset (RST), which an application produces by SO_LINGER 0 or by closing with unread bytes. Back-pressure
 is TCP's own: a direction is read only when the other side has taken what was read before.
 
-Two tasks for each connection, one a direction, on the plain non-blocking socket: `trio.SocketStream`
-would cost a conflict detector and a checkpoint for each call. Buffers exist only while bytes are on
-their way, so an idle connection costs no memory for them.
+This is the pump for every stream and system: two tasks for each connection, one a direction, on the plain
+non-blocking socket (`trio.SocketStream` would cost a conflict detector and a checkpoint for each call). On
+Linux, streams over TLS and TCP take the faster one of `ntcpsock._pump_loop`, which behaves alike.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CLOSE_DEADLINE = 60.0
 
 # When the program exits: what it has written comes out of its kernel buffer without such a pause, and is
 # no more than this (net.ipv4.tcp_wmem and tcp_rmem together); a thread that goes on writing is not waited for.
-_LAST_BYTES_PAUSE = 0.05
-_LAST_BYTES = 16 * 1024 * 1024
+LAST_BYTES_PAUSE = 0.05
+LAST_BYTES = 16 * 1024 * 1024
 
 _TCP_CLOSE = 7  # linux/include/net/tcp_states.h
 
@@ -86,6 +86,32 @@ async def reset(stream: Stream) -> None:
             await waiting
 
 
+async def close_ends(hop: socket.socket, stream: Stream, *, clean: bool, keep_hop: bool) -> None:
+    """The end of a connection: in order where both directions have ended, and as a reset on both sides where not."""
+    trio.lowlevel.notify_closing(hop)
+    if keep_hop:
+        hop.detach()
+    elif clean:
+        hop.close()
+    else:
+        abort(hop)
+    if clean:
+        with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError):
+            await stream.aclose()
+    else:
+        with trio.CancelScope(shield=True):
+            await reset(stream)
+
+
+def probe(hop: socket.socket) -> None:
+    """Notice in time that the application is gone, on a hop that it has ended its direction of."""
+    with suppress(OSError):
+        hop.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+        hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL)
+        hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
 class Pump:
     """Carries one connection. `run()` returns when both directions have ended or one was reset."""
 
@@ -101,7 +127,7 @@ class Pump:
         self._broken = False
         self._finishing = False
         self._keep_hop = False
-        self._last_bytes = _LAST_BYTES
+        self._last_bytes = LAST_BYTES
 
     async def run(self) -> None:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
@@ -113,19 +139,7 @@ class Pump:
                 await self._inward()
             clean = not self._broken
         finally:
-            trio.lowlevel.notify_closing(self.hop)
-            if self._keep_hop:
-                self.hop.detach()
-            elif clean:
-                self.hop.close()
-            else:
-                abort(self.hop)
-            if not clean:
-                with trio.CancelScope(shield=True):
-                    await reset(self.stream)
-        with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError):
-            if clean:
-                await self.stream.aclose()
+            await close_ends(self.hop, self.stream, clean=clean, keep_hop=self._keep_hop)
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -165,7 +179,7 @@ class Pump:
             self._break()
             return
         if not self._finishing:
-            self._probe()
+            probe(self.hop)
 
     async def _read(self) -> bytes:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
@@ -176,7 +190,7 @@ class Pump:
                 with trio.CancelScope() as self._reading:
                     await trio.lowlevel.wait_readable(self.hop)
                 self._reading = None
-        with trio.move_on_after(_LAST_BYTES_PAUSE):
+        with trio.move_on_after(LAST_BYTES_PAUSE):
             await trio.lowlevel.wait_readable(self.hop)
             if self._last_bytes > 0:
                 data = self.hop.recv(CHUNK)
@@ -217,10 +231,3 @@ class Pump:
                 await trio.lowlevel.wait_writable(self.hop)
                 with suppress(BlockingIOError, InterruptedError):
                     sent += self.hop.send(view[sent:])
-
-    def _probe(self) -> None:
-        with suppress(OSError):
-            self.hop.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
-            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL)
-            self.hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)

@@ -10,12 +10,15 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
+from session_support import tls_streams
 
 from ntcpsock._config import Config
 from ntcpsock._errors import NameNotFound, NTCPError, PeerRefused, TraversalTimeout
 from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._session.stream import NTCPStream
 
 NODE_ID = "abcdefghijklmnopqrstuvwxyz234567abcdefghijklmnopqrsa"
 
@@ -117,6 +120,8 @@ class FakeNetwork:
 
     #: Bytes on their way in each direction before a sender waits.
     window: int = 65536
+    #: Real streams, TLS over loopback, in place of fakes.
+    encrypted: bool = False
     #: Raised by open_stream for a name.
     dial_errors: dict[str, Exception] = field(default_factory=dict)
     #: Names that never answer.
@@ -153,7 +158,9 @@ class FakeNode:
         await trio.lowlevel.checkpoint()
         self.network.events.append("warm")
 
-    async def open_stream(self, name: str, port: int, *, timeout: float | None = None) -> FakeStream:
+    async def open_stream(
+        self, name: str, port: int, *, timeout: float | None = None
+    ) -> FakeStream | NTCPStream:
         network = self.network
         report = Report(f"{name}:{port}", "dialer")
         if name in network.silent:
@@ -174,11 +181,16 @@ class FakeNode:
             if any(known == name for known, _ in network.listeners):
                 raise PeerRefused(f"{name}: nothing listens on port {port}", report=report)
             raise NameNotFound(f"{name}: nobody has this name", report=report)
+        peers = PeerInfo(name, "b" * 52, port), PeerInfo(self.name, self.node_id, port)
+        if network.encrypted:
+            first, second = await tls_streams()
+            first.peer, second.peer = peers
+            first.report = report
+            await listener.arrive.send(second)
+            return first
         there, back = _Direction(network.window), _Direction(network.window)
-        ours = FakeStream(PeerInfo(name, "b" * 52, port), there, back, report)
-        theirs = FakeStream(
-            PeerInfo(self.name, self.node_id, port), back, there, Report(f"{name}:{port}", "listener")
-        )
+        ours = FakeStream(peers[0], there, back, report)
+        theirs = FakeStream(peers[1], back, there, Report(f"{name}:{port}", "listener"))
         network.streams += [ours, theirs]
         await listener.arrive.send(theirs)
         return ours
@@ -199,16 +211,16 @@ class FakeNode:
         return listener
 
 
-class FakeListener(trio.abc.Listener[FakeStream]):
+class FakeListener(trio.abc.Listener[Any]):
     def __init__(self, network: FakeNetwork, name: str, port: int, backlog: int) -> None:
         self.network = network
         self.name = name
         self.port = port
         self.backlog = backlog
-        self.arrive, self._arrived = trio.open_memory_channel[FakeStream](max(1, backlog))
+        self.arrive, self._arrived = trio.open_memory_channel[Any](max(1, backlog))
         self.failure: Exception | None = None
 
-    async def accept(self) -> FakeStream:
+    async def accept(self) -> Any:
         try:
             return await self._arrived.receive()
         except trio.EndOfChannel:

@@ -15,7 +15,7 @@ sys.path.insert(0, {tests!r})
 import ntcpsock
 from fake_node import FakeNetwork
 from ntcpsock import _portal
-network = FakeNetwork()
+network = FakeNetwork(encrypted={encrypted})
 _portal.node_opener = network.open_node
 
 def pair():
@@ -28,8 +28,9 @@ client, accepted = pair()
 """
 
 
-def run(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    program = HEAD.format(tests=str(Path(__file__).parent)) + body
+def run(body: str, tmp_path: Path, *, encrypted: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `body` behind HEAD. encrypted: with real streams, and so with the pump's own thread."""
+    program = HEAD.format(tests=str(Path(__file__).parent), encrypted=encrypted) + body
     return subprocess.run(
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", program],
         capture_output=True,
@@ -57,9 +58,10 @@ def run(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     ],
     ids=["open sockets", "a dial", "an accept", "modules deleted", "sys.exit", "a file"],
 )
-def test_exit_is_silent_and_does_not_hang(body: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_exit_is_silent_and_does_not_hang(body: str, encrypted: bool, tmp_path: Path) -> None:
     started = time.monotonic()
-    result = run(body, tmp_path)
+    result = run(body, tmp_path, encrypted=encrypted)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert time.monotonic() - started < 20
 
@@ -85,7 +87,8 @@ atexit.register(_portal._at_exit)
     assert run(body, tmp_path).stdout == "2000000 True\n"
 
 
-def test_an_exit_handler_can_still_use_its_sockets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_an_exit_handler_can_still_use_its_sockets(encrypted: bool, tmp_path: Path) -> None:
     body = """
 import atexit
 def last_words():
@@ -95,7 +98,7 @@ def last_words():
     print(fresh.peer.name)
 atexit.register(last_words)
 """
-    assert run(body, tmp_path).stdout == "b'bye'\nalice\n"
+    assert run(body, tmp_path, encrypted=encrypted).stdout == "b'bye'\nalice\n"
 
 
 def test_after_the_end_names_are_refused(tmp_path: Path) -> None:
@@ -113,7 +116,8 @@ atexit.register(_portal._at_exit)
     assert run(body, tmp_path).stdout == "ConnectionAbortedError\n"
 
 
-def test_a_forked_child_can_connect_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_forked_child_can_connect_again(encrypted: bool, tmp_path: Path) -> None:
     body = """
 sys.stdout.flush()
 child = os.fork()
@@ -134,12 +138,13 @@ other, again = pair()
 other.sendall(b"parent")
 print(again.recv(10))
 """
-    result = run(body, tmp_path)
+    result = run(body, tmp_path, encrypted=encrypted)
     assert result.stderr == ""
     assert result.stdout == "b'child' True\nb'inherited' 0\nb'parent'\n"
 
 
-def test_a_child_keeps_no_connection_of_the_parent_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_child_keeps_no_connection_of_the_parent_open(encrypted: bool, tmp_path: Path) -> None:
     body = """
 child = os.fork()
 if child == 0:
@@ -161,12 +166,13 @@ except ConnectionResetError:
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 """
-    result = run(body, tmp_path)
+    result = run(body, tmp_path, encrypted=encrypted)
     assert result.stderr == ""
     assert result.stdout == "b'x'\nb''\nreset\n"
 
 
-def test_fork_while_the_engine_is_busy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_fork_while_the_engine_is_busy(encrypted: bool, tmp_path: Path) -> None:
     body = """
 def traffic():
     while True:
@@ -185,14 +191,15 @@ for _ in range(20):
     assert status == 0, status
 print("done")
 """
-    result = run(body, tmp_path)
+    result = run(body, tmp_path, encrypted=encrypted)
     assert (result.stdout, result.stderr) == ("done\n", "")
 
 
-def test_children_of_subprocess_inherit_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_children_of_subprocess_inherit_nothing(encrypted: bool, tmp_path: Path) -> None:
     body = """
 import subprocess
 ls = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False)
 print(ls.stdout.count("socket:"))
 """
-    assert run(body, tmp_path).stdout == "0\n"
+    assert run(body, tmp_path, encrypted=encrypted).stdout == "0\n"

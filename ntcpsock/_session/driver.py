@@ -37,7 +37,8 @@ class SessionDriver:
         # Held by whoever puts frames on the carrier, over its waits: frames never interleave.
         self.lock = trio.Lock()
         self._early = received
-        self._tail = b""  # the rest of a frame whose sender was cancelled or closed
+        # The rest of a frame: its sender was cancelled or closed, or does not wait.
+        self._tail: bytes | memoryview = b""
         self._in_frame = False
         self._header = memoryview(bytearray(HEADER_LENGTH))
 
@@ -149,7 +150,7 @@ class SessionDriver:
         split = FIRST_RECORD - len(header)
         await self._push(b"".join((header, payload[:split])), payload[split:])
 
-    async def _push(self, first: bytes, rest: memoryview) -> None:
+    async def _push(self, first: bytes | memoryview, rest: memoryview) -> None:
         """Put `first` and `rest` on the carrier; what an exception leaves over becomes the tail."""
         views = [memoryview(first), rest]
         self._in_frame = True
@@ -180,6 +181,49 @@ class SessionDriver:
                 self._tail = control[self._try_send(control) :]
         except (OSError, trio.ClosedResourceError):
             pass  # the next sender raises it
+
+    # -- sending without waiting: for one caller who has the driver to himself ---------------------
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a frame or the carrier waits for room."""
+        return bool(self._tail) or self.carrier.has_unsent
+
+    def finish_nowait(self) -> bool:
+        """As `finish`; False where the carrier takes no more for now."""
+        while True:
+            if self._tail:
+                self._tail = self._tail[self._try_send(self._tail) :]
+                if self._tail:
+                    return False
+            elif self.machine.has_control:
+                self._tail = self.machine.control_to_send()
+            elif self.carrier.has_unsent:
+                self._try_send(b"")
+                if self.carrier.has_unsent:
+                    return False
+            else:
+                return True
+
+    def send_nowait(self, frame: memoryview) -> bool:
+        """One DATA frame: room for its header, then up to FULL_PAYLOAD bytes. After `finish_nowait` was True.
+
+        False where the carrier took a part only: then `frame` is the driver's until `finish_nowait` is True.
+        """
+        frame[:HEADER_LENGTH] = self.machine.send_data(len(frame) - HEADER_LENGTH)
+        taken = self._try_send(frame)
+        if taken < len(frame):
+            self._tail = frame[taken:]
+        return not self.has_unfinished
+
+    def send_eof_nowait(self) -> bool:
+        """FIN, as far as it goes now; see `finish_nowait`."""
+        if self.finish_nowait():
+            self._tail = self.machine.send_eof()
+        else:
+            # Behind what waits: a frame boundary is where the tail ends.
+            self._tail = bytes(self._tail) + self.machine.send_eof()
+        return self.finish_nowait()
 
     def _try_send(self, data: bytes | memoryview) -> int:
         if self.send_error is not None:

@@ -120,6 +120,11 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         state = "closed" if self._driver.closed else "open"
         return f"<NTCPStream {state} to {self.peer.name or self.peer.node_id}:{self.peer.port}>"
 
+    @property
+    def driver(self) -> SessionDriver:
+        """What moves the frames: for one who does that himself, while no task uses the stream."""
+        return self._driver
+
     # -- sending ---------------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -240,6 +240,10 @@ class Carrier:
             raise self._receive_error
         return filled
 
+    def pending(self) -> int:
+        """Bytes that are decrypted already: the descriptor does not show them."""
+        return self.socket.pending()
+
     async def wait_writable(self) -> None:
         self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
@@ -277,13 +281,15 @@ class Carrier:
 
     def interrupt(self) -> None:
         if not self._closed:
-            trio.lowlevel.notify_closing(self.socket)
+            # Outside trio, in the pump's thread, nobody waits.
+            with contextlib.suppress(RuntimeError):
+                trio.lowlevel.notify_closing(self.socket)
 
     def close(self, *, abort: bool = False) -> None:
         if self._closed:
             return
+        self.interrupt()
         self._closed = True
-        trio.lowlevel.notify_closing(self.socket)
         if abort:
             # The kernel answers the peer with RST instead of FIN.
             with contextlib.suppress(OSError):

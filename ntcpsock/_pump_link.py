@@ -1,0 +1,313 @@
+"""One connection in the pump's own thread: both directions, without a task and without waiting.
+
+A link is told what its two descriptors are ready for, moves what can be moved, and says what it waits for
+next. Its buffers belong to the loop while nothing is stuck in them, so an idle connection has none.
+
+The same things happen as in `ntcpsock._pump.Pump`, frame by frame instead of through the stream's tasks.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._pump import LAST_BYTES, LAST_BYTES_PAUSE, probe
+from ntcpsock._session.driver import FULL_PAYLOAD, SessionDriver
+from ntcpsock._session.frames import HEADER_LENGTH
+from ntcpsock._session.tls import Carrier
+
+# A frame that fills a buffer is sixteen full TLS records.
+BUFFER: Final = HEADER_LENGTH + FULL_PAYLOAD
+
+IN: Final = getattr(select, "EPOLLIN", 1)
+OUT: Final = getattr(select, "EPOLLOUT", 4)
+FAILED: Final = getattr(select, "EPOLLERR", 8) | getattr(select, "EPOLLHUP", 16)
+
+
+class Host(Protocol):
+    """What a link needs of the loop that it runs in."""
+
+    def watch(self, descriptor: int, before: int | None, wanted: int | None) -> None:
+        """Change what is waited for; None is nothing at all, 0 only failures."""
+        ...
+
+    def again(self, link: Link) -> None:
+        """Call `link.go_on` soon: there is more to do, of which the kernel does not know."""
+        ...
+
+    def take(self) -> memoryview: ...
+    def give_back(self, buffer: memoryview) -> None: ...
+
+
+class Link:
+    """All methods are called in the loop's thread. `on_end` is called once, with no descriptor watched any more."""
+
+    def __init__(
+        self, hop: socket.socket, driver: SessionDriver, carrier: Carrier, on_end: Callable[[], None]
+    ) -> None:
+        self.hop = hop
+        self.driver = driver
+        self.hop_descriptor = hop.fileno()
+        self.carrier_descriptor = carrier.socket.fileno()
+        self.ended = False
+        self.clean = False
+        self.finishing = False
+        self.finish_at = 0.0
+        self._carrier = carrier
+        self._host: Host | None = None
+        self._on_end = on_end
+        self._hop_watched: int | None = None
+        self._carrier_watched: int | None = None
+        self._reading = True  # the application has not ended its direction
+        self._receiving = True  # the peer has not ended its direction
+        self._blocked = False  # the carrier takes no more
+        self._shut = False  # our FIN is out on the hop
+        self._lost = False  # the carrier ended after the peer's FIN
+        self._keep_hop = False
+        self._last_bytes = LAST_BYTES
+        self._stuck_out: memoryview | None = None  # the buffer in which the driver's unsent frame lies
+        self._stuck_in: memoryview | None = None
+        self._pending: memoryview | None = None  # what the application has not taken, within `_stuck_in`
+
+    # -- what the loop calls
+
+    def attach(self, host: Host) -> None:
+        if not self.ended:
+            self._host = host
+            self.go_on()
+
+    def on_hop(self, mask: int) -> None:
+        """The application's side is ready for `mask`."""
+        if mask & FAILED and not (self._reading and not self._blocked):
+            # A reset while nobody reads. After our own FIN it is no news: both may have ended in order.
+            if not self._shut:
+                self.end(clean=False)
+            self._settle()
+            return
+        if mask & (IN | FAILED):
+            self._outward()
+        if mask & OUT and not self.ended:
+            self._inward()
+        self._settle()
+
+    def on_carrier(self, mask: int) -> None:
+        """The peer's side is ready for `mask`."""
+        if mask & (IN | FAILED):
+            self._inward()
+        if mask & (OUT | FAILED) and self._blocked and not self.ended:
+            self._outward()
+        self._settle()
+
+    def go_on(self) -> None:
+        """Try both directions."""
+        if not self.ended and self._host is not None:
+            self._inward()
+            if not self.ended:
+                self._outward()
+            self._settle()
+
+    def finish(self, keep_hop: bool, now: float) -> None:
+        """As `Pump.finish`. The loop calls `tick` from now on."""
+        if self.ended:
+            return
+        self.finishing = True
+        self.finish_at = now + LAST_BYTES_PAUSE
+        self._keep_hop = keep_hop
+        self._drop_pending()
+        if self._receiving:
+            self._end_inward()
+        self._settle()
+
+    def tick(self, now: float) -> None:
+        """While finishing: the program has written nothing more for a moment, or too much."""
+        if self._blocked:
+            self.finish_at = now + LAST_BYTES_PAUSE
+        elif self._reading and not self.ended and (now >= self.finish_at or self._last_bytes <= 0):
+            self._end_outward()
+            self._settle()
+
+    def end(self, *, clean: bool) -> None:
+        """Let go of both descriptors. Not clean: one side was reset, and the other is to be."""
+        if self.ended:
+            return
+        self.ended = True
+        self.clean = clean
+        host = self._host
+        if host is not None:
+            host.watch(self.hop_descriptor, self._hop_watched, None)
+            host.watch(self.carrier_descriptor, self._carrier_watched, None)
+            self._hop_watched = self._carrier_watched = None
+            self._drop_pending()
+            self._stuck_out = None  # still the driver's, where something is stuck in it
+        self._on_end()
+
+    # -- application -> peer
+
+    def _outward(self) -> None:
+        try:
+            if self._carrier_takes() and self._reading:
+                self._read_hop()
+        except (OSError, trio.ClosedResourceError):
+            self.end(clean=False)
+
+    def _carrier_takes(self) -> bool:
+        """Send what is stuck; whether all of it has gone."""
+        driver = self.driver
+        if self._blocked:
+            self._blocked = not driver.finish_nowait()
+            if not self._blocked and self._stuck_out is not None:
+                self._give_back(self._stuck_out)
+                self._stuck_out = None
+        return not self._blocked
+
+    def _read_hop(self) -> None:
+        buffer = self._take()
+        try:
+            try:
+                count = self.hop.recv_into(buffer[HEADER_LENGTH:])
+            except (BlockingIOError, InterruptedError):
+                return
+            if not count:
+                self._end_outward()
+                return
+            if self.finishing:
+                self._last_bytes -= count
+                self.finish_at += LAST_BYTES_PAUSE
+            self._blocked = not self.driver.send_nowait(buffer[: HEADER_LENGTH + count])
+            if self._blocked:
+                self._stuck_out = buffer
+        finally:
+            if self._stuck_out is None:
+                self._give_back(buffer)
+
+    def _end_outward(self) -> None:
+        self._reading = False
+        try:
+            self._blocked = not self.driver.send_eof_nowait()
+        except (OSError, trio.ClosedResourceError):
+            self.end(clean=False)
+            return
+        if not self.finishing:
+            probe(self.hop)
+
+    # -- peer -> application
+
+    def _inward(self) -> None:
+        try:
+            if self._receiving:
+                if self._application_takes():
+                    self._receive()
+            elif not self._lost and not self.finishing:
+                self._listen_on()
+        except (OSError, BadMessage, trio.ClosedResourceError):
+            self.end(clean=False)
+
+    def _application_takes(self) -> bool:
+        """Write what is pending; whether all of it has gone."""
+        if self._pending is None:
+            return True
+        try:
+            sent = self.hop.send(self._pending)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if sent < len(self._pending):
+            self._pending = self._pending[sent:]
+            return False
+        self._drop_pending()
+        return True
+
+    def _receive(self) -> None:
+        driver, buffer = self.driver, self._take()
+        count = driver.receive_into(buffer)
+        if count:
+            self._stuck_in, self._pending = buffer, buffer[:count]
+            taken = self._application_takes()
+        else:
+            self._give_back(buffer)
+            taken = True
+        if driver.machine.has_control:
+            driver.flush_nowait()
+            self._blocked = driver.has_unfinished
+        if not taken:
+            return
+        if driver.machine.eof_received:
+            self._end_inward()
+        elif driver.error is not None:
+            raise driver.error
+        elif count == BUFFER or self._carrier.pending():
+            self._once_more()
+
+    def _end_inward(self) -> None:
+        self._receiving = False
+        if self._keep_hop:
+            return
+        self._shut = True
+        with suppress(OSError):  # ENOTCONN: the application has gone already
+            self.hop.shutdown(socket.SHUT_WR)
+
+    def _listen_on(self) -> None:
+        """After the peer's FIN: its acknowledgements, and its reset.
+
+        That its carrier ends is its right; the application learns of it when it writes.
+        """
+        driver = self.driver
+        driver.absorb()
+        driver.flush_nowait()
+        self._blocked = driver.has_unfinished
+        if driver.error is not None:
+            self._lost = True
+            if driver.machine.reset_code is not None:
+                raise driver.error
+
+    # -- what is waited for
+
+    def _settle(self) -> None:
+        """Say what this link waits for now, or that it is done."""
+        host = self._host
+        if self.ended or host is None:
+            return
+        if not (self._reading or self._receiving or self._blocked):
+            self.end(clean=True)
+            return
+        wanted: int | None = (IN if self._reading and not self._blocked else 0) | (
+            OUT if self._pending is not None else 0
+        )
+        if not wanted and (self._shut or self._keep_hop):
+            wanted = None  # an end of the connection would be reported for ever
+        if wanted != self._hop_watched:
+            host.watch(self.hop_descriptor, self._hop_watched, wanted)
+            self._hop_watched = wanted
+        receives = self._pending is None and not self._lost and not self.finishing
+        if self.driver.error is not None:
+            wanted = None  # the driver has closed it
+        else:
+            wanted = (IN if receives else 0) | (OUT if self._blocked else 0) or None
+        if wanted != self._carrier_watched:
+            host.watch(self.carrier_descriptor, self._carrier_watched, wanted)
+            self._carrier_watched = wanted
+
+    # -- buffers
+
+    def _drop_pending(self) -> None:
+        self._pending = None
+        if self._stuck_in is not None:
+            self._give_back(self._stuck_in)
+            self._stuck_in = None
+
+    def _take(self) -> memoryview:
+        assert self._host is not None
+        return self._host.take()
+
+    def _give_back(self, buffer: memoryview) -> None:
+        if self._host is not None:
+            self._host.give_back(buffer)
+
+    def _once_more(self) -> None:
+        assert self._host is not None
+        self._host.again(self)

@@ -1,0 +1,252 @@
+"""The thread that carries the bytes of all connections: one epoll, no tasks.
+
+Waking a task of trio's costs more than everything else that has to happen for a small message, and a round
+trip wakes four: measured, a byte there and back took 230 us through two tasks a connection and takes 130 us
+through this loop. The engine's thread opens and closes connections; meanwhile their frames are moved here.
+What it lets go of (a reset, or the end of both directions) the engine closes in its own way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeGuard
+
+import trio
+
+from ntcpsock._pump import Stream, close_ends, tune
+from ntcpsock._pump_link import BUFFER, IN, Link
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._session.tls import Carrier
+
+log = logging.getLogger("ntcpsock")
+
+# Free buffers that are kept. Two directions need one each; more are in use only while peers are slow.
+_FREE_BUFFERS: Final = 4
+# How often finishing links are looked at, in seconds.
+_TICK: Final = 0.01
+# Events taken from the kernel at once; the rest come the next time.
+_EVENTS: Final = 64
+
+
+class PumpLoop:
+    """The thread and its epoll. It starts with the first connection; `stop` ends it, and `close` in a child."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, IN)
+        self._lock = threading.Lock()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._stopped = False
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._links: set[Link] = set()
+        self._finishing: set[Link] = set()
+        self._again: list[Link] = []
+        self._free: list[memoryview] = []
+        self._thread = threading.Thread(target=self._run, name="ntcpsock-pump", daemon=True)
+        self._thread.start()
+
+    # -- in any thread
+
+    def soon(self, order: Callable[[], None]) -> None:
+        """Run `order` in the loop's thread; at once, here, when the loop has stopped."""
+        with self._lock:
+            stopped = self._stopped
+            if not stopped:
+                self._orders.append(order)
+                os.eventfd_write(self._bell, 1)
+        if stopped:
+            order()
+
+    def add(self, link: Link) -> None:
+        self.soon(lambda: self._add(link))
+
+    def finish(self, link: Link, keep_hop: bool) -> None:
+        self.soon(lambda: self._finish(link, keep_hop))
+
+    def end(self, link: Link) -> None:
+        self.soon(lambda: link.end(clean=False))
+
+    def stop(self) -> None:
+        """End all links and the thread; what was under way is lost."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            os.eventfd_write(self._bell, 1)
+        self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Close the loop's own descriptors: after the end, or in a forked child, which has no such thread."""
+        self._stopped = True
+        self._epoll.close()
+        bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)
+
+    # -- in the loop's thread
+
+    def _add(self, link: Link) -> None:
+        if self._stopped:
+            link.end(clean=False)
+            return
+        self._links.add(link)
+        self._handlers[link.hop_descriptor] = link.on_hop
+        self._handlers[link.carrier_descriptor] = link.on_carrier
+        self._guard(link, link.attach, self)
+
+    def _finish(self, link: Link, keep_hop: bool) -> None:
+        self._finishing.add(link)
+        self._guard(link, link.finish, keep_hop, time.monotonic())
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._turn()
+        except Exception as error:
+            log.error("the pump stopped", exc_info=error)
+        with self._lock:
+            self._stopped = True
+        self._obey()
+        for link in tuple(self._links):
+            link.end(clean=False)
+        self._links.clear()
+
+    def _turn(self) -> None:
+        handlers = self._handlers
+        for descriptor, mask in self._epoll.poll(self._patience(), _EVENTS):
+            handler = handlers.get(descriptor)
+            if handler is not None:
+                try:
+                    handler(mask)
+                except Exception as error:  # one connection's fault must not end the others
+                    self._fail(handler.__self__, error)  # type: ignore[attr-defined]
+        if self._again:
+            again, self._again = self._again, []
+            for link in again:
+                self._guard(link, link.go_on)
+        if self._orders:
+            self._obey()
+        if self._finishing:
+            now = time.monotonic()
+            for link in tuple(self._finishing):
+                self._guard(link, link.tick, now)
+
+    def _patience(self) -> float | None:
+        if self._again:
+            return 0
+        return _TICK if self._finishing else None
+
+    def _obey(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        while self._orders:
+            self._orders.popleft()()
+
+    def _guard(self, link: Link, step: Callable[..., None], *args: Any) -> None:
+        try:
+            step(*args)
+        except Exception as error:
+            self._fail(link, error)
+
+    def _fail(self, link: Link, error: Exception) -> None:
+        log.error("a connection failed", exc_info=error)
+        link.end(clean=False)
+
+    # -- what links ask for (ntcpsock._pump_link.Host)
+
+    def watch(self, descriptor: int, before: int | None, wanted: int | None) -> None:
+        if before is None:
+            if wanted is not None:
+                self._epoll.register(descriptor, wanted)
+        elif wanted is None:
+            with suppress(OSError):  # closed already
+                self._epoll.unregister(descriptor)
+        else:
+            self._epoll.modify(descriptor, wanted)
+
+    def again(self, link: Link) -> None:
+        self._again.append(link)
+
+    def forget(self, link: Link) -> None:
+        """The link has ended."""
+        self._links.discard(link)
+        self._finishing.discard(link)
+        for descriptor, handler in (
+            (link.hop_descriptor, link.on_hop),
+            (link.carrier_descriptor, link.on_carrier),
+        ):
+            if self._handlers.get(descriptor) == handler:
+                del self._handlers[descriptor]
+
+    def take(self) -> memoryview:
+        return self._free.pop() if self._free else memoryview(bytearray(BUFFER))
+
+    def give_back(self, buffer: memoryview) -> None:
+        if len(self._free) < _FREE_BUFFERS:
+            self._free.append(buffer)
+
+
+class LoopPump:
+    """Carries one connection in the loop's thread; the same interface as `ntcpsock._pump.Pump`."""
+
+    def __init__(self, hop: socket.socket, stream: NTCPStream, loop: PumpLoop) -> None:
+        hop.setblocking(False)
+        tune(hop)
+        self.hop = hop
+        self.stream = stream
+        self._loop = loop
+        self._ended = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._keep_hop = False
+        assert isinstance(stream.carrier, Carrier)
+        self.carrier = stream.carrier
+        self._link = Link(hop, stream.driver, self.carrier, self._on_end)
+
+    async def run(self) -> None:
+        """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+        self._loop.add(self._link)
+        try:
+            await self._ended.wait()
+        except BaseException:
+            self._loop.end(self._link)
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()  # not long: the loop's thread never waits for a peer
+            self._link.clean = False
+            raise
+        finally:
+            await close_ends(self.hop, self.stream, clean=self._link.clean, keep_hop=self._keep_hop)
+
+    def finish(self, *, keep_hop: bool) -> None:
+        """As `Pump.finish`."""
+        self._keep_hop = keep_hop
+        self._loop.finish(self._link, keep_hop)
+
+    def check(self) -> None:
+        """Nothing: the loop is told of a reset by the kernel."""
+
+    def _on_end(self) -> None:
+        """In the loop's thread."""
+        self._loop.forget(self._link)
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._ended.set)
+
+
+def suits_loop(stream: Stream) -> TypeGuard[NTCPStream]:
+    """Whether the loop can move the frames of `stream`: TLS over a socket of the kernel's."""
+    return (
+        hasattr(select, "epoll")
+        and hasattr(os, "eventfd")
+        and isinstance(stream, NTCPStream)
+        and isinstance(stream.carrier, Carrier)
+        and not stream.driver.closed
+    )
