@@ -229,6 +229,35 @@ def test_stopped_with_an_open_connection(stage: Stage) -> None:
         assert exposed.wait_for("closed")["broken_by"] == "peer"
 
 
+def test_what_is_just_ending_ends_in_order(stage: Stage) -> None:
+    ended: list[bytes] = []
+
+    def handler(connection: socket.socket) -> None:
+        ended.append(read_all(connection))
+
+    with service_by_name(stage, "ending", handler) as (exposed, forward):
+        clients = [dial(forward.place) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"hello")
+        for _ in clients:
+            exposed.wait_for("opened")
+        for client in clients:
+            client.close()
+        code, stopped = forward.end()
+        assert (code, stopped["sent"]) == (0, 100)
+        assert [event["broken_by"] for event in forward.before if event["event"] == "closed"] == [None] * 20
+    assert ended == [b"hello"] * 20
+
+
+def test_second_signal_waits_for_nothing(stage: Stage) -> None:
+    with service_by_name(stage, "twice", echo) as (_, forward), dial(forward.place) as client:
+        client.sendall(b"hello")
+        assert client.recv(10) == b"hello"
+        forward.process.send_signal(signal.SIGINT)
+        assert forward.end(signal.SIGINT)[0] == 0
+        assert is_reset(client)
+
+
 @pytest.mark.parametrize(
     ("local", "host", "wide"),
     [

@@ -28,6 +28,10 @@ _DESCRIPTORS_PER_CONNECTION = 2
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_ROOM_PAUSE = 0.1
 
+# Seconds after the signal for connections that are just ending; and between two looks at them.
+GRACE = 1.0
+_GRACE_TICK = 0.02
+
 
 class Service:
     """The connections of one command. `limit` of them at once; the rest waits in the listener's queue."""
@@ -37,6 +41,8 @@ class Service:
         self.limit = limit
         self._room = trio.Semaphore(limit)
         self._said_limit = False
+        self._stopping = False
+        self._accepting: set[trio.CancelScope] = set()
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run `main` until SIGINT or SIGTERM (exit 0), or until it fails (exit 1, explained)."""
@@ -48,9 +54,21 @@ class Service:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._main, main)
                 async for _ in signals:
-                    nursery.cancel_scope.cancel()
-                    break
+                    if self._stopping:
+                        nursery.cancel_scope.cancel()
+                    else:
+                        nursery.start_soon(self._stop, nursery.cancel_scope)
         self.traffic.stopped()
+
+    async def _stop(self, everything: trio.CancelScope) -> None:
+        """Accept no more, let what is just ending end, then reset the rest. A second signal does not wait."""
+        self._stopping = True
+        for scope in self._accepting:
+            scope.cancel()
+        with trio.move_on_after(GRACE):
+            while self.traffic.connections:
+                await trio.sleep(_GRACE_TICK)
+        everything.cancel()
 
     async def _main(self, main: Callable[[], Awaitable[None]]) -> None:
         async with live_line(self.traffic), trio.open_nursery() as nursery:
@@ -63,24 +81,35 @@ class Service:
         handle: Callable[[Connection, Accepted], Awaitable[None]],
         label: Callable[[Accepted], str],
     ) -> None:
-        """Hand each connection that `accept` gives to a task of `handle`, for ever.
+        """Hand each connection that `accept` gives to a task of `handle`, until the service is to stop.
 
         handle: an OSError or BrokenResourceError that leaves it concerns this connection only.
         """
         async with trio.open_nursery() as nursery:
-            while True:
-                await self._wait_for_room()
-                try:
-                    accepted = await accept()
-                except BaseException as error:
-                    self._room.release()
-                    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                        await trio.sleep(_NO_ROOM_PAUSE)
-                        continue
-                    if isinstance(error, ConnectionError):
-                        continue  # Gone before it was accepted.
-                    raise
-                nursery.start_soon(self._handle, handle, accepted, label(accepted))
+            while not self._stopping:
+                with trio.CancelScope() as scope:
+                    self._accepting.add(scope)
+                    await self._accept_one(nursery, accept, handle, label)
+                self._accepting.discard(scope)
+
+    async def _accept_one(
+        self,
+        nursery: trio.Nursery,
+        accept: Callable[[], Awaitable[Accepted]],
+        handle: Callable[[Connection, Accepted], Awaitable[None]],
+        label: Callable[[Accepted], str],
+    ) -> None:
+        await self._wait_for_room()
+        try:
+            accepted = await accept()
+        except BaseException as error:
+            self._room.release()
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                await trio.sleep(_NO_ROOM_PAUSE)
+            elif not isinstance(error, ConnectionError):  # which is gone before it was accepted
+                raise
+        else:
+            nursery.start_soon(self._handle, handle, accepted, label(accepted))
 
     async def _wait_for_room(self) -> None:
         try:
