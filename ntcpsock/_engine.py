@@ -27,6 +27,7 @@ from ntcpsock._hop import Dialled, Door, connect_hop, open_hops
 from ntcpsock._node_slot import NodeOpener, NodeSlot
 from ntcpsock._parking import FILL_PAUSE, CarPark, Parked
 from ntcpsock._pump import Pump, Stream, reset
+from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
 
 log = logging.getLogger("ntcpsock")
 
@@ -36,10 +37,10 @@ CHECK_INTERVAL = 1.0
 CLOSE_DEADLINE = 2.0
 # How long a new connection waits for a place in the program's accept queue; Linux retries SYNs so long.
 ACCEPT_QUEUE_DEADLINE = 60.0
-# At the end of the program, connections that are just coming in over loopback are given so long.
 # Publishing what the program binds anyway is tried again after such pauses, in seconds.
 FIRST_PUBLISH_PAUSE = 1.0
 LONGEST_PUBLISH_PAUSE = 60.0
+# At the end of the program, connections that are just coming in over loopback are given so long.
 LAST_ARRIVALS = 0.2
 
 
@@ -60,14 +61,14 @@ class Listening:
         self.family = family
         self.target = target
         self.on_failure = on_failure
-        self.arrivals = Arrivals(backlog)
         self.backlog = backlog
-        self.scope = trio.CancelScope()
+        self.arrivals = Arrivals(backlog)
         self.inquiry: _inquiry.Inquiry | None = None
         # Kept for objects that are made for the listening descriptor later (see `_known`).
         self.named: Any = None
-        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
         self.publishing = trio.CancelScope()
+        self.ended = trio.Event()
 
 
 class Engine:
@@ -81,7 +82,8 @@ class Engine:
         self._named_label: str | None = None
         self._doors: dict[int, Door] = {}
         self._desk: Desk | None = None
-        self._pumps: set[Pump] = set()
+        self._pumps: set[Pump | LoopPump] = set()
+        self._loop: PumpLoop | None = None
         self._listening: dict[tuple[str, int], Listening] = {}
         self._checking = False
         self._parking = trio.Lock()
@@ -211,20 +213,20 @@ class Engine:
                 return
             # Before the descriptor becomes writable: then the program may ask who its peer is.
             on_connect(_label(node), stream)
+            ends = parked.ends()
+            _known.enter(ends, stream, _label(node), None)
             try:
                 hop = parked.meet()
             except OSError as error:
-            ends = parked.ends()
-            _known.enter(ends, stream, _label(node), None)
                 on_failure(error)
                 parked.fail(error)
         if stream is None:
             return  # the program closed its socket meanwhile
         if hop is None:
+            _known.leave(ends)
             await reset(stream)
         else:
             open_hops.add(hop)
-            _known.leave(ends)
             try:
                 await self._pump(hop, stream)
             finally:
@@ -246,10 +248,10 @@ class Engine:
             else:
                 await self._pump(hop, dialled.stream)
         finally:
+            _known.leave(dialled.ends)
             self._handing_over.discard(dialled)
 
     # -- in
-            _known.leave(dialled.ends)
 
     async def listen(
         self,
@@ -267,9 +269,6 @@ class Engine:
         """
         if config is not None:
             await self.configure(config)
-        before = self._listening.get((label, port))
-        if before is not None:
-            # Its socket may have been closed a moment ago, by another thread or by the collector.
         listening = Listening(label, port, backlog, family, target, on_failure)
         listener = await self._register(listening)
         listening.inquiry = self._inquiry(listening)
@@ -328,6 +327,9 @@ class Engine:
     async def _register(self, listening: Listening) -> Any:
         """The node's listener; the port is this one's until `_serve` ends."""
         label, port = listening.name, listening.port
+        before = self._listening.get((label, port))
+        if before is not None:
+            # Its socket may have been closed a moment ago, by another thread or by the collector.
             with trio.move_on_after(CLOSE_DEADLINE if before.scope.cancel_called else 0):
                 await before.ended.wait()
             if (label, port) in self._listening:
@@ -348,10 +350,10 @@ class Engine:
         await listening.ended.wait()
 
     def end_soon(self, listening: Listening) -> None:
+        listening.publishing.cancel()
         listening.scope.cancel()
 
     async def _serve(self, listening: Listening, listener: Any) -> None:
-        listening.publishing.cancel()
         """Accept until the program closes its socket. The places in its accept queue limit what is under way."""
         places = trio.CapacityLimiter(max(1, listening.backlog))
         try:
@@ -368,12 +370,12 @@ class Engine:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_DEADLINE), suppress(Exception):
                 await listener.aclose()
             self._listening.pop((listening.name, listening.port), None)
-            listening.ended.set()
-
-    async def _bring_in(
             if self._desk is not None and listening.inquiry is not None:
                 self._desk.close(listening.inquiry)
             listening.named = None
+            listening.ended.set()
+
+    async def _bring_in(
         self, listening: Listening, stream: Stream, places: trio.CapacityLimiter, token: object
     ) -> None:
         """Connect one stream to the program's listening socket, as its kernel would an arriving SYN."""
@@ -402,12 +404,12 @@ class Engine:
             await self._pump(hop, stream)
         finally:
             listening.arrivals.ended(source, arrival)
+            _known.leave(_known.ends(listening.target, source))
 
     # -- pumps
 
-            _known.leave(_known.ends(listening.target, source))
     async def _pump(self, hop: socket.socket, stream: Stream) -> None:
-        pump = Pump(hop, stream)
+        pump = self._new_pump(hop, stream)
         self._pumps.add(pump)
         if self._finishing:
             pump.finish(keep_hop=self._exiting)
@@ -420,6 +422,20 @@ class Engine:
             log.error("a connection with %s failed", stream.peer, exc_info=error)
         finally:
             self._pumps.discard(pump)
+
+    def _new_pump(self, hop: socket.socket, stream: Stream) -> Pump | LoopPump:
+        if not suits_loop(stream):
+            return Pump(hop, stream)
+        if self._loop is None:
+            self._loop = PumpLoop()
+            self._nursery.start_soon(self._keep_loop, self._loop)
+        return LoopPump(hop, stream, self._loop)
+
+    async def _keep_loop(self, loop: PumpLoop) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            loop.stop()
 
     async def _check(self) -> None:
         while self._pumps:
@@ -455,7 +471,10 @@ class Engine:
     def close_copies(self) -> None:
         """In a forked child: close its copies of the engine's sockets, which belong to the parent."""
         parked = [sock for park in self.car_parks.values() for sock in park.sockets]
-        for hop in (*open_hops, *parked):
+        carriers = [pump.carrier.socket for pump in self._pumps if isinstance(pump, LoopPump)]
+        if self._loop is not None:
+            self._loop.close()
+        for hop in (*open_hops, *parked, *carriers):
             with suppress(OSError):
                 hop.close()
 
