@@ -97,6 +97,9 @@ class MemoryCarrier:
             if self.closed or interrupts != self.interrupts:
                 raise trio.ClosedResourceError
 
+    def pending(self) -> int:
+        return len(self.incoming.data)
+
     def unacknowledged(self) -> int | None:
         return 0
 

@@ -40,6 +40,10 @@ class Carrier(Protocol):
         0 at the end of the carrier."""
         ...
 
+    def pending(self) -> int:
+        """Bytes that are here already and that `wait_readable` does not show, as those of an opened TLS record."""
+        ...
+
     async def wait_writable(self) -> None:
         """Until `try_send` may get on. One waiter at a time."""
         ...

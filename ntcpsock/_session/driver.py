@@ -21,6 +21,8 @@ from ntcpsock._session.machine import ResetReceived, Session
 # payload goes out from where the application has it. So a full frame is sixteen full records.
 FIRST_RECORD: Final = 16384
 FULL_PAYLOAD: Final = LARGEST_PAYLOAD - HEADER_LENGTH
+# A message of fewer bytes is probably the last for now.
+SMALL: Final = 4096
 
 
 class SessionDriver:
@@ -56,6 +58,8 @@ class SessionDriver:
                         break
                     machine.skip_payload(count)
                     filled += count
+                    if filled < SMALL and not self._early and not self.carrier.pending():
+                        break  # whoever waits for more is told; asking for it costs as much as this message
                 elif not self._receive_header():
                     break
         except (OSError, BadMessage) as error:
