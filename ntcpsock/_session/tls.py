@@ -223,8 +223,8 @@ class Carrier:
         filled, length = 0, len(buffer)
         while filled < length and self._receive_error is None:
             try:
-                # What recv_into() comes to, with a call less.
-                count = self.socket.read(length - filled, buffer[filled:] if filled else buffer)
+                # What recv_into() comes to, with a call less. Typeshed does not know what read() into a buffer returns.
+                count: int = self.socket.read(length - filled, buffer[filled:] if filled else buffer)  # type: ignore[assignment]
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return filled or None
             except ssl.SSLEOFError:
