@@ -43,8 +43,8 @@ def send_bulk(connection: socket.socket, size: int) -> None:
         raise ConnectionError("the peer went away")
 
 
-def _start(stack: ExitStack, stage: Stage, arguments: list[str], name: str | None = None) -> int:
-    environment = stage.environment("bench-peer", **({"NTCP_NAME": name} if name else {}))
+def start_peer(stack: ExitStack, arguments: list[str], environment: dict[str, str]) -> int:
+    """Start `benchmarks.peer`; the port on which it listens. The stack ends it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.peer", *arguments],
         stdout=subprocess.PIPE,
@@ -55,6 +55,11 @@ def _start(stack: ExitStack, stage: Stage, arguments: list[str], name: str | Non
     assert process.stdout is not None
     stack.enter_context(process.stdout)
     return int(process.stdout.readline())
+
+
+def _start(stack: ExitStack, stage: Stage, arguments: list[str], name: str | None = None) -> int:
+    environment = stage.environment("bench-peer", **({"NTCP_NAME": name} if name else {}))
+    return start_peer(stack, arguments, environment)
 
 
 def _plain(stack: ExitStack, stage: Stage, certificate: Path) -> socket.socket:

@@ -55,6 +55,8 @@ class NumberTable:
 
     def label(self, address: str) -> str | None:
         """The label that `address` stands for, or None where it was never given out."""
+        if address not in self._names:
+            return None  # 127.0.0.1, above all
         with self._lock:
             label = self._names.get(address)
             if label is not None:
@@ -110,8 +112,8 @@ def label_of(host: object) -> str | None:
         return None
     if host.startswith(("127.", _V4_MAPPED)):
         return table.label(host.removeprefix(_V4_MAPPED))
-    if not host.rstrip(".").lower().endswith(SUFFIX):
-        return None
+    if host[-1:] not in "pP." or not host.rstrip(".").lower().endswith(SUFFIX):
+        return None  # by far the most hosts at their last letter
     from ntcpsock._address import normalize_name
     from ntcpsock._errors import ConfigurationError
 
@@ -188,7 +190,11 @@ def getnameinfo(sockaddr: Any, flags: int) -> tuple[str, str]:
     """`socket.getnameinfo`, which turns numbers back into `.ntcp` names (unless NI_NUMERICHOST)."""
     label = label_of_address(sockaddr)
     if label is None:
-        return _real_getnameinfo(sockaddr, flags)
+        try:
+            return _real_getnameinfo(sockaddr, flags)
+        finally:
+            # The traceback of an error holds no reference to the argument, as with the system's own.
+            del sockaddr
     family = _stdlib.AF_INET6 if len(sockaddr) > 2 or ":" in sockaddr[0] else _stdlib.AF_INET
     numeric = (number(label, family), *sockaddr[1:])
     host, service = _real_getnameinfo(numeric, flags | _stdlib.NI_NUMERICHOST)

@@ -1,0 +1,102 @@
+"""Ordinary addresses under `ntcpsock.install()` beside `socket.socket`: what the patch costs programs that use no name.
+
+One process makes both kinds of sockets in turn; the peer is a plain one in another process. Rounds alternate.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import ntcpsock
+from benchmarks import pingpong, throughput
+from benchmarks.harness import alternate, save, show
+from benchmarks.pairs import start_peer
+
+KINDS = ("socket.socket", "patched")
+CYCLES = 2000
+PIECES = 20_000
+ROUNDS = 9
+
+SocketClass = type[socket.socket]
+
+
+def connect_and_accept(kind: SocketClass, count: int = CYCLES) -> float:
+    """Microseconds to connect, accept and close both ends, over loopback."""
+    with kind() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = listener.getsockname()
+        started = time.perf_counter()
+        for _ in range(count):
+            client = kind()
+            client.connect(address)
+            accepted, _ = listener.accept()
+            client.close()
+            accepted.close()
+        return (time.perf_counter() - started) / count * 1e6
+
+
+def send_and_receive(kind: SocketClass, count: int = PIECES) -> float:
+    """Microseconds for one send() and one recv() of 64 bytes within a process: calls, and no waiting."""
+    with kind() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = kind()
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+    data = bytes(64)
+    with client, accepted:
+        started = time.perf_counter()
+        for _ in range(count):
+            client.send(data)
+            accepted.recv(64)
+        return (time.perf_counter() - started) / count * 1e6
+
+
+def kinds() -> dict[str, SocketClass]:
+    """The class that programs get without the patch and the one that they get with it."""
+    before = socket.socket
+    with ntcpsock.patched():
+        return dict(zip(KINDS, (before, socket.socket), strict=True))
+
+
+def to_peer(kind: SocketClass, port: int) -> socket.socket:
+    connection = kind()
+    connection.connect(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def main() -> None:
+    cases: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+        ("Connect, accept, close both", "us", connect_and_accept),
+        ("send() and recv() of 64 bytes", "us", send_and_receive),
+    )
+    for title, unit, measure in cases:
+        series = alternate({name: partial(measure, kind) for name, kind in kinds().items()}, ROUNDS, unit)
+        show(f"{title}, plain addresses", series, relative_to=KINDS[0])
+        print(save("patched-" + measure.__name__.replace("_", "-"), series))
+    with ExitStack() as stack:
+        connections = {}
+        for name, kind in kinds().items():
+            port = start_peer(stack, ["plain", "127.0.0.1"], dict(os.environ))
+            connections[name] = stack.enter_context(to_peer(kind, port))
+        for title, unit, measure in (
+            ("Throughput", "MB/s", throughput.measure),
+            ("Ping-pong of one byte", "us", pingpong.measure),
+        ):
+            series = alternate(
+                {name: partial(measure, one) for name, one in connections.items()}, ROUNDS, unit
+            )
+            show(f"{title}, plain addresses", series, relative_to=KINDS[0])
+            print(save("patched-" + title.split()[0].lower(), series))
+
+
+if __name__ == "__main__":
+    main()
