@@ -9,14 +9,17 @@ from __future__ import annotations
 import html
 import re
 import shutil
+import socket
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import markdown2
 import pdoc
+import pdoc.doc
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
@@ -25,7 +28,13 @@ import ntcpsock
 import ntcpsock.trio
 
 ROOT = Path(__file__).parent.parent
-API = ("ntcpsock", "ntcpsock.trio", "ntcpsock.testing")
+API = (
+    "ntcpsock",
+    "ntcpsock.trio",
+    "ntcpsock.testing",
+    "ntcpsock.testing.natlab",
+    "ntcpsock.testing.pytest_plugin",
+)
 
 # Source, page, title; in the order of the menu.
 GUIDE = (
@@ -153,8 +162,28 @@ def render_api(target: Path) -> None:
         annotations = vars(cls).get("__annotations__", {})
         for name in [name for name in annotations if name.startswith("_")]:
             del annotations[name]
+    # What is the standard library's is documented there: hundreds of constants would hide the rest.
+    ours = [name for name in ntcpsock.__all__ if getattr(ntcpsock, name) is not getattr(socket, name, None)]
+    ntcpsock.__all__[:] = ours
+    if missing := [word for module in API for word in undocumented(pdoc.doc.Module.from_name(module))]:
+        sys.exit("no docstring: " + ", ".join(missing))
     pdoc.render.configure(docformat="google", footer_text="ntcpsock", show_source=False)
-    pdoc.pdoc(*API, output_directory=target)
+    # pdoc takes the public modules of a package along with it.
+    pdoc.pdoc("ntcpsock", "ntcpsock.trio", "ntcpsock.testing", output_directory=target)
+
+
+def undocumented(space: pdoc.doc.Namespace[Any]) -> list[str]:
+    """Public classes and functions of this project that have no docstring."""
+    missing = []
+    for member in space.members.values():
+        ours = member.taken_from[0].partition(".")[0] == "ntcpsock"
+        if member.name.startswith("_") or not ours or isinstance(member, pdoc.doc.Variable):
+            continue
+        if not member.docstring:
+            missing.append(member.fullname)
+        if isinstance(member, pdoc.doc.Class):
+            missing += undocumented(member)
+    return missing
 
 
 class Links(HTMLParser):

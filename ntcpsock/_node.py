@@ -247,9 +247,11 @@ class Node:
         return self._listening.warm
 
     def listens(self, port: int) -> bool:
+        """Whether a listener of this node has `port`."""
         return port in self._listeners
 
     async def admits(self, port: int, delivery: Delivery) -> bool:
+        """Whether the sender of an offer may connect to `port`; names on the list may have to be looked up."""
         listener = self._listeners.get(port)
         allow = self._registered_allow() if listener is None else listener.allow
         if allow is None or encode_node_id(delivery.sender) in allow:
@@ -265,10 +267,12 @@ class Node:
         return False
 
     def hand_over(self, stream: NTCPStream) -> bool:
+        """Give an arrived stream to its listener. False when there is none any more, or its backlog is full."""
         listener = self._listeners.get(stream.peer.port)
         return listener is not None and listener.offer(stream)
 
     async def take_port(self) -> WarmPort:
+        """A port for one dial, gathered; the dial closes it."""
         return await self._dial_ports.take()
 
     # Tasks.

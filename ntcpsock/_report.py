@@ -104,6 +104,7 @@ class Report:
     def attempt(
         self, technique: str, local: tuple[str, int] | None, remote: tuple[str, int] | None, now: float
     ) -> Attempt:
+        """Open an attempt, as `begin` opens a stage."""
         entry = Attempt(technique, local, remote, now - self.started)
         self.attempts.append(entry)
         return entry
@@ -114,6 +115,7 @@ class Report:
         return next((stage.name for stage in reversed(self.stages) if stage.outcome != "ok"), None)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as dicts, lists, strings and numbers."""
         return asdict(self)
 
     def __str__(self) -> str:

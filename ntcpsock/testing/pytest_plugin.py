@@ -30,6 +30,7 @@ class NatLabFactory(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker `lab`."""
     config.addinivalue_line("markers", "lab: needs network namespaces (root, or user namespaces)")
 
 
