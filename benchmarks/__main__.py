@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 
-NAMES = ("connect_time", "throughput", "pingpong")
+NAMES = ("connect_time", "throughput", "pingpong", "patched", "memory")
 
 
 def main() -> None:

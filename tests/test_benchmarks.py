@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import harness, pingpong, throughput
+from benchmarks import harness, memory, patched, pingpong, throughput
 from benchmarks.pairs import KINDS, open_pairs
+from ntcpsock import _portal
 from ntcpsock.testing.natlab import namespaces_available
 
 
@@ -47,6 +48,26 @@ def test_pairs_carry_both_benchmarks(tmp_path: Path) -> None:
         for connection in pairs.values():
             assert throughput.measure(connection, 3_000_000) > 0
             assert pingpong.measure(connection, 10) > 0
+
+
+def test_patched_sockets_are_measured_beside_plain_ones() -> None:
+    plain, patched_kind = patched.kinds().values()
+    assert plain is not patched_kind
+    for kind in (plain, patched_kind):
+        assert patched.connect_and_accept(kind, 3) > 0
+        assert patched.send_and_receive(kind, 3) > 0
+
+
+def test_a_connection_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar is 40 KiB with a thousand of them; with fewer, what is shared counts for more."""
+    _portal.stop()
+    for variable in ("NTCP_BROKER", "NTCP_STATE"):
+        monkeypatch.setenv(variable, "")
+    series = memory.measure(100)
+    _portal.stop()
+    assert [entry.name for entry in series] == ["dialling process", "listening process"]
+    for entry in series:
+        assert 0 < entry.median < 80
 
 
 @pytest.mark.lab
