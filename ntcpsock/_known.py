@@ -7,6 +7,8 @@ object finds its peer; by its own address a listener finds its name.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket as _stdlib
 import weakref
 from dataclasses import dataclass
@@ -47,6 +49,8 @@ class Connection:
 connections: dict[Ends, Connection] = {}
 #: Listening sockets that names or the network lead to, by their own address.
 listening: weakref.WeakValueDictionary[Address, Named] = weakref.WeakValueDictionary()
+#: Sockets bound to a name, each by its own address and by label and port (no label is an address).
+bound: weakref.WeakValueDictionary[Address, Named] = weakref.WeakValueDictionary()
 
 
 def address_key(address: Any) -> Address:
@@ -63,6 +67,8 @@ def enter(ends: Ends | None, origin: _Origin, own_label: str, own_port: int | No
     """Before the application has the connection. The engine says when it is over, by `leave`."""
     if ends is not None:
         port = origin.peer.port if own_port is None else ends[1][1]
+        if own_port is None and (before := _bound(ends[0])) is not None:
+            own_port = before.port
         connections[ends] = Connection(own_label, own_port, port, origin.peer, origin.path, origin.report)
 
 
@@ -81,6 +87,41 @@ def tell(sock: NTCPSocket, connection: Connection) -> str:
     sock.peer, sock.path = connection.peer, connection.path
     sock.report = connection.report
     return label
+
+
+def check_free(label: str, port: int, *, shares: bool) -> None:
+    """Before a socket is bound to name and port. Raises OSError (EADDRINUSE) as the system does for numbers.
+
+    shares: whether the socket is ready to share its address (SO_REUSEADDR, SO_REUSEPORT).
+    """
+    before = _bound((label, port))
+    if before is not None and not (shares and before.shares):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def bind(address: Any, named: Named) -> Named:
+    """A socket at `address` was bound to a name."""
+    assert named.port is not None
+    named.address = address_key(address)
+    bound[named.address] = bound[named.label, named.port] = named
+    return named
+
+
+def _bound(key: Address) -> Named | None:
+    """What is bound there, if its descriptor is still open somewhere: that is the kernel's knowledge alone."""
+    named = bound.get(key)
+    if named is None:
+        return None
+    assert named.address is not None
+    family = _stdlib.AF_INET6 if ":" in named.address[0] else _stdlib.AF_INET
+    with _plain(family, _stdlib.SOCK_STREAM) as probe:
+        # Closed connections that linger (TIME-WAIT) are no reason.
+        probe.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEADDR, 1)
+        try:
+            probe.bind(named.address)
+        except OSError:
+            return named
+    return None
 
 
 def remember(address: Any, named: Named) -> None:
@@ -105,6 +146,8 @@ def adopt(sock: NTCPSocket) -> None:
         named = listening.get(own)
         if named is not None:
             sock._hold(named)
+        else:
+            sock._named = _bound(own)
         return
     connection = connections.get((own, other))
     if connection is not None:

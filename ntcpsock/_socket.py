@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ntcpsock._pump import Stream
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
+_SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
 
 
@@ -66,7 +67,7 @@ class NTCPSocket(_stdlib.socket):
         super().__init__(family, type, proto, fileno)
         if config is not None:
             self._config = config
-        if fileno is not None and (_known.connections or _known.listening):
+        if fileno is not None and (_known.connections or _known.listening or _known.bound):
             _known.adopt(self)
 
     # -- out
@@ -137,7 +138,8 @@ class NTCPSocket(_stdlib.socket):
         self._set_peer(label, port, dialled.own_label, dialled.stream)
 
     def _set_peer(self, label: str, port: int, own_label: str, stream: Stream) -> None:
-        named = Named(own_label, None)
+        # The port that the program has bound stays, under the name that the peer knows.
+        named = Named(own_label, None if self._named is None else self._named.port)
         named.peer_label = label
         named.peer_port = port
         self._named = named
@@ -265,8 +267,12 @@ class NTCPSocket(_stdlib.socket):
         from ntcpsock._hop import loopback
 
         port = self._check(label, address, "bind")
+        shares = any(self.getsockopt(_stdlib.SOL_SOCKET, option) for option in _SHARING)
+        _known.check_free(label, port, shares=shares)
         super().bind((loopback(self.family), 0))
-        self._named = Named(label, port or super().getsockname()[1])
+        own = super().getsockname()
+        self._named = _known.bind(own, Named(label, port or own[1]))
+        self._named.shares = shares
 
     def listen(self, *backlog: int) -> None:
         """Listen; a socket that is bound to a name registers it now, and waits for that.

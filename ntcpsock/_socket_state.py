@@ -62,7 +62,17 @@ class Listener:
 class Named:
     """What a socket knows about its `.ntcp` names."""
 
-    __slots__ = ("__weakref__", "label", "listener", "peer_label", "peer_port", "port", "published")
+    __slots__ = (
+        "__weakref__",
+        "address",
+        "label",
+        "listener",
+        "peer_label",
+        "peer_port",
+        "port",
+        "published",
+        "shares",
+    )
 
     def __init__(self, label: str, port: int | None) -> None:
         self.label = label  # our own name, or node id
@@ -72,6 +82,10 @@ class Named:
         self.listener: Listener | None = None
         # Whether the socket listens on ordinary addresses, and under the name besides.
         self.published = False
+        # Where the kernel has the socket that was bound to the name.
+        self.address: Address | None = None
+        # Whether the socket was ready to share its address when it was bound.
+        self.shares = False
 
 
 def leave(portal: Portal, parked: Parked) -> None:

@@ -93,11 +93,46 @@ def test_a_node_that_does_not_open_can_be_tried_again(network: FakeNetwork) -> N
 
 
 def test_the_same_port_twice_is_in_use(network: FakeNetwork) -> None:
-    with listener(), NTCPSocket() as second:
-        second.bind(("alice.ntcp", 8000))
+    with NTCPSocket() as first, NTCPSocket() as second:
+        first.bind(("alice.ntcp", 8000))
+        with pytest.raises(OSError, match="already in use") as caught:
+            second.bind(("alice.ntcp", 8000))
+        assert caught.value.errno == errno.EADDRINUSE
+        first.listen()
+        with pytest.raises(OSError, match="already in use"):
+            second.bind(("alice.ntcp", 8000))
+        second.bind(("alice.ntcp", 8001))
+
+
+def test_the_same_port_is_shared_until_somebody_listens(network: FakeNetwork) -> None:
+    with NTCPSocket() as first, NTCPSocket() as second:
+        for sock in (first, second):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("alice.ntcp", 8000))
+        first.listen()
         with pytest.raises(OSError, match="already in use") as caught:
             second.listen()
         assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_a_dialler_keeps_the_port_that_it_has_bound(network: FakeNetwork) -> None:
+    with listener(), NTCPSocket() as client:
+        client.bind(("bob.ntcp", 7000))
+        client.connect(("alice.ntcp", 8000))
+        assert client.getsockname()[1] == 7000
+        with NTCPSocket(fileno=client.detach()) as successor:
+            assert successor.getsockname()[1] == 7000
+
+
+def test_a_bound_descriptor_listens_under_its_name_whoever_holds_it(network: FakeNetwork) -> None:
+    with NTCPSocket() as first:
+        first.bind(("alice.ntcp", 8000))
+        with NTCPSocket(fileno=os.dup(first.fileno())) as second:
+            second.settimeout(PATIENCE)
+            second.listen()
+            client, accepted = pair(second)
+            with client, accepted:
+                assert accepted.peer is not None
 
 
 def test_close_frees_the_port_at_once(network: FakeNetwork) -> None:
