@@ -19,6 +19,10 @@ has turnutils_stunclient || missing="$missing coturn"
 has redis-server || missing="$missing redis-server"
 has curl || missing="$missing curl"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
+# CPython's own tests; Debian packages those of its own Python only.
+case "$("$python" -c 'import sys; print(sys.base_prefix)' 2>/dev/null)" in
+    /usr) "$python" -c 'import test.test_socket' 2>/dev/null || missing="$missing libpython3-testsuite" ;;
+esac
 
 install() {
     echo "installing Debian packages:$missing"

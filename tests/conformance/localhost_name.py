@@ -1,0 +1,56 @@
+"""Makes "localhost" the name of this process's own node, so that unmodified tests connect by name.
+
+CPython's tests say "localhost" and "127.0.0.1" in hundreds of places and compare what they get with that.
+Here the label of the node has 127.0.0.1 for its number, and "localhost" is another spelling of it: the tests' own
+addresses take the way of a `.ntcp` name through every part of the sync face. Nothing else of ntcpsock changes.
+
+Datagram sockets go on as before (datagrams by name do not exist), and so does "::1". The engine itself
+reaches broker and STUN server, and its own ports, at the real 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import ntcpsock
+from ntcpsock import _names
+
+LABEL = "conformance"
+NUMBER = "127.0.0.1"
+
+_label_of = _names.label_of
+
+
+def _in_engine() -> bool:
+    return threading.current_thread().name.startswith(("ntcpsock", "Trio thread"))
+
+
+def label_of(host: object) -> str | None:
+    if _in_engine():
+        return None
+    if host in ("localhost", b"localhost"):
+        return LABEL
+    return _label_of(host)
+
+
+def _streams_only(name: str) -> None:
+    """Let `name`, a method of NTCPSocket, see what is no stream as it would an ordinary address."""
+    ours = getattr(ntcpsock.NTCPSocket, name)
+    plain = getattr(ntcpsock.NTCPSocket.__mro__[1], name)
+
+    def method(self: socket.socket, address: Any, /) -> Any:
+        is_stream = self.type == socket.SOCK_STREAM and self.family in (socket.AF_INET, socket.AF_INET6)
+        return (ours if is_stream else plain)(self, address)
+
+    setattr(ntcpsock.NTCPSocket, name, method)
+
+
+def install() -> None:
+    """In a process in which `ntcpsock.install()` was called, before the tests are imported."""
+    _names.table._numbers[LABEL] = NUMBER
+    _names.table._names[NUMBER] = LABEL
+    _names.label_of = label_of
+    for name in ("bind", "connect", "connect_ex"):
+        _streams_only(name)
