@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import random
@@ -58,6 +59,22 @@ def open_punch_socket(port: int) -> trio.socket.SocketType:
     Every socket of the port needs both options *before* bind(), the one that asks the STUN server included.
     Where there is no SO_REUSEPORT (Windows), SO_REUSEADDR alone shares.
     """
+    return _to_trio(_bound_socket(port))
+
+
+def open_punch_listener(port: int) -> trio.socket.SocketType:
+    """A listening socket on the shared port: it takes the SYN that comes before, or between, our connect()s."""
+    sock = _bound_socket(port)
+    try:
+        # The kernel's own listen(): in a patched process the class's would publish a wildcard listener.
+        _socket.socket.listen(sock, _LISTEN_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return _to_trio(sock)
+
+
+def _bound_socket(port: int) -> stdlib_socket.socket:
     sock = stdlib_socket.socket()
     try:
         sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
@@ -65,21 +82,18 @@ def open_punch_socket(port: int) -> trio.socket.SocketType:
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
         sock.bind(("0.0.0.0", port))
-        return trio.socket.from_stdlib_socket(sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def open_punch_listener(port: int) -> trio.socket.SocketType:
-    """A listening socket on the shared port: it takes the SYN that comes before, or between, our connect()s."""
-    sock = open_punch_socket(port)
-    try:
-        sock.listen(_LISTEN_BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _to_trio(sock: stdlib_socket.socket) -> trio.socket.SocketType:
+    try:
+        return trio.socket.from_stdlib_socket(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def punch(port: int, remote: Endpoint, machine: PunchMachine) -> trio.socket.SocketType:
