@@ -83,6 +83,11 @@ class Portal:
     def alive(self) -> bool:
         return not self._ended and self._thread.is_alive()
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs in the engine."""
+        return threading.get_ident() == self._thread.ident
+
     # -- in ordinary threads
 
     def call(
@@ -99,7 +104,7 @@ class Portal:
         all) cancels the operation; `discard` gets its result if it came too late to be returned.
         Raises OSErrors only, and RuntimeError when called from the engine's own thread.
         """
-        if threading.get_ident() == self._thread.ident:
+        if self.is_own_thread:
             raise RuntimeError("this would block ntcpsock's own thread; use ntcpsock.trio there")
         call = _Call(function, args)
         call.timeout = timeout

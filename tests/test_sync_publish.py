@@ -301,3 +301,19 @@ def tls_contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLConte
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(file)
     return server, ssl.create_default_context(cafile=str(file))
+
+
+def test_the_engine_publishes_nothing_of_its_own(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NTCP_NAME", "alice")
+    with ntcpsock.patched():
+        ntcpsock.start()
+
+        async def listen() -> bool:
+            sock: Any = socket.create_server(("", 0))
+            with sock:
+                return sock._published is None
+
+        assert _portal.get().call(listen)
+    assert not network.listeners
