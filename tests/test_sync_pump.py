@@ -177,6 +177,15 @@ def test_a_reset_after_half_close_is_seen(network: FakeNetwork, monkeypatch: pyt
     wait_until(lambda: pumps() == 0)
 
 
+def test_urgent_bytes_stay_in_the_stream(ends: Ends) -> None:
+    first, second = ends
+    first.sendall(b"before")
+    first.send(b"ABOR\r\n", socket.MSG_OOB)
+    first.sendall(b"after")
+    first.shutdown(socket.SHUT_WR)
+    assert receive_all(second) == b"beforeABOR\r\nafter"
+
+
 def test_makefile_reads_and_writes_lines(ends: Ends) -> None:
     client, accepted = ends
     with client.makefile("rw", newline="\n") as there, accepted.makefile("rwb") as here:
