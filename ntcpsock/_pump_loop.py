@@ -22,7 +22,8 @@ from typing import Any, Final, TypeGuard
 
 import trio
 
-from ntcpsock._pump import Stream, close_ends, prepare_hop, tune
+from ntcpsock import _forwarding, _known
+from ntcpsock._pump import Stream, close_ends, tune
 from ntcpsock._pump_link import BUFFER, IN, Link
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
@@ -203,7 +204,8 @@ class LoopPump:
     """Carries one connection in the loop's thread; the same interface as `ntcpsock._pump.Pump`."""
 
     def __init__(self, hop: socket.socket, stream: NTCPStream, loop: PumpLoop) -> None:
-        prepare_hop(hop)
+        hop.setblocking(False)
+        tune(hop)
         self.hop = hop
         self.stream = stream
         self._loop = loop
@@ -218,6 +220,9 @@ class LoopPump:
 
     async def run(self) -> None:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+        ends = self._ends()
+        if ends is not None:
+            _forwarding.begin(ends, self.carrier.socket)
         self._loop.add(self._link)
         try:
             await self._ended.wait()
@@ -228,7 +233,14 @@ class LoopPump:
             self._link.clean = False
             raise
         finally:
+            if ends is not None:
+                _forwarding.end(ends)
             await close_ends(self.hop, self.stream, clean=self._link.clean, keep_hop=self._keep_hop)
+
+    def _ends(self) -> _known.Ends | None:
+        with suppress(OSError):  # reset already
+            return _known.ends(self.hop.getpeername(), self.hop.getsockname())
+        return None
 
     def finish(self, *, keep_hop: bool) -> None:
         """As `Pump.finish`."""

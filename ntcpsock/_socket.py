@@ -20,7 +20,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ntcpsock import _known, _names, _portal, _publish
+from ntcpsock import _forwarding, _known, _names, _portal, _publish
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
+_plain_connect = _stdlib.socket.connect
+_plain_setsockopt = _stdlib.socket.setsockopt
+_plain_real_close: Any = _stdlib.socket._real_close  # type: ignore[attr-defined]  # likewise
 
 
 class NTCPSocket(_stdlib.socket):
@@ -83,7 +86,7 @@ class NTCPSocket(_stdlib.socket):
         """
         label = _names.label_of_address(address)
         if label is None:
-            super().connect(address)
+            _plain_connect(self, address)
         else:
             self._connect_by_name(label, address, "connect")
 
@@ -146,6 +149,8 @@ class NTCPSocket(_stdlib.socket):
         self.peer = stream.peer
         self.path = stream.path
         self.report = stream.report
+        # Options that were set before; a carrier that is no TCP connection has none.
+        _forwarding.grant(getattr(getattr(stream, "carrier", None), "socket", None), _forwarding.wishes(self))
 
     def _park(self, portal: _portal.Portal, label: str, port: int) -> NoReturn:
         """Non-blocking: dial in the background. Raises BlockingIOError (EINPROGRESS), as the system does."""
@@ -193,6 +198,13 @@ class NTCPSocket(_stdlib.socket):
             raise parked.error
         self._parked = None
         return False
+
+    def setsockopt(self, *args: Any) -> None:
+        """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP* and TCP_USER_TIMEOUT of a connection by name reach the
+        connection to the peer."""
+        _plain_setsockopt(self, *args)
+        if self._named is not None and self._named.peer_label is not None and args[:2] in _forwarding.FORWARDED:
+            _forwarding.forward(self)
 
     def getsockopt(self, *args: Any) -> Any:
         """As `socket.getsockopt`; SO_ERROR tells why a non-blocking connect by name failed."""
@@ -356,6 +368,8 @@ class NTCPSocket(_stdlib.socket):
             named.label, named.port, address[1], arrival.peer, arrival.path, arrival.report
         )
         peer_label = _known.tell(sock, connection)
+        if _forwarding.wishes(sock):  # inherited from the listener
+            _forwarding.forward(sock)
         return sock, _names.socket_address(peer_label, address[1], self.family)
 
     def _accepted(self, descriptor: int) -> NTCPSocket:
@@ -414,6 +428,9 @@ class NTCPSocket(_stdlib.socket):
         return super().detach()
 
     def _real_close(self, *args: Any) -> None:
+        if self._finalizer is None and self._named is None and self._published is None:
+            _plain_real_close(self, *args)  # an ordinary socket: no more than the system's own close
+            return
         named = self._named or self._published
         self._named = self._published = None
         try:
@@ -424,7 +441,7 @@ class NTCPSocket(_stdlib.socket):
             elif finalizer is not None:
                 leave(*finalizer[2])
         finally:
-            super()._real_close(*args)  # type: ignore[misc]  # typeshed leaves it out
+            _plain_real_close(self, *args)
 
 
 def engine_gives_up(dialled: Dialled) -> None:

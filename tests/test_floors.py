@@ -159,6 +159,7 @@ FLOORS = (
             "_desk",
             "_earlier",
             "_engine",
+            "_forwarding",
             "_hop",
             "_inquiry",
             "_known",
