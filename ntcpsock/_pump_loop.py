@@ -23,7 +23,7 @@ from typing import Any, Final, TypeGuard
 import trio
 
 from ntcpsock import _forwarding, _known
-from ntcpsock._pump import Stream, close_ends, tune
+from ntcpsock._pump import Stream, close_ends, prepare_hop, tune
 from ntcpsock._pump_link import BUFFER, IN, Link
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
@@ -204,8 +204,7 @@ class LoopPump:
     """Carries one connection in the loop's thread; the same interface as `ntcpsock._pump.Pump`."""
 
     def __init__(self, hop: socket.socket, stream: NTCPStream, loop: PumpLoop) -> None:
-        hop.setblocking(False)
-        tune(hop)
+        prepare_hop(hop)
         self.hop = hop
         self.stream = stream
         self._loop = loop
