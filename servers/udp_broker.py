@@ -57,7 +57,9 @@ async def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    complaint = None
     try:
         trio.run(main, parse_arguments())
     except* (OSError, ValueError, OverflowError) as errors:
-        sys.exit(f"udp_broker: {errors.exceptions[0]}")
+        complaint = f"udp_broker: {errors.exceptions[0]}"
+    sys.exit(complaint)  # not above: before 3.11.4 what an except* clause raises comes out as a group

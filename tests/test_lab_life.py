@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lab_programs as programs
 import pytest
 
 from ntcpsock.testing import natlab
+from ntcpsock.testing.natlab import namespace
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
 ROOT = Path(natlab.__file__).parents[3]
@@ -145,18 +150,29 @@ def test_in_a_user_namespace(nat_lab: NatLabFactory, user: str, way: str) -> Non
     if python is None:
         pytest.skip(f"no user namespace for {user}: {reason}")
     enter = [] if way == "reexec" else way.split()
-    done = subprocess.run(
-        [*become, *enter, python, "-c", IN_USER_NAMESPACE, str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        timeout=120,
-    )
+    with readable_copy() as modules:
+        done = subprocess.run(
+            [*become, *enter, python, "-c", IN_USER_NAMESPACE, modules],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "1"},
+            timeout=120,
+        )
     if "unavailable: " in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.stdout.strip() == "passed", done.stderr
+
+
+@contextmanager
+def readable_copy() -> Iterator[str]:
+    """A folder with the modules of the test that everybody may read; the originals may lie in root's home."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        shutil.copytree(ROOT / "ntcpsock", Path(folder, "ntcpsock"))
+        shutil.copy(programs.__file__, folder)
+        yield folder
 
 
 def interpreter_for(unshare: list[str]) -> tuple[str | None, str]:
@@ -169,6 +185,19 @@ def interpreter_for(unshare: list[str]) -> tuple[str | None, str]:
             return python, ""
         complaint = complaint or done.stderr.strip()
     return None, complaint
+
+
+def test_a_missing_tool_is_found_before_the_network_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `ip` there is not even a loopback in there: whoever falls back to it must still be outside."""
+
+    def never(*args: object) -> None:
+        raise AssertionError(f"left by {args}")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "execvp", never)
+    monkeypatch.setattr(namespace, "_SEARCH_PATH", "/nowhere")
+    with pytest.raises(natlab.LabUnavailable, match="iproute2"):
+        natlab.reexec_in_user_namespace()
 
 
 def test_availability_has_a_reason_without_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -335,11 +336,15 @@ async def test_an_address_in_use_is_an_os_error() -> None:
 
 
 def free_ports() -> tuple[int, int]:
-    """Two neighbouring ports of 127.0.0.1 and 127.0.0.2 that are free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    return port, port + 1 if port < 65535 else port - 1
+    """Two neighbouring ports that are free now, outside the range from which the kernel takes its own."""
+    while True:
+        first = random.randrange(10_000, 20_000)
+        with suppress(OSError), ExitStack() as stack:
+            for port in (first, first + 1):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    for host in ("127.0.0.1", "127.0.0.2"):
+                        stack.enter_context(socket.socket(socket.AF_INET, kind)).bind((host, port))
+            return first, first + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -93,7 +93,7 @@ def why_no_namespaces() -> str | None:
     try:
         reexec_in_user_namespace()  # returns as root only
     except LabUnavailable as error:
-        return f"no user namespaces: {error}"
+        return f"no network namespaces: {error}"
     return namespaces_available()
 
 

@@ -203,11 +203,14 @@ def _try_namespaces() -> str | None:
 def reexec_in_user_namespace() -> None:
     """Start this program again as root of a new user, network and mount namespace, unless it is root already.
 
-    Returns where the process is root. Raises LabUnavailable where the kernel forbids user namespaces.
+    Returns where the process is root. Raises LabUnavailable where the kernel forbids user namespaces, or a
+    tool is missing: nothing could be done in there then, and there is no way back to this network.
     """
     if os.geteuid() == 0:
         _raise_loopback()
         return
+    for word in _TOOLS:
+        tool(word)
     unshare = ["unshare", "-Urnm", "--"]
     run_checked([*unshare, "true"])
     sys.stdout.flush()
