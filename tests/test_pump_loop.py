@@ -1,0 +1,166 @@
+"""The pump's thread: many connections at once, faults of one of them, and its own end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from session_support import receive_all, tls_streams
+
+from ntcpsock._pump_link import Link
+from ntcpsock._pump_loop import LoopPump, PumpLoop
+from ntcpsock._session.stream import NTCPStream
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="the loop needs Linux")
+
+
+@pytest.fixture
+def loop() -> Iterator[PumpLoop]:
+    loop = PumpLoop()
+    yield loop
+    loop.stop()
+    assert not loop._thread.is_alive()
+    assert not loop._links
+    assert not loop._handlers
+
+
+def hop_pair() -> tuple[socket.socket, socket.socket]:
+    """The application's end and the engine's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        application = socket.create_connection(listener.getsockname())
+        hop, _ = listener.accept()
+    application.setblocking(False)
+    return application, hop
+
+
+@asynccontextmanager
+async def pumped(loop: PumpLoop) -> AsyncIterator[tuple[trio.SocketStream, NTCPStream, LoopPump]]:
+    """An application's socket, the peer's stream, and the pump between them."""
+    ours, theirs = await tls_streams()
+    application, hop = hop_pair()
+    pump = LoopPump(hop, ours, loop)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.run)
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(application)) as stream:
+            yield stream, theirs, pump
+        await trio.aclose_forcefully(theirs)
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_connections_at_once_each_way(loop: PumpLoop) -> None:
+    sizes = [0, 1, 13, 4095, 4096, 16384, 262_131, 262_144, 262_145, 3_000_000] * 2
+    done = []
+
+    async def one(size: int) -> None:
+        data = os.urandom(size)
+        async with pumped(loop) as (application, peer, _), trio.open_nursery() as nursery:
+
+            async def send_from_application() -> None:
+                await application.send_all(data)
+                await application.send_eof()
+
+            async def send_from_peer() -> None:
+                await peer.send_all(data[::-1])
+                await peer.send_eof()
+
+            async def check_application() -> None:
+                digest = hashlib.sha256()
+                async for part in application:
+                    digest.update(part)
+                assert digest.digest() == hashlib.sha256(data[::-1]).digest()
+
+            async def check_peer() -> None:
+                assert await receive_all(peer) == data
+
+            for task in (send_from_application, send_from_peer, check_application, check_peer):
+                nursery.start_soon(task)
+        done.append(size)
+
+    async with trio.open_nursery() as nursery:
+        for size in sizes:
+            nursery.start_soon(one, size)
+    assert sorted(done) == sorted(sizes)
+
+
+async def test_a_stuck_connection_holds_up_no_other(loop: PumpLoop) -> None:
+    async with pumped(loop) as (stuck, _, _), pumped(loop) as (application, peer, _):
+        with trio.move_on_after(0.3):  # nobody reads
+            while True:
+                await stuck.send_all(bytes(1 << 20))
+        await application.send_all(b"x")
+        assert await peer.receive_some() == b"x"
+        await peer.send_all(b"y")
+        assert await application.receive_some() == b"y"
+
+
+async def test_an_idle_connection_wakes_nobody(loop: PumpLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one whose both sides are full, or have ended one direction, or are gone but for a reset."""
+    async with pumped(loop) as (full, _, _), pumped(loop) as (half, far, _), pumped(loop) as (_, gone, _):
+        with trio.move_on_after(0.3):
+            while True:
+                await full.send_all(bytes(1 << 20))
+        await half.send_eof()
+        assert await far.receive_some() == b""
+        await gone.aclose()
+        turns: list[None] = []
+        turn = PumpLoop._turn
+
+        def counted(self: PumpLoop) -> None:
+            turns.append(None)
+            turn(self)
+
+        monkeypatch.setattr(PumpLoop, "_turn", counted)
+        await trio.testing.wait_all_tasks_blocked(0.3)
+        assert len(turns) < 20
+
+
+async def test_a_peer_that_breaks_the_protocol_ends_its_connection_only(loop: PumpLoop) -> None:
+    async with pumped(loop) as (application, peer, _), pumped(loop) as (other, far, _):
+        peer.carrier.try_send(b"\x7f" * 13)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await application.receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        await far.send_all(b"x")
+        assert await other.receive_some() == b"x"
+
+
+async def test_a_fault_of_ours_ends_its_connection_only(
+    loop: PumpLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pumped(loop) as (application, peer, pump), pumped(loop) as (other, far, _):
+        read_hop = Link._read_hop
+
+        def faulty(self: Link) -> None:
+            if self is pump._link:
+                raise RuntimeError("a fault")
+            read_hop(self)
+
+        monkeypatch.setattr(Link, "_read_hop", faulty)
+        with caplog.at_level(logging.ERROR, "ntcpsock"):
+            await application.send_all(b"x")
+            with pytest.raises(trio.BrokenResourceError):
+                await peer.receive_some()
+        assert "a fault" in caplog.text
+        await far.send_all(b"x")
+        assert await other.receive_some() == b"x"
+
+
+async def test_after_its_end_the_loop_breaks_what_it_is_given(loop: PumpLoop) -> None:
+    async with pumped(loop) as (application, peer, _):
+        await application.send_all(b"x")
+        assert await peer.receive_some() == b"x"
+        loop.stop()
+        with pytest.raises(trio.BrokenResourceError):
+            await peer.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await application.receive_some()
+    async with pumped(loop) as (application, peer, _):
+        with pytest.raises(trio.BrokenResourceError):
+            await peer.receive_some()
