@@ -25,7 +25,7 @@ from ntcpsock._desk import Desk
 from ntcpsock._errors import ConfigurationError, NameTaken, TraversalTimeout
 from ntcpsock._hop import Dialled, Door, connect_hop, open_hops
 from ntcpsock._node_slot import NodeOpener, NodeSlot
-from ntcpsock._parking import FILL_PAUSE, CarPark, Parked
+from ntcpsock._parking import FILL_PAUSE, CarPark, Parked, waiting
 from ntcpsock._pump import Pump, Stream, reset
 from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
 
@@ -470,6 +470,8 @@ class Engine:
 
     def close_copies(self) -> None:
         """In a forked child: close its copies of the engine's sockets, which belong to the parent."""
+        for parked_one in tuple(waiting):
+            parked_one.leave_to_parent()
         parked = [sock for park in self.car_parks.values() for sock in park.sockets]
         carriers = [pump.carrier.socket for pump in self._pumps if isinstance(pump, LoopPump)]
         if self._loop is not None:

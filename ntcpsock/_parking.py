@@ -20,6 +20,7 @@ import os
 import socket
 import struct
 import threading
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -71,6 +72,10 @@ class CarPark:
             sock.close()
 
 
+#: Descriptors that wait, for forked children to leave to their parent.
+waiting: weakref.WeakSet[Parked] = weakref.WeakSet()
+
+
 def _sharing(family: int) -> socket.socket:
     """A socket that shares its address with the listener; the kernel allows it to the same user only."""
     sock = PlainSocket(family, socket.SOCK_STREAM)
@@ -92,6 +97,7 @@ class Parked:
         # The engine's own descriptor of the same open file: the application may close its own any time.
         self._twin: socket.socket | None = PlainSocket(fileno=os.dup(sock.fileno()))
         self._lock = threading.Lock()
+        waiting.add(self)
         self.error: OSError | None = None
         self.connected = False
         self.told = False
@@ -136,6 +142,11 @@ class Parked:
             self.error = error
             _refuse(self._twin, self.park.refusing)
             self._release()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the dial is the parent's, and so is the engine's descriptor."""
+        self._lock = threading.Lock()
+        self._release()
 
     def close(self) -> None:
         """The application has closed its descriptor, or is about to."""

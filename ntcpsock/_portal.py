@@ -144,6 +144,9 @@ class Portal:
         """
         import trio
 
+        if self._ended:
+            self._fail_calls()
+            return
         try:
             self._token.run_sync_soon(function, *args)
         except trio.RunFinishedError:
@@ -161,7 +164,10 @@ class Portal:
 
     def _run(self, ready: threading.Event) -> None:
         try:
-            import trio
+            with _importing:
+                import trio
+
+                import ntcpsock._engine  # noqa: F401
 
             trio.run(self._main, ready)
         except BaseException as error:
@@ -241,7 +247,8 @@ class Portal:
 
 
 def _default_opener(config: Config) -> AbstractAsyncContextManager[Any]:
-    from ntcpsock.trio import open_node
+    with _importing:
+        from ntcpsock.trio import open_node
 
     return open_node(config)
 
@@ -280,6 +287,8 @@ def _log(error: BaseException) -> None:
 _current: Portal | None = None
 _lock = threading.Lock()
 _exiting = False
+# Held by the engine's thread while it imports what it needs.
+_importing = threading.Lock()
 
 
 def get() -> Portal:
@@ -327,12 +336,25 @@ def _at_exit() -> None:
     stop()
 
 
+def _before_fork() -> None:
+    # A child that is forked while the engine's thread imports finds those modules locked for ever.
+    _importing.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _importing.release()
+
+
 def _after_fork_in_child() -> None:
-    global _current, _lock
+    global _current, _lock, _importing
     _lock = threading.Lock()
+    _importing = threading.Lock()
     portal, _current = _current, None
     if portal is not None:
+        # Other threads of the parent may have held these locks, the token's own among them.
+        portal._lock = threading.Lock()
         portal._ended = True
+        portal._calls.clear()
         # A copy of the parent's descriptors would keep its connections open after it closed them.
         portal.engine.close_copies()
 
@@ -340,4 +362,6 @@ def _after_fork_in_child() -> None:
 # Registered at import, so that exit handlers that programs register later still find the engine.
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

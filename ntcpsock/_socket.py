@@ -15,6 +15,7 @@ import operator
 import os
 import select
 import socket as _stdlib
+import sys
 import time
 import weakref
 from contextlib import suppress
@@ -203,7 +204,11 @@ class NTCPSocket(_stdlib.socket):
         """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP* and TCP_USER_TIMEOUT of a connection by name reach the
         connection to the peer."""
         _plain_setsockopt(self, *args)
-        if self._named is not None and self._named.peer_label is not None and args[:2] in _forwarding.FORWARDED:
+        if (
+            self._named is not None
+            and self._named.peer_label is not None
+            and args[:2] in _forwarding.FORWARDED
+        ):
             _forwarding.forward(self)
 
     def getsockopt(self, *args: Any) -> Any:
@@ -416,6 +421,15 @@ class NTCPSocket(_stdlib.socket):
             if named is not None and named.listener is not None:
                 sock._hold(named)
         return sock
+
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        # multiprocessing registers a way to send `socket.socket`, which does not reach derived classes.
+        # Its picklers have no Python frame of their own; everybody else gets the system's refusal.
+        if sys._getframe(1).f_globals.get("__name__") != "multiprocessing.reduction":
+            return super().__reduce_ex__(protocol)
+        from ntcpsock._passing import reduce_socket
+
+        return reduce_socket(self)
 
     def detach(self) -> int:
         """As `socket.detach`. A listening name goes on until its descriptor is closed."""

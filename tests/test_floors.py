@@ -165,6 +165,7 @@ FLOORS = (
             "_known",
             "_node_slot",
             "_parking",
+            "_passing",
             "_patch",
             "_portal",
             "_publish",
