@@ -9,6 +9,8 @@ import ntcpsock as socket
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     host, port = sys.argv[1], int(sys.argv[2])
     message = " ".join(sys.argv[3:]) or "hello"
     with socket.create_connection((host, port)) as connection:

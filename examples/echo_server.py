@@ -16,6 +16,8 @@ def serve(connection: socket.socket) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     host, port = sys.argv[1], int(sys.argv[2])
     with socket.create_server((host, port)) as listener:
         print(f"echo on {host}:{port}", flush=True)

@@ -20,9 +20,12 @@ has redis-server || missing="$missing redis-server"
 has curl || missing="$missing curl"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 # CPython's own tests; Debian packages those of its own Python only.
-case "$("$python" -c 'import sys; print(sys.base_prefix)' 2>/dev/null)" in
-    /usr) "$python" -c 'import test.test_socket' 2>/dev/null || missing="$missing libpython3-testsuite" ;;
-esac
+testsuite=$("$python" -c 'import sys
+if sys.base_prefix == "/usr":
+    print("libpython%d.%d-testsuite" % sys.version_info[:2])')
+[ -z "$testsuite" ] || "$python" -c 'import test.test_socket' 2>/dev/null || missing="$missing $testsuite"
+
+get() { RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
 
 install() {
     echo "installing Debian packages:$missing"
@@ -37,16 +40,19 @@ install() {
     fi
     [ -z "$guarded" ] || systemctl --runtime --quiet mask $guarded
     # RUNLEVEL=1 says the same without systemd.
-    status=0
-    { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null; } || status=$?
+    failed=""
+    apt-get update -qq || true
+    get $missing 2>/dev/null || for package in $missing; do
+        get "$package" || failed="$failed $package"
+    done
     [ -z "$guarded" ] || systemctl --runtime --quiet unmask $guarded
     [ -z "$guarded" ] || systemctl --quiet disable $guarded 2>/dev/null || true
-    return "$status"
+    [ -z "$failed" ] || echo "these packages could not be installed:$failed" >&2
 }
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        install || echo "these packages could not be installed:$missing" >&2
+        install
     else
         echo "not root: these Debian packages are missing:$missing" >&2
     fi

@@ -13,7 +13,7 @@ from .outcomes import Module, Outcome, run
 
 needs_tests = pytest.mark.skipif(
     importlib.util.find_spec("test.test_socket") is None,
-    reason="the system's tests are not installed (Debian: libpython3-testsuite)",
+    reason="the system's tests are not installed (Debian: libpython3.11-testsuite)",
 )
 # The longest takes five minutes here.
 patience = pytest.mark.timeout(1800)
