@@ -71,6 +71,7 @@ def forward(sock: _stdlib.socket) -> None:
         carrier = _carriers.get(ends)
         if carrier is None and wished and ends in _known.connections:
             _early[ends] = wished
+        _forget()
     if carrier is not None:
         grant(carrier, wished)
 
@@ -80,7 +81,14 @@ def begin(ends: _known.Ends, carrier: _stdlib.socket) -> None:
     with _lock:
         _carriers[ends] = carrier
         wished = _early.pop(ends, {})
+        _forget()
     grant(carrier, wished)
+
+
+def _forget() -> None:
+    """Under the lock: drop wishes for connections that were over before their pump could start."""
+    for ends in [ends for ends in _early if ends not in _known.connections]:
+        del _early[ends]
 
 
 def end(ends: _known.Ends) -> None:

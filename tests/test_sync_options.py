@@ -98,4 +98,8 @@ def test_nothing_is_kept_of_connections_that_are_over(network: FakeNetwork) -> N
                 sock.close()
         wait_until(lambda: not _portal.get().engine._pumps)
         assert not _forwarding._carriers
-        assert not _forwarding._early
+        client, accepted = pair(server)
+        with client, accepted:
+            carrier(client)
+            carrier(accepted)
+            assert not _forwarding._early
