@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +39,8 @@ _GRACE = 0.5
 # How long an interrupted caller waits for its cancelled operation to have ended.
 _CANCEL_DEADLINE = 2.0
 _START_DEADLINE = 30.0
+# Behind everything that multiprocessing itself ends at the exit of a child.
+_AFTER_ITS_OWN = -1000
 
 #: Opens a node: `ntcpsock.trio.open_node`, or what a test puts here before the engine starts.
 node_opener: NodeOpener | None = None
@@ -302,10 +305,20 @@ def get() -> Portal:
         if not exiting:
             if _current is None or not _current.alive:
                 _current = Portal()
+                _stop_with_multiprocessing()
             return _current
     if threading.current_thread().daemon:
         _wait_for_the_end()
     raise _stopped()
+
+
+def _stop_with_multiprocessing() -> None:
+    """A child that multiprocessing has forked ends without exit handlers: what it has written would be lost."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, stop, exitpriority=_AFTER_ITS_OWN)
 
 
 def _wait_for_the_end() -> None:

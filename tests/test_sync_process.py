@@ -66,6 +66,32 @@ def test_exit_is_silent_and_does_not_hang(body: str, encrypted: bool, tmp_path: 
     assert time.monotonic() - started < 20
 
 
+def test_a_child_of_multiprocessing_brings_out_what_was_written(tmp_path: Path) -> None:
+    # Its end is os._exit, which calls no exit handlers.
+    body = """
+import multiprocessing
+
+def child():
+    server = ntcpsock.create_server(("alice.ntcp", 8001))
+    client = ntcpsock.create_connection(("alice.ntcp", 8001), timeout=20)
+    network.window = 1 << 24
+    stream = network.streams[-2]
+    send_all = stream.send_all
+    async def slowly(data):
+        import trio
+        await trio.sleep(0.2)
+        os.write(1, data)
+    stream.send_all = slowly
+    client.sendall(b"written")
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+"""
+    result = run(body, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "written", "")
+
+
 def test_exit_brings_out_what_was_written(tmp_path: Path) -> None:
     body = """
 import atexit
