@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from fuzz_support import check_decoder
@@ -239,3 +241,44 @@ def test_damaged_conversations() -> None:
 @pytest.mark.slow
 def test_damaged_conversations_a_million() -> None:
     check_decoder(run_machine, [seed() for seed in SEEDS], 1_000_000, 4)
+
+
+HEADERS = st.one_of(
+    st.binary(min_size=13, max_size=13),
+    st.builds(
+        lambda kind, value, length: struct.pack("!BQI", kind, value, length),
+        st.sampled_from([*range(8), 0x10]),
+        st.sampled_from([0, 4, 5, 6, 2**63 - 1, 2**63, 2**64 - 1]),
+        st.sampled_from([0, 1, 48, 262_144, 262_145, 2**32 - 1]),
+    ),
+)
+
+
+@given(HEADERS, st.sampled_from(["open", "after FIN", "after our reset"]))
+def test_the_short_way_takes_what_the_long_way_takes(header: bytes, state: str) -> None:
+    """A whole header: either both ways take it for the next DATA frame, or the short one leaves it alone."""
+
+    def session() -> Session:
+        one = Session()
+        one.receive_data(send(Session(), b"begin"))
+        if state == "after FIN":
+            one.receive_data(encode_frame(Fin(5)))
+        elif state == "after our reset":
+            one.reset()
+        return one
+
+    short, long = session(), session()
+    taken = short.receive_data_header(memoryview(header))
+    is_data = False
+    with suppress(BadMessage):
+        is_data = long.receive_header_part(header) is None and long.payload_remaining > 0
+    assert taken == (is_data and state == "open")
+    assert short.payload_remaining == (long.payload_remaining if taken else 0)
+    assert short.header_missing == 13
+
+
+def test_the_short_way_is_closed_after_a_bad_message() -> None:
+    session = Session()
+    with pytest.raises(BadMessage):
+        session.receive_header_part(b"\xff" * 13)
+    assert not session.receive_data_header(memoryview(encode_data_header(0, 1)))

@@ -83,9 +83,12 @@ class SessionDriver:
         return count
 
     def _receive_header(self) -> bool:
-        count = self._read(self._header[: self.machine.header_missing])
+        missing = self.machine.header_missing
+        count = self._read(self._header if missing == HEADER_LENGTH else self._header[:missing])
         if count is None:
             return False
+        if count == HEADER_LENGTH and self.machine.receive_data_header(self._header):
+            return True
         event = self.machine.receive_header_part(bytes(self._header[:count]))
         if isinstance(event, ResetReceived):
             raise ConnectionResetError(errno.ECONNRESET, "the peer reset the stream")

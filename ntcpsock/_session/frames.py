@@ -47,6 +47,9 @@ class FrameType(IntEnum):
     BIND = 0x10
 
 
+_DATA: Final = int(FrameType.DATA)
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """The header of a DATA frame; its `length` payload bytes follow as `Payload` pieces."""
@@ -226,6 +229,17 @@ class Decoder:
         if isinstance(frame, Data):
             self.payload_remaining = frame.length
         return frame
+
+    def receive_data_header(self, header: memoryview, offset: int) -> bool:
+        """The short way for a whole header that arrives between two frames: whether it was that of a DATA
+        frame at `offset`. If not, nothing has happened, and `receive_header_part` says what it is."""
+        kind, value, length = _HEADER.unpack(header)
+        if kind != _DATA or value != offset or not 0 < length <= LARGEST_PAYLOAD or self._failure is not None:
+            return False
+        if value > LARGEST_OFFSET - length:
+            return False
+        self.payload_remaining = length
+        return True
 
     def skip_payload(self, length: int) -> None:
         """`length` bytes of the payload under way went straight into the driver's buffer."""

@@ -184,6 +184,10 @@ class Session:
                 events.append(event)
         return events
 
+    def receive_data_header(self, header: memoryview) -> bool:
+        """As `Decoder.receive_data_header`: the next DATA frame, where that is what may come."""
+        return not self.receiving_ended and self._decoder.receive_data_header(header, self.received)
+
     def receive_header_part(self, part: bytes) -> Event | None:
         """Like `receive_data` for at most `header_missing` bytes, between two frames."""
         frame = self._decoder.receive_header_part(part)
