@@ -71,10 +71,12 @@ def test_a_child_of_multiprocessing_brings_out_what_was_written(tmp_path: Path) 
     body = """
 import multiprocessing
 
+kept = []
+
 def child():
     server = ntcpsock.create_server(("alice.ntcp", 8001))
     client = ntcpsock.create_connection(("alice.ntcp", 8001), timeout=20)
-    network.window = 1 << 24
+    kept.extend((server, client, server.accept()))
     stream = network.streams[-2]
     send_all = stream.send_all
     async def slowly(data):
