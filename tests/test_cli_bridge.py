@@ -85,6 +85,10 @@ async def test_reset_behind_an_end() -> None:
         assert bridge.broken_by is bridge.near
 
 
+def is_broken(bridge: Bridge) -> bool:
+    return bridge.broken_by is not None
+
+
 async def write_until_broken(stream: trio.SocketStream) -> None:
     while True:
         await stream.send_all(b"x")
