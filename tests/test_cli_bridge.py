@@ -73,10 +73,9 @@ async def test_reset_behind_an_end() -> None:
             await client.send_eof()
             assert await read_all(service) == b""
             bridge.check()
-            assert bridge.broken_by is None
+            assert not is_broken(bridge)
             TcpEnd(client).reset()
-
-            while bridge.broken_by is None:
+            while not is_broken(bridge):
                 bridge.check()
                 await trio.sleep(0.01)
             # Who has read the end is told of a reset by the next write but one.
