@@ -55,15 +55,22 @@ def show(title: str, series: Sequence[Series], *, relative_to: str | None = None
     table.add_column("", style="dim")
     table.add_column(f"of {relative_to}" if relative_to else "", justify="right")
     table.add_column("n", justify="right", style="dim")
-    base = next((entry.median for entry in series if entry.name == relative_to), None)
+    base = next((entry for entry in series if entry.name == relative_to and entry.values), None)
     for entry in series:
         numbers = (entry.median, min(entry.values), max(entry.values)) if entry.values else ()
         texts = [f"{number:.4g}" for number in numbers] or ["-"] * 3
-        ratio = f"{entry.median / base:.2f}" if base and entry.values else ""
+        ratio = f"{_ratio(entry, base):.2f}" if base is not None and entry.values else ""
         failed = f"{entry.failures} failed" if entry.failures else ""
         count = ", ".join(filter(None, [str(len(entry.values)), failed]))
         table.add_row(entry.name, *texts, entry.unit, ratio, count)
     Console().print(table)
+
+
+def _ratio(entry: Series, base: Series) -> float:
+    """The median of the rounds' ratios: each compares what was measured side by side."""
+    if len(entry.values) != len(base.values):
+        return entry.median / base.median
+    return statistics.median(value / other for value, other in zip(entry.values, base.values, strict=True))
 
 
 def save(name: str, series: Sequence[Series]) -> Path:
