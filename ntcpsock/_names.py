@@ -130,7 +130,8 @@ def label_of_address(address: object) -> str | None:
 
 def _is_name(host: object) -> bool:
     """Whether `host` spells a name rather than a number; only for hosts that label_of() knew."""
-    return not str(host).startswith(("127.", _V4_MAPPED))
+    text = host.decode("ascii") if isinstance(host, (bytes, bytearray)) else str(host)
+    return not text.startswith(("127.", _V4_MAPPED))
 
 
 # The module's own functions, kept before anybody replaces them.
@@ -157,8 +158,10 @@ def getaddrinfo(
     wanted = _stdlib.AF_INET if family == _stdlib.AF_UNSPEC else family
     # AI_ADDRCONFIG asks what the host's interfaces can reach: the engine's paths are none of them.
     asked = flags & ~_stdlib.AI_ADDRCONFIG
-    answers = list(_real_getaddrinfo(number(label, wanted), port, wanted, type, proto, asked))
-    if flags & _stdlib.AI_CANONNAME and answers:
+    answers: list[tuple[Any, ...]] = list(
+        _real_getaddrinfo(number(label, wanted), port, wanted, type, proto, asked)
+    )
+    if flags & _stdlib.AI_CANONNAME and answers and _is_name(host):
         first = answers[0]
         return [(*first[:3], label + SUFFIX, first[4]), *answers[1:]]
     return list(answers)
@@ -189,7 +192,8 @@ def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
 def getnameinfo(sockaddr: Any, flags: int) -> tuple[str, str]:
     """`socket.getnameinfo`, which turns numbers back into `.ntcp` names (unless NI_NUMERICHOST)."""
     label = label_of_address(sockaddr)
-    if label is None:
+    # The system takes numbers only, and says so.
+    if label is None or _is_name(sockaddr[0]):
         try:
             return _real_getnameinfo(sockaddr, flags)
         finally:

@@ -86,6 +86,12 @@ def test_everything_else_is_the_system_s(monkeypatch: pytest.MonkeyPatch) -> Non
             ntcpsock.getaddrinfo(bad, 80)
     with pytest.raises(TypeError):
         ntcpsock.getnameinfo("alice.ntcp", 0)
+    # It takes numbers only, as the system's does.
+    with pytest.raises(socket.gaierror):
+        ntcpsock.getnameinfo(("alice.ntcp", 80), 0)
+    entries = ntcpsock.getaddrinfo(NUMBER, 80, flags=socket.AI_CANONNAME)
+    assert [entry[3] for entry in entries] == [NUMBER, "", ""]
+    assert ntcpsock.getaddrinfo(NUMBER.encode(), 80, flags=socket.AI_NUMERICHOST)
 
 
 def test_a_number_that_was_never_given_out_is_an_address() -> None:
