@@ -9,7 +9,7 @@ MODULES = (
     Module("socket", ("test.test_socket",), excluded=("*VSOCK*",), quick=("plain",)),
     Module("socketserver", ("test.test_socketserver",), resources=("network",), quick=("plain", "named")),
     Module("select", ("test.test_select",), quick=("plain",)),
-    Module("selectors", ("test.test_selectors",), quick=("plain", "named")),
+    Module("selectors", ("test.test_selectors",), quick=("named",)),
     Module("httplib", ("test.test_httplib",), quick=("plain", "named")),
     Module("httpservers", ("test.test_httpservers",)),
     Module("ssl", ("test.test_ssl",)),
