@@ -38,15 +38,32 @@ class Dialled:
 
 
 def run_servers(addresses: tuple[str, str], state: Path) -> None:
-    """STUN on two addresses, and a broker. Until killed."""
+    """A broker, and then STUN on two addresses. Until killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
             stun = [Endpoint(address, STUN_PORT) for address in addresses]
-            nursery.start_soon(
+            await nursery.start(
                 partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
             )
+            await nursery.start(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
+
+    trio.run(main)
+
+
+def wait_for_servers(address: str) -> None:
+    """Until `run_servers` has started its last one."""
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE):
+            while True:
+                try:
+                    stream = await trio.open_tcp_stream(address, STUN_PORT)
+                except OSError:
+                    await trio.sleep(0.02)
+                else:
+                    await stream.aclose()
+                    return
 
     trio.run(main)
 

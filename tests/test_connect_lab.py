@@ -51,6 +51,7 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
         lab = lab or nat_lab(nat_a, nat_b, delay=PATH_RTT / 4)
         key = load_identity(tmp_path / "servers" / "broker.key").public_key
         lab.server.start(programs.run_servers, lab.server_addresses, tmp_path / "servers")
+        lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
         address = BrokerAddress(lab.server_addresses[0], programs.BROKER_PORT, key)
         made = Stage(lab, tmp_path, str(address))
         lab.host_b.start(programs.run_listener, made.config("bob", **settings))
