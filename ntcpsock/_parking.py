@@ -8,7 +8,7 @@ has begun. A waiter sees one clean EPOLLOUT; nothing about the descriptor was ch
 other program can be the other end, because the address is the engine's.
 
 Disconnecting the descriptor (AF_UNSPEC) and aiming it anew works too, but a waiter that looks between the
-two calls sees an error: 4 to 17 in 100 on two busy cores, against 0 in 1200 of this way. It remains for
+two calls sees an error: 8 to 19 in 100 on two busy cores, against 0 in 1200 of this way. It remains for
 failures, where the descriptor is aimed at a port that refuses: there an error is what is to be seen.
 """
 

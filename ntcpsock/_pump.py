@@ -26,7 +26,7 @@ from ntcpsock._report import PathInfo, PeerInfo, Report
 # ones leave the cache.
 CHUNK = 256 * 1024
 
-# The kernel's own limits let 6 MB grow here. Measured: throughput is the same from 128 KiB on.
+# The kernel's own limits let 6 MB grow here. Measured: no clear loss of throughput at 256 KiB.
 HOP_BUFFER = 256 * 1024
 
 # After the end of one direction a hop that lost its application is noticed by these probes: the kernel
