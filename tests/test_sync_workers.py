@@ -214,7 +214,8 @@ if __name__ == "__main__":
     with ntcpsock.create_connection(("alice.ntcp", 8000), timeout=60) as client:
         print(client.recv(200).decode())
     child.join()
-    # The child's close ended nothing.
+    # The child's close ended nothing. Its time-out made the shared descriptor non-blocking.
+    server.settimeout(60)
     with ntcpsock.create_connection(("alice.ntcp", 8000), timeout=60) as client:
         print(server.accept()[0].peer.name)
 """
