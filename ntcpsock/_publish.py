@@ -60,7 +60,12 @@ def publish(sock: NTCPSocket, places: int) -> None:
             return
         portal = _portal.get()
         listening = portal.call(
-            portal.engine.publish, label, address[1], places, *_target(sock, address), discard=_discard
+            portal.engine.listeners.publish,
+            label,
+            address[1],
+            places,
+            *_target(sock, address),
+            discard=_discard,
         )
     except OSError as error:
         # The program's own listener is up, and that is all it asked for.

@@ -11,7 +11,6 @@ In: the descriptor listens on loopback and the engine connects to it for each se
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import select
 import socket as _stdlib
@@ -19,17 +18,15 @@ import sys
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from ntcpsock import _forwarding, _known, _names, _portal, _publish
+from ntcpsock import _forwarding, _known, _names, _portal, _publish, _socket_connect
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
-    from ntcpsock._hop import Dialled
     from ntcpsock._parking import Parked
-    from ntcpsock._pump import Stream
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
 _SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
@@ -89,7 +86,7 @@ class NTCPSocket(_stdlib.socket):
         if label is None:
             _plain_connect(self, address)
         else:
-            self._connect_by_name(label, address, "connect")
+            _socket_connect.connect(self, label, address, "connect")
 
     def connect_ex(self, address: Any, /) -> int:
         """As `connect`, but returns the errno (0: connected). Like the system's it raises for a name that
@@ -98,7 +95,7 @@ class NTCPSocket(_stdlib.socket):
         if label is None:
             return super().connect_ex(address)
         try:
-            self._connect_by_name(label, address, "connect_ex")
+            _socket_connect.connect(self, label, address, "connect_ex")
         except NameNotFound:
             raise
         except TimeoutError:
@@ -106,99 +103,6 @@ class NTCPSocket(_stdlib.socket):
         except OSError as error:
             return errno_of(error)
         return 0
-
-    def _connect_by_name(self, label: str, address: tuple[Any, ...], method: str) -> None:
-        port = self._check(label, address, method)
-        timeout = self.gettimeout()
-        if self._parked is not None and self._is_settled(self._parked):
-            return
-        if self._has_peer():
-            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-        self.peer = self.path = self.report = None
-        portal = _portal.get()
-        engine = portal.engine
-        if timeout == 0:
-            self._park(portal, label, port)
-        try:
-            dialled = portal.call(
-                engine.dial,
-                self._config,
-                label,
-                port,
-                timeout,
-                int(self.family),
-                timeout=timeout,
-                discard=engine_gives_up,
-            )
-        except OSError as error:
-            self.report = getattr(error, "report", None)
-            raise
-        try:
-            self._connect_hop(dialled)
-        except BaseException:
-            portal.soon(dialled.give_up)
-            raise
-        portal.soon(dialled.confirm)
-        self._set_peer(label, port, dialled.own_label, dialled.stream)
-
-    def _set_peer(self, label: str, port: int, own_label: str, stream: Stream) -> None:
-        # The port that the program has bound stays, under the name that the peer knows.
-        named = Named(own_label, None if self._named is None else self._named.port)
-        named.peer_label = label
-        named.peer_port = port
-        self._named = named
-        self.peer = stream.peer
-        self.path = stream.path
-        self.report = stream.report
-        # Options that were set before; a carrier that is no TCP connection has none.
-        _forwarding.grant(getattr(getattr(stream, "carrier", None), "socket", None), _forwarding.wishes(self))
-
-    def _park(self, portal: _portal.Portal, label: str, port: int) -> NoReturn:
-        """Non-blocking: dial in the background. Raises BlockingIOError (EINPROGRESS), as the system does."""
-        from ntcpsock._parking import Parked
-        from ntcpsock._pump import tune
-
-        engine = portal.engine
-        family = int(self.family)
-        park = engine.car_parks.get(family) or portal.call(engine.car_park, family)
-        tune(self)
-        code = super().connect_ex(park.address)
-        if code == errno.ECONNABORTED:
-            # Linux's answer, once, to a connect after one whose error SO_ERROR has told.
-            code = super().connect_ex(park.address)
-        if code != errno.EINPROGRESS:
-            raise OSError(code, os.strerror(code))
-        parked = self._parked = Parked(self, family, park)
-        this = weakref.ref(self)
-
-        def connected(own_label: str, stream: Stream) -> None:
-            sock = this()
-            if sock is not None:
-                sock._set_peer(label, port, own_label, stream)
-
-        def failed(error: OSError) -> None:
-            sock = this()
-            if sock is not None:
-                sock.report = getattr(error, "report", None)
-
-        self._finalizer = weakref.finalize(self, leave, portal, parked)
-        self._finalizer.atexit = False
-        portal.soon(engine.dial_parked, parked, self._config, label, port, connected, failed)
-        raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
-
-    def _is_settled(self, parked: Parked) -> bool:
-        """A further connect() after a non-blocking one. Whether it has just succeeded; raises its error."""
-        if parked.pending:
-            raise BlockingIOError(errno.EALREADY, os.strerror(errno.EALREADY))
-        told, parked.told = parked.told, True
-        if parked.error is None:
-            return not told and parked.connected
-        if not told:
-            # The pending error of the kernel's is this one's.
-            super().getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ERROR)
-            raise parked.error
-        self._parked = None
-        return False
 
     def setsockopt(self, *args: Any) -> None:
         """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP* and TCP_USER_TIMEOUT of a connection by name reach the
@@ -222,54 +126,6 @@ class NTCPSocket(_stdlib.socket):
         parked.told = True
         return errno_of(parked.error)
 
-    def _connect_hop(self, dialled: Dialled) -> None:
-        """Connect our own descriptor to the engine, from a source address that it expects."""
-        from ntcpsock._hop import loopback
-        from ntcpsock._pump import tune
-
-        source = super().getsockname()
-        if source[1] == 0:
-            super().bind((loopback(self.family), 0))
-            source = super().getsockname()
-        host = source[0]
-        if host in ("0.0.0.0", "::"):
-            host = loopback(self.family)
-        elif host.startswith("::ffff:"):
-            raise OSError(errno.EADDRNOTAVAIL, f"{host}: cannot reach a name from this local address")
-        tune(self)
-        dialled.announce((host, source[1]))
-        super().connect(dialled.address)
-
-    def _check(self, label: str, address: tuple[Any, ...], method: str) -> int:
-        """The port of `address`; the errors that the system would raise for this socket and address."""
-        from ntcpsock._hop import loopback
-
-        if self.fileno() < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        host = loopback(self.family)
-        if self.type != _stdlib.SOCK_STREAM:
-            raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: datagrams by name come later; use SOCK_STREAM")
-        limit = 4 if self.family == _stdlib.AF_INET6 else 2
-        try:
-            port = operator.index(address[1])
-        except TypeError:
-            port = -1
-        if len(address) > limit or not 0 <= port <= 65535:
-            # Its wording and types of error are the system's business. It refuses each of these before
-            # it looks at the address.
-            getattr(super(), method)((host, *address[1:]))
-        if method != "bind" and port == 0:
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return port
-
-    def _has_peer(self) -> bool:
-        try:
-            super().getpeername()
-        except OSError:
-            # A listening socket has no peer and cannot connect either.
-            return bool(self.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN))
-        return True
-
     # -- in
 
     def bind(self, address: Any, /) -> None:
@@ -283,7 +139,7 @@ class NTCPSocket(_stdlib.socket):
             return
         from ntcpsock._hop import loopback
 
-        port = self._check(label, address, "bind")
+        port = _socket_connect.check_address(self, label, address, "bind")
         shares = any(self.getsockopt(_stdlib.SOL_SOCKET, option) for option in _SHARING)
         _known.check_free(label, port, shares=shares)
         super().bind((loopback(self.family), 0))
@@ -312,7 +168,7 @@ class NTCPSocket(_stdlib.socket):
         engine = portal.engine
         try:
             listening = portal.call(
-                engine.listen,
+                engine.listeners.listen,
                 self._config,
                 named.label,
                 named.port,
@@ -320,7 +176,7 @@ class NTCPSocket(_stdlib.socket):
                 int(self.family),
                 super().getsockname(),
                 lambda error: _fail_listener(this, error),
-                discard=engine.end_soon,
+                discard=engine.listeners.end_soon,
             )
         except BaseException:
             super().shutdown(_stdlib.SHUT_RDWR)  # back to bound: another listen() may follow
@@ -456,11 +312,6 @@ class NTCPSocket(_stdlib.socket):
                 leave(*finalizer[2])
         finally:
             _plain_real_close(self, *args)
-
-
-def engine_gives_up(dialled: Dialled) -> None:
-    """In the engine: nobody came for what was dialled."""
-    dialled.give_up()
 
 
 def _fail_listener(this: weakref.ref[NTCPSocket], error: BaseException) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ntcpsock._arrivals import Address, Arrival
-    from ntcpsock._engine import Listening
     from ntcpsock._inquiry import Inquiry
+    from ntcpsock._listening import Listening
     from ntcpsock._parking import Parked
     from ntcpsock._portal import Portal
 
@@ -52,11 +52,11 @@ class Listener:
             return
         if wait:
             try:
-                self.portal.call(self.portal.engine.end, self.listening, timeout=_CLOSE_DEADLINE)
+                self.portal.call(self.portal.engine.listeners.end, self.listening, timeout=_CLOSE_DEADLINE)
                 return
             except (OSError, RuntimeError):
                 pass
-        self.portal.soon(self.portal.engine.end_soon, self.listening)
+        self.portal.soon(self.portal.engine.listeners.end_soon, self.listening)
 
 
 class Named:

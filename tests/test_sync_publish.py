@@ -133,7 +133,7 @@ def test_the_name_of_the_configuration_file_counts(
 def test_a_broker_that_is_away_delays_nothing(
     alice: FakeNetwork, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ntcpsock._engine.FIRST_PUBLISH_PAUSE", 0.01)
+    monkeypatch.setattr("ntcpsock._listening.FIRST_PUBLISH_PAUSE", 0.01)
     alice.open_error = ntcpsock.BrokerUnreachable("no answer")
     with wildcard() as server:
         with socket.create_connection(("127.0.0.1", server.getsockname()[1])):
@@ -165,7 +165,7 @@ def test_a_name_that_cannot_be_one_is_logged(
 def test_a_listener_of_the_network_that_fails_is_made_again(
     alice: FakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntcpsock._engine.FIRST_PUBLISH_PAUSE", 0.01)
+    monkeypatch.setattr("ntcpsock._listening.FIRST_PUBLISH_PAUSE", 0.01)
     with wildcard() as server:
         wait_until(lambda: is_published(alice, server))
         first = alice.listeners["alice", server.getsockname()[1]]

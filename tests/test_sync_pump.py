@@ -13,7 +13,7 @@ import pytest
 from fake_node import FakeNetwork
 from sync_support import Background, fake_network, listener, pair, receive_all, wait_until
 
-from ntcpsock import NTCPSocket, _engine, _portal
+from ntcpsock import NTCPSocket, _portal, _pumps
 
 
 @pytest.fixture(params=["tasks", "loop"])
@@ -149,7 +149,7 @@ def test_a_reset_is_seen_while_the_peer_takes_nothing(
     network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pump does not read then; the engine looks after the descriptor instead."""
-    monkeypatch.setattr(_engine, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(_pumps, "CHECK_INTERVAL", 0.05)
     with listener() as server:
         client, accepted = pair(server)
         with client, accepted:
@@ -163,7 +163,7 @@ def test_a_reset_is_seen_while_the_peer_takes_nothing(
 
 
 def test_a_reset_after_half_close_is_seen(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(_pumps, "CHECK_INTERVAL", 0.05)
     with listener() as server:
         client, accepted = pair(server)
         with client, accepted:
@@ -251,4 +251,4 @@ def test_a_thousand_connections_leave_nothing_behind(network: FakeNetwork) -> No
         wait_until(lambda: descriptors() <= before)
         engine = _portal.get().engine
         assert all(not door.expected for door in engine._doors.values())
-        assert all(len(one.arrivals) == 0 for one in engine._listening.values())
+        assert all(len(one.arrivals) == 0 for one in engine.listeners.ports.values())

@@ -12,75 +12,39 @@ Times are seconds of any monotonic clock.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum, auto
 
 from ntcpsock._errors import BadMessage
-from ntcpsock._traversal.broker.events import (
-    Answered,
-    Connected,
-    Delivered,
-    Disconnected,
-    Event,
-    KeyShown,
-    RegistrationLost,
-    TimedOut,
-    WrongKeyShown,
-)
-from ntcpsock._traversal.broker.frame import (
-    KEY_REPLY,
-    NONCE_LENGTH,
-    Sealer,
-    decode_key_reply_untrusted,
-)
+from ntcpsock._traversal.broker import events
+from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, decode_key_reply_untrusted
 from ntcpsock._traversal.broker.greeting import Greeting
+from ntcpsock._traversal.broker.inbox import Inbox
 from ntcpsock._traversal.broker.message import (
     INSTANCE_LENGTH,
     MIN_TTL,
-    NO_SESSION,
     BrokerEnvelope,
     Bye,
     Challenge,
     Deliver,
-    Found,
     FromBroker,
     FromNode,
     Hello,
     Introduce,
-    Introduced,
     KeepAlive,
-    KeepAliveAck,
     Lookup,
-    Refused,
     Register,
-    Registered,
     Reply,
-    Unreachable,
     Welcome,
-    decode_from_broker,
 )
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
 from ntcpsock._traversal.broker.registration import KeptRegistration
-from ntcpsock._traversal.broker.replay import ReplayWindow
-from ntcpsock._traversal.broker.requests import PendingRequests, Request
+from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
+from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
 
-#: Seconds before the first retransmission while no round trip has been measured; doubles each time, up to a second.
-INITIAL_RTO = 0.25
-_MIN_RTO = 0.1
-_MAX_RTO = 0.5
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
-
-# Of frames that get no answer; a Challenge may answer them all the same.
-_REMEMBERED_SENDS = 64
-
-_ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
-    Register: (Registered, Refused),
-    Lookup: (Found, Unreachable),
-    Introduce: (Introduced, Unreachable),
-    KeepAlive: (KeepAliveAck,),
-}
 
 
 class _State(Enum):
@@ -105,7 +69,6 @@ class ClientMachine:
         ttl: int = MIN_TTL,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self._sealer = sealer
         self._random_bytes = random_bytes
         self._keep_alive_interval = keep_alive_interval
         self._request_timeout = request_timeout
@@ -113,16 +76,12 @@ class ClientMachine:
         self.broker_key = broker_key
         self.instance = random_bytes(INSTANCE_LENGTH)
         self.welcome: Welcome | None = None
-        #: Seconds of the latest measured round trip; 0.0 before the first.
-        self.rtt = 0.0
-        #: Datagrams that were not taken, by reason.
-        self.dropped: Counter[str] = Counter()
         self._state = _State.IDLE
+        self._inbox = Inbox(sealer)
         self._outbox = Outbox(sealer, random_bytes)
-        self._events: list[Event] = []
-        self._window = ReplayWindow()
+        self._events: list[events.Event] = []
         self._requests = PendingRequests()
-        self._unanswered_sends: deque[int] = deque(maxlen=_REMEMBERED_SENDS)
+        self._round_trip = RoundTrip()
         self._registration = KeptRegistration()
         self._keep_alive_request = 0
         self._keep_alive_due = 0.0
@@ -136,12 +95,9 @@ class ClientMachine:
             if data[:1] == bytes((KEY_REPLY,)):
                 self._receive_key_reply(data)
                 return
-            sender, payload = self._sealer.open_untrusted(data)
-            if sender != self.broker_key:
-                raise BadMessage("frame of another sender")
-            envelope = decode_from_broker(payload)
+            envelope = self._inbox.open(data, self.broker_key)
         except BadMessage as error:
-            self.dropped[error.args[0]] += 1
+            self._inbox.drop(error.args[0])
             return
         if isinstance(envelope.body, Challenge):
             self._receive_challenge(envelope.request, envelope.body, now)
@@ -163,9 +119,8 @@ class ClientMachine:
             self._keep_alive_due = now + self._keep_alive_interval
             if self._keep_alive_request not in self._requests:
                 self._keep_alive_request = self._request(KeepAlive(), now)
-            if self._registration.again_later and self._registration.wanted is not None:
-                self._registration.again_later = False
-                self._registration.request = self._request(self._registration.wanted, now)
+            if (postponed := self._registration.take_postponed()) is not None:
+                self._registration.request = self._request(postponed, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
@@ -178,12 +133,22 @@ class ClientMachine:
         """What is to be sent to the broker, once."""
         return self._outbox.take()
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[events.Event]:
         """What has happened since the last call."""
-        events, self._events = self._events, []
-        return events
+        happened, self._events = self._events, []
+        return happened
 
     # Commands.
+
+    @property
+    def rtt(self) -> float:
+        """Seconds of the latest measured round trip; 0.0 before the first."""
+        return self._round_trip.seconds
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Datagrams that were not taken, by reason."""
+        return self._inbox.dropped
 
     @property
     def connected(self) -> bool:
@@ -237,7 +202,7 @@ class ClientMachine:
         if self._state is not _State.CONNECTED:
             return False
         number = self._outbox.new_number()
-        self._unanswered_sends.append(number)
+        self._requests.sent_unanswered(number)
         self._send(number, body)
         return True
 
@@ -253,13 +218,11 @@ class ClientMachine:
 
     def _send(self, number: int, body: FromNode) -> None:
         assert self.broker_key is not None
-        hello = isinstance(body, Hello)
-        session = NO_SESSION if hello or self.welcome is None else self.welcome.session
         try:
-            self._outbox.seal(self.broker_key, session, number, body)
+            self._outbox.seal(self.broker_key, number, body)
         except BadMessage as error:
             # A KeyReply may name a key that is none: then nobody is there to talk to.
-            self.dropped[error.args[0]] += 1
+            self._inbox.drop(error.args[0])
 
     def _check(self, body: FromNode) -> None:
         check_message(body)
@@ -268,7 +231,7 @@ class ClientMachine:
 
     def _request(self, body: FromNode, now: float) -> int:
         number = self._outbox.new_number()
-        request = Request(body, now + self._request_timeout, self._rto())
+        request = Request(body, now + self._request_timeout, self._round_trip.rto)
         self._requests.add(number, request)
         if self._state is _State.CONNECTED:
             self._transmit(number, request, now)
@@ -278,16 +241,11 @@ class ClientMachine:
         self._requests.transmitted(request, now)
         self._send(number, request.body)
 
-    def _rto(self) -> float:
-        if not self.rtt:
-            return INITIAL_RTO
-        return min(_MAX_RTO, max(_MIN_RTO, 2 * self.rtt + 0.05))
-
     def _give_up(self, number: int, request: Request, now: float) -> None:
         if not isinstance(request.body, KeepAlive):
-            self._events.append(TimedOut(number))
+            self._events.append(events.TimedOut(number))
         if self._state is _State.CONNECTED and request.transmissions > 1:
-            self._events.append(Disconnected(silent=True))
+            self._events.append(events.Disconnected(silent=True))
             self._begin_greeting(now)
 
     # Greeting.
@@ -296,12 +254,8 @@ class ClientMachine:
         self._state = _State.ASKING_KEY if self.broker_key is None else _State.GREETING
         self._requests.remove(self._keep_alive_request)
         self._requests.hold()
-        self._greeting = Greeting(
-            self._random_bytes(NONCE_LENGTH),
-            cookie=cookie,
-            pause=self._rto(),
-            longest_pause=max(self._keep_alive_interval, INITIAL_RTO),
-        )
+        nonce, longest = self._random_bytes(NONCE_LENGTH), max(self._keep_alive_interval, INITIAL_RTO)
+        self._greeting = Greeting(nonce, cookie=cookie, pause=self._round_trip.rto, longest_pause=longest)
         self._greet(self._greeting, now)
 
     def _greet(self, greeting: Greeting, now: float) -> None:
@@ -327,93 +281,69 @@ class ClientMachine:
         if self._state is _State.ASKING_KEY and greeting.due is not None:
             # The driver looks into its pins now; asking again would not help.
             greeting.due = None
-            self._events.append(KeyShown(key))
+            self._events.append(events.KeyShown(key))
         elif self._state is _State.GREETING and key != self.broker_key:
-            self._events.append(WrongKeyShown(key))
+            self._events.append(events.WrongKeyShown(key))
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
         greeting = self._greeting
         if greeting is not None:
             sent = greeting.answered(number)
             if sent is None:
-                self.dropped["challenge to no hello"] += 1
+                self._inbox.drop("challenge to no hello")
                 return
-            self._measure(now - sent)
-            if greeting.take_cookie(challenge.cookie, self._rto(), now):
+            self._round_trip.measure(now - sent)
+            if greeting.take_cookie(challenge.cookie, self._round_trip.rto, now):
                 self._hello(greeting, now)
-        elif self._state is _State.CONNECTED and self._may_be_challenged(number):
-            self._events.append(Disconnected(silent=False))
+        elif self._state is _State.CONNECTED and self._requests.may_be_challenged(number):
+            self._events.append(events.Disconnected(silent=False))
             self._begin_greeting(now, challenge.cookie)
         else:
-            self.dropped["challenge to nothing"] += 1
-
-    def _may_be_challenged(self, number: int) -> bool:
-        """Whether `number` was sent lately and not challenged before: an old Challenge is a replay."""
-        request = self._requests.get(number)
-        if request is not None:
-            if request.challenged:
-                return False
-            request.challenged = True
-            return True
-        if number in self._unanswered_sends:
-            self._unanswered_sends.remove(number)
-            return True
-        return False
+            self._inbox.drop("challenge to nothing")
 
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
         sent = None if self._greeting is None else self._greeting.answered(envelope.request)
         if sent is None:
-            self.dropped["welcome to no hello"] += 1
+            self._inbox.drop("welcome to no hello")
             return
-        if self.welcome is None or self.welcome.session != welcome.session:
-            self._window = ReplayWindow()
-        if not self._window.accept(envelope.counter):
-            self.dropped["replay"] += 1
+        if not self._inbox.accept_welcome(envelope, welcome):
             return
-        self._measure(now - sent)
+        self._round_trip.measure(now - sent)
         self.welcome = welcome
+        self._outbox.session = welcome.session
+        kept = self._registration
+        if kept.wanted is not None and kept.request not in self._requests:
+            kept.request = self._request(kept.wanted, now)
         self._state = _State.CONNECTED
         self._greeting = None
         self._keep_alive_due = now + self._keep_alive_interval
-        self._events.append(Connected(welcome))
-        kept = self._registration
-        if kept.wanted is not None and kept.request not in self._requests:
-            kept.request = self._outbox.new_number()
-            request = Request(kept.wanted, now + self._request_timeout, self._rto())
-            self._requests.add(kept.request, request)
-        for number, request in self._requests.restart(self._rto()):
+        self._events.append(events.Connected(welcome))
+        for number, request in self._requests.restart(self._round_trip.rto):
             self._transmit(number, request, now)
 
     def _receive_in_session(self, envelope: BrokerEnvelope, now: float) -> None:
-        if self._state is not _State.CONNECTED or self.welcome is None:
-            self.dropped["no session"] += 1
-        elif envelope.session != self.welcome.session:
-            self.dropped["other session"] += 1
-        elif not self._window.accept(envelope.counter):
-            self.dropped["replay"] += 1
-        elif isinstance(envelope.body, Deliver):
-            self._events.append(Delivered(envelope.body))
-        else:
-            self._receive_answer(envelope.request, envelope.body, now)
+        if self._state is not _State.CONNECTED:
+            self._inbox.drop("no session")
+        elif self._inbox.accept(envelope):
+            if isinstance(envelope.body, Deliver):
+                self._events.append(events.Delivered(envelope.body))
+            else:
+                self._receive_answer(envelope.request, envelope.body, now)
 
     def _receive_answer(self, number: int, body: FromBroker, now: float) -> None:
         request = self._requests.get(number)
-        if request is None or not isinstance(body, _ANSWERS[type(request.body)]):
-            self.dropped["answer to nothing"] += 1
+        if request is None or not is_answer(body, request.body):
+            self._inbox.drop("answer to nothing")
             return
         self._requests.remove(number)
         if request.transmissions == 1:
             # Karn's rule: after a retransmission nobody knows which one was answered.
-            self._measure(now - request.first_sent)
+            self._round_trip.measure(now - request.first_sent)
         self._keep_alive_due = now + self._keep_alive_interval
         if isinstance(request.body, KeepAlive):
             return
         if isinstance(request.body, Register):
             lost = self._registration.settle(request.body, body)
             if lost is not None:
-                self._events.append(RegistrationLost(lost.reason, lost.name))
-        self._events.append(Answered(number, body))
-
-    def _measure(self, seconds: float) -> None:
-        # A clock that stands still (tests) would make 0.0, which means "not measured".
-        self.rtt = max(seconds, 1e-6)
+                self._events.append(events.RegistrationLost(lost.reason, lost.name))
+        self._events.append(events.Answered(number, body))

@@ -11,6 +11,7 @@ from ntcpsock._traversal.broker.message import (
     MAX_DATAGRAM,
     NO_SESSION,
     FromNode,
+    Hello,
     decode_from_node,
     encode_from_node,
 )
@@ -24,6 +25,8 @@ class Outbox:
     def __init__(self, sealer: Sealer, random_bytes: Callable[[int], bytes]) -> None:
         self._sealer = sealer
         self._frames: list[bytes] = []
+        #: The one that the broker has opened; a Hello belongs to none.
+        self.session = NO_SESSION
         # Never goes back, whatever happens to the session: that alone makes every old frame a replay.
         self._counter = 0
         self._number = int.from_bytes(random_bytes(4), "big")
@@ -33,9 +36,10 @@ class Outbox:
         self._number = self._number % _MAX_NUMBER + 1
         return self._number
 
-    def seal(self, broker_key: bytes, session: bytes, number: int, body: FromNode) -> None:
+    def seal(self, broker_key: bytes, number: int, body: FromNode) -> None:
         """Put a message in. Raises BadMessage for a `broker_key` that is none."""
         self._counter += 1
+        session = NO_SESSION if isinstance(body, Hello) else self.session
         payload = encode_from_node(session, self._counter, number, body)
         self._frames.append(self._sealer.seal(broker_key, payload))
 

@@ -13,14 +13,19 @@ class KeptRegistration:
         self.wanted: Register | None = None
         #: The number of the latest request for it.
         self.request = 0
-        #: A broker that was restarted has no room now: ask again at the next keep-alive.
-        self.again_later = False
+        # A broker that was restarted has no room now: ask again at the next keep-alive.
+        self._again_later = False
         self._accepted: Register | None = None
 
     def wish(self, registration: Register) -> None:
         """Something else from now on."""
         self.wanted = registration
-        self.again_later = False
+        self._again_later = False
+
+    def take_postponed(self) -> Register | None:
+        """What is to be asked for again now, at a keep-alive."""
+        again, self._again_later = self._again_later, False
+        return self.wanted if again else None
 
     def settle(self, registration: Register, answer: FromBroker) -> Refused | None:
         """The broker's answer to it. Returns it where something is lost that had been accepted."""
@@ -31,7 +36,7 @@ class KeptRegistration:
                 # A new wish was refused: what stood before it still stands.
                 self.wanted = self._accepted
             elif answer.reason is Reason.BUSY:
-                self.again_later = True
+                self._again_later = True
             else:
                 self.wanted = self._accepted = None
                 return answer

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
-from ntcpsock._traversal.broker.message import FromNode
+from ntcpsock._traversal.broker.message import (
+    Found,
+    FromBroker,
+    FromNode,
+    Introduce,
+    Introduced,
+    KeepAlive,
+    KeepAliveAck,
+    Lookup,
+    Refused,
+    Register,
+    Registered,
+    Unreachable,
+)
 
 MAX_PENDING = 1024
 # Somebody waits for the answer: one frame a second is no burden, and a long pause costs him a second.
 _MAX_PAUSE = 1.0
+# Of frames that get no answer; a Challenge may answer them all the same.
+_REMEMBERED_SENDS = 64
+
+_ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
+    Register: (Registered, Refused),
+    Lookup: (Found, Unreachable),
+    Introduce: (Introduced, Unreachable),
+    KeepAlive: (KeepAliveAck,),
+}
+
+
+def is_answer(body: FromBroker, asked: FromNode) -> bool:
+    """Whether `body` is of a kind that answers `asked`."""
+    return isinstance(body, _ANSWERS[type(asked)])
 
 
 @dataclass(slots=True)
@@ -32,6 +60,7 @@ class PendingRequests:
 
     def __init__(self) -> None:
         self._requests: dict[int, Request] = {}
+        self._unanswered: deque[int] = deque(maxlen=_REMEMBERED_SENDS)
 
     def __contains__(self, number: int) -> bool:
         return number in self._requests
@@ -52,6 +81,23 @@ class PendingRequests:
 
     def clear(self) -> None:
         self._requests.clear()
+
+    def sent_unanswered(self, number: int) -> None:
+        """A frame that gets no answer is out."""
+        self._unanswered.append(number)
+
+    def may_be_challenged(self, number: int) -> bool:
+        """Whether `number` was sent lately and not challenged before: an old Challenge is a replay."""
+        request = self._requests.get(number)
+        if request is not None:
+            if request.challenged:
+                return False
+            request.challenged = True
+            return True
+        if number in self._unanswered:
+            self._unanswered.remove(number)
+            return True
+        return False
 
     def transmitted(self, request: Request, now: float) -> None:
         """It is being sent now."""

@@ -1,0 +1,180 @@
+"""How an NTCPSocket connects by name: what it checks first, the blocking way, and the non-blocking one.
+
+Blocking: the engine dials, then the application's own descriptor connects to it over loopback. Non-blocking:
+the descriptor waits in SYN_SENT (see `_parking`) while the engine dials.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import socket as _stdlib
+import weakref
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ntcpsock import _forwarding, _portal
+from ntcpsock._socket_state import Named, leave
+
+if TYPE_CHECKING:
+    from ntcpsock._hop import Dialled
+    from ntcpsock._parking import Parked
+    from ntcpsock._pump import Stream
+    from ntcpsock._socket import NTCPSocket
+
+# The class itself, whatever the module calls by this name later.
+_plain = _stdlib.socket
+
+
+def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> None:
+    """Connect to `label`; `method` says what the program has called, for the errors that the system raises."""
+    port = check_address(sock, label, address, method)
+    timeout = sock.gettimeout()
+    if sock._parked is not None and _is_settled(sock, sock._parked):
+        return
+    if _has_peer(sock):
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    sock.peer = sock.path = sock.report = None
+    portal = _portal.get()
+    engine = portal.engine
+    if timeout == 0:
+        _park(sock, portal, label, port)
+    try:
+        dialled = portal.call(
+            engine.dial,
+            sock._config,
+            label,
+            port,
+            timeout,
+            int(sock.family),
+            timeout=timeout,
+            discard=_give_up,
+        )
+    except OSError as error:
+        sock.report = getattr(error, "report", None)
+        raise
+    try:
+        _connect_hop(sock, dialled)
+    except BaseException:
+        portal.soon(dialled.give_up)
+        raise
+    portal.soon(dialled.confirm)
+    _set_peer(sock, label, port, dialled.own_label, dialled.stream)
+
+
+def _set_peer(sock: NTCPSocket, label: str, port: int, own_label: str, stream: Stream) -> None:
+    # The port that the program has bound stays, under the name that the peer knows.
+    named = Named(own_label, None if sock._named is None else sock._named.port)
+    named.peer_label = label
+    named.peer_port = port
+    sock._named = named
+    sock.peer = stream.peer
+    sock.path = stream.path
+    sock.report = stream.report
+    # Options that were set before; a carrier that is no TCP connection has none.
+    _forwarding.grant(getattr(getattr(stream, "carrier", None), "socket", None), _forwarding.wishes(sock))
+
+
+def _park(sock: NTCPSocket, portal: _portal.Portal, label: str, port: int) -> NoReturn:
+    """Non-blocking: dial in the background. Raises BlockingIOError (EINPROGRESS), as the system does."""
+    from ntcpsock._parking import Parked
+    from ntcpsock._pump import tune
+
+    engine = portal.engine
+    family = int(sock.family)
+    park = engine.car_parks.get(family) or portal.call(engine.car_park, family)
+    tune(sock)
+    code = _plain.connect_ex(sock, park.address)
+    if code == errno.ECONNABORTED:
+        # Linux's answer, once, to a connect after one whose error SO_ERROR has told.
+        code = _plain.connect_ex(sock, park.address)
+    if code != errno.EINPROGRESS:
+        raise OSError(code, os.strerror(code))
+    parked = sock._parked = Parked(sock, family, park)
+    this = weakref.ref(sock)
+
+    def connected(own_label: str, stream: Stream) -> None:
+        alive = this()
+        if alive is not None:
+            _set_peer(alive, label, port, own_label, stream)
+
+    def failed(error: OSError) -> None:
+        alive = this()
+        if alive is not None:
+            alive.report = getattr(error, "report", None)
+
+    sock._finalizer = weakref.finalize(sock, leave, portal, parked)
+    sock._finalizer.atexit = False
+    portal.soon(engine.dial_parked, parked, sock._config, label, port, connected, failed)
+    raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+
+
+def _is_settled(sock: NTCPSocket, parked: Parked) -> bool:
+    """A further connect() after a non-blocking one. Whether it has just succeeded; raises its error."""
+    if parked.pending:
+        raise BlockingIOError(errno.EALREADY, os.strerror(errno.EALREADY))
+    told, parked.told = parked.told, True
+    if parked.error is None:
+        return not told and parked.connected
+    if not told:
+        # The pending error of the kernel's is this one's.
+        _plain.getsockopt(sock, _stdlib.SOL_SOCKET, _stdlib.SO_ERROR)
+        raise parked.error
+    sock._parked = None
+    return False
+
+
+def _connect_hop(sock: NTCPSocket, dialled: Dialled) -> None:
+    """Connect our own descriptor to the engine, from a source address that it expects."""
+    from ntcpsock._hop import loopback
+    from ntcpsock._pump import tune
+
+    source = _plain.getsockname(sock)
+    if source[1] == 0:
+        _plain.bind(sock, (loopback(sock.family), 0))
+        source = _plain.getsockname(sock)
+    host = source[0]
+    if host in ("0.0.0.0", "::"):
+        host = loopback(sock.family)
+    elif host.startswith("::ffff:"):
+        raise OSError(errno.EADDRNOTAVAIL, f"{host}: cannot reach a name from this local address")
+    tune(sock)
+    dialled.announce((host, source[1]))
+    _plain.connect(sock, dialled.address)
+
+
+def check_address(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> int:
+    """The port of `address`; the errors that the system would raise for this socket and address."""
+    from ntcpsock._hop import loopback
+
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    host = loopback(sock.family)
+    if sock.type != _stdlib.SOCK_STREAM:
+        raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: datagrams by name come later; use SOCK_STREAM")
+    limit = 4 if sock.family == _stdlib.AF_INET6 else 2
+    try:
+        port = operator.index(address[1])
+    except TypeError:
+        port = -1
+    if len(address) > limit or not 0 <= port <= 65535:
+        # Its wording and types of error are the system's business. It refuses each of these before
+        # it looks at the address.
+        getattr(_plain, method)(sock, (host, *address[1:]))
+    if method != "bind" and port == 0:
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return port
+
+
+def _has_peer(sock: NTCPSocket) -> bool:
+    try:
+        _plain.getpeername(sock)
+    except OSError:
+        # A listening socket has no peer and cannot connect either.
+        return bool(sock.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN))
+    return True
+
+
+def _give_up(dialled: Dialled) -> None:
+    """In the engine: nobody came for what was dialled."""
+    dialled.give_up()
