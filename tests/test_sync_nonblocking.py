@@ -17,7 +17,7 @@ from fake_node import FakeNetwork
 from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
 
 import ntcpsock
-from ntcpsock import NTCPSocket, _names, _portal
+from ntcpsock import NTCPSocket, _names, _parking, _portal
 from ntcpsock._errors import BrokerUnreachable, PeerOffline
 
 
@@ -97,6 +97,32 @@ def test_200_connects_under_epoll(network: FakeNetwork) -> None:
                 assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
                 accepted, _ = server.accept()
                 accepted.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_200_failures_under_epoll(network: FakeNetwork, family: int) -> None:
+    """The first that a waiter sees is all that a refused connect shows: no hang-up that is not readable."""
+    network.dial_errors["bob"] = PeerOffline("offline")
+    refused = select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+    for _ in range(100):
+        with NTCPSocket(family) as client, select.epoll() as epoll:
+            client.setblocking(False)
+            epoll.register(client, 0)
+            assert client.connect_ex(("bob.ntcp", 1)) == errno.EINPROGRESS
+            epoll.modify(client, select.EPOLLIN | select.EPOLLOUT)
+            assert epoll.poll(PATIENCE) == [(client.fileno(), refused)]
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+def test_a_system_that_does_not_follow(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no RST comes out of two crossing SYNs, the descriptor is aimed at a port that refuses."""
+    monkeypatch.setattr(_parking, "_reset", lambda sock, address: None)
+    network.dial_errors["bob"] = PeerOffline("offline")
+    with start(1, "bob.ntcp") as client:
+        poll = select.poll()
+        poll.register(client, select.POLLOUT)
+        assert poll.poll(PATIENCE * 1000)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 @pytest.mark.parametrize(
