@@ -89,13 +89,20 @@ class Engine:
     # -- out
 
     async def dial(
-        self, config: Config | None, label: str, port: int, timeout: float | None, family: int
+        self,
+        config: Config | None,
+        label: str,
+        port: int,
+        timeout: float | None,
+        family: int,
+        source_port: int = 0,
     ) -> Dialled:
         """Open a stream to `label`; it then waits for the application's socket at `.address`.
 
-        timeout: seconds for all stages together; None: the node's own limits.
+        timeout: seconds for all stages together; None: the node's own limits; source_port: what the application's
+        socket says, or will say, as its port.
         """
-        node, stream = await self._open_stream(config, label, port, timeout)
+        node, stream = await self._open_stream(config, label, port, timeout, source_port)
         try:
             dialled = Dialled(stream, _label(node), self._door(family))
         except BaseException:
@@ -105,7 +112,7 @@ class Engine:
         return dialled
 
     async def _open_stream(
-        self, config: Config | None, label: str, port: int, timeout: float | None
+        self, config: Config | None, label: str, port: int, timeout: float | None, source_port: int
     ) -> tuple[Any, Stream]:
         deadline = trio.current_time() + (math.inf if timeout is None else timeout)
         if config is not None:
@@ -113,7 +120,7 @@ class Engine:
         with _limit(deadline, "timed out while opening the node"):
             node = await self._dialling_node()
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
-        return node, await node.open_stream(label, port, timeout=left)
+        return node, await node.open_stream(label, port, timeout=left, source_port=source_port)
 
     async def car_park(self, family: int) -> CarPark:
         """Where non-blocking sockets wait while they are dialled for."""
@@ -136,11 +143,14 @@ class Engine:
         config: Config | None,
         label: str,
         port: int,
+        source_port: int,
         on_connect: Callable[[str, Stream], None],
         on_failure: Callable[[OSError], None],
     ) -> None:
         """Dial in the background; the outcome is seen on the parked descriptor."""
-        self._nursery.start_soon(self._dial_parked, parked, config, label, port, on_connect, on_failure)
+        self._nursery.start_soon(
+            self._dial_parked, parked, config, label, port, source_port, on_connect, on_failure
+        )
 
     async def _dial_parked(
         self,
@@ -148,6 +158,7 @@ class Engine:
         config: Config | None,
         label: str,
         port: int,
+        source_port: int,
         on_connect: Callable[[str, Stream], None],
         on_failure: Callable[[OSError], None],
     ) -> None:
@@ -155,7 +166,7 @@ class Engine:
         stream: Stream | None = None
         with trio.CancelScope() as parked.scope:
             try:
-                node, stream = await self._open_stream(config, label, port, None)
+                node, stream = await self._open_stream(config, label, port, None, source_port)
             except Exception as error:
                 failure = _portal.translated(error)
                 on_failure(failure)

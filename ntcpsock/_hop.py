@@ -4,8 +4,8 @@ Out: the application's socket connects to one listener of the engine. Only sourc
 announced are let in, and a pump starts only when the application's own `connect` has succeeded: a
 connection's four numbers belong to one socket, so whoever was faster from the same source is found out.
 
-In: the engine connects to the application's listener, from the number of the peer. The address of that
-socket is noted before it connects; `accept` lets in nothing else.
+In: the engine connects to the application's listener, from the number of the peer and, where it is free, the
+port of the peer's socket. The address is noted before it connects; `accept` lets in nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ntcpsock import _known
 from ntcpsock._arrivals import Address, Arrival, Arrivals
 from ntcpsock._pump import Stream, abort
 from ntcpsock._socket import NTCPSocket
+from ntcpsock._source_port import bind_hop
 
 log = logging.getLogger("ntcpsock")
 
@@ -171,13 +172,11 @@ async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> so
     """
     hop = new_hop(listening.family)
     source: Address | None = None
+    # 127.64.0.0/10 is not configured on every system, and AF_INET6 has no such range.
+    host = number if listening.family == socket.AF_INET else None
     try:
-        try:
-            hop.bind((number, 0))
-        except OSError:
-            # 127.64.0.0/10 is not configured on every system, and AF_INET6 has no such range.
-            hop.bind((loopback(listening.family), 0))
-        source = hop.getsockname()[:2]
+        bound = bind_hop(hop, host, loopback(listening.family), arrival.peer.source_port)
+        source = bound[:2]
         listening.arrivals.announce(source, arrival)
         _known.enter(_known.ends(listening.target, source), arrival, listening.name, listening.port)
         with suppress(BlockingIOError):

@@ -65,7 +65,7 @@ def ends(own: Any, engines: Any) -> Ends:
 def enter(ends: Ends | None, origin: _Origin, own_label: str, own_port: int | None) -> None:
     """Before the application has the connection. The engine says when it is over, by `leave`."""
     if ends is not None:
-        port = origin.peer.port if own_port is None else ends[1][1]
+        port = origin.peer.port if own_port is None else origin.peer.source_port or ends[1][1]
         if own_port is None and (before := _bound(ends[0])) is not None:
             own_port = before.port
         connections[ends] = Connection(own_label, own_port, port, origin.peer, origin.path, origin.report)

@@ -102,10 +102,13 @@ class Node:
         """
         return await self.introductions.resolve(name)
 
-    async def open_stream(self, name: str, port: int, *, timeout: float | None = None) -> NTCPStream:
+    async def open_stream(
+        self, name: str, port: int, *, timeout: float | None = None, source_port: int = 0
+    ) -> NTCPStream:
         """Connect to `port` of the node called `name` (with or without `.ntcp`, or a node id).
 
-        timeout: seconds for everything, `Config.connect_timeout` when None. Raises the errors of
+        timeout: seconds for everything, `Config.connect_timeout` when None. source_port: what the listener's
+        program is told to be ours; 0: nothing. Raises the errors of
         `ntcpsock._errors`, each with its `report`. Cancelling leaves nothing behind.
         """
         label = normalize_name(name)
@@ -114,7 +117,7 @@ class Node:
         try:
             with trio.fail_after(seconds):
                 async with self._dialling:
-                    return await connect(self, label, port, report)
+                    return await connect(self, label, port, report, source_port)
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
             raise TraversalTimeout(

@@ -17,12 +17,14 @@ class PeerInfo:
     """Who is at the other end, proven by key.
 
     name: its label without `.ntcp`, or None where it has none; node_id: 52 base32 characters;
-    port: the port dialled at the listener.
+    port: the port dialled at the listener; source_port: at the listener, the port of the dialler's own socket, as
+    the dialler says it, and 0 where it has none.
     """
 
     name: str | None
     node_id: str
     port: int
+    source_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

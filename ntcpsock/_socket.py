@@ -225,13 +225,14 @@ class NTCPSocket(_stdlib.socket):
             if deadline is not None:
                 self._wait_readable(deadline)
         sock = self._accepted(descriptor)
+        port = arrival.peer.source_port or address[1]
         connection = _known.Connection(
-            named.label, named.port, address[1], arrival.peer, arrival.path, arrival.report
+            named.label, named.port, port, arrival.peer, arrival.path, arrival.report
         )
         peer_label = _known.tell(sock, connection)
         if _forwarding.wishes(sock):  # inherited from the listener
             _forwarding.forward(sock)
-        return sock, _names.socket_address(peer_label, address[1], self.family)
+        return sock, _names.socket_address(peer_label, connection.peer_port, self.family)
 
     def _accepted(self, descriptor: int) -> NTCPSocket:
         # Without our own __init__: what is known of this descriptor its caller tells it.

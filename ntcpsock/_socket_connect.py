@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ntcpsock import _forwarding, _portal
 from ntcpsock._socket_state import Named, leave
+from ntcpsock._source_port import SourcePort
 
 if TYPE_CHECKING:
     from ntcpsock._hop import Dialled
@@ -28,6 +29,8 @@ _plain = _stdlib.socket
 
 def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> None:
     """Connect to `label`; `method` says what the program has called, for the errors that the system raises."""
+    from ntcpsock._hop import loopback
+
     port = check_address(sock, label, address, method)
     timeout = sock.gettimeout()
     if sock._parked is not None and _is_settled(sock, sock._parked):
@@ -39,25 +42,30 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str)
     engine = portal.engine
     if timeout == 0:
         _park(sock, portal, label, port)
+    source = SourcePort(sock, loopback(sock.family))
     try:
-        dialled = portal.call(
-            engine.dial,
-            sock._config,
-            label,
-            port,
-            timeout,
-            int(sock.family),
-            timeout=timeout,
-            discard=_give_up,
-        )
-    except OSError as error:
-        sock.report = getattr(error, "report", None)
-        raise
-    try:
-        _connect_hop(sock, dialled)
-    except BaseException:
-        portal.soon(dialled.give_up)
-        raise
+        try:
+            dialled = portal.call(
+                engine.dial,
+                sock._config,
+                label,
+                port,
+                timeout,
+                int(sock.family),
+                _said_port(sock, source.number),
+                timeout=timeout,
+                discard=_give_up,
+            )
+        except OSError as error:
+            sock.report = getattr(error, "report", None)
+            raise
+        try:
+            _connect_hop(sock, dialled, source)
+        except BaseException:
+            portal.soon(dialled.give_up)
+            raise
+    finally:
+        source.release()
     portal.soon(dialled.confirm)
     _set_peer(sock, label, port, dialled.own_label, dialled.stream)
 
@@ -105,7 +113,8 @@ def _park(sock: NTCPSocket, portal: _portal.Portal, label: str, port: int) -> No
 
     sock._finalizer = weakref.finalize(sock, leave, portal, parked)
     sock._finalizer.atexit = False
-    portal.soon(engine.dial_parked, parked, sock._config, label, port, connected, failed)
+    source_port = _said_port(sock, _plain.getsockname(sock)[1])
+    portal.soon(engine.dial_parked, parked, sock._config, label, port, source_port, connected, failed)
     raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
 
 
@@ -124,14 +133,19 @@ def _is_settled(sock: NTCPSocket, parked: Parked) -> bool:
     return False
 
 
-def _connect_hop(sock: NTCPSocket, dialled: Dialled) -> None:
+def _said_port(sock: NTCPSocket, kernels: int) -> int:
+    """What `getsockname` says, or will say, as our port; `kernels`: the kernel's."""
+    return kernels if sock._named is None else sock._named.port or kernels
+
+
+def _connect_hop(sock: NTCPSocket, dialled: Dialled, source_port: SourcePort) -> None:
     """Connect our own descriptor to the engine, from a source address that it expects."""
     from ntcpsock._hop import loopback
     from ntcpsock._pump import tune
 
     source = _plain.getsockname(sock)
     if source[1] == 0:
-        _plain.bind(sock, (loopback(sock.family), 0))
+        source_port.bind(sock)
         source = _plain.getsockname(sock)
     host = source[0]
     if host in ("0.0.0.0", "::"):

@@ -159,7 +159,7 @@ class FakeNode:
         self.network.events.append("warm")
 
     async def open_stream(
-        self, name: str, port: int, *, timeout: float | None = None
+        self, name: str, port: int, *, timeout: float | None = None, source_port: int = 0
     ) -> FakeStream | NTCPStream:
         network = self.network
         report = Report(f"{name}:{port}", "dialer")
@@ -181,7 +181,7 @@ class FakeNode:
             if any(known == name for known, _ in network.listeners):
                 raise PeerRefused(f"{name}: nothing listens on port {port}", report=report)
             raise NameNotFound(f"{name}: nobody has this name", report=report)
-        peers = PeerInfo(name, "b" * 52, port), PeerInfo(self.name, self.node_id, port)
+        peers = PeerInfo(name, "b" * 52, port), PeerInfo(self.name, self.node_id, port, source_port)
         if network.encrypted:
             first, second = await tls_streams()
             first.peer, second.peer = peers

@@ -175,6 +175,7 @@ FLOORS = (
             "_socket",
             "_socket_connect",
             "_socket_state",
+            "_source_port",
             "_ssl",
         ),
         frozenset({"F0 words", "F2 names", "F5 trio face", "F6 sync face", "F6 pump"}),

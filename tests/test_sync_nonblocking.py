@@ -10,6 +10,7 @@ import selectors
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -35,9 +36,9 @@ def hold(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     gate = trio.Event()
     dial = FakeNode.open_stream
 
-    async def wait(self: FakeNode, name: str, port: int, *, timeout: float | None = None) -> object:
+    async def wait(self: FakeNode, name: str, port: int, **options: Any) -> object:
         await gate.wait()
-        return await dial(self, name, port, timeout=timeout)
+        return await dial(self, name, port, **options)
 
     monkeypatch.setattr(FakeNode, "open_stream", wait)
     return lambda: _portal.get().soon(gate.set)

@@ -251,7 +251,10 @@ class Acceptor:
         stream = NTCPStream(
             carrier,
             peer=PeerInfo(
-                pending.delivery.sender_name, encode_node_id(pending.delivery.sender), pending.offer.port
+                pending.delivery.sender_name,
+                encode_node_id(pending.delivery.sender),
+                pending.offer.port,
+                pending.offer.source_port,
             ),
             path=PathInfo(
                 kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket)

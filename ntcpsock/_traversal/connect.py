@@ -20,15 +20,19 @@ from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
 from ntcpsock._traversal.strategies.base import Connection
 
 
-async def connect(node: DialContext, label: str, port: int, report: Report) -> NTCPStream:
+async def connect(
+    node: DialContext, label: str, port: int, report: Report, source_port: int = 0
+) -> NTCPStream:
     """Dial `port` of the node called `label` (a name without suffix, or a node id).
+
+    source_port: what the listener is told to be ours; 0: nothing.
 
     Raises the errors of `ntcpsock._errors`. It has no deadline of its own beyond the attempts' budgets.
     Cancelling closes all that was opened.
     """
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port)
+    dial = Dial(key, label, port, source_port)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:

@@ -24,11 +24,15 @@ ANSWER_DEADLINE = 5.0
 
 @dataclass
 class Dial:
-    """One call of connect(). `dial_id` names it at both ends, `token` proves the dialer."""
+    """One call of connect(). `dial_id` names it at both ends, `token` proves the dialer.
+
+    source_port: the dialling program's own, which the listener shows to its program.
+    """
 
     key: bytes
     label: str
     port: int
+    source_port: int = 0
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -39,7 +43,14 @@ class Dial:
         """The offer of one round, ready to be sealed."""
         return encode_sealed_payload(
             Offer(
-                self.dial_id, self.token, self.port, round_number, warm.candidates, warm.profile, broker_rtt
+                self.dial_id,
+                self.token,
+                self.port,
+                round_number,
+                warm.candidates,
+                warm.profile,
+                broker_rtt,
+                self.source_port,
             )
         )
 

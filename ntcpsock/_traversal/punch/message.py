@@ -79,7 +79,10 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
-    """The dialer's side of an introduction. A repeated dial id with a higher round adds candidates."""
+    """The dialer's side of an introduction. A repeated dial id with a higher round adds candidates.
+
+    source_port: what the dialling program's socket says as its own port; 0: it has no socket.
+    """
 
     dial_id: _DialId
     token: _Token
@@ -88,6 +91,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     candidates: _Candidates
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
+    source_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
