@@ -19,6 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ntcpsock import _os_exit
 from ntcpsock._errors import NTCPError, TraversalTimeout
 
 if TYPE_CHECKING:
@@ -306,6 +307,7 @@ def get() -> Portal:
             if _current is None or not _current.alive:
                 _current = Portal()
                 _stop_with_multiprocessing()
+                _os_exit.install(_before_os_exit)
             return _current
     if threading.current_thread().daemon:
         _wait_for_the_end()
@@ -339,6 +341,7 @@ def stop(deadline: float = EXIT_DEADLINE) -> None:
     global _current
     with _lock:
         portal, _current = _current, None
+    _os_exit.uninstall()
     if portal is not None:
         portal.stop(deadline)
 
@@ -347,6 +350,17 @@ def _at_exit() -> None:
     global _exiting
     _exiting = True
     stop()
+
+
+def _before_os_exit() -> None:
+    global _exiting
+    # A signal handler may have interrupted whoever holds the lock: then there is no more time.
+    if _lock.acquire(timeout=_GRACE):
+        _exiting = True
+        portal = _current
+        _lock.release()
+        if portal is not None:
+            portal.stop()
 
 
 def _before_fork() -> None:

@@ -165,6 +165,7 @@ FLOORS = (
             "_known",
             "_listening",
             "_node_slot",
+            "_os_exit",
             "_parking",
             "_passing",
             "_patch",
