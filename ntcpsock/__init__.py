@@ -29,7 +29,7 @@ from ntcpsock._errors import (
     TraversalFailed,
     TraversalTimeout,
 )
-from ntcpsock._names import getaddrinfo, gethostbyaddr, gethostbyname, gethostbyname_ex, getnameinfo
+from ntcpsock._names import gethostbyaddr, gethostbyname, gethostbyname_ex, getnameinfo
 from ntcpsock._patch import (
     REPLACEMENTS,
     PatchWarning,
@@ -38,6 +38,7 @@ from ntcpsock._patch import (
     rebound_functions,
     uninstall,
 )
+from ntcpsock._resolver import getaddrinfo
 from ntcpsock._socket import NTCPSocket
 from ntcpsock._socket import NTCPSocket as socket
 from ntcpsock._version import __version__

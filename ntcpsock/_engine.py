@@ -19,6 +19,7 @@ import trio
 from ntcpsock import _known, _portal
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
+from ntcpsock._gate import Gates
 from ntcpsock._hop import Dialled, Door, open_hops
 from ntcpsock._listening import Listeners
 from ntcpsock._node_slot import NodeOpener, NodeSlot
@@ -39,6 +40,7 @@ class Engine:
         self._doors: dict[int, Door] = {}
         self._pumps = Pumps(nursery)
         self.listeners = Listeners(nursery, self, self._pumps)
+        self.gates = Gates(nursery, self._dial_for_gate, self._pumps.run)
         self._parking = trio.Lock()
         self.car_parks: dict[int, CarPark] = {}
         self._handing_over: set[Dialled] = set()
@@ -121,6 +123,18 @@ class Engine:
             node = await self._dialling_node()
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
         return node, await node.open_stream(label, port, timeout=left, source_port=source_port)
+
+    async def open_gate(self, label: str, port: int) -> str | None:
+        """Listen for C code at a number of `label`; returns it, or None where none can be had."""
+        return self.gates.open(label, port)
+
+    async def release_port(self, port: int) -> bool:
+        """The program wants `port` for itself. Whether a gate was there."""
+        return self.gates.release(port)
+
+    async def _dial_for_gate(self, label: str, port: int) -> tuple[str, Stream]:
+        node, stream = await self._open_stream(None, label, port, None)
+        return _label(node), stream
 
     async def car_park(self, family: int) -> CarPark:
         """Where non-blocking sockets wait while they are dialled for."""
@@ -220,6 +234,7 @@ class Engine:
         exiting: leave the hops as they are, for threads that still use the sockets: the interpreter
         stops such a thread without a word, so it must not be woken by an end of its connection either.
         """
+        self.gates.close()
         self.listeners.finish()
         for dialled in tuple(self._handing_over):
             if not dialled.confirmed:

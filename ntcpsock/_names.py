@@ -34,6 +34,7 @@ class NumberTable:
         self._limit = limit
         self._numbers: OrderedDict[str, str] = OrderedDict()
         self._names: dict[str, str] = {}
+        self._further: dict[str, list[str]] = {}
         self._lock = threading.Lock()
 
     def number(self, label: str) -> str:
@@ -47,11 +48,28 @@ class NumberTable:
             while (address := _dotted(host)) in self._names:
                 host = host % ((1 << _HOST_BITS) - 2) + 1
             if len(self._numbers) >= self._limit:
-                _, oldest = self._numbers.popitem(last=False)
+                forgotten, oldest = self._numbers.popitem(last=False)
                 del self._names[oldest]
+                for further in self._further.pop(forgotten, ()):
+                    del self._names[further]
             self._numbers[label] = address
             self._names[address] = label
             return address
+
+    def another(self, label: str, which: int) -> str:
+        """The `which`th (from 1) further address of `label`, for ports at which its own one is taken by another
+        program. It means the label too, and `number` stays what it was."""
+        self.number(label)
+        with self._lock:
+            further = self._further.setdefault(label, [])
+            host = _hash(label)
+            while len(further) < which:
+                host = host % ((1 << _HOST_BITS) - 2) + 1
+                address = _dotted(host)
+                if address not in self._names:
+                    self._names[address] = label
+                    further.append(address)
+            return further[which - 1]
 
     def label(self, address: str) -> str | None:
         """The label that `address` stands for, or None where it was never given out."""
@@ -59,7 +77,7 @@ class NumberTable:
             return None  # 127.0.0.1, above all
         with self._lock:
             label = self._names.get(address)
-            if label is not None:
+            if label is not None and label in self._numbers:
                 self._numbers.move_to_end(label)
             return label
 
@@ -88,8 +106,12 @@ if hasattr(os, "register_at_fork"):
 
 def number(label: str, family: int = _stdlib.AF_INET) -> str:
     """The number of `label` as text of `family`: `127.64.x.y`, or `::ffff:127.64.x.y` for AF_INET6."""
-    address = table.number(label)
-    return _V4_MAPPED + address if family == _stdlib.AF_INET6 else address
+    return as_family(table.number(label), family)
+
+
+def as_family(number: str, family: int) -> str:
+    """`127.64.x.y` as text of `family`."""
+    return _V4_MAPPED + number if family == _stdlib.AF_INET6 else number
 
 
 def socket_address(label: str, port: int, family: int = _stdlib.AF_INET) -> tuple[Any, ...]:
@@ -145,11 +167,7 @@ _real_getnameinfo = _stdlib.getnameinfo
 def getaddrinfo(
     host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
 ) -> list[tuple[Any, ...]]:
-    """`socket.getaddrinfo`, which knows `.ntcp` names.
-
-    A name without a family is answered as AF_INET; AF_INET6, asked for, gets the IPv4-mapped form.
-    Services, types and flags are the system's: it is asked with the number in place of the name.
-    """
+    """What `ntcpsock.getaddrinfo` answers. It starts nothing: the engine does not come into it."""
     label = label_of(host)
     if label is None:
         return list(_real_getaddrinfo(host, port, family, type, proto, flags))

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-from ntcpsock import _earlier, _names, _publish
+from ntcpsock import _earlier, _names, _publish, _resolver
 from ntcpsock._socket import NTCPSocket
 
 #: What `install()` puts into the module `socket`.
 REPLACEMENTS: dict[str, Any] = {
     "socket": NTCPSocket,
-    "getaddrinfo": _names.getaddrinfo,
+    "getaddrinfo": _resolver.getaddrinfo,
     "gethostbyname": _names.gethostbyname,
     "gethostbyname_ex": _names.gethostbyname_ex,
     "gethostbyaddr": _names.gethostbyaddr,

@@ -20,7 +20,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ntcpsock import _forwarding, _known, _names, _portal, _publish, _socket_connect
+from ntcpsock import _forwarding, _known, _names, _portal, _publish, _resolver, _socket_connect
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
@@ -135,6 +135,13 @@ class NTCPSocket(_stdlib.socket):
         """
         label = _names.label_of_address(address)
         if label is None:
+            try:
+                super().bind(address)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _resolver.make_room(address):
+                    raise
+            else:
+                return
             super().bind(address)
             return
         from ntcpsock._hop import loopback

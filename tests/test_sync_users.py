@@ -1,0 +1,139 @@
+"""Another user of the same machine gets into none of this user's connections by name, whatever he knows."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_node import FakeNetwork
+from local_users import CONNECT, LISTEN, NOBODY, Squatter, as_nobody
+from sync_support import PATIENCE, Background, fake_network, listener, pair
+
+import ntcpsock
+from ntcpsock import NTCPSocket, _names, _portal
+from ntcpsock._hop import Dialled
+
+Plain: Any = NTCPSocket.__mro__[1]
+NUMBER = _names.number("alice")
+
+#: What a refused connection looks like: a reset, at whichever call, or an end without a byte.
+REFUSED = (["error", "ECONNRESET"], ["error", "EPIPE"], ["error", "ECONNREFUSED"], ["received", ""])
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNetwork]:
+    with fake_network(monkeypatch, tmp_path) as network, ntcpsock.patched():
+        yield network
+
+
+def resolve() -> tuple[str, int]:
+    return str(socket.getaddrinfo("alice.ntcp", 8000, 0, socket.SOCK_STREAM)[0][4][0]), 8000
+
+
+def plain_client(address: tuple[str, int]) -> Any:
+    client = Plain(socket.AF_INET, socket.SOCK_STREAM)
+    client.settimeout(PATIENCE)
+    client.connect(address)
+    return client
+
+
+def test_at_a_number_that_answers(network: FakeNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    with listener() as server:
+        address = resolve()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert as_nobody(CONNECT, address) in REFUSED
+        assert network.streams == []  # not even dialled
+        assert _portal.get().engine.gates.strangers == 3
+        assert caplog.text.count(f"user {NOBODY} was refused") == 1
+        with closing(plain_client(address)) as client, server.accept()[0] as accepted:
+            client.sendall(b"mine")
+            assert accepted.recv(10) == b"mine"
+
+
+def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> None:
+    """Everybody can tell the number of a name, and listen there first."""
+    squatter = Squatter((NUMBER, 8000))
+    try:
+        with listener() as server:
+            address = resolve()
+            assert address[0] != NUMBER
+            with closing(plain_client(address)) as client, server.accept()[0] as accepted:
+                client.sendall(b"to alice")
+                assert accepted.recv(10) == b"to alice"
+    finally:
+        assert squatter.leave() == ["nobody came"]
+
+
+def test_nobody_sits_where_the_engine_sits(network: FakeNetwork) -> None:
+    with listener() as server:
+        client, accepted = pair(server)
+        with client, accepted, NTCPSocket() as parked:
+            parked.setblocking(False)
+            network.silent.add("bob")
+            with pytest.raises(BlockingIOError):
+                parked.connect(("bob.ntcp", 8000))
+            engine = _portal.get().engine
+            park = engine.car_parks[socket.AF_INET]
+            places = [
+                resolve(),
+                engine._doors[socket.AF_INET].address,
+                park.address,
+                park.refusing,
+                Plain.getsockname(server),
+            ]
+            for place in places:
+                assert as_nobody(LISTEN, place) == ["EADDRINUSE"] * 4, place
+
+
+def test_at_a_listener_under_a_name(network: FakeNetwork) -> None:
+    with listener() as server:
+        background = Background(server.accept)
+        assert as_nobody(CONNECT, Plain.getsockname(server)) in REFUSED
+        with NTCPSocket() as client:
+            client.connect(("alice.ntcp", 8000))
+            accepted, _ = background.result()
+            with accepted:
+                assert accepted.peer is not None
+                client.sendall(b"mine")
+                assert accepted.recv(10) == b"mine"
+
+
+def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the dialling and the application's own connect."""
+    outcomes = []
+    announce = Dialled.announce
+
+    def intrude(self: Dialled, source: tuple[str, int]) -> None:
+        announce(self, source)
+        outcomes.append(as_nobody(CONNECT, self.address))
+
+    monkeypatch.setattr(Dialled, "announce", intrude)
+    with listener() as server:
+        client, accepted = pair(server)
+        with client, accepted:
+            client.sendall(b"mine")
+            assert accepted.recv(10) == b"mine"
+    assert len(outcomes) == 1
+    assert outcomes[0] in REFUSED
+
+
+def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
+    network.silent.add("alice")
+    with NTCPSocket() as parked:
+        parked.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            parked.connect(("alice.ntcp", 8000))
+        park = _portal.get().engine.car_parks[socket.AF_INET]
+        # Its SYN is dropped as everybody's is: the queue is full.
+        assert as_nobody(CONNECT, park.address) == ["error", "timeout"]
+        assert as_nobody(CONNECT, park.refusing) == ["error", "ECONNREFUSED"]
+        # The descriptor that waits answers its own address only: a SYN from elsewhere meets no listener.
+        assert as_nobody(CONNECT, Plain.getsockname(parked)) == ["error", "ECONNREFUSED"]
+        assert parked._parked is not None
+        assert parked._parked.pending
