@@ -132,8 +132,8 @@ class Engine:
         """The program wants `port` for itself. Whether a gate was there."""
         return self.gates.release(port)
 
-    async def _dial_for_gate(self, label: str, port: int) -> tuple[str, Stream]:
-        node, stream = await self._open_stream(None, label, port, None)
+    async def _dial_for_gate(self, label: str, port: int, source_port: int) -> tuple[str, Stream]:
+        node, stream = await self._open_stream(None, label, port, None, source_port)
         return _label(node), stream
 
     async def car_park(self, family: int) -> CarPark:

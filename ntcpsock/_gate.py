@@ -47,14 +47,15 @@ _MOST_NUMBERS = 4
 _MOST_NAMED = 64
 
 Key = tuple[str, int]
-Dial = Callable[[str, int], Awaitable[tuple[str, Stream]]]
+Dial = Callable[[str, int, int], Awaitable[tuple[str, Stream]]]
 PumpHop = Callable[[socket.socket, Stream], Awaitable[None]]
 
 
 class Gates:
     """The gates of one engine.
 
-    dial: opens a stream to a name and port, and says what we are called there; pump: moves bytes to the end.
+    dial: opens a stream to a name and port, from a port, and says what we are called there; pump: moves bytes to
+    the end.
     """
 
     def __init__(self, nursery: trio.Nursery, dial: Dial, pump: PumpHop) -> None:
@@ -177,7 +178,7 @@ class Gates:
         self, hop: socket.socket, source: tuple[str, int], gate: _Gate, token: object
     ) -> None:
         try:
-            own_label, stream = await self._dial(gate.label, gate.port)
+            own_label, stream = await self._dial(gate.label, gate.port, source[1])
         except Exception as error:
             log.info("%s.ntcp:%s, connected to by number: %s", gate.label, gate.port, error)
             abort(hop)
