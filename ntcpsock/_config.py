@@ -10,12 +10,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
 from ntcpsock._errors import ConfigurationError
 
 TECHNIQUES = ("public", "lan", "tcp-open")
+
+Encryption = Literal["tls", "off"]
+ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -39,6 +42,9 @@ class Config:
     allow: tuple[str, ...] | None = None
     #: The techniques that may be tried, by name.
     techniques: tuple[str, ...] = TECHNIQUES
+    #: "tls", or "off": connections are authenticated when they begin and plain TCP from there on, so that
+    #: everybody on the way can read and change them. Both ends have to say so.
+    encryption: Encryption = "tls"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -64,6 +70,8 @@ class Config:
             raise ConfigurationError(
                 f"techniques: unknown {', '.join(unknown)}; known are {', '.join(TECHNIQUES)}"
             )
+        if self.encryption not in ENCRYPTIONS:
+            raise ConfigurationError(f'encryption: must be "tls" or "off", not {self.encryption!r}')
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")

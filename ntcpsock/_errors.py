@@ -24,6 +24,7 @@ __all__ = [
     "TraversalFailed",
     "BrokerUnreachable",
     "IdentityMismatch",
+    "EncryptionMismatch",
     "ConfigurationError",
     "BadMessage",
 ]
@@ -94,6 +95,12 @@ class IdentityMismatch(NTCPError, ConnectionError):
     """A name, a broker or a peer showed another key than the one pinned for it."""
 
     default_errno = errno.ECONNABORTED
+
+
+class EncryptionMismatch(NTCPError, ConnectionError):
+    """One end says `encryption="off"`, the other one does not. No byte of the application was sent."""
+
+    default_errno = errno.EPROTO
 
 
 class ConfigurationError(NTCPError, ValueError):

@@ -12,7 +12,7 @@ from contextlib import suppress
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
-from ntcpsock._config import Config
+from ntcpsock._config import Config, Encryption
 from ntcpsock._errors import (
     ConfigurationError,
     NameTaken,
@@ -23,6 +23,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
 from ntcpsock._report import Report
+from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
@@ -33,6 +34,7 @@ from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
     MAX_CARD_PORTS,
@@ -103,21 +105,47 @@ class Node:
         return await self.introductions.resolve(name)
 
     async def open_stream(
-        self, name: str, port: int, *, timeout: float | None = None, source_port: int = 0
+        self,
+        name: str,
+        port: int,
+        *,
+        timeout: float | None = None,
+        source_port: int = 0,
+        descriptor: int | None = None,
     ) -> NTCPStream:
         """Connect to `port` of the node called `name` (with or without `.ntcp`, or a node id).
 
         timeout: seconds for everything, `Config.connect_timeout` when None. source_port: what the listener's
-        program is told to be ours; 0: nothing. Raises the errors of
-        `ntcpsock._errors`, each with its `report`. Cancelling leaves nothing behind.
+        program is told to be ours; 0: nothing.
+
+        With `encryption="off"` the stream is a `PlainStream`. descriptor: then, of an AF_INET TCP socket that is
+        neither bound nor connected: it becomes the connection if its attempt wins (`PlainStream.is_given`), and
+        comes back unconnected if not. The call owns and closes it; lend a duplicate.
+
+        Raises the errors of `ntcpsock._errors`, each with its `report`. Cancelling leaves nothing behind.
         """
+        if descriptor is None:
+            return await self._open_stream(name, port, timeout, source_port, None)
+        given = GivenSocket(descriptor)
+        stream: NTCPStream | None = None
+        try:
+            lent = given if self.encryption == "off" else None
+            stream = await self._open_stream(name, port, timeout, source_port, lent)
+        finally:
+            if not (isinstance(stream, PlainStream) and stream.is_given):
+                given.withdraw()
+        return stream
+
+    async def _open_stream(
+        self, name: str, port: int, timeout: float | None, source_port: int, given: GivenSocket | None
+    ) -> NTCPStream:
         label = normalize_name(name)
         seconds = self.config.connect_timeout if timeout is None else timeout
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         try:
             with trio.fail_after(seconds):
                 async with self._dialling:
-                    return await connect(self, label, port, report, source_port)
+                    return await connect(self, label, port, report, source_port, given)
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
             raise TraversalTimeout(
@@ -209,6 +237,7 @@ class Node:
             tuple(open_to_all[:MAX_CARD_PORTS]),
             warm.profile,
             self.broker_rtt,
+            self.encryption,
         )
         return encode_card(card, self._identity)
 
@@ -231,6 +260,10 @@ class Node:
     @property
     def techniques(self) -> Sequence[str]:
         return self.config.techniques
+
+    @property
+    def encryption(self) -> Encryption:
+        return self.config.encryption
 
     @property
     def certificate(self) -> Certificate:

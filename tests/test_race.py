@@ -14,6 +14,7 @@ from ntcpsock._report import Report
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal import race as race_module
 from ntcpsock._traversal.plan import PlannedAttempt
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
@@ -56,7 +57,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     return start
 
 
-async def no_authentication(_: trio.socket.SocketType) -> Carrier:
+async def no_authentication(_: trio.socket.SocketType | GivenSocket) -> Carrier:
     raise AssertionError("the script authenticates by itself")
 
 
@@ -170,8 +171,9 @@ async def test_strangers_at_the_port_are_bounded_and_do_not_win(
     """Whoever reaches the punching port without the peer's certificate costs one slot for some seconds."""
     seen = 0
 
-    async def never_authenticates(sock: trio.socket.SocketType) -> Carrier:
+    async def never_authenticates(sock: trio.socket.SocketType | GivenSocket) -> Carrier:
         nonlocal seen
+        assert not isinstance(sock, GivenSocket)
         seen += 1
         try:
             await trio.sleep_forever()

@@ -5,6 +5,7 @@ The follower of every race: it authenticates whoever connects by the one-time to
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from typing import Protocol
 import trio
 
 from ntcpsock._address import Endpoint, encode_node_id
+from ntcpsock._config import Encryption
 from ntcpsock._errors import BadMessage
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
+from ntcpsock._session.plain import PlainCarrier, PlainStream, receive_greeting, to_plain
 from ntcpsock._session.stream import NTCPStream, receive_bind
 from ntcpsock._session.tls import Carrier, Certificate, server_handshake
 from ntcpsock._traversal.broker.driver import Delivery
@@ -27,8 +30,13 @@ from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, punch
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.punch.message import Answer, Candidate, Offer
 
+log = logging.getLogger("ntcpsock")
+
 # Seconds that we punch towards a dialer who does not come through.
 DIAL_BUDGET = 12.0
+
+# Without encryption, the seconds at least by which a listener that may be reached directly lets the dialer go first.
+SHORTEST_COURTESY = 0.05
 
 # Dials under way: from all nodes, and from one.
 MAX_PENDING = 512
@@ -47,6 +55,8 @@ class AcceptContext(Protocol):
 
     @property
     def techniques(self) -> Sequence[str]: ...
+    @property
+    def encryption(self) -> Encryption: ...
     @property
     def certificate(self) -> Certificate: ...
     @property
@@ -109,6 +119,9 @@ class Acceptor:
         if not self._node.listens(offer.port):
             self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return
+        if offer.encryption != self._node.encryption:
+            self._refuse_encryption(delivery, offer)
+            return
         warm = self._node.listening_port
         if warm is None or not self._has_room(delivery.sender):
             self._node.introductions.reply(delivery, Answer(offer.dial_id, "busy"))
@@ -117,6 +130,18 @@ class Acceptor:
             offer.dial_id not in self._pending and offer.dial_id not in self._ended
         ):  # admits() may have waited
             await self._run(delivery, offer, warm)
+
+    def _refuse_encryption(self, delivery: Delivery, offer: Offer) -> None:
+        """The dialer hears what it has to change; whoever runs this node finds it in the log."""
+        if not self._count("encryption mismatch"):
+            log.warning(
+                'refused %s: it wants encryption="%s", and this node says "%s"; further ones are only counted',
+                delivery.sender_name or encode_node_id(delivery.sender),
+                offer.encryption,
+                self._node.encryption,
+            )
+        answer = Answer(offer.dial_id, "refused", demands=self._node.encryption)
+        self._node.introductions.reply(delivery, answer)
 
     async def _run(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
         answer = Answer(
@@ -164,11 +189,15 @@ class Acceptor:
         plan = make_plan(
             warm.candidates, usable, techniques=self._node.techniques, rtt=rtt, budget=DIAL_BUDGET
         )
+        # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
+        # application's own socket, and ours would meet the listener beside that.
+        courtesy = max(rtt, SHORTEST_COURTESY) if self._node.encryption == "off" else 0.0
         for planned in plan:
+            delay = planned.delay + (0.0 if planned.technique == "tcp-open" else courtesy)
             if planned.remote not in pending.dialled:
                 pending.dialled.add(planned.remote)
                 pending.nursery.start_soon(
-                    self._attempt, pending, planned.technique, planned.remote, planned.delay, rtt
+                    self._attempt, pending, planned.technique, planned.remote, delay, rtt
                 )
 
     async def _attempt(
@@ -207,6 +236,9 @@ class Acceptor:
             self._strangers.pop(sock, None)
 
     async def _authenticate(self, sock: trio.socket.SocketType) -> None:
+        if self._node.encryption == "off":
+            await self._authenticate_plain(sock)
+            return
         carrier: Carrier | None = None
         try:
             with trio.fail_after(AUTHENTICATION_DEADLINE):
@@ -229,6 +261,30 @@ class Acceptor:
             return
         self._finish(pending, carrier, rest)
 
+    async def _authenticate_plain(self, sock: trio.socket.SocketType) -> None:
+        plain = to_plain(sock)
+        try:
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                carrier, dial_id = await receive_greeting(plain, self._token_of)
+        except (OSError, BadMessage, trio.TooSlowError) as error:
+            self._count(f"authentication: {type(error).__name__}")
+            plain.close()
+            return
+        except BaseException:
+            plain.close()
+            raise
+        pending = self._pending.get(dial_id)
+        if pending is None or not pending.token.redeem(pending.token.token):
+            self._count("wrong token")
+            carrier.close(abort=True)
+            return
+        self._finish(pending, carrier, b"")
+
+    async def _token_of(self, dial_id: bytes) -> bytes | None:
+        await self._offer_arrived(dial_id)
+        pending = self._pending.get(dial_id)
+        return None if pending is None or pending.token.spent else pending.token.token
+
     async def _offer_arrived(self, dial_id: bytes) -> None:
         """On short paths a connection can overtake its offer, which came by way of the broker."""
         if dial_id in self._pending or dial_id in self._ended:
@@ -239,7 +295,7 @@ class Acceptor:
         finally:
             self._awaited.pop(dial_id, None)
 
-    def _finish(self, pending: PendingDial, carrier: Carrier, rest: bytes) -> None:
+    def _finish(self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes) -> None:
         warm = self._node.listening_port
         usable = usable_candidates(
             pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
@@ -248,20 +304,14 @@ class Acceptor:
         report = pending.report
         report.seconds = trio.current_time() - report.started
         keep_mapping_alive(carrier.socket)
-        stream = NTCPStream(
-            carrier,
-            peer=PeerInfo(
-                pending.delivery.sender_name,
-                encode_node_id(pending.delivery.sender),
-                pending.offer.port,
-                pending.offer.source_port,
-            ),
-            path=PathInfo(
-                kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket)
-            ),
-            report=report,
-            received=rest,
+        sender = pending.delivery
+        peer = PeerInfo(
+            sender.sender_name,
+            encode_node_id(sender.sender),
+            pending.offer.port,
+            pending.offer.source_port,
         )
+        stream = make_stream(carrier, technique, peer, report, rest)
         if not self._node.hand_over(stream):
             self._count("backlog full")
             stream.reset()
@@ -280,8 +330,21 @@ class Acceptor:
         while len(self._ended) > REMEMBERED_DIALS:
             self._ended.popitem(last=False)
 
-    def _count(self, reason: str) -> None:
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+    def _count(self, reason: str) -> int:
+        """Count a refusal; how many there were before."""
+        before = self.refused.get(reason, 0)
+        self.refused[reason] = before + 1
+        return before
+
+
+def make_stream(
+    carrier: Carrier | PlainCarrier, technique: str, peer: PeerInfo, report: Report, received: bytes = b""
+) -> NTCPStream:
+    """The stream over an authenticated carrier, at either end."""
+    path = PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket))
+    if isinstance(carrier, PlainCarrier):
+        return PlainStream(carrier, peer=peer, path=path, report=report)
+    return NTCPStream(carrier, peer=peer, path=path, report=report, received=received)
 
 
 def kind_of(technique: str) -> PathKind:

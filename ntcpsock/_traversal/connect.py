@@ -9,30 +9,38 @@ import trio
 
 from ntcpsock._address import encode_node_id, full_name
 from ntcpsock._errors import BadMessage, IdentityMismatch, TraversalFailed
-from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._report import PeerInfo, Report
+from ntcpsock._session.plain import PlainCarrier, nominate
 from ntcpsock._session.stream import NTCPStream, send_bind
-from ntcpsock._traversal.accept import kind_of
+from ntcpsock._traversal.accept import make_stream
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DialContext, DirectRace
 from ntcpsock._traversal.gather import WarmPort
-from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
+from ntcpsock._traversal.punch.driver import keep_mapping_alive
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
 from ntcpsock._traversal.strategies.base import Connection
 
 
 async def connect(
-    node: DialContext, label: str, port: int, report: Report, source_port: int = 0
+    node: DialContext,
+    label: str,
+    port: int,
+    report: Report,
+    source_port: int = 0,
+    given: GivenSocket | None = None,
 ) -> NTCPStream:
     """Dial `port` of the node called `label` (a name without suffix, or a node id).
 
-    source_port: what the listener is told to be ours; 0: nothing.
+    source_port: what the listener is told to be ours; 0: nothing. given: without encryption, the application's own
+    socket, which shall become the connection if it can; it is withdrawn where it does not.
 
     Raises the errors of `ntcpsock._errors`. It has no deadline of its own beyond the attempts' budgets.
     Cancelling closes all that was opened.
     """
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port, source_port)
+    dial = Dial(key, label, port, source_port, node.encryption)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
@@ -40,26 +48,25 @@ async def connect(
             payload = dial.offer(1, warm, node.broker_rtt)
             with report.stage("broker", trio.current_time):
                 card = await _introduce(node, dial, payload)
+            if card is not None:
+                dial.check_encryption(card.encryption)
             node.introductions.insist(dial, payload)
             if card is None:
                 with report.stage("answer", trio.current_time):
                     card = await _card_from_answer(dial)
             with report.stage("punch", trio.current_time):
-                connection = await _punch(node, dial, card, warm, report)
+                if given is not None and not given.bind(warm.port):
+                    given.withdraw()
+                    given = None
+                connection = await _punch(node, dial, card, warm, report, given)
             with report.stage("bind", trio.current_time):
                 await _bind(connection, dial)
     finally:
         warm.close()
     report.seconds = trio.current_time() - report.started
-    carrier = connection.carrier
-    technique = connection.technique
-    keep_mapping_alive(carrier.socket)
-    return NTCPStream(
-        carrier,
-        peer=PeerInfo(dial.label if dial.label != encode_node_id(key) else None, encode_node_id(key), port),
-        path=PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket)),
-        report=report,
-    )
+    keep_mapping_alive(connection.carrier.socket)
+    peer = PeerInfo(dial.label if dial.label != encode_node_id(key) else None, encode_node_id(key), port)
+    return make_stream(connection.carrier, connection.technique, peer, report)
 
 
 async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | None:
@@ -87,8 +94,10 @@ async def _card_from_answer(dial: Dial) -> Card:
     return Card(answer.fingerprint, answer.candidates, (dial.port,), answer.profile, answer.broker_rtt)
 
 
-async def _punch(node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report) -> Connection:
-    race = DirectRace(node, dial, card, warm, report)
+async def _punch(
+    node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
+) -> Connection:
+    race = DirectRace(node, dial, card, warm, report, given)
     connection = await race.run()
     if connection is None:
         report.advice = _advice(warm, card)
@@ -101,12 +110,16 @@ async def _punch(node: DialContext, dial: Dial, card: Card, warm: WarmPort, repo
 
 
 async def _bind(connection: Connection, dial: Dial) -> None:
+    carrier = connection.carrier
     try:
-        await send_bind(connection.carrier, dial.dial_id, dial.token)
-    except trio.BrokenResourceError as error:
-        connection.carrier.close(abort=True)
+        if isinstance(carrier, PlainCarrier):
+            await nominate(carrier)
+        else:
+            await send_bind(carrier, dial.dial_id, dial.token)
+    except (OSError, trio.BrokenResourceError) as error:
+        carrier.close(abort=True)
         raise TraversalFailed(
-            f"the path to {full_name(dial.label)} broke at once: {error.__cause__}"
+            f"the path to {full_name(dial.label)} broke at once: {error.__cause__ or error}"
         ) from error
     except BaseException:
         connection.carrier.close(abort=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import trio
 
 from ntcpsock._address import full_name
-from ntcpsock._errors import PeerOffline, PeerRefused
+from ntcpsock._config import Encryption
+from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.message import (
     DIAL_ID_LENGTH,
@@ -33,6 +34,7 @@ class Dial:
     label: str
     port: int
     source_port: int = 0
+    encryption: Encryption = "tls"
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -51,6 +53,7 @@ class Dial:
                 warm.profile,
                 broker_rtt,
                 self.source_port,
+                self.encryption,
             )
         )
 
@@ -63,7 +66,7 @@ class Dial:
             self.answered.set()
 
     async def wait_accepted(self) -> Answer:
-        """The listener's word. Raises PeerRefused, or PeerOffline when none comes."""
+        """The listener's word. Raises PeerRefused, EncryptionMismatch, or PeerOffline when none comes."""
         with trio.move_on_after(ANSWER_DEADLINE):
             await self.answered.wait()
         name = full_name(self.label)
@@ -75,5 +78,21 @@ class Dial:
                 "its process, its machine or its network went away"
             )
         if self.answer.outcome == "refused":
+            self.check_encryption(self.answer.demands or self.encryption)
             raise PeerRefused(f"nothing listens on port {self.port} of {name}")
         return self.answer
+
+    def check_encryption(self, theirs: Encryption) -> None:
+        """Before anything is dialled: both ends must want the same. Raises EncryptionMismatch."""
+        if theirs == self.encryption:
+            return
+        name = full_name(self.label)
+        if theirs == "off":
+            raise EncryptionMismatch(
+                f'{name} listens with encryption="off", and this end encrypts: remove it there, '
+                'or set encryption="off" (NTCP_ENCRYPTION=off) here as well'
+            )
+        raise EncryptionMismatch(
+            f'{name} encrypts its connections, and this end says encryption="off": remove it here, '
+            f'or set encryption="off" (NTCP_ENCRYPTION=off) at {name} as well'
+        )

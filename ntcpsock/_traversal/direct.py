@@ -7,14 +7,17 @@ from typing import Protocol
 
 import trio
 
-from ntcpsock._errors import PeerOffline, PeerRefused
+from ntcpsock._config import Encryption
+from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
+from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
 from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.plan import make_plan
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.strategies.base import Connection
@@ -34,6 +37,8 @@ class DialContext(Protocol):
     @property
     def techniques(self) -> Sequence[str]: ...
     @property
+    def encryption(self) -> Encryption: ...
+    @property
     def broker_rtt(self) -> float: ...
     @property
     def loopback_allowed(self) -> bool: ...
@@ -43,26 +48,41 @@ class DialContext(Protocol):
 
 
 class DirectRace:
-    """The race of one dial over all rounds. `run` gives the winner, or raises."""
+    """The race of one dial over all rounds. `run` gives the winner, or raises.
 
-    def __init__(self, node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report) -> None:
+    given: the application's own socket, bound to the warm port; what `run` does not return it withdraws.
+    """
+
+    def __init__(
+        self,
+        node: DialContext,
+        dial: Dial,
+        card: Card,
+        warm: WarmPort,
+        report: Report,
+        given: GivenSocket | None = None,
+    ) -> None:
         self._node = node
         self._dial = dial
         self._card = card
         self._ports = [warm]
         self._report = report
+        self._given = given
         self._rtt = card.broker_rtt + node.broker_rtt
         self._deadline = trio.current_time() + RACE_BUDGET
         self.errors: list[OSError] = []
 
     async def run(self) -> Connection | None:
-        """The nominated connection, or None when all attempts failed. Raises PeerRefused, PeerOffline."""
+        """The nominated connection, or None when all attempts failed. Raises PeerRefused, PeerOffline,
+        EncryptionMismatch."""
         connection = None
         race: Race | None = None
         try:
             async with trio.open_nursery() as nursery:
                 race = Race(nursery, self._authenticate, self._report, rtt=self._rtt)
                 self.errors = race.errors
+                if self._given is not None:
+                    race.prefer(self._given)
                 with race.more_may_come():
                     self._enter(race, self._ports[0], self._card.candidates)
                     await nursery.start(self._follow_answer, race)
@@ -79,6 +99,8 @@ class DirectRace:
                 race.abandon()
             raise
         finally:
+            if self._given is not None and not _uses(connection, self._given):
+                self._given.withdraw()
             for port in self._ports[1:]:
                 port.close()
         return connection
@@ -96,7 +118,10 @@ class DirectRace:
         race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
 
-    async def _authenticate(self, sock: trio.socket.SocketType) -> Carrier:
+    async def _authenticate(self, sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
+        if self._dial.encryption == "off":
+            return await greet_over(sock, self._dial.dial_id, self._dial.token)
+        assert not isinstance(sock, GivenSocket), "TLS has its own socket"
         return await client_handshake(sock, self._card.fingerprint)
 
     async def _follow_answer(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
@@ -105,7 +130,7 @@ class DirectRace:
             task_status.started()
             try:
                 answer = await self._dial.wait_accepted()
-            except (PeerRefused, PeerOffline) as error:
+            except (PeerRefused, PeerOffline, EncryptionMismatch) as error:
                 race.end(error)
                 return
             known = {candidate.endpoint for candidate in self._card.candidates}
@@ -127,3 +152,11 @@ class DirectRace:
                     return  # the attempts under way go on
                 answer = self._dial.answer
                 self._enter(race, port, answer.candidates if answer else self._card.candidates)
+
+
+def _uses(connection: Connection | None, given: GivenSocket) -> bool:
+    return (
+        connection is not None
+        and isinstance(connection.carrier, PlainCarrier)
+        and connection.carrier.lent is given
+    )

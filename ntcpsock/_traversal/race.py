@@ -16,12 +16,18 @@ from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
 
 # Strangers who reach the punching port cost a TLS handshake each: so many at once, for so many seconds.
 MAX_UNAUTHENTICATED = 16
 AUTHENTICATION_DEADLINE = 5.0
+
+# An attempt with the application's own socket is worth waiting for, one round trip or so: what others carry has to
+# be pumped as long as it lasts. In seconds.
+SHORTEST_PREFERENCE = 0.02
+LONGEST_PREFERENCE = 0.2
 
 #: Names the technique of a connection that came in from an endpoint.
 NameIncoming = Callable[[Endpoint], str]
@@ -45,6 +51,13 @@ class Race:
         self.errors: list[OSError] = []
         #: What ended the race from outside, if anything did.
         self.verdict: OSError | None = None
+        # The application's own socket, until an attempt takes it, and whether that is still under way.
+        self._given: GivenSocket | None = None
+        self._given_ended: trio.Event | None = None
+
+    def prefer(self, given: GivenSocket) -> None:
+        """Let the first attempt that is started next use the application's own socket, and rather have it win."""
+        self._given = given
 
     def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
         """Add attempts from a local port; those already under way from it are not started twice."""
@@ -52,7 +65,10 @@ class Race:
             if (port, planned.remote) not in self._started:
                 self._started.add((port, planned.remote))
                 self._running += 1
-                self._nursery.start_soon(self._attempt, planned, port)
+                given, self._given = self._given, None
+                if given is not None:
+                    self._given_ended = trio.Event()
+                self._nursery.start_soon(self._attempt, planned, port, given)
 
     def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listener` take part. The caller closes the listener."""
@@ -84,21 +100,26 @@ class Race:
         if self._nomination.nominated is not None:
             self._nomination.nominated.carrier.close(abort=True)
 
-    async def _attempt(self, planned: PlannedAttempt, port: int) -> None:
+    async def _attempt(self, planned: PlannedAttempt, port: int, given: GivenSocket | None) -> None:
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
         entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
-        context = AttemptContext(planned, port, self._rtt, self._authenticate, entry)
+        context = AttemptContext(planned, port, self._rtt, self._authenticate, entry, given)
         try:
             with trio.fail_at(deadline):
-                self._propose(await STRATEGIES[planned.technique](context))
+                connection = await STRATEGIES[planned.technique](context)
+            if given is None:
+                await self._prefer_given(connection)
+            self._propose(connection)
         except trio.TooSlowError:
             self._fail(entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
         except OSError as error:
             self._fail(entry, error)
         finally:
             self._report.end(entry, trio.current_time(), "cancelled")
+            if given is not None and self._given_ended is not None:
+                self._given_ended.set()
             self._running -= 1
             self._check_failure()
 
@@ -130,13 +151,26 @@ class Race:
             try:
                 with trio.fail_after(AUTHENTICATION_DEADLINE):
                     carrier = await self._authenticate(sock)
-                    self._propose(Connection(carrier, technique, entry))
+                connection = Connection(carrier, technique, entry)
+                await self._prefer_given(connection)
+                self._propose(connection)
             except (OSError, trio.TooSlowError) as error:
                 self._report.end(entry, trio.current_time(), f"incoming, not the peer: {error}")
             finally:
                 self._report.end(entry, trio.current_time(), "cancelled")
         finally:
             limit.release_on_behalf_of(sock)
+
+    async def _prefer_given(self, connection: Connection) -> None:
+        """Before another connection is proposed: the application's own socket may be just behind it."""
+        if self._given_ended is None or self._given_ended.is_set():
+            return
+        try:
+            with trio.move_on_after(min(max(self._rtt, SHORTEST_PREFERENCE), LONGEST_PREFERENCE)):
+                await self._given_ended.wait()
+        except BaseException:
+            connection.carrier.close(abort=True)
+            raise
 
     def _propose(self, connection: Connection) -> None:
         if self._nomination.propose(connection):

@@ -9,12 +9,16 @@ import random
 import socket as stdlib_socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
+
+T = TypeVar("T")
 
 # Below Linux's and IANA's ephemeral ranges (32768, 49152), so that no automatic port meets ours.
 PORT_RANGE = (20000, 32767)
@@ -97,18 +101,27 @@ def _to_trio(sock: stdlib_socket.socket) -> trio.socket.SocketType:
 
 
 async def punch(port: int, remote: Endpoint, machine: PunchMachine) -> trio.socket.SocketType:
-    """Call connect() from `port` to `remote` as the machine says until it succeeds.
+    """Call connect() from `port` to `remote` as the machine says until it succeeds, each time on a fresh socket.
 
     Raises OSError when the machine gives up; without a caller's deadline a silent path waits for the kernel's
     own time-out (about two minutes). Cancelling closes the socket.
     """
+    return await _punch(lambda: _connect_once(port, remote), machine)
+
+
+async def punch_with(given: GivenSocket, remote: Endpoint, machine: PunchMachine) -> None:
+    """As `punch`, with one and the same socket, which is bound already and stays open whatever happens."""
+    await _punch(lambda: given.connect(remote), machine)
+
+
+async def _punch(connect: Callable[[], Awaitable[T]], machine: PunchMachine) -> T:
     machine.start(trio.current_time())
     last = errno.ETIMEDOUT
     while (when := machine.next_timeout()) is not None:
         await trio.sleep_until(when)
         machine.connecting()
         try:
-            return await _connect_once(port, remote)
+            return await connect()
         except OSError as error:
             last = error.errno or errno.EIO
             machine.failed(last, trio.current_time())

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ntcpsock._address import Endpoint
+from ntcpsock._config import Encryption
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import SIGNATURE_LENGTH, Identity, verify_untrusted
 
@@ -68,7 +69,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     """How to reach a listening node: registered at the broker, signed by the node's key.
 
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
-    broker_rtt: the node's round-trip time to its broker in seconds.
+    broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections.
     """
 
     fingerprint: _Fingerprint
@@ -76,6 +77,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     ports: Annotated[tuple[_Port, ...], msgspec.Meta(max_length=MAX_CARD_PORTS)] = ()
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
+    encryption: Encryption = "tls"
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -92,10 +94,14 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
     source_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    encryption: Encryption = "tls"
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
-    """The listener's side: whether it lets this dial in, and where it is."""
+    """The listener's side: whether it lets this dial in, and where it is.
+
+    demands: the encryption without which the listener refuses this dial; None where that is not the reason.
+    """
 
     dial_id: _DialId
     outcome: Literal["accepted", "refused", "busy"]
@@ -103,6 +109,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     candidates: _Candidates = ()
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
+    demands: Encryption | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
