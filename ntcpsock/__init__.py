@@ -20,6 +20,7 @@ from ntcpsock import _portal
 from ntcpsock._errors import (
     BrokerUnreachable,
     ConfigurationError,
+    EncryptionMismatch,
     IdentityMismatch,
     NameNotFound,
     NameTaken,
@@ -83,6 +84,7 @@ __all__ = [
     "TraversalFailed",
     "BrokerUnreachable",
     "IdentityMismatch",
+    "EncryptionMismatch",
     "ConfigurationError",
     "PatchWarning",
     "SSLSocket",

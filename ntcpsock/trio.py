@@ -26,6 +26,7 @@ from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
 from ntcpsock._report import Report
+from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._state import Pins, load_identity
 from ntcpsock._traversal.broker.driver import open_broker_session
@@ -35,6 +36,7 @@ __all__ = [
     "NTCPListener",
     "NTCPSocket",
     "NTCPStream",
+    "PlainStream",
     "Node",
     "install",
     "open_listener",

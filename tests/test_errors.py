@@ -18,6 +18,7 @@ CASES = [
     (_errors.TraversalFailed, errno.EHOSTUNREACH, ConnectionError),
     (_errors.BrokerUnreachable, errno.ENETUNREACH, ConnectionError),
     (_errors.IdentityMismatch, errno.ECONNABORTED, ConnectionError),
+    (_errors.EncryptionMismatch, errno.EPROTO, ConnectionError),
     (_errors.ConfigurationError, errno.EINVAL, ValueError),
 ]
 
