@@ -14,10 +14,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
-from ntcpsock import _earlier, _names, _publish, _resolver
+from ntcpsock import _earlier, _names, _on_import, _publish, _resolver
 from ntcpsock._socket import NTCPSocket
 
 #: What `install()` puts into the module `socket`.
@@ -39,6 +39,8 @@ _lock = threading.Lock()
 _depth = 0
 # (object, attribute, what was there, what we put there)
 _replaced: list[tuple[Any, str, Any, Any]] = []
+# What was there: nothing of its own.
+_INHERITED = object()
 
 
 def install() -> None:
@@ -59,6 +61,7 @@ def _install(stacklevel: int) -> None:
             for name, replacement in REPLACEMENTS.items():
                 _replace(_stdlib, name, replacement)
             _hook_ssl()
+            _uvloop_hook.install()
             _publish.enabled = True
     if late:
         # Not under the lock: a filter may turn this into an exception, and a formatter may do anything.
@@ -85,6 +88,18 @@ def _hook_ssl() -> None:
     _replace(ssl.SSLContext, "sslsocket_class", SSLSocket)
 
 
+def _hook_uvloop(uvloop: ModuleType) -> None:
+    """uvloop's loop gets the methods of ours; it derives from a class in C that keeps its own."""
+    from ntcpsock import _uvloop
+
+    for name, method in _uvloop.methods(uvloop.Loop.__mro__[1]).items():
+        _replaced.append((uvloop.Loop, name, _INHERITED, method))
+        setattr(uvloop.Loop, name, method)
+
+
+_uvloop_hook = _on_import.OnImport("uvloop", _hook_uvloop)
+
+
 def uninstall() -> None:
     """Undo one `install()`; the last one puts back what was there. Sockets made meanwhile stay usable."""
     global _depth
@@ -95,9 +110,14 @@ def uninstall() -> None:
         if _depth == 0:
             for owner, name, original, replacement in _replaced:
                 # What somebody else put there since is not ours to take away.
-                if getattr(owner, name) is replacement:
+                if getattr(owner, name) is not replacement:
+                    continue
+                if original is _INHERITED:
+                    delattr(owner, name)
+                else:
                     setattr(owner, name, original)
             _replaced.clear()
+            _uvloop_hook.uninstall()
             _publish.enabled = False
 
 
