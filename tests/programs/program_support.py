@@ -100,12 +100,17 @@ def running(stage: Stage, folder: Path, node: str, source: str, *arguments: str)
     assert "Traceback" not in program.errors(), program.errors()
 
 
-def run(stage: Stage, folder: Path, node: str, source: str, *arguments: str) -> list[str]:
-    """Run a client to its end: the lines that it printed. It must end with 0 and say nothing on stderr."""
+def run(
+    stage: Stage, folder: Path, node: str, source: str, *arguments: str, named: bool = False
+) -> list[str]:
+    """Run a client to its end: the lines that it printed. It must end with 0 and say nothing on stderr.
+
+    named: with a name of its own, `--name NODE`.
+    """
     path = folder / f"{node}.py"
     path.write_text(source)
     done = subprocess.run(
-        [*NTCP, "run", path.name, *arguments],
+        [*NTCP, "run", *(["--name", node] if named else []), path.name, *arguments],
         cwd=folder,
         env=environment(stage, node),
         stdin=subprocess.DEVNULL,
