@@ -29,6 +29,9 @@ log = logging.getLogger("ntcpsock")
 CLOSE_DEADLINE = 2.0
 # How long a new connection waits for a place in the program's accept queue; Linux retries SYNs so long.
 ACCEPT_QUEUE_DEADLINE = 60.0
+# A program may say its port to a peer at once (FTP does, in active mode): its listen() waits so long, and no
+# longer, until the port is one of the name's.
+PUBLISH_PATIENCE = 0.5
 # Publishing what the program binds anyway is tried again after such pauses, in seconds.
 FIRST_PUBLISH_PAUSE = 1.0
 LONGEST_PUBLISH_PAUSE = 60.0
@@ -67,6 +70,7 @@ class Listening:
         self.named: Any = None
         self.scope = trio.CancelScope()
         self.publishing = trio.CancelScope()
+        self.tried = trio.Event()  # to publish it, with whatever outcome
         self.ended = trio.Event()
 
 
@@ -112,11 +116,14 @@ class Listeners:
         family: int,
         target: Any,
     ) -> Listening:
-        """As `listen`, in the background: what the network does is no matter to a program that listens on
-        ordinary addresses. While it cannot be done it is tried again; what cannot change is logged."""
+        """As `listen`, but what the network does is no matter to a program that listens on ordinary addresses:
+        after a moment it goes on in the background. While it cannot be done it is tried again; what cannot
+        change is logged."""
         listening = Listening(label, port, backlog, family, target, lambda error: None)
         listening.inquiry = self._inquiry(listening)
         self._nursery.start_soon(self._publish, listening)
+        with trio.move_on_after(PUBLISH_PATIENCE):
+            await listening.tried.wait()
         return listening
 
     async def _publish(self, listening: Listening) -> None:
@@ -126,6 +133,7 @@ class Listeners:
             while True:
                 try:
                     listener = await self._register(listening)
+                    listening.tried.set()
                     pause = 0.0
                     await self._serve(listening, listener)
                     if listening.scope.cancel_called:
@@ -139,9 +147,11 @@ class Listeners:
                         break  # the program listens on the same port in several ways; the first one is it
                     if not pause:
                         log.warning("%s cannot be published yet: %s", where, error)
+                listening.tried.set()
                 pause = min(max(FIRST_PUBLISH_PAUSE, 2 * pause), LONGEST_PUBLISH_PAUSE)
                 await trio.sleep(pause)
         listening.named = None
+        listening.tried.set()
         listening.ended.set()
 
     def _inquiry(self, listening: Listening) -> _inquiry.Inquiry | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_node import FakeNetwork
+import trio
+from fake_node import FakeListener, FakeNetwork, FakeNode
 from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
 
 import ntcpsock
@@ -82,6 +83,42 @@ def test_both_kinds_are_accepted(alice: FakeNetwork, family: int, dual: bool, ho
                     named.sendall(b"named")
                     assert accepted.recv(10) == b"named"
     wait_until(lambda: not alice.listeners)
+
+
+def test_who_hears_the_port_from_the_program_finds_it(
+    alice: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FTP in active mode says its port as soon as listen() has returned."""
+    open_listener = FakeNode.open_listener
+
+    async def slowly(self: FakeNode, port: int, **more: Any) -> FakeListener:
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        return await open_listener(self, port, **more)
+
+    monkeypatch.setattr(FakeNode, "open_listener", slowly)
+    for _ in range(20):
+        with wildcard() as server:
+            assert is_published(alice, server)
+
+
+def test_a_broker_that_is_silent_does_not_hold_the_program_up(
+    alice: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = trio.Event()
+    open_listener = FakeNode.open_listener
+
+    async def silent(self: FakeNode, port: int, **more: Any) -> FakeListener:
+        await gate.wait()
+        return await open_listener(self, port, **more)
+
+    monkeypatch.setattr(FakeNode, "open_listener", silent)
+    with wildcard() as server:
+        assert not is_published(alice, server)
+        with socket.create_connection(("127.0.0.1", server.getsockname()[1]), PATIENCE):
+            server.accept()[0].close()
+        _portal.get().soon(gate.set)
+        wait_until(lambda: is_published(alice, server))
 
 
 def test_who_comes_from_a_number_is_not_that_peer(alice: FakeNetwork) -> None:
