@@ -5,7 +5,8 @@ announced are let in, and a pump starts only when the application's own `connect
 connection's four numbers belong to one socket, so whoever was faster from the same source is found out.
 
 In: the engine connects to the application's listener, from the number of the peer and, where it is free, the
-port of the peer's socket. The address is noted before it connects; `accept` lets in nothing else.
+port of the peer's socket. The address is noted before it connects; `accept` lets in nothing else. That it is
+the application's socket that listens there, the engine asks the kernel before any byte goes.
 """
 
 from __future__ import annotations
@@ -163,12 +164,14 @@ class Reachable(Protocol):
     def target(self) -> Any: ...
     @property
     def arrivals(self) -> Arrivals: ...
+    def is_there(self) -> bool: ...
 
 
 async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> socket.socket:
     """Connect to the application's listener, coming from the peer's `number`.
 
-    Raises OSError; ECONNREFUSED says that the application has closed its listener.
+    Raises OSError; ECONNREFUSED says that the application has closed its listener. No byte goes to who may listen
+    at its address now: the listener is looked at after the connection is made too.
     """
     hop = new_hop(listening.family)
     source: Address | None = None
@@ -179,10 +182,14 @@ async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> so
         source = bound[:2]
         listening.arrivals.announce(source, arrival)
         _known.enter(_known.ends(listening.target, source), arrival, listening.name, listening.port)
+        if not listening.is_there():
+            raise OSError(errno.ECONNREFUSED, "the program does not listen any more")
         with suppress(BlockingIOError):
             hop.connect(listening.target)
         await trio.lowlevel.wait_writable(hop)
         error = hop.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not error and not listening.is_there():
+            error = errno.ECONNREFUSED
         if error:
             raise OSError(error, "the program does not listen any more")
     except BaseException:

@@ -20,6 +20,7 @@ from ntcpsock._config import Config
 from ntcpsock._desk import Desk
 from ntcpsock._errors import ConfigurationError, NameTaken
 from ntcpsock._hop import connect_hop
+from ntcpsock._owner import Owner, listener_owner
 from ntcpsock._pump import Stream, reset
 from ntcpsock._pumps import Pumps
 
@@ -57,6 +58,8 @@ class Listening:
         family: int,
         target: Any,
         on_failure: Callable[[BaseException], None],
+        *,
+        shared: bool = False,
     ):
         self.name = name
         self.port = port
@@ -64,6 +67,11 @@ class Listening:
         self.target = target
         self.on_failure = on_failure
         self.backlog = backlog
+        # The program's socket, and whether it may be one of several at its address (SO_REUSEPORT).
+        self._owner: Owner | None = None
+        with suppress(OSError):
+            self._owner = listener_owner(target[:2])
+        self._shared = shared
         self.arrivals = Arrivals(backlog)
         self.inquiry: _inquiry.Inquiry | None = None
         # Kept for objects that are made for the listening descriptor later (see `_known`).
@@ -72,6 +80,17 @@ class Listening:
         self.publishing = trio.CancelScope()
         self.tried = trio.Event()  # to publish it, with whatever outcome
         self.ended = trio.Event()
+
+    def is_there(self) -> bool:
+        """Whether it is the program's own socket that listens at `target`. It may have been closed where we did
+        not see it, and its port taken by another program, of another user even. Raises OSError where that
+        cannot be asked just now."""
+        if self._owner is None:
+            return True  # this system cannot tell
+        found = listener_owner(self.target[:2])
+        if found is None or found == self._owner:
+            return found is not None
+        return self._shared and found.user == self._owner.user
 
 
 class Listeners:
@@ -119,7 +138,7 @@ class Listeners:
         """As `listen`, but what the network does is no matter to a program that listens on ordinary addresses:
         after a moment it goes on in the background. While it cannot be done it is tried again; what cannot
         change is logged."""
-        listening = Listening(label, port, backlog, family, target, lambda error: None)
+        listening = Listening(label, port, backlog, family, target, lambda error: None, shared=True)
         listening.inquiry = self._inquiry(listening)
         self._nursery.start_soon(self._publish, listening)
         with trio.move_on_after(PUBLISH_PATIENCE):

@@ -49,24 +49,24 @@ class Owner(NamedTuple):
 def owner(local: tuple[str, int], remote: tuple[str, int]) -> Owner | None:
     """Who holds the TCP socket at `local` that is connected to `remote` (both IPv4, or both IPv6).
 
-    None: there is no such connection, its process has closed it, or this system cannot be asked.
+    None: there is no such connection, its process has closed it, or the system cannot be asked.
     """
-    return _ask(local, remote, listening=False)
+    with suppress(OSError):
+        return _ask(local, remote, listening=False)
+    return None
 
 
 def listener_owner(local: tuple[str, int]) -> Owner | None:
-    """Who listens at `local`; None as above. An address that listeners share is answered for one of them."""
+    """Who listens at `local`; None: nobody. An address that listeners share is answered for one of them.
+
+    Raises OSError where the system cannot be asked.
+    """
     return _ask(local, ("::" if ":" in local[0] else "0.0.0.0", 0), listening=True)
 
 
-def can_tell() -> bool:
-    """Whether this system can be asked at all."""
-    return sys.platform == "linux"
-
-
 def _ask(local: tuple[str, int], remote: tuple[str, int], *, listening: bool) -> Owner | None:
-    if not can_tell():
-        return None
+    if sys.platform != "linux":
+        raise OSError(errno.EOPNOTSUPP, "this system does not say whose a socket is")
     try:
         found = by_diag(local, remote, listening=listening)
     except OSError:
@@ -102,12 +102,14 @@ def by_diag(local: tuple[str, int], remote: tuple[str, int], *, listening: bool 
 
 
 def by_proc(local: tuple[str, int], remote: tuple[str, int], *, listening: bool = False) -> Owner | None:
-    """Look into /proc/net/tcp and tcp6 (where IPv4 sockets of AF_INET6 are); None where that cannot be read."""
+    """Look into /proc/net/tcp and tcp6, where IPv4 sockets of AF_INET6 are. Raises OSError where that is impossible."""
     for family, table in zip(_FAMILIES, ("/proc/net/tcp", "/proc/net/tcp6"), strict=True):
         if family == socket.AF_INET and ":" in local[0]:
             continue
+        if family == socket.AF_INET6 and not os.path.exists(table):
+            continue  # a system without IPv6
         wanted = [_hexadecimal(local, family), _hexadecimal(remote, family)]
-        with suppress(OSError), open(table, encoding="ascii") as lines:
+        with open(table, encoding="ascii") as lines:
             for line in lines:
                 columns = line.split()
                 if columns[_LOCAL : _REMOTE + 1] == wanted and (columns[_STATE] == "0A") == listening:

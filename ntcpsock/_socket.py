@@ -11,7 +11,6 @@ In: the descriptor listens on loopback and the engine connects to it for each se
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket as _stdlib
 import sys
@@ -228,7 +227,7 @@ class NTCPSocket(_stdlib.socket):
                 break
             if named.published:
                 return self._accepted(descriptor), address
-            os.close(descriptor)  # another program of this machine, which has no business here
+            named.listener.refuse(descriptor)
             if deadline is not None:
                 self._wait_readable(deadline)
         sock = self._accepted(descriptor)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket as _stdlib
+import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 # How long close() waits until the port is free again, in seconds; then it is freed in the background.
 _CLOSE_DEADLINE = 2.0
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+# The class itself, whatever the module calls by this name later.
+_plain = _stdlib.socket
 
 
 class Listener:
@@ -31,6 +36,8 @@ class Listener:
         self.process = os.getpid()
         self.holders = 0
         self.failure: BaseException | None = None
+        # Connections that the engine did not bring, refused.
+        self.strangers = 0
 
     @property
     def is_own(self) -> bool:
@@ -42,6 +49,18 @@ class Listener:
         if self.listening is not None and self.is_own:
             return self.listening.arrivals.take(source)
         return None if self.inquiry is None else self.inquiry.ask(source)
+
+    def refuse(self, descriptor: int) -> None:
+        """Reset what another program of this machine has connected here: it has no business here."""
+        with _plain(fileno=descriptor) as stranger, suppress(OSError):
+            stranger.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_LINGER, _RESET_AT_CLOSE)
+        self.strangers += 1
+        if self.strangers == 1:
+            import logging
+
+            logging.getLogger("ntcpsock").info(
+                "a connection of another program to a named listener was refused"
+            )
 
     def end(self, *, wait: bool) -> None:
         """The last holder closes. In a forked child this is not ours to end."""

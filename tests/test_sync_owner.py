@@ -95,5 +95,5 @@ def test_where_diag_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.user == os.geteuid()
         monkeypatch.setattr(sys, "platform", "elsewhere")
         assert _owner.owner(client.getsockname(), server.getsockname()) is None
-        assert _owner.listener_owner(server.getsockname()) is None
-        assert not _owner.can_tell()
+        with pytest.raises(OSError, match="does not say"):
+            _owner.listener_owner(server.getsockname())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,11 +14,12 @@ from typing import Any
 import pytest
 from fake_node import FakeNetwork
 from local_users import CONNECT, LISTEN, NOBODY, Squatter, as_nobody
-from sync_support import PATIENCE, Background, fake_network, listener, pair
+from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
 
 import ntcpsock
-from ntcpsock import NTCPSocket, _names, _portal
+from ntcpsock import NTCPSocket, _names, _owner, _portal
 from ntcpsock._hop import Dialled
+from ntcpsock._listening import Listening
 
 Plain: Any = NTCPSocket.__mro__[1]
 NUMBER = _names.number("alice")
@@ -102,6 +105,9 @@ def test_at_a_listener_under_a_name(network: FakeNetwork) -> None:
                 assert accepted.peer is not None
                 client.sendall(b"mine")
                 assert accepted.recv(10) == b"mine"
+        assert server._named is not None
+        assert server._named.listener is not None
+        assert server._named.listener.strangers == 1
 
 
 def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +143,86 @@ def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
         assert as_nobody(CONNECT, Plain.getsockname(parked)) == ["error", "ECONNREFUSED"]
         assert parked._parked is not None
         assert parked._parked.pending
+
+
+def test_who_takes_the_port_of_a_listener_that_is_gone(network: FakeNetwork) -> None:
+    """Closed in C, where we did not see it: the engine still believes that the program listens."""
+    server = listener()
+    address = Plain.getsockname(server)
+    os.close(server.fileno())
+    squatter = Squatter(address)
+    try:
+        with NTCPSocket() as client:
+            client.settimeout(PATIENCE)
+            client.connect(("alice.ntcp", 8000))
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        wait_until(lambda: ("alice", 8000) not in network.listeners)
+    finally:
+        assert squatter.leave() == ["nobody came"]
+        server.detach()
+
+
+def test_who_takes_it_while_the_engine_connects(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at again when the connection is made, before a byte goes."""
+    asked = []
+
+    def is_there(self: Listening) -> bool:
+        asked.append(self)
+        return len(asked) % 2 == 1  # yes before, no after
+
+    monkeypatch.setattr(Listening, "is_there", is_there)
+    with listener() as server, NTCPSocket() as client:
+        client.settimeout(PATIENCE)
+        client.connect(("alice.ntcp", 8000))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        # What was connected meanwhile has got nothing, and our own accept lets it not in.
+        server.settimeout(0.2)
+        with pytest.raises(OSError, match=r"."):
+            server.accept()
+        assert len(asked) == 2
+
+
+def test_of_listeners_that_share_a_port_each_is_the_program_s(network: FakeNetwork) -> None:
+    first, second = Plain(), Plain()
+    with first, second:
+        for sock in (first, second):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        target = first.getsockname()
+        alone, shared = (
+            Listening("alice", 8000, 1, socket.AF_INET, target, lambda error: None, shared=shared)
+            for shared in (False, True)
+        )
+        assert alone.is_there()
+        assert shared.is_there()
+        second.bind(target)
+        second.listen()
+        first.close()
+        assert not alone.is_there()
+        assert shared.is_there()
+        second.close()
+        assert not shared.is_there()
+
+
+def test_where_it_cannot_be_asked_just_now_the_listener_stays(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: Any, **keywords: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with listener() as server:
+        with monkeypatch.context() as patch, NTCPSocket() as client:
+            patch.setattr(_owner, "by_diag", exhausted)
+            patch.setattr(_owner, "by_proc", exhausted)
+            client.settimeout(PATIENCE)
+            client.connect(("alice.ntcp", 8000))
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        client, accepted = pair(server)
+        client.close()
+        accepted.close()
