@@ -158,7 +158,7 @@ class Engine:
         label: str,
         port: int,
         source_port: int,
-        on_connect: Callable[[str, Stream], None],
+        on_connect: Callable[[str, Stream, _known.Ends | None], None],
         on_failure: Callable[[OSError], None],
     ) -> None:
         """Dial in the background; the outcome is seen on the parked descriptor."""
@@ -173,7 +173,7 @@ class Engine:
         label: str,
         port: int,
         source_port: int,
-        on_connect: Callable[[str, Stream], None],
+        on_connect: Callable[[str, Stream, _known.Ends | None], None],
         on_failure: Callable[[OSError], None],
     ) -> None:
         hop: socket.socket | None = None
@@ -187,9 +187,9 @@ class Engine:
                 parked.fail(failure)
                 return
             # Before the descriptor becomes writable: then the program may ask who its peer is.
-            on_connect(_label(node), stream)
             ends = parked.ends()
             _known.enter(ends, stream, _label(node), None)
+            on_connect(_label(node), stream, ends)
             try:
                 hop = parked.meet()
             except OSError as error:

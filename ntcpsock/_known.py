@@ -11,7 +11,7 @@ import errno
 import os
 import socket as _stdlib
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ntcpsock._socket_state import Named
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ntcpsock._report import PathInfo, PeerInfo, Report
     from ntcpsock._socket import NTCPSocket
 
-    _Origin = Stream | Arrival
+    _Origin: TypeAlias = Stream | Arrival
 
 Address = tuple[str, int]
 Ends = tuple[Address, Address]
@@ -46,6 +46,8 @@ class Connection(NamedTuple):
 
 #: (address of the application's end, address of the engine's), as the kernel says them.
 connections: dict[Ends, Connection] = {}
+#: The socket objects of this process that hold a connection, for as long as the engine carries it.
+holders: dict[Ends, list[weakref.ref[NTCPSocket]]] = {}
 #: Listening sockets that names or the network lead to, by their own address.
 listening: weakref.WeakValueDictionary[Address, Named] = weakref.WeakValueDictionary()
 #: Sockets bound to a name, each by its own address and by label and port (no label is an address).
@@ -75,6 +77,20 @@ def leave(ends: Ends | None) -> None:
     """In the engine: the connection is over."""
     if ends is not None:
         connections.pop(ends, None)
+        holders.pop(ends, None)
+
+
+def hold(ends: Ends, sock: NTCPSocket) -> None:
+    """`sock` has the connection."""
+    holders.setdefault(ends, []).append(weakref.ref(sock))
+    if ends not in connections:  # the engine may have ended it at this moment
+        holders.pop(ends, None)
+
+
+def holding(ends: Ends) -> list[NTCPSocket]:
+    """The living socket objects of a connection."""
+    found = [ref() for ref in holders.get(ends, ())]
+    return [sock for sock in found if sock is not None]
 
 
 def tell(sock: NTCPSocket, connection: Connection) -> str:
@@ -151,3 +167,4 @@ def adopt(sock: NTCPSocket) -> None:
     connection = connections.get((own, other))
     if connection is not None:
         tell(sock, connection)
+        hold((own, other), sock)

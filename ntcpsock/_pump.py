@@ -20,6 +20,7 @@ from typing import Protocol
 
 import trio
 
+from ntcpsock import _broken
 from ntcpsock._report import PathInfo, PeerInfo, Report
 
 # One read from the hop. Measured between 16 KiB and 1 MiB on loopback: smaller ones cost calls, larger
@@ -103,21 +104,30 @@ async def reset(stream: Stream) -> None:
             await waiting
 
 
-async def close_ends(hop: socket.socket, stream: Stream, *, clean: bool, keep_hop: bool) -> None:
-    """The end of a connection: in order where both directions have ended, and as a reset on both sides where not."""
+async def close_ends(
+    hop: socket.socket, stream: Stream, *, clean: bool, keep_hop: bool, failure: BaseException | None
+) -> None:
+    """The end of a connection: in order where both directions have ended, and as a reset on both sides where not.
+
+    failure: what the stream broke with, if it was the stream.
+    """
     trio.lowlevel.notify_closing(hop)
     if keep_hop:
         hop.detach()
     elif clean:
         hop.close()
-    else:
-        abort(hop)
     if clean:
         with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError):
             await stream.aclose()
-    else:
+        return
+    try:
         with trio.CancelScope(shield=True):
             await reset(stream)
+        if _broken.is_of_the_network(failure) and not keep_hop:
+            await _broken.time_out(hop)
+    finally:
+        if not keep_hop:
+            abort(hop)
 
 
 def probe(hop: socket.socket) -> None:
@@ -141,6 +151,7 @@ class Pump:
         self._receiving: trio.CancelScope | None = None  # the wait for the peer's next bytes
         self._shut = False
         self._broken = False
+        self._failure: BaseException | None = None
         self._finishing = False
         self._keep_hop = False
         self._last_bytes = LAST_BYTES
@@ -155,7 +166,9 @@ class Pump:
                 await self._inward()
             clean = not self._broken
         finally:
-            await close_ends(self.hop, self.stream, clean=clean, keep_hop=self._keep_hop)
+            await close_ends(
+                self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure
+            )
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -180,8 +193,9 @@ class Pump:
                 if self.hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
                     self._break()
 
-    def _break(self) -> None:
+    def _break(self, failure: BaseException | None = None) -> None:
         self._broken = True
+        self._failure = self._failure or failure
         if self._tasks is not None:
             self._tasks.cancel()
 
@@ -191,8 +205,8 @@ class Pump:
             while data := await self._read():
                 await self.stream.send_all(data)
             await self.stream.send_eof()
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self._break()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._break(error)
             return
         if not self._finishing:
             probe(self.hop)
@@ -224,8 +238,8 @@ class Pump:
             self._shut = True
             with suppress(OSError):  # ENOTCONN: the application has gone already
                 self.hop.shutdown(socket.SHUT_WR)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self._break()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._break(error)
 
     async def _receive(self) -> bytes | bytearray:
         data: bytes | bytearray = b""

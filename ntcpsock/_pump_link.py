@@ -98,6 +98,8 @@ class Link:
 
     def on_carrier(self, mask: int) -> None:
         """The peer's side is ready for `mask`."""
+        if mask & FAILED:
+            self._carrier.note_error()
         if mask & (IN | FAILED):
             self._inward()
         if mask & (OUT | FAILED) and self._blocked and not self.ended:

@@ -234,7 +234,14 @@ class LoopPump:
         finally:
             if ends is not None:
                 _forwarding.end(ends)
-            await close_ends(self.hop, self.stream, clean=self._link.clean, keep_hop=self._keep_hop)
+            driver = self.stream.driver
+            await close_ends(
+                self.hop,
+                self.stream,
+                clean=self._link.clean,
+                keep_hop=self._keep_hop,
+                failure=driver.error or driver.send_error,
+            )
 
     def _ends(self) -> _known.Ends | None:
         with suppress(OSError):  # reset already

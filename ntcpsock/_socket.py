@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
 _plain_connect = _stdlib.socket.connect
+_plain_getsockname = _stdlib.socket.getsockname
 _plain_setsockopt = _stdlib.socket.setsockopt
 _plain_real_close: Any = _stdlib.socket._real_close  # type: ignore[attr-defined]  # likewise
 
@@ -236,6 +237,7 @@ class NTCPSocket(_stdlib.socket):
             named.label, named.port, port, arrival.peer, arrival.path, arrival.report
         )
         peer_label = _known.tell(sock, connection)
+        _known.hold(_known.ends(_plain_getsockname(sock), address), sock)
         if _forwarding.wishes(sock):  # inherited from the listener
             _forwarding.forward(sock)
         return sock, _names.socket_address(peer_label, connection.peer_port, self.family)

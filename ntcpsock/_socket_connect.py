@@ -13,7 +13,7 @@ import socket as _stdlib
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ntcpsock import _forwarding, _portal
+from ntcpsock import _forwarding, _known, _portal
 from ntcpsock._socket_state import Named, leave
 from ntcpsock._source_port import SourcePort
 
@@ -67,10 +67,12 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str)
     finally:
         source.release()
     portal.soon(dialled.confirm)
-    _set_peer(sock, label, port, dialled.own_label, dialled.stream)
+    _set_peer(sock, label, port, dialled.own_label, dialled.stream, dialled.ends)
 
 
-def _set_peer(sock: NTCPSocket, label: str, port: int, own_label: str, stream: Stream) -> None:
+def _set_peer(
+    sock: NTCPSocket, label: str, port: int, own_label: str, stream: Stream, ends: _known.Ends | None
+) -> None:
     # The port that the program has bound stays, under the name that the peer knows.
     named = Named(own_label, None if sock._named is None else sock._named.port)
     named.peer_label = label
@@ -79,6 +81,8 @@ def _set_peer(sock: NTCPSocket, label: str, port: int, own_label: str, stream: S
     sock.peer = stream.peer
     sock.path = stream.path
     sock.report = stream.report
+    if ends is not None:
+        _known.hold(ends, sock)
     # Options that were set before; a carrier that is no TCP connection has none.
     _forwarding.grant(getattr(getattr(stream, "carrier", None), "socket", None), _forwarding.wishes(sock))
 
@@ -101,10 +105,10 @@ def _park(sock: NTCPSocket, portal: _portal.Portal, label: str, port: int) -> No
     parked = sock._parked = Parked(sock, family, park)
     this = weakref.ref(sock)
 
-    def connected(own_label: str, stream: Stream) -> None:
+    def connected(own_label: str, stream: Stream, ends: _known.Ends | None) -> None:
         alive = this()
         if alive is not None:
-            _set_peer(alive, label, port, own_label, stream)
+            _set_peer(alive, label, port, own_label, stream, ends)
 
     def failed(error: OSError) -> None:
         alive = this()

@@ -159,6 +159,7 @@ FLOORS = (
         (
             "",
             "_arrivals",
+            "_broken",
             "_desk",
             "_earlier",
             "_engine",
