@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from ntcpsock import _known, _portal
+from ntcpsock import _forwarding, _known, _portal
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
 from ntcpsock._gate import Gates
@@ -189,6 +189,8 @@ class Engine:
             # Before the descriptor becomes writable: then the program may ask who its peer is.
             ends = parked.ends()
             _known.enter(ends, stream, _label(node), None)
+            if ends is not None:
+                _forwarding.expect(ends, parked.wishes())
             on_connect(_label(node), stream, ends)
             try:
                 hop = parked.meet()

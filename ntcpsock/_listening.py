@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import trio
 
-from ntcpsock import _inquiry, _known, _names
+from ntcpsock import _forwarding, _inquiry, _known, _names
 from ntcpsock._arrivals import Arrival, Arrivals
 from ntcpsock._config import Config
 from ntcpsock._desk import Desk
@@ -74,6 +74,8 @@ class Listening:
         self._shared = shared
         self.arrivals = Arrivals(backlog)
         self.inquiry: _inquiry.Inquiry | None = None
+        # What its options mean for the connections that come in.
+        self.wishes: _forwarding.Wishes = {}
         # Kept for objects that are made for the listening descriptor later (see `_known`).
         self.named: Any = None
         self.scope = trio.CancelScope()
@@ -258,6 +260,7 @@ class Listeners:
             await reset(stream)
             return
         source = hop.getsockname()[:2]
+        _forwarding.expect(_known.ends(listening.target, source), listening.wishes)
         try:
             await self._pumps.run(hop, stream)
         finally:

@@ -29,7 +29,7 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from ntcpsock import _known
+from ntcpsock import _forwarding, _known
 from ntcpsock._hop import PlainSocket, loopback
 
 # How many connections the waiting queue of a listener with backlog 0 may take before it is full; Linux
@@ -119,6 +119,11 @@ class Parked:
         """What the connection will be known by; None where the application has closed its own."""
         with self._lock:
             return None if self._twin is None else _known.ends(self._twin.getsockname(), self.park.address)
+
+    def wishes(self) -> _forwarding.Wishes:
+        """What the options that the program has set mean for the connection to the peer."""
+        with self._lock:
+            return {} if self._twin is None else _forwarding.wishes(self._twin)
 
     def meet(self) -> socket.socket | None:
         """In the engine: the peer is there. Complete the connect; returns the engine's end, non-blocking and

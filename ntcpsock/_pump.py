@@ -21,14 +21,12 @@ from typing import Protocol
 import trio
 
 from ntcpsock import _broken
+from ntcpsock._forwarding import HOP_BUFFER
 from ntcpsock._report import PathInfo, PeerInfo, Report
 
 # One read from the hop. Measured between 16 KiB and 1 MiB on loopback: smaller ones cost calls, larger
 # ones leave the cache.
 CHUNK = 256 * 1024
-
-# The kernel's own limits let 6 MB grow here. Measured: no clear loss of throughput at 256 KiB.
-HOP_BUFFER = 256 * 1024
 
 # After the end of one direction a hop that lost its application is noticed by these probes: the kernel
 # forgets a closed socket that waits for our FIN after 60 s (tcp_fin_timeout), and then answers RST.
@@ -155,6 +153,16 @@ class Pump:
         self._finishing = False
         self._keep_hop = False
         self._last_bytes = LAST_BYTES
+        self._outward_step = CHUNK
+        self._inward_step: int | None = None
+
+    def limit_outward(self, size: int) -> None:
+        """In any thread: take no more than so many bytes from the program at once."""
+        self._outward_step = size
+
+    def limit_inward(self, size: int) -> None:
+        """In any thread: take no more than so many bytes from the peer at once."""
+        self._inward_step = size
 
     async def run(self) -> None:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
@@ -215,7 +223,7 @@ class Pump:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
         while not self._finishing:
             try:
-                return self.hop.recv(CHUNK)
+                return self.hop.recv(self._outward_step)
             except (BlockingIOError, InterruptedError):
                 with trio.CancelScope() as self._reading:
                     await trio.lowlevel.wait_readable(self.hop)
@@ -245,7 +253,7 @@ class Pump:
         data: bytes | bytearray = b""
         if not self._finishing:
             with trio.CancelScope() as self._receiving:
-                data = await self.stream.receive_some()
+                data = await self.stream.receive_some(self._inward_step)
             self._receiving = None
         return data
 

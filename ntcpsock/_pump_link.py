@@ -59,6 +59,9 @@ class Link:
         self.clean = False
         self.finishing = False
         self.finish_at = 0.0
+        # Bytes that are taken at once; small ones bound what is under way (see `ntcpsock._forwarding`).
+        self.outward_step = FULL_PAYLOAD
+        self.inward_step = BUFFER
         self._carrier = carrier
         self._host: Host | None = None
         self._on_end = on_end
@@ -172,7 +175,7 @@ class Link:
         buffer = self._take()
         try:
             try:
-                count = self.hop.recv_into(buffer[HEADER_LENGTH:])
+                count = self.hop.recv_into(buffer[HEADER_LENGTH:], self.outward_step)
             except (BlockingIOError, InterruptedError):
                 return
             if not count:
@@ -226,7 +229,8 @@ class Link:
 
     def _receive(self) -> None:
         driver, buffer = self.driver, self._take()
-        count = driver.receive_into(buffer)
+        room = buffer if self.inward_step == BUFFER else buffer[: self.inward_step]
+        count = driver.receive_into(room)
         if count:
             self._stuck_in, self._pending = buffer, buffer[:count]
             taken = self._application_takes()
@@ -242,7 +246,7 @@ class Link:
             self._end_inward()
         elif driver.error is not None:
             raise driver.error
-        elif count == BUFFER or self._carrier.pending():
+        elif count == len(room) or self._carrier.pending():
             self._once_more()
 
     def _end_inward(self) -> None:

@@ -22,7 +22,6 @@ from typing import Any, Final, TypeGuard
 
 import trio
 
-from ntcpsock import _forwarding, _known
 from ntcpsock._pump import Stream, close_ends, prepare_hop, tune
 from ntcpsock._pump_link import BUFFER, IN, Link
 from ntcpsock._session.stream import NTCPStream
@@ -219,9 +218,6 @@ class LoopPump:
 
     async def run(self) -> None:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
-        ends = self._ends()
-        if ends is not None:
-            _forwarding.begin(ends, self.carrier.socket)
         self._loop.add(self._link)
         try:
             await self._ended.wait()
@@ -232,8 +228,6 @@ class LoopPump:
             self._link.clean = False
             raise
         finally:
-            if ends is not None:
-                _forwarding.end(ends)
             driver = self.stream.driver
             await close_ends(
                 self.hop,
@@ -243,15 +237,18 @@ class LoopPump:
                 failure=driver.error or driver.send_error,
             )
 
-    def _ends(self) -> _known.Ends | None:
-        with suppress(OSError):  # reset already
-            return _known.ends(self.hop.getpeername(), self.hop.getsockname())
-        return None
-
     def finish(self, *, keep_hop: bool) -> None:
         """As `Pump.finish`."""
         self._keep_hop = keep_hop
         self._loop.finish(self._link, keep_hop)
+
+    def limit_outward(self, size: int) -> None:
+        """In any thread: take no more than so many bytes from the program at once."""
+        self._link.outward_step = size
+
+    def limit_inward(self, size: int) -> None:
+        """In any thread: take no more than so many bytes from the peer at once."""
+        self._link.inward_step = size
 
     def check(self) -> None:
         """Nothing: the loop is told of a reset by the kernel."""

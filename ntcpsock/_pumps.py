@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import trio
 
+from ntcpsock import _forwarding
 from ntcpsock._pump import Pump, Stream
 from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
 
@@ -40,11 +41,13 @@ class Pumps:
         if not self._checking:
             self._checking = True
             self._nursery.start_soon(self._check)
+        ends = _forwarding.begin(pump, stream)
         try:
             await pump.run()
         except Exception as error:  # one connection's fault must not end the others
             log.error("a connection with %s failed", stream.peer, exc_info=error)
         finally:
+            _forwarding.end(ends, hop)
             self._pumps.discard(pump)
 
     def _new_pump(self, hop: socket.socket, stream: Stream) -> Pump | LoopPump:

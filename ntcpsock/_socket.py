@@ -105,14 +105,15 @@ class NTCPSocket(_stdlib.socket):
         return 0
 
     def setsockopt(self, *args: Any) -> None:
-        """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP* and TCP_USER_TIMEOUT of a connection by name reach the
-        connection to the peer."""
+        """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP*, TCP_USER_TIMEOUT and small buffers of a connection by
+        name reach the connection to the peer."""
         _plain_setsockopt(self, *args)
-        if (
-            self._named is not None
-            and self._named.peer_label is not None
-            and args[:2] in _forwarding.FORWARDED
-        ):
+        named = self._named or self._published
+        if named is None or args[:2] not in _forwarding.FORWARDED:
+            return
+        if named.listener is not None:
+            named.listener.heed(_forwarding.wishes(self))
+        elif named.peer_label is not None:
             _forwarding.forward(self)
 
     def getsockopt(self, *args: Any) -> Any:
@@ -201,6 +202,7 @@ class NTCPSocket(_stdlib.socket):
             self._named = named
         # Collected without close(): the C destructor closes the descriptor and calls nothing of ours.
         named.listener.holders += 1
+        named.listener.heed(_forwarding.wishes(self))
         self._finalizer = weakref.finalize(self, named.listener.end, wait=False)
         self._finalizer.atexit = False
 

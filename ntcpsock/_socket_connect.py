@@ -68,6 +68,7 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str)
         source.release()
     portal.soon(dialled.confirm)
     _set_peer(sock, label, port, dialled.own_label, dialled.stream, dialled.ends)
+    _forwarding.forward(sock)  # options that were set before
 
 
 def _set_peer(
@@ -83,8 +84,6 @@ def _set_peer(
     sock.report = stream.report
     if ends is not None:
         _known.hold(ends, sock)
-    # Options that were set before; a carrier that is no TCP connection has none.
-    _forwarding.grant(getattr(getattr(stream, "carrier", None), "socket", None), _forwarding.wishes(sock))
 
 
 def _park(sock: NTCPSocket, portal: _portal.Portal, label: str, port: int) -> NoReturn:

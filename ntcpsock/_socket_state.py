@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ntcpsock._arrivals import Address, Arrival
+    from ntcpsock._forwarding import Wishes
     from ntcpsock._inquiry import Inquiry
     from ntcpsock._listening import Listening
     from ntcpsock._parking import Parked
@@ -43,6 +44,11 @@ class Listener:
     def is_own(self) -> bool:
         """Whether the engine is this process's."""
         return self.listening is not None and self.process == os.getpid()
+
+    def heed(self, wished: Wishes) -> None:
+        """What the options of the listening socket mean for the connections that come in from now on."""
+        if self.listening is not None and self.is_own:
+            self.listening.wishes = wished
 
     def take(self, source: Address) -> Arrival | None:
         """What the engine brings from `source`; None for a stranger."""

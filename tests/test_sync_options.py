@@ -25,8 +25,10 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNet
 def carrier(sock: NTCPSocket) -> socket.socket:
     """The TCP connection to the peer behind `sock`."""
     ends = _known.ends(socket.socket.getsockname(sock), socket.socket.getpeername(sock))
-    wait_until(lambda: ends in _forwarding._carriers)
-    return _forwarding._carriers[ends]
+    wait_until(lambda: ends in _forwarding._ways)
+    way = _forwarding._ways[ends].carrier
+    assert way is not None
+    return way
 
 
 def idle(sock: socket.socket) -> int:
@@ -97,7 +99,7 @@ def test_nothing_is_kept_of_connections_that_are_over(network: FakeNetwork) -> N
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.close()
         wait_until(lambda: not _portal.get().engine._pumps)
-        assert not _forwarding._carriers
+        assert not _forwarding._ways
         client, accepted = pair(server)
         with client, accepted:
             carrier(client)
