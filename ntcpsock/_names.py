@@ -168,10 +168,10 @@ def getaddrinfo(
     host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
 ) -> list[tuple[Any, ...]]:
     """What `ntcpsock.getaddrinfo` answers. It starts nothing: the engine does not come into it."""
-    label = label_of(host)
-    if label is None:
+    label = None if isinstance(host, bytearray) else label_of(host)  # the system takes no bytearray here
+    if label is None or not _is_name(host):
         return list(_real_getaddrinfo(host, port, family, type, proto, flags))
-    if flags & _stdlib.AI_NUMERICHOST and _is_name(host):
+    if flags & _stdlib.AI_NUMERICHOST:
         raise _stdlib.gaierror(_stdlib.EAI_NONAME, "Name or service not known")
     wanted = _stdlib.AF_INET if family == _stdlib.AF_UNSPEC else family
     # AI_ADDRCONFIG asks what the host's interfaces can reach: the engine's paths are none of them.
@@ -179,22 +179,22 @@ def getaddrinfo(
     answers: list[tuple[Any, ...]] = list(
         _real_getaddrinfo(number(label, wanted), port, wanted, type, proto, asked)
     )
-    if flags & _stdlib.AI_CANONNAME and answers and _is_name(host):
+    if flags & _stdlib.AI_CANONNAME and answers:
         first = answers[0]
         return [(*first[:3], label + SUFFIX, first[4]), *answers[1:]]
-    return list(answers)
+    return answers
 
 
 def gethostbyname(hostname: str) -> str:
     """`socket.gethostbyname`, which knows `.ntcp` names."""
     label = label_of(hostname)
-    return _real_gethostbyname(hostname) if label is None else number(label)
+    return number(label) if label is not None and _is_name(hostname) else _real_gethostbyname(hostname)
 
 
 def gethostbyname_ex(hostname: str) -> tuple[str, list[str], list[str]]:
     """`socket.gethostbyname_ex`, which knows `.ntcp` names."""
     label = label_of(hostname)
-    if label is None:
+    if label is None or not _is_name(hostname):
         return _real_gethostbyname_ex(hostname)
     return label + SUFFIX, [], [number(label)]
 
@@ -217,7 +217,8 @@ def getnameinfo(sockaddr: Any, flags: int) -> tuple[str, str]:
         finally:
             # The traceback of an error holds no reference to the argument, as with the system's own.
             del sockaddr
-    family = _stdlib.AF_INET6 if len(sockaddr) > 2 or ":" in sockaddr[0] else _stdlib.AF_INET
-    numeric = (number(label, family), *sockaddr[1:])
-    host, service = _real_getnameinfo(numeric, flags | _stdlib.NI_NUMERICHOST)
-    return (host if flags & _stdlib.NI_NUMERICHOST else label + SUFFIX), service
+    if flags & _stdlib.NI_NUMERICHOST:
+        return _real_getnameinfo(sockaddr, flags)
+    # The form of the rest is the system's to judge.
+    asked = flags & ~_stdlib.NI_NAMEREQD | _stdlib.NI_NUMERICHOST
+    return label + SUFFIX, _real_getnameinfo(sockaddr, asked)[1]

@@ -13,9 +13,7 @@ from ntcpsock import _names
 NUMBER = _names.number("alice")
 
 
-@pytest.mark.parametrize(
-    "name", ["alice.ntcp", "ALICE.ntcp", "alice.NTCP.", b"alice.ntcp", bytearray(b"alice.ntcp")]
-)
+@pytest.mark.parametrize("name", ["alice.ntcp", "ALICE.ntcp", "alice.NTCP.", b"alice.ntcp", b"Alice.NTCP"])
 def test_every_spelling_is_one_name(name: Any) -> None:
     assert ntcpsock.getaddrinfo(name, 80, type=socket.SOCK_STREAM) == [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (NUMBER, 80))
