@@ -12,6 +12,7 @@ It needs Linux, nftables and iproute2, and root, or a user namespace: `unshare -
 
 from ntcpsock.testing.natlab.kinds import Answer, NatKind, Translation
 from ntcpsock.testing.natlab.lab import Lab, open_lab
+from ntcpsock.testing.natlab.link import Link
 from ntcpsock.testing.natlab.namespace import (
     LabUnavailable,
     lab_namespaces,
@@ -20,20 +21,50 @@ from ntcpsock.testing.natlab.namespace import (
     remove_stale,
 )
 from ntcpsock.testing.natlab.place import Host, Place, Router, RunningCall
+from ntcpsock.testing.natlab.presets import PRESETS, parse_kind
+from ntcpsock.testing.natlab.router.behaviour import (
+    Allocation,
+    Behaviour,
+    Filtering,
+    Hairpin,
+    Mapping,
+    OnError,
+    Outward,
+    SequenceCheck,
+    StrayAnswer,
+    TcpBehaviour,
+    UdpBehaviour,
+)
+from ntcpsock.testing.natlab.router.words import parse_behaviour
 
 __all__ = [
+    "Allocation",
     "Answer",
+    "Behaviour",
+    "Filtering",
+    "Hairpin",
     "Host",
     "Lab",
     "LabUnavailable",
+    "Link",
+    "Mapping",
     "NatKind",
+    "OnError",
+    "Outward",
+    "PRESETS",
     "Place",
     "Router",
     "RunningCall",
+    "SequenceCheck",
+    "StrayAnswer",
+    "TcpBehaviour",
     "Translation",
+    "UdpBehaviour",
     "lab_namespaces",
     "namespaces_available",
     "open_lab",
+    "parse_behaviour",
+    "parse_kind",
     "reexec_in_user_namespace",
     "remove_stale",
 ]

@@ -53,6 +53,9 @@ _numbers = itertools.count(1)
 class Device(Protocol):
     """One end of a link."""
 
+    link_header_size: int
+    """Bytes between the virtio-net header and the IP packet."""
+
     def fileno(self) -> int: ...
 
     def read(self) -> bytes | None:
@@ -63,15 +66,18 @@ class Device(Protocol):
 
 
 class Tun:
-    """A TUN device `name` inside `namespace`."""
+    """A TUN device `name` inside `namespace`. `whole_streams`: it gives and takes unsegmented packets."""
 
-    def __init__(self, namespace: str, name: str) -> None:
+    link_header_size = 0
+
+    def __init__(self, namespace: str, name: str, *, whole_streams: bool) -> None:
         with _inside(namespace):
             self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
             fcntl.ioctl(self._fd, _TUNSETIFF, request)
         # Without offloads the header stays, all zero, and packets are segmented: slower, but the same.
-        for offloads in (_TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN, _TUN_F_CSUM):
+        segments = _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN if whole_streams else 0
+        for offloads in (_TUN_F_CSUM | segments, _TUN_F_CSUM):
             try:
                 fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
             except OSError:
@@ -98,12 +104,17 @@ class PacketEnd:
     a device sends to its own address.
     """
 
-    def __init__(self, namespace: str, name: str, hardware_address: str) -> None:
+    link_header_size = 14
+
+    def __init__(self, namespace: str, name: str, hardware_address: str, *, whole_streams: bool) -> None:
         near = f"end{next(_numbers)}"
         far = f"peer name {name} address {hardware_address} netns {namespace}"
         run_checked([tool("ip"), *f"link add {near} type veth {far}".split()])
         run_checked([tool("ip"), "-netns", namespace, *f"link set {name} arp off".split()])
         run_checked([tool("ip"), *f"link set {near} arp off up".split()])
+        if not whole_streams:
+            single = f"link set {name} gso_max_segs 1 gso_max_size 1500"
+            run_checked([tool("ip"), "-netns", namespace, *single.split()])
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         for option, value in (
             (_PACKET_VERSION, _TPACKET_V2),
@@ -140,13 +151,17 @@ class PacketEnd:
         self._socket.send(packet)
 
 
-def open_link(kind: str, ends: list[tuple[str, str]]) -> tuple[Device, Device]:
-    """Make both devices, (namespace, name) each, of the kind "tun" or "packet". Raises OSError, LabUnavailable."""
+def open_link(kind: str, ends: list[tuple[str, str]], *, whole_streams: bool = True) -> tuple[Device, Device]:
+    """Make both devices, (namespace, name) each, of the kind "tun" or "packet".
+
+    `whole_streams`: packets of up to 64 KiB, which the receiving kernel segments where it must; else each is as
+    large as on a real link. Raises OSError, LabUnavailable.
+    """
     if kind == "tun":
-        one, other = (Tun(*end) for end in ends)
+        one, other = (Tun(*end, whole_streams=whole_streams) for end in ends)
         return one, other
     address = f"02:6e:74:63:70:{next(_numbers):02x}"
-    near, far = (PacketEnd(namespace, name, address) for namespace, name in ends)
+    near, far = (PacketEnd(namespace, name, address, whole_streams=whole_streams) for namespace, name in ends)
     return near, far
 
 

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 LAN = "lan0"
+SECOND_LAN = "lan1"
+"""A carrier's router has one for each of its customers."""
 WAN = "wan0"
+
+_LANS = f'{{ "{LAN}", "{SECOND_LAN}" }}'
 
 # What only a local network routes: such a source or destination never crosses the public segment.
 PRIVATE_NETWORKS = (
@@ -91,14 +95,15 @@ class NatKind:
             "table ip lab {",
             "  chain input {",
             f"    type filter hook input priority 0; policy {'accept' if self._answers_itself else 'drop'};",
-            f'    iifname {{ "lo", "{LAN}" }} accept',
+            '    iifname "lo" accept',
+            f"    iifname {_LANS} accept",
             "    ct state established,related accept",
             *self._answer_rules(),
             "  }",
             "  chain forward {",
             "    type filter hook forward priority 0; policy drop;",
             "    ct state invalid counter drop",
-            f'    iifname "{LAN}" accept',
+            f"    iifname {_LANS} accept",
             "    ct state established,related accept",
             *self._answer_rules(),
             "  }",
@@ -123,6 +128,27 @@ class NatKind:
             f'    iifname "{WAN}" meta l4proto tcp reject with tcp reset',
             f'    iifname "{WAN}" reject with icmp type port-unreachable',
         ]
+
+
+def ipv6_ruleset(*, reject: bool) -> str:
+    """The nft script of a router's stateful IPv6 firewall (RFC 6092), beside whatever it does with IPv4."""
+    return "\n".join(
+        [
+            "table ip6 lab {",
+            "  chain forward {",
+            "    type filter hook forward priority 0; policy drop;",
+            f"    iifname {_LANS} accept",
+            "    ct state established,related accept",
+            *(
+                [f'    iifname "{WAN}" meta l4proto tcp reject with tcp reset', "    reject"]
+                if reject
+                else []
+            ),
+            "  }",
+            "}",
+            "",
+        ]
+    )
 
 
 def public_ruleset() -> str:

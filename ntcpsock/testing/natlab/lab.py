@@ -5,107 +5,149 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import Any
 
-from ntcpsock.testing.natlab.kinds import LAN, PRIVATE_NETWORKS, WAN, NatKind, public_ruleset
+from ntcpsock.testing.natlab import proxy, setup
+from ntcpsock.testing.natlab.kinds import NatKind
+from ntcpsock.testing.natlab.link import Link
 from ntcpsock.testing.natlab.namespace import (
     LabUnavailable,
     add_namespace,
-    configure,
     namespaces_available,
     new_tag,
     remove_namespaces,
 )
 from ntcpsock.testing.natlab.place import Host, Place, Router
+from ntcpsock.testing.natlab.presets import parse_kind
+from ntcpsock.testing.natlab.router.behaviour import Behaviour, Outward
+from ntcpsock.testing.natlab.topology import (
+    SECOND_A,
+    SERVER_ADDRESSES,
+    SERVER_ADDRESSES6,
+    SIDE_A,
+    SIDE_B,
+    Carrier,
+    Side,
+    Uplink,
+    customer_device,
+    customer_network,
+    public_address,
+)
 
-# Addresses that look public everywhere (miniupnpd, for one, maps nothing on a documentation range); they
-# exist inside the namespaces only.
-SERVER_ADDRESSES = ("11.22.55.2", "11.22.66.2")
-_PUBLIC_ADDRESS = "11.22.0.1"
-
-_NO_IPV6 = {"net.ipv6.conf.default.disable_ipv6": "1"}
-_ROUTER_SYSCTLS = {"net.ipv4.ip_forward": "1"}
-_LOOSE_SOURCES = {"net.ipv4.conf.all.rp_filter": "0", "net.ipv4.conf.default.rp_filter": "0"}
-# Windows for hundreds of MB/s at 100 ms; and no memory of earlier connections, so that each run is like the
-# first. The congestion control stays the machine's default: on a wire that loses nothing, cubic, bbr and reno
-# came out alike, and the kernel lets a namespace choose only among the unrestricted ones anyway.
-_HOST_WISHES = {
-    "net.ipv4.tcp_rmem": "4096 131072 67108864",
-    "net.ipv4.tcp_wmem": "4096 65536 67108864",
-    "net.ipv4.tcp_no_metrics_save": "1",
-}
+IPV6 = ("none", "open", "firewall", "reject")
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
-    """The addresses of one side. `public` and `private` are the first three bytes of a /24."""
+class Wishes:
+    """What a lab shall be: the arguments of `open_lab`, read."""
 
-    letter: str
-    public: str
-    private: str
+    nat_a: NatKind | Behaviour
+    nat_b: NatKind | Behaviour
+    link_a: Link
+    link_b: Link
+    cgn_a: NatKind | Behaviour | None = None
+    cgn_b: NatKind | Behaviour | None = None
+    second_a: NatKind | Behaviour | None = None
+    same_nat: bool = False
+    same_cgn: bool = False
+    same_range: bool = False
+    ipv6: tuple[str, str] = ("none", "none")
+    device: str = "auto"
+    seed: int | None = None
 
-    def lan(self, kind: NatKind) -> str:
-        return self.private if kind.translates else self.public
-
-    def host_address(self, kind: NatKind, number: int = 0) -> str:
-        return f"{self.lan(kind)}.{10 + number}"
-
-    def public_address(self, kind: NatKind) -> str:
-        return f"{self.public}.2" if kind.translates else self.host_address(kind)
+    @property
+    def has_ipv6(self) -> bool:
+        return self.ipv6 != ("none", "none")
 
 
 class Lab:
     """An open lab. Made by `open_lab`."""
 
-    def __init__(
-        self, nat_a: NatKind, nat_b: NatKind, delay: float, same_nat: bool, same_range: bool, device: str
-    ) -> None:
-        side_a = _Side("a", "11.22.33", "10.1.0")
-        side_b = _Side("b", "11.22.44", "10.1.0" if same_range else "10.2.0")
+    def __init__(self, wishes: Wishes) -> None:
+        self._wishes = wishes
         self._tag = new_tag()
-        self._sides = [side_a] if same_nat else [side_a, side_b]
         self._owner = os.getpid()
-        self._device = device
         self._wire: subprocess.Popen[str] | None = None
-        self.delay = delay
-        """One-way seconds of each link between a router and the public segment."""
-        self.nat_a = self._router(side_a, nat_a)
-        self.nat_b = self.nat_a if same_nat else self._router(side_b, nat_b)
-        self.host_a = Host("host-a", self._tag + "a", side_a.host_address(nat_a))
-        address_b = side_a.host_address(nat_a, 1) if same_nat else side_b.host_address(nat_b)
-        self.host_b = Host("host-b", self._tag + "b", address_b)
+        self._asking = threading.Lock()
+        self.delay = wishes.link_a.delay
+        """One-way seconds of the link between router A and the public segment."""
+        self.public = Place("public", self._tag + "public")
+        """The router in the middle of the public segment."""
+        self.cgn_a: Router | None = None
+        """The carrier's router before router A."""
+        self.cgn_b: Router | None = None
+        self._carriers: list[Carrier] = []
+        side_b = replace(SIDE_B, private=SIDE_A.private) if wishes.same_range else SIDE_B
+        a = self._uplink(SIDE_A, wishes.nat_a, wishes.link_a, wishes.cgn_a)
+        self._uplinks = [a]
+        self.nat_a = a.router
+        if wishes.same_nat:
+            b = a
+        else:
+            shared = self._carriers[0] if wishes.same_cgn else None
+            b = self._uplink(side_b, wishes.nat_b, wishes.link_b, wishes.cgn_b, shared)
+            self._uplinks.append(b)
+        self.nat_b = b.router
+        second = [] if wishes.second_a is None else [self._uplink(SECOND_A, wishes.second_a, wishes.link_a)]
+        self._uplinks += second
+        self.second_nat_a = second[0].router if second else None
+        """The other router of a multi-homed host A."""
+        self.host_a = self._host("a", [a, *second])
+        self.host_b = self._host("b", [b])
+        for carrier in self._carriers:
+            if carrier.customers[0] is a:
+                self.cgn_a = carrier.router
+            if b in carrier.customers or (wishes.same_nat and carrier.customers[0] is a):
+                self.cgn_b = carrier.router
         self.server = Host("server", self._tag + "server", SERVER_ADDRESSES[0])
         self.server_addresses = SERVER_ADDRESSES
         """Two public addresses of the server host."""
-        self.public = Place("public", self._tag + "public")
-        """The router in the middle of the public segment."""
+        self.server_addresses6 = SERVER_ADDRESSES6 if wishes.has_ipv6 else ()
+        """The same for IPv6, where the lab has it."""
+        for router in self.routers:
+            router._lab = self
 
     @property
     def path_rtt(self) -> float:
-        """Seconds from host A to host B and back: four times the delay, or next to nothing on one LAN."""
-        return 0.0 if self.nat_a is self.nat_b else 4 * self.delay
+        """Seconds from host A to host B and back: two of each link's delay, or next to nothing on one LAN."""
+        if self.nat_a is self.nat_b:
+            return 0.0
+        return 2 * (self._wishes.link_a.delay + self._wishes.link_b.delay)
+
+    @property
+    def public_address_a(self) -> str:
+        """The address as which the world sees host A: of its NAT, or of the carrier's before that."""
+        return (self.cgn_a or self.nat_a).public_address
+
+    @property
+    def public_address_b(self) -> str:
+        """The same for host B."""
+        return (self.cgn_b or self.nat_b).public_address
+
+    @property
+    def routers(self) -> list[Router]:
+        """Every router, the carriers' last."""
+        return [uplink.router for uplink in self._uplinks] + [carrier.router for carrier in self._carriers]
 
     @property
     def places(self) -> list[Place]:
         """Every place, each once."""
-        routers = [self.nat_a] if self.nat_b is self.nat_a else [self.nat_a, self.nat_b]
-        return [self.host_a, self.host_b, self.server, *routers, self.public]
+        return [self.host_a, self.host_b, self.server, *self.routers, self.public]
 
     def wire_counters(self) -> list[dict[str, float]]:
         """What each direction has carried and dropped, and its worst lateness in seconds.
 
-        In this order: out of side A, into side A, out of side B, into side B.
+        In this order: out of side A, into side A, out of side B, into side B, then the same for the second router of
+        a multi-homed host A, and for each carrier.
         """
-        assert self._wire is not None
-        assert self._wire.stdin is not None
-        assert self._wire.stdout is not None
-        self._wire.stdin.write("counters\n")
-        self._wire.stdin.flush()
-        counters: list[dict[str, float]] = json.loads(self._wire.stdout.readline())
+        counters: list[dict[str, float]] = self._ask("counters")
         return counters
 
     def open(self) -> None:
@@ -113,12 +155,24 @@ class Lab:
         for place in self.places:
             add_namespace(place.namespace)
         self._start_wire()
+        ipv6 = self._wishes.has_ipv6
         for place in self.places:
-            configure(place.namespace, wishes=_NO_IPV6)
+            setup.prepare(place, ipv6=ipv6)
         self._wait_wire()
-        self._configure_public()
-        for side in self._sides:
-            self._configure_side(side)
+        self._set_up_public()
+        for carrier in self._carriers:
+            setup.set_up_carrier(carrier, ipv6=ipv6)
+        kinds6 = dict(zip((self.nat_b, self.nat_a), self._wishes.ipv6[::-1], strict=True))
+        for uplink in self._uplinks:
+            setup.set_up_uplink(uplink, kinds6.get(uplink.router, self._wishes.ipv6[0]))
+        for host in (self.host_a, self.host_b):
+            behind = [uplink for uplink in self._uplinks if host in uplink.hosts]
+            with6 = ipv6 and bool(host.addresses6)
+            setup.set_up_host(host, behind, ipv6=with6)
+        for uplink in self._uplinks:
+            kind = uplink.router.kind
+            if isinstance(kind, Behaviour) and kind.outward is Outward.PROXY:
+                self._start_proxy(uplink)
 
     def close(self) -> None:
         """End every process, stop the wire, remove the namespaces. Repeating it is harmless."""
@@ -131,7 +185,8 @@ class Lab:
         if self._wire is not None:
             wire, self._wire = self._wire, None
             assert wire.stdin is not None
-            wire.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                wire.stdin.close()
             try:
                 wire.wait(10)
             except subprocess.TimeoutExpired:
@@ -141,33 +196,99 @@ class Lab:
             wire.stdout.close()
         remove_namespaces([place.namespace for place in self.places])
 
-    def _router(self, side: _Side, kind: NatKind) -> Router:
-        return Router(f"nat-{side.letter}", f"{self._tag}nat-{side.letter}", kind, side.public_address(kind))
+    def _uplink(
+        self,
+        side: Side,
+        kind: NatKind | Behaviour,
+        link: Link,
+        cgn: NatKind | Behaviour | None = None,
+        shared: Carrier | None = None,
+    ) -> Uplink:
+        carrier = shared or (None if cgn is None else self._carrier(side, cgn, link))
+        device = f"link-{side.letter}"
+        if carrier is None:
+            network, parent = side.public, self.public
+        else:
+            number = len(carrier.customers)
+            network, parent, device = customer_network(number), carrier.router, customer_device(number)
+        name = f"nat-{side.letter}"
+        router = Router(name, self._tag + name, kind, public_address(kind, network))
+        uplink = Uplink(router, side, network, parent, device, link, behind_carrier=carrier is not None)
+        if carrier is not None:
+            carrier.customers.append(uplink)
+        return uplink
+
+    def _carrier(self, side: Side, kind: NatKind | Behaviour, link: Link) -> Carrier:
+        name = f"cgn-{side.letter}"
+        router = Router(name, self._tag + name, kind, public_address(kind, side.public))
+        # The customer's link has all the delay, so the path is as long as without a carrier.
+        far = Link(delay=0.0, mtu=link.mtu)
+        carrier = Carrier(router, side, self.public, f"link-{side.letter}", far)
+        self._carriers.append(carrier)
+        return carrier
+
+    def _host(self, letter: str, uplinks: list[Uplink]) -> Host:
+        ipv6 = self._wishes.ipv6[letter == "b"] != "none"
+        addresses, addresses6 = [], []
+        for uplink in uplinks:
+            number = len(uplink.hosts)
+            addresses.append(uplink.host_address(number))
+            if ipv6:
+                addresses6.append(f"{uplink.side.public6}:{10 + number}")
+        host = Host(f"host-{letter}", self._tag + letter, *addresses)
+        host.addresses6 = tuple(addresses6)
+        for number, uplink in enumerate(uplinks):
+            uplink.hosts.append(host)
+            host.devices[uplink.router.name] = f"eth{number}"
+        return host
+
+    def _set_up_public(self) -> None:
+        entries: list[Uplink | Carrier] = [
+            *(uplink for uplink in self._uplinks if not uplink.behind_carrier),
+            *self._carriers,
+        ]
+        routes = []
+        for entry in entries:
+            routes.append((entry.parent_device, f"{entry.side.public}.0/24"))
+            if self._wishes.has_ipv6:
+                customers = entry.customers if isinstance(entry, Carrier) else [entry]
+                routes += [(entry.parent_device, f"{customer.side.public6}:/64") for customer in customers]
+        setup.set_up_public(
+            self.public,
+            self.server,
+            routes,
+            {entry.parent_device: entry.link.mtu for entry in entries},
+            ipv6=self._wishes.has_ipv6,
+        )
+
+    def _start_proxy(self, uplink: Uplink) -> None:
+        argv = [sys.executable, "-m", proxy.__name__, uplink.gateway, str(proxy.PORT)]
+        process = uplink.router.popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        with process.stdout:
+            if process.stdout.readline() != "ready\n":
+                raise LabUnavailable("the proxy does not start: see its error above")
+        uplink.router.proxy = (uplink.gateway, proxy.PORT)
 
     def _start_wire(self) -> None:
-        links: list[dict[str, Any]] = [
-            {
-                "delay": self.delay,
-                "ends": [
-                    [f"{self._tag}nat-{side.letter}", WAN],
-                    [self.public.namespace, f"link-{side.letter}"],
-                ],
-            }
-            for side in self._sides
-        ]
         specification = {
             "owner": self._owner,
-            "device": self._device,
-            "links": links,
+            "device": self._wishes.device,
+            "seed": self._wishes.seed,
+            "links": [
+                *(uplink.wire_entry() for uplink in self._uplinks),
+                *(carrier.wire_entry() for carrier in self._carriers),
+            ],
             "namespaces": [place.namespace for place in self.places],
         }
         self._wire = subprocess.Popen(
-            [sys.executable, "-m", "ntcpsock.testing.natlab.wire", json.dumps(specification)],
+            [sys.executable, "-m", "ntcpsock.testing.natlab.wire"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+        self._tell_wire(pickle.dumps(specification).hex())
 
     def _wait_wire(self) -> None:
         assert self._wire is not None
@@ -176,76 +297,53 @@ class Lab:
         if answer != "ready":
             raise LabUnavailable(f"the wire does not start: {answer or 'see its error above'}")
 
-    def _configure_public(self) -> None:
-        near = [address.rpartition(".")[0] + ".1" for address in SERVER_ADDRESSES]
-        configure(
-            self.public.namespace,
-            sysctls=_ROUTER_SYSCTLS,
-            wishes=_LOOSE_SOURCES,
-            links=[
-                f"address add {_PUBLIC_ADDRESS}/32 dev lo",
-                f"link add srv0 type veth peer name eth0 netns {self.server.namespace}",
-                *(f"address add {address}/24 dev srv0" for address in near),
-                "link set srv0 up",
-                *(f"link set link-{side.letter} up" for side in self._sides),
-                *(f"route add {side.public}.0/24 dev link-{side.letter}" for side in self._sides),
-                *(f"route add blackhole {network}" for network in PRIVATE_NETWORKS),
-            ],
-            rules=public_ruleset(),
-        )
-        configure(
-            self.server.namespace,
-            wishes=_HOST_WISHES | _LOOSE_SOURCES,
-            links=[
-                *(f"address add {address}/24 dev eth0" for address in SERVER_ADDRESSES),
-                "link set eth0 up",
-                f"route add default via {near[0]}",
-            ],
-        )
+    def _tell_wire(self, line: str) -> None:
+        assert self._wire is not None
+        assert self._wire.stdin is not None
+        self._wire.stdin.write(line + "\n")
+        self._wire.stdin.flush()
 
-    def _configure_side(self, side: _Side) -> None:
-        router = self.nat_a if side.letter == "a" else self.nat_b
-        hosts = [
-            host for host, nat in ((self.host_a, self.nat_a), (self.host_b, self.nat_b)) if nat is router
+    def _ask(self, what: str, router: Router | None = None) -> Any:
+        """One question to the wire, and its answer."""
+        with self._asking:
+            self._tell_wire(json.dumps({"ask": what, "router": router and router.name}))
+            assert self._wire is not None
+            assert self._wire.stdout is not None
+            return json.loads(self._wire.stdout.readline())
+
+    def _mappings(self, router: Router) -> list[dict[str, Any]]:
+        return [
+            {
+                "protocol": row["protocol"],
+                "inner": _place(row["inner"]),
+                "outer": _place(row["outer"]),
+                "remotes": [_place(remote) for remote in row["remotes"]],
+            }
+            for row in self._ask("mappings", router)
         ]
-        gateway = f"{side.lan(router.kind)}.1"
-        links = [f"link add {LAN} type bridge", f"address add {gateway}/24 dev {LAN}"]
-        for number, host in enumerate(hosts):
-            links += [
-                f"link add port{number} type veth peer name eth0 netns {host.namespace}",
-                f"link set port{number} master {LAN} up",
-            ]
-        if router.kind.translates:
-            links.append(f"address add {router.public_address}/32 dev {WAN}")
-        links += [f"link set {LAN} up", f"link set {WAN} up", f"route add default dev {WAN}"]
-        configure(
-            router.namespace,
-            sysctls=_ROUTER_SYSCTLS,
-            wishes=_LOOSE_SOURCES,
-            links=links,
-            rules=router.kind.ruleset(),
-        )
-        for host in hosts:
-            configure(
-                host.namespace,
-                wishes=_HOST_WISHES,
-                links=[
-                    f"address add {host.address}/24 dev eth0",
-                    "link set eth0 up",
-                    f"route add default via {gateway}",
-                ],
-            )
+
+
+def _place(endpoint: list[int]) -> tuple[str, int]:
+    return str(IPv4Address(endpoint[0])), endpoint[1]
 
 
 @contextlib.contextmanager
 def open_lab(
-    nat_a: str | NatKind = "default",
-    nat_b: str | NatKind = "default",
+    nat_a: str | NatKind | Behaviour = "default",
+    nat_b: str | NatKind | Behaviour = "default",
     *,
     delay: float = 0.025,
+    link_a: Link | None = None,
+    link_b: Link | None = None,
     same_nat: bool = False,
     same_private_range: bool = False,
+    cgn_a: str | NatKind | Behaviour | None = None,
+    cgn_b: str | NatKind | Behaviour | None = None,
+    same_cgn: bool = False,
+    second_a: str | NatKind | Behaviour | None = None,
+    ipv6: str | tuple[str, str] = "none",
     device: str = "auto",
+    seed: int | None = None,
 ) -> Iterator[Lab]:
     """Build a lab, lend it, and remove it.
 
@@ -253,22 +351,44 @@ def open_lab(
                                       |
                                     server (two public addresses)
 
-    `nat_a`, `nat_b`: kinds of the routers, see `NatKind.parse`.
+    `nat_a`, `nat_b`: kinds of the routers, see `parse_kind`: real Linux ones, presets, or a `Behaviour`.
     `delay`: one-way seconds of each link drawn double; the round trip from a host to the server takes 2 of
-    them, to the other host 4.
+    them, to the other host 4. `link_a`, `link_b`: everything about the link of one side, instead.
     `same_nat`: both hosts on the LAN of router A (`nat_b` is not used then).
     `same_private_range`: both private networks have the same addresses, and so have both hosts.
+    `cgn_a`, `cgn_b`: a carrier's NAT before router A or B. `same_cgn`: router B behind `cgn_a` too.
+    `second_a`: another router for host A, on another network: it is multi-homed then.
+    `ipv6`: of both hosts, or (A, B): "none", "open", "firewall" (stateful, silent) or "reject" (stateful, answers).
     `device`: what the wire uses: "tun", "packet" (packet sockets on veth pairs), or "auto": TUN where it may be
-    opened.
+    opened. `seed`: makes what user-space routers and links do by chance the same again.
 
-    Raises LabUnavailable where `namespaces_available` has a reason, and ValueError for an unknown kind.
+    Raises LabUnavailable where `namespaces_available` has a reason, and ValueError for what does not fit together.
     Whatever ends the owner (an exception, Ctrl-C, SIGTERM, SIGKILL), no process and no namespace of it stays.
     """
-    kinds = NatKind.parse(nat_a), NatKind.parse(nat_b)
+    both6 = (ipv6, ipv6) if isinstance(ipv6, str) else ipv6
+    if not set(both6) <= set(IPV6):
+        raise ValueError(f"ipv6 is one of {', '.join(IPV6)}, or two of them, not {ipv6!r}")
+    if same_cgn and (cgn_a is None or cgn_b is not None or same_nat):
+        raise ValueError("same_cgn puts router B behind cgn_a: give cgn_a alone, and no same_nat")
+    wishes = Wishes(
+        nat_a=parse_kind(nat_a),
+        nat_b=parse_kind(nat_b),
+        link_a=link_a or Link(delay),
+        link_b=link_b or Link(delay),
+        cgn_a=None if cgn_a is None else parse_kind(cgn_a),
+        cgn_b=None if cgn_b is None else parse_kind(cgn_b),
+        second_a=None if second_a is None else parse_kind(second_a),
+        same_nat=same_nat,
+        same_cgn=same_cgn,
+        same_range=same_private_range,
+        ipv6=both6,
+        device=device,
+        seed=seed,
+    )
     reason = namespaces_available()
     if reason is not None:
         raise LabUnavailable(reason)
-    lab = Lab(*kinds, delay, same_nat, same_private_range, device)
+    lab = Lab(wishes)
     try:
         lab.open()
         yield lab

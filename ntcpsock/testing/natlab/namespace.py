@@ -72,9 +72,11 @@ def configure(
     sysctls: Mapping[str, str] | None = None,
     wishes: Mapping[str, str] | None = None,
     links: Sequence[str] = (),
+    links6: Sequence[str] = (),
     rules: str = "",
 ) -> None:
-    """Set sysctls, then apply `ip` batch lines, then an nft script. `wishes` are sysctls that may fail."""
+    """Set sysctls, then apply `ip` (and `ip -6`) batch lines, then an nft script. `wishes` are sysctls that may
+    fail."""
     if sysctls or wishes:
         # /proc/sys/net shows the namespace of the process that opens it.
         lines = [_set_sysctl(key, value) for key, value in (sysctls or {}).items()]
@@ -82,6 +84,8 @@ def configure(
         run_checked([*enter_command(name), "/bin/sh", "-e"], script="\n".join([*lines, ""]))
     if links:
         run_checked([tool("ip"), "-netns", name, "-batch", "-"], script="\n".join([*links, ""]))
+    if links6:
+        run_checked([tool("ip"), "-6", "-netns", name, "-batch", "-"], script="\n".join([*links6, ""]))
     if rules:
         run_checked([*enter_command(name), tool("nft"), "-f", "-"], script=rules)
 

@@ -12,11 +12,15 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ntcpsock.testing.natlab.conntrack import flush
 from ntcpsock.testing.natlab.kinds import NatKind
 from ntcpsock.testing.natlab.namespace import enter_command
+from ntcpsock.testing.natlab.router.behaviour import Behaviour
+
+if TYPE_CHECKING:
+    from ntcpsock.testing.natlab.lab import Lab
 
 T = TypeVar("T")
 
@@ -141,24 +145,60 @@ class Place:
 class Host(Place):
     """A machine where the programs under test run."""
 
-    def __init__(self, name: str, namespace: str, address: str) -> None:
+    def __init__(self, name: str, namespace: str, *addresses: str) -> None:
         super().__init__(name, namespace)
-        self.address = address
+        self.address = addresses[0]
         """Its own (first) address: private behind a NAT."""
+        self.addresses = addresses
+        """All of its IPv4 addresses; a multi-homed host has two, and what is bound to one leaves by its router."""
+        self.addresses6: tuple[str, ...] = ()
+        """Its IPv6 addresses, where the lab has IPv6."""
+        self.devices: dict[str, str] = {}
+        """The device that leads to each of its routers, by the router's name."""
 
 
 class Router(Place):
     """A router with its NAT or firewall."""
 
-    def __init__(self, name: str, namespace: str, kind: NatKind, public_address: str) -> None:
+    def __init__(self, name: str, namespace: str, kind: NatKind | Behaviour, public_address: str) -> None:
         super().__init__(name, namespace)
         self.kind = kind
         self.public_address = public_address
-        """What the public segment sees of the hosts behind: the address of the NAT, or of the public host."""
+        """What its uplink's network sees of the hosts behind: the address of the NAT, or of the public host."""
+        self.proxy: tuple[str, int] | None = None
+        """The HTTP proxy that runs on it, where nothing else leads out."""
+        self._lab: Lab | None = None
+
+    @property
+    def engine(self) -> str:
+        """Who translates: "linux" (nftables), or "userspace"."""
+        return "userspace" if isinstance(self.kind, Behaviour) else "linux"
 
     def flush_mappings(self) -> None:
         """Forget every mapping and flow, as a restart of the router does."""
-        self.call(flush)
+        if isinstance(self.kind, Behaviour):
+            assert self._lab is not None
+            self._lab._ask("forget", self)
+        else:
+            self.call(flush)
+
+    def mappings(self) -> list[dict[str, Any]]:
+        """The mappings in force: `protocol`, `inner`, `outer` and the `remotes` that have a session.
+
+        Raises ValueError for a router of the Linux engine: ask its conntrack.
+        """
+        assert self._lab is not None
+        if not isinstance(self.kind, Behaviour):
+            raise ValueError(f"{self.name} is a real Linux router: its table is in the kernel")
+        return self._lab._mappings(self)
+
+    def drops(self) -> dict[str, int]:
+        """How many packets the NAT has dropped, by reason. Raises ValueError as `mappings` does."""
+        assert self._lab is not None
+        if not isinstance(self.kind, Behaviour):
+            raise ValueError(f"{self.name} is a real Linux router: ask its nft counters")
+        drops: dict[str, int] = self._lab._ask("dropped", self)
+        return drops
 
 
 def _wait_readable(fd: int, timeout: float, process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,8 @@
 """The wire of the lab: a helper process that carries packets between pairs of devices, each after a delay.
 
-Run as `python -m ntcpsock.testing.natlab.wire SPECIFICATION`. It says `ready` on stdout when the devices exist.
-It ends when its standard input ends or when its parent dies, however that died, and then removes the lab's
-namespaces.
+A user-space NAT stands at the first end of its router's link. Run as `python -m ntcpsock.testing.natlab.wire`, with
+the specification as first line on standard input. It says `ready` on stdout when the devices exist. It ends when its
+standard input ends or when its parent dies, however that died, and then removes the lab's namespaces.
 """
 
 from __future__ import annotations
@@ -12,36 +12,41 @@ import ctypes
 import gc
 import json
 import os
+import pickle
+import random
 import select
 import signal
 import sys
 import time
-from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ntcpsock.testing.natlab.device import Device, choose_kind, enter_new_namespace, open_link
+from ntcpsock.testing.natlab.link import Link, Queue
 from ntcpsock.testing.natlab.namespace import LabUnavailable, remove_namespaces
-
-QUEUE_LIMIT = 64 * 1024 * 1024
-"""Bytes that one direction of a link holds; what comes beyond is dropped and counted."""
+from ntcpsock.testing.natlab.router.machine import Nat, Output
 
 _READS_IN_A_ROW = 64
 _PR_SET_TIMERSLACK = 29
+_VNET_HEADER = 10
+_NEEDS_CHECKSUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
 
 
 class Direction:
-    """One direction of a link: a queue of packets with the time at which each is due."""
+    """One direction of a link, from one device to the other."""
 
-    def __init__(self, source: Device, target: Device, delay: float) -> None:
+    def __init__(self, source: Device, target: Device, link: Link, rng: random.Random) -> None:
         self.source = source
         self.target = target
-        self.delay = delay
-        self.queue: deque[tuple[float, bytes]] = deque()
-        self.queued_bytes = 0
+        self.queue = Queue(link, rng)
         self.carried_packets = 0
         self.carried_bytes = 0
         self.dropped_packets = 0
         self.worst_lateness = 0.0
+        self.entrance: Callable[[bytes, float], None] = self.queue.put
+        """What becomes of a packet that the source device gives."""
+        self.exit: Callable[[bytes, float], None] = self.deliver
+        """What becomes of a packet that has crossed the link."""
 
     def read(self) -> None:
         """Take what the source device has now; each packet is due `delay` after it was read."""
@@ -49,76 +54,134 @@ class Direction:
             packet = self.source.read()
             if packet is None:
                 return
-            if self.queued_bytes + len(packet) > QUEUE_LIMIT:
-                self.dropped_packets += 1
-                continue
-            self.queue.append((time.monotonic() + self.delay, packet))
-            self.queued_bytes += len(packet)
+            self.entrance(packet, time.monotonic())
 
     def write_due(self) -> None:
         """Give the target device what is due."""
-        queue = self.queue
-        while queue:
-            due, packet = queue[0]
+        while (due := self.queue.due()) is not None:
             now = time.monotonic()
             if due > now:
                 return
-            queue.popleft()
-            self.queued_bytes -= len(packet)
-            try:
-                self.target.write(packet)
-            except OSError:  # the device is down, or the packet is none
-                self.dropped_packets += 1
-                continue
-            self.carried_packets += 1
-            self.carried_bytes += len(packet)
+            due, packet = self.queue.take()
             self.worst_lateness = max(self.worst_lateness, now - due)
+            self.exit(packet, now)
+
+    def deliver(self, packet: bytes, now: float) -> None:
+        """Give the target device a packet."""
+        try:
+            self.target.write(packet)
+        except OSError:  # the device is down, or the packet is none
+            self.dropped_packets += 1
+            return
+        self.carried_packets += 1
+        self.carried_bytes += len(packet)
 
     def counters(self) -> dict[str, float]:
         return {
             "carried_packets": self.carried_packets,
             "carried_bytes": self.carried_bytes,
-            "dropped_packets": self.dropped_packets,
+            "dropped_packets": self.dropped_packets + self.queue.dropped,
             "worst_lateness": self.worst_lateness,
         }
 
 
-def forward(directions: list[Direction], control: int, parent: int) -> None:
-    """Carry packets until `control` ends or `parent` (a pidfd) becomes readable."""
-    by_source = {direction.source.fileno(): direction for direction in directions}
-    watched = [control, parent, *by_source]
-    while True:
-        timeout = None
-        for direction in directions:
-            if direction.queue:
-                wait = direction.queue[0][0] - time.monotonic()
-                timeout = wait if timeout is None else min(timeout, wait)
-        # select, because its time-out has microseconds; epoll's has milliseconds.
-        readable, _, _ = select.select(watched, [], [], None if timeout is None else max(timeout, 0.0))
-        for fd in readable:
-            if fd == parent:
-                return
-            if fd == control:
-                if not os.read(control, 4096):
-                    return
-                print(json.dumps([direction.counters() for direction in directions]), flush=True)
+class NatStation:
+    """A user-space NAT between the first device of a link and the link."""
+
+    def __init__(self, nat: Nat, out: Direction, back: Direction) -> None:
+        self.nat = nat
+        self._out = out
+        self._back = back
+        self._link_header = _VNET_HEADER + out.source.link_header_size
+        out.entrance = self._leave
+        back.exit = self._arrive
+
+    def _leave(self, packet: bytes, now: float) -> None:
+        self._pass(packet, now, self.nat.outbound)
+
+    def _arrive(self, packet: bytes, now: float) -> None:
+        self._pass(packet, now, self.nat.inbound)
+
+    def _pass(self, packet: bytes, now: float, translate: Callable[..., list[Output]]) -> None:
+        head = self._link_header
+        partial = bool(packet[0] & _NEEDS_CHECKSUM)
+        for output in translate(bytearray(packet[head:]), now, partial=partial):
+            # Both ends of a link have the same hardware address, so a header is right in either direction.
+            header = bytes(_VNET_HEADER) + packet[_VNET_HEADER:head] if output.fresh else packet[:head]
+            if output.outward:
+                self._out.queue.put(header + output.data, now)
             else:
-                by_source[fd].read()
-        for direction in directions:
-            direction.write_due()
+                self._back.deliver(header + output.data, now)
 
 
-def open_directions(kind: str, links: list[dict[str, Any]]) -> list[Direction]:
+class Wire:
+    """All links of a lab."""
+
+    def __init__(self, directions: list[Direction], stations: dict[str, NatStation]) -> None:
+        self.directions = directions
+        self.stations = stations
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """What the lab's owner asks."""
+        if request["ask"] == "counters":
+            return [direction.counters() for direction in self.directions]
+        nat = self.stations[request["router"]].nat
+        if request["ask"] == "forget":
+            nat.forget()
+            return None
+        if request["ask"] == "dropped":
+            return dict(nat.dropped)
+        return nat.mappings(time.monotonic())
+
+    def carry(self, control: int, parent: int) -> None:
+        """Carry packets until `control` ends or `parent` (a pidfd) becomes readable."""
+        by_source = {direction.source.fileno(): direction for direction in self.directions}
+        watched = [control, parent, *by_source]
+        pending = b""
+        while True:
+            timeout = None
+            for direction in self.directions:
+                if (due := direction.queue.due()) is not None:
+                    wait = due - time.monotonic()
+                    timeout = wait if timeout is None else min(timeout, wait)
+            # select, because its time-out has microseconds; epoll's has milliseconds.
+            readable, _, _ = select.select(watched, [], [], None if timeout is None else max(timeout, 0.0))
+            for fd in readable:
+                if fd == parent:
+                    return
+                if fd == control:
+                    data = os.read(control, 4096)
+                    if not data:
+                        return
+                    *requests, pending = (pending + data).split(b"\n")
+                    for request in requests:
+                        print(json.dumps(self.answer(json.loads(request))), flush=True)
+                else:
+                    by_source[fd].read()
+            for direction in self.directions:
+                direction.write_due()
+
+
+def open_wire(specification: dict[str, Any]) -> Wire:
     """Make the devices of each link; two directions a link, from its first end first."""
+    kind = specification["device"]
     if kind == "auto":
         kind = choose_kind()
     if kind == "packet":
         enter_new_namespace()
-    directions = []
-    for link in links:
-        one, other = open_link(kind, link["ends"])
-        directions += [Direction(one, other, link["delay"]), Direction(other, one, link["delay"])]
-    return directions
+    rng = random.Random(specification["seed"])
+    directions: list[Direction] = []
+    stations = {}
+    for entry in specification["links"]:
+        link: Link = entry["link"]
+        one, other = open_link(kind, entry["ends"], whole_streams=not link.counts_packets)
+        out, back = Direction(one, other, link, rng), Direction(other, one, link, rng)
+        directions += [out, back]
+        if entry["nat"] is not None:
+            behaviour, public, gateway, blackholes = entry["nat"]
+            nat = Nat(behaviour, public, gateway, blackholes, seed=rng.randrange(1 << 32))
+            stations[entry["router"]] = NatStation(nat, out, back)
+    return Wire(directions, stations)
 
 
 def be_punctual() -> None:
@@ -129,24 +192,36 @@ def be_punctual() -> None:
     gc.disable()
 
 
-def main(specification: dict[str, Any]) -> None:
+def main() -> None:
     # Ctrl-C is for the owner, whose end is the end of this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    specification = pickle.loads(bytes.fromhex(_read_line(sys.stdin.fileno())))
     try:
         parent = os.pidfd_open(specification["owner"])
         if os.getppid() != specification["owner"]:
             return
         try:
-            directions = open_directions(specification["device"], specification["links"])
+            wire = open_wire(specification)
         except (OSError, LabUnavailable) as error:
             print(f"{error}", flush=True)
             return
         be_punctual()
         print("ready", flush=True)
-        forward(directions, sys.stdin.fileno(), parent)
+        wire.carry(sys.stdin.fileno(), parent)
     finally:
         remove_namespaces(specification["namespaces"])
 
 
+def _read_line(fd: int) -> str:
+    """One line, and not a byte more: what follows is for `select`."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(fd, 1)
+        if not byte:
+            raise SystemExit("the lab's owner is gone")
+        line += byte
+    return line.decode()
+
+
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main()
