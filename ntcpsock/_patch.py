@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ntcpsock import _earlier, _names, _on_import, _publish, _resolver
+from ntcpsock import _earlier, _gevent, _names, _on_import, _publish, _resolver
 from ntcpsock._socket import NTCPSocket
 
 #: What `install()` puts into the module `socket`.
@@ -47,12 +47,14 @@ def install() -> None:
     """Make every socket of this process understand `.ntcp` names. Each call needs its `uninstall()`.
 
     Warns with PatchWarning, naming modules that were imported before and keep the system's sockets.
+    Raises NTCPError (EOPNOTSUPP) after gevent's monkey patching.
     """
     _install(stacklevel=3)
 
 
 def _install(stacklevel: int) -> None:
     global _depth
+    _gevent.check("socket")
     late: dict[str, list[str]] = {}
     with _lock:
         _depth += 1
@@ -62,6 +64,7 @@ def _install(stacklevel: int) -> None:
                 _replace(_stdlib, name, replacement)
             _hook_ssl()
             _uvloop_hook.install()
+            _gevent_hook.install()
             _publish.enabled = True
     if late:
         # Not under the lock: a filter may turn this into an exception, and a formatter may do anything.
@@ -98,6 +101,7 @@ def _hook_uvloop(uvloop: ModuleType) -> None:
 
 
 _uvloop_hook = _on_import.OnImport("uvloop", _hook_uvloop)
+_gevent_hook = _on_import.OnImport("gevent.monkey", _gevent.subscribe)
 
 
 def uninstall() -> None:
@@ -118,6 +122,7 @@ def uninstall() -> None:
                     setattr(owner, name, original)
             _replaced.clear()
             _uvloop_hook.uninstall()
+            _gevent_hook.uninstall()
             _publish.enabled = False
 
 

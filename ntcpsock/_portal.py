@@ -19,7 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ntcpsock import _os_exit
+from ntcpsock import _gevent, _os_exit
 from ntcpsock._errors import NTCPError, TraversalTimeout
 
 if TYPE_CHECKING:
@@ -305,6 +305,7 @@ def get() -> Portal:
         exiting = _exiting
         if not exiting:
             if _current is None or not _current.alive:
+                _gevent.check("threading")
                 _current = Portal()
                 _stop_with_multiprocessing()
                 _os_exit.install(_before_os_exit)

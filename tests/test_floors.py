@@ -165,6 +165,7 @@ FLOORS = (
             "_engine",
             "_forwarding",
             "_gate",
+            "_gevent",
             "_hop",
             "_inquiry",
             "_known",
