@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 import ntcpsock
-from ntcpsock import _names
+from ntcpsock import _names, _resolver
 
 NUMBER = _names.number("alice")
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only answers are looked at; nobody has to listen there."""
+    monkeypatch.setattr(_resolver, "_open", lambda label, port: None)
 
 
 @pytest.mark.parametrize("name", ["alice.ntcp", "ALICE.ntcp", "alice.NTCP.", b"alice.ntcp", b"Alice.NTCP"])

@@ -114,7 +114,7 @@ def test_the_resolver(network: FakeNetwork) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         [entry] = await loop.getaddrinfo("alice.ntcp", 8000, type=socket.SOCK_STREAM)
-        assert entry[4] == (NUMBER, 8000)
+        assert _names.label_of(entry[4][0]) == "alice"
         assert await loop.getnameinfo((NUMBER, 80)) == ("alice.ntcp", "http")
         assert (await loop.getaddrinfo("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
         assert await loop.getnameinfo(("127.0.0.1", 80), socket.NI_NUMERICHOST) == ("127.0.0.1", "http")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +25,10 @@ import ntcpsock
 from ntcpsock import NTCPSocket, _gate, _names, _owner, _portal
 
 Plain: Any = NTCPSocket.__mro__[1]
-NUMBER = _names.number("alice")
+# One of this process's own: several runs on one machine would sit at the same number.
+LABEL = f"alice{os.getpid()}"
+NAME = LABEL + ".ntcp"
+NUMBER = _names.number(LABEL)
 
 
 # Elsewhere the owner of a connection cannot be asked for, and no gate lets anybody in.
@@ -37,7 +42,7 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNet
 
 
 def resolve(port: int = 8000) -> tuple[str, int]:
-    [(_, _, _, _, address)] = socket.getaddrinfo("alice.ntcp", port, 0, socket.SOCK_STREAM)
+    [(_, _, _, _, address)] = socket.getaddrinfo(NAME, port, 0, socket.SOCK_STREAM)
     assert address[1] == port
     return str(address[0]), port
 
@@ -62,7 +67,7 @@ def is_refused(address: tuple[str, int]) -> bool:
 
 
 def test_a_plain_socket_gets_through(network: FakeNetwork) -> None:
-    with listener() as server:
+    with listener(NAME) as server:
         for _ in range(2):
             address = resolve()
             assert address == (NUMBER, 8000)
@@ -80,7 +85,7 @@ def test_a_plain_socket_gets_through(network: FakeNetwork) -> None:
 
 def test_one_that_has_sent_and_half_closed_at_once(network: FakeNetwork) -> None:
     """Its socket is no longer ESTABLISHED when the engine asks whose it is."""
-    with listener() as server, closing(plain_client(resolve())) as client:
+    with listener(NAME) as server, closing(plain_client(resolve())) as client:
         client.sendall(b"all")
         client.shutdown(socket.SHUT_WR)
         with server.accept()[0] as accepted:
@@ -88,8 +93,8 @@ def test_one_that_has_sent_and_half_closed_at_once(network: FakeNetwork) -> None
 
 
 def test_ipv6_by_the_mapped_number(network: FakeNetwork) -> None:
-    with listener() as server:
-        [entry] = socket.getaddrinfo("alice.ntcp", 8000, socket.AF_INET6, socket.SOCK_STREAM)
+    with listener(NAME) as server:
+        [entry] = socket.getaddrinfo(NAME, 8000, socket.AF_INET6, socket.SOCK_STREAM)
         with Plain(socket.AF_INET6, socket.SOCK_STREAM) as client:
             client.connect(entry[4])
             with server.accept()[0] as accepted:
@@ -98,14 +103,14 @@ def test_ipv6_by_the_mapped_number(network: FakeNetwork) -> None:
 
 
 def test_a_socket_of_ours_made_from_the_descriptor_knows_its_peer(network: FakeNetwork) -> None:
-    with listener() as server, closing(plain_client(resolve())) as client, server.accept()[0]:
+    with listener(NAME) as server, closing(plain_client(resolve())) as client, server.accept()[0]:
         # The dial was over before the server accepted; what is known of it comes a moment later.
         def adopted() -> NTCPSocket:
             return NTCPSocket(fileno=os.dup(client.fileno()))
 
         def knows() -> bool:
             with adopted() as ours:
-                return ours.peer is not None and ours.peer.name == "alice"
+                return ours.peer is not None and ours.peer.name == LABEL
 
         wait_until(knows)
         with adopted() as ours:
@@ -116,7 +121,7 @@ def test_a_program_in_c(network: FakeNetwork) -> None:
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")
-    with listener() as server:
+    with listener(NAME) as server:
         host, port = resolve()
 
         def serve() -> bytes:
@@ -133,6 +138,26 @@ def test_a_program_in_c(network: FakeNetwork) -> None:
         assert background.result().startswith(b"GET /page ")
 
 
+def test_c_code_in_this_process(network: FakeNetwork) -> None:
+    """The C library's own calls: no class of Python's is met."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with listener(NAME) as server:
+        host, port = resolve()
+        address = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, socket.inet_aton(host))
+        descriptor = libc.socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+        try:
+            assert libc.connect(descriptor, address, len(address)) == 0
+            with server.accept()[0] as accepted:
+                assert libc.send(descriptor, b"from C", 6, 0) == 6
+                assert accepted.recv(10) == b"from C"
+                accepted.sendall(b"to C")
+                buffer = ctypes.create_string_buffer(10)
+                assert libc.recv(descriptor, buffer, 10, 0) == 4
+                assert buffer.value == b"to C"
+        finally:
+            libc.close(descriptor)
+
+
 def test_a_name_that_fails_is_a_reset(network: FakeNetwork) -> None:
     with closing(plain_client(resolve(1234))) as client, pytest.raises(ConnectionResetError):
         client.recv(1)
@@ -146,9 +171,9 @@ def test_only_ports_that_were_resolved_answer(network: FakeNetwork) -> None:
 @pytest.mark.parametrize(
     "question",
     [
-        ("alice.ntcp", 8000, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE),
-        ("alice.ntcp", None, 0, socket.SOCK_STREAM),
-        ("alice.ntcp", 8000, 0, socket.SOCK_DGRAM),
+        (NAME, 8000, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE),
+        (NAME, None, 0, socket.SOCK_STREAM),
+        (NAME, 8000, 0, socket.SOCK_DGRAM),
         ("127.0.0.1", 8000),
     ],
 )
@@ -159,7 +184,7 @@ def test_questions_that_open_nothing(network: FakeNetwork, question: tuple[Any, 
 
 def test_the_drop_in_s_own_function_does_it_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_network(monkeypatch, tmp_path):
-        ntcpsock.getaddrinfo("alice.ntcp", 8000)
+        ntcpsock.getaddrinfo(NAME, 8000)
         plain_client((NUMBER, 8000)).close()
 
 
@@ -175,7 +200,7 @@ def test_one_that_nobody_uses_goes_and_one_that_was_used_stays(
     network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_gate, "UNUSED_DEADLINE", 0.5)
-    with listener() as server:
+    with listener(NAME) as server:
         address = resolve(8000)
         with closing(plain_client(address)), server.accept()[0]:
             pass
@@ -188,14 +213,14 @@ def test_one_that_nobody_uses_goes_and_one_that_was_used_stays(
 
 
 def test_where_another_program_sits_a_further_number_answers(network: FakeNetwork) -> None:
-    with Plain(socket.AF_INET, socket.SOCK_STREAM) as other, listener() as server:
+    with Plain(socket.AF_INET, socket.SOCK_STREAM) as other, listener(NAME) as server:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # earlier tests' connections linger
         other.bind((NUMBER, 8000))
         other.listen()
         address = resolve()
         assert address[0] != NUMBER
         assert address == resolve()
-        assert _names.label_of(address[0]) == "alice"
+        assert _names.label_of(address[0]) == LABEL
         with closing(plain_client(address)) as client, server.accept()[0] as accepted:
             client.sendall(b"past the squatter")
             assert accepted.recv(100) == b"past the squatter"
@@ -235,7 +260,7 @@ def test_the_program_gets_its_port_when_it_wants_it(network: FakeNetwork) -> Non
 
 
 def test_the_program_stops_while_a_gate_dials(network: FakeNetwork) -> None:
-    network.silent.add("alice")
+    network.silent.add(LABEL)
     with closing(plain_client(resolve())) as client:
         wait_until(lambda: bool(network.opened))
         _portal.stop(2)
@@ -249,7 +274,7 @@ def test_tls_wrapped_before_connect_without_any_hook(network: FakeNetwork) -> No
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.sslsocket_class = ssl.SSLSocket
-    with listener() as server:
+    with listener(NAME) as server:
         address = resolve()
         with context.wrap_socket(Plain(socket.AF_INET, socket.SOCK_STREAM)) as client:
             client.settimeout(PATIENCE)
@@ -272,7 +297,7 @@ def test_a_forked_child_has_gates_of_its_own(network: FakeNetwork) -> None:
     assert inherited == []
     # The parent's engine sits at the number; it would dial in the parent's name.
     assert number != NUMBER
-    assert _names.number("alice") == NUMBER
+    assert _names.number(LABEL) == NUMBER
 
 
 def _in_a_child(queue: Any) -> None:

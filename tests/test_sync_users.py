@@ -22,7 +22,10 @@ from ntcpsock._hop import Dialled
 from ntcpsock._listening import Listening
 
 Plain: Any = NTCPSocket.__mro__[1]
-NUMBER = _names.number("alice")
+# One of this process's own: several runs on one machine would sit at the same number.
+LABEL = f"alice{os.getpid()}"
+NAME = LABEL + ".ntcp"
+NUMBER = _names.number(LABEL)
 
 #: What a refused connection looks like: a reset, at whichever call, or an end without a byte.
 REFUSED = (["error", "ECONNRESET"], ["error", "EPIPE"], ["error", "ECONNREFUSED"], ["received", ""])
@@ -35,7 +38,7 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNet
 
 
 def resolve() -> tuple[str, int]:
-    return str(socket.getaddrinfo("alice.ntcp", 8000, 0, socket.SOCK_STREAM)[0][4][0]), 8000
+    return str(socket.getaddrinfo(NAME, 8000, 0, socket.SOCK_STREAM)[0][4][0]), 8000
 
 
 def plain_client(address: tuple[str, int]) -> Any:
@@ -46,7 +49,7 @@ def plain_client(address: tuple[str, int]) -> Any:
 
 
 def test_at_a_number_that_answers(network: FakeNetwork, caplog: pytest.LogCaptureFixture) -> None:
-    with listener() as server:
+    with listener(NAME) as server:
         address = resolve()
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
@@ -63,7 +66,7 @@ def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> Non
     """Everybody can tell the number of a name, and listen there first."""
     squatter = Squatter((NUMBER, 8000))
     try:
-        with listener() as server:
+        with listener(NAME) as server:
             address = resolve()
             assert address[0] != NUMBER
             with closing(plain_client(address)) as client, server.accept()[0] as accepted:
@@ -74,8 +77,8 @@ def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> Non
 
 
 def test_nobody_sits_where_the_engine_sits(network: FakeNetwork) -> None:
-    with listener() as server:
-        client, accepted = pair(server)
+    with listener(NAME) as server:
+        client, accepted = pair(server, NAME)
         with client, accepted, NTCPSocket() as parked:
             parked.setblocking(False)
             network.silent.add("bob")
@@ -95,11 +98,11 @@ def test_nobody_sits_where_the_engine_sits(network: FakeNetwork) -> None:
 
 
 def test_at_a_listener_under_a_name(network: FakeNetwork) -> None:
-    with listener() as server:
+    with listener(NAME) as server:
         background = Background(server.accept)
         assert as_nobody(CONNECT, Plain.getsockname(server)) in REFUSED
         with NTCPSocket() as client:
-            client.connect(("alice.ntcp", 8000))
+            client.connect((NAME, 8000))
             accepted, _ = background.result()
             with accepted:
                 assert accepted.peer is not None
@@ -120,8 +123,8 @@ def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPa
         outcomes.append(as_nobody(CONNECT, self.address))
 
     monkeypatch.setattr(Dialled, "announce", intrude)
-    with listener() as server:
-        client, accepted = pair(server)
+    with listener(NAME) as server:
+        client, accepted = pair(server, NAME)
         with client, accepted:
             client.sendall(b"mine")
             assert accepted.recv(10) == b"mine"
@@ -130,11 +133,11 @@ def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPa
 
 
 def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
-    network.silent.add("alice")
+    network.silent.add(LABEL)
     with NTCPSocket() as parked:
         parked.setblocking(False)
         with pytest.raises(BlockingIOError):
-            parked.connect(("alice.ntcp", 8000))
+            parked.connect((NAME, 8000))
         park = _portal.get().engine.car_parks[socket.AF_INET]
         # Its SYN is dropped as everybody's is: the queue is full.
         assert as_nobody(CONNECT, park.address) == ["error", "timeout"]
@@ -147,17 +150,17 @@ def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
 
 def test_who_takes_the_port_of_a_listener_that_is_gone(network: FakeNetwork) -> None:
     """Closed in C, where we did not see it: the engine still believes that the program listens."""
-    server = listener()
+    server = listener(NAME)
     address = Plain.getsockname(server)
     os.close(server.fileno())
     squatter = Squatter(address)
     try:
         with NTCPSocket() as client:
             client.settimeout(PATIENCE)
-            client.connect(("alice.ntcp", 8000))
+            client.connect((NAME, 8000))
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
-        wait_until(lambda: ("alice", 8000) not in network.listeners)
+        wait_until(lambda: (LABEL, 8000) not in network.listeners)
     finally:
         assert squatter.leave() == ["nobody came"]
         server.detach()
@@ -174,9 +177,9 @@ def test_who_takes_it_while_the_engine_connects(
         return len(asked) % 2 == 1  # yes before, no after
 
     monkeypatch.setattr(Listening, "is_there", is_there)
-    with listener() as server, NTCPSocket() as client:
+    with listener(NAME) as server, NTCPSocket() as client:
         client.settimeout(PATIENCE)
-        client.connect(("alice.ntcp", 8000))
+        client.connect((NAME, 8000))
         with pytest.raises(ConnectionResetError):
             client.recv(1)
         # What was connected meanwhile has got nothing, and our own accept lets it not in.
@@ -195,7 +198,7 @@ def test_of_listeners_that_share_a_port_each_is_the_program_s(network: FakeNetwo
         first.listen()
         target = first.getsockname()
         alone, shared = (
-            Listening("alice", 8000, 1, socket.AF_INET, target, lambda error: None, shared=shared)
+            Listening(LABEL, 8000, 1, socket.AF_INET, target, lambda error: None, shared=shared)
             for shared in (False, True)
         )
         assert alone.is_there()
@@ -215,14 +218,14 @@ def test_where_it_cannot_be_asked_just_now_the_listener_stays(
     def exhausted(*arguments: Any, **keywords: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    with listener() as server:
+    with listener(NAME) as server:
         with monkeypatch.context() as patch, NTCPSocket() as client:
             patch.setattr(_owner, "by_diag", exhausted)
             patch.setattr(_owner, "by_proc", exhausted)
             client.settimeout(PATIENCE)
-            client.connect(("alice.ntcp", 8000))
+            client.connect((NAME, 8000))
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
-        client, accepted = pair(server)
+        client, accepted = pair(server, NAME)
         client.close()
         accepted.close()
