@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket as _stdlib
+import sys
+from types import FrameType
 from typing import Any
 
 from ntcpsock import _names, _portal
+
+_CREATE_CONNECTION = _stdlib.create_connection.__code__
 
 
 def getaddrinfo(
@@ -17,17 +21,27 @@ def getaddrinfo(
     Services, types and flags are the system's: it is asked with the number in place of the name.
 
     Where a port is given and the answer is for connecting (no AI_PASSIVE), the number answers at that port
-    from now on, to C code too.
+    from now on, to C code too (see the guide, "Names as numbers").
     """
     answers = _names.getaddrinfo(host, port, family, type, proto, flags)
     label = _names.label_of(host)
     if label is None or flags & _stdlib.AI_PASSIVE:
+        return answers
+    if _is_for_our_class(sys._getframe(1)):
         return answers
     number = next((_open(label, entry[4][1]) for entry in answers if entry[1] == _stdlib.SOCK_STREAM), None)
     if number is None or number == _names.number(label):
         return answers
     # Another program sits at this port of the name's own number.
     return [(*entry[:4], (_names.as_family(number, entry[0]), *entry[4][1:])) for entry in answers]
+
+
+def _is_for_our_class(caller: FrameType) -> bool:
+    """Whether the answer goes to a socket of ours at once: `create_connection`, which most libraries use, asks and
+    connects. No gate is needed then, and none should keep other programs from the port."""
+    if caller.f_code is not _CREATE_CONNECTION:
+        return False
+    return getattr(caller.f_globals.get("socket"), "__module__", None) == __package__
 
 
 def _open(label: str, port: int) -> str | None:

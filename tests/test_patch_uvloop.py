@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from alice_certificate import make_certificate
 from fake_node import FakeNetwork
-from local_users import CONNECT, as_nobody
+from local_users import CONNECT, as_nobody, need_nobody
 from sync_support import PATIENCE, fake_network, wait_until
 
 import ntcpsock
@@ -184,6 +184,7 @@ def test_a_server_that_waits_and_is_cancelled(network: FakeNetwork) -> None:
 
 
 def test_another_user_is_not_accepted(network: FakeNetwork) -> None:
+    need_nobody()
     met: list[str] = []
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

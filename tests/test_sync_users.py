@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_node import FakeNetwork
-from local_users import CONNECT, LISTEN, NOBODY, Squatter, as_nobody
+from local_users import CONNECT, LISTEN, NOBODY, Squatter, as_nobody, need_nobody
 from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
 
 import ntcpsock
@@ -27,8 +27,15 @@ LABEL = f"alice{os.getpid()}"
 NAME = LABEL + ".ntcp"
 NUMBER = _names.number(LABEL)
 
+second_user = pytest.mark.usefixtures("nobody")
+
 #: What a refused connection looks like: a reset, at whichever call, or an end without a byte.
 REFUSED = (["error", "ECONNRESET"], ["error", "EPIPE"], ["error", "ECONNREFUSED"], ["received", ""])
+
+
+@pytest.fixture
+def nobody() -> None:
+    need_nobody()
 
 
 @pytest.fixture
@@ -48,6 +55,7 @@ def plain_client(address: tuple[str, int]) -> Any:
     return client
 
 
+@second_user
 def test_at_a_number_that_answers(network: FakeNetwork, caplog: pytest.LogCaptureFixture) -> None:
     with listener(NAME) as server:
         address = resolve()
@@ -62,6 +70,7 @@ def test_at_a_number_that_answers(network: FakeNetwork, caplog: pytest.LogCaptur
             assert accepted.recv(10) == b"mine"
 
 
+@second_user
 def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> None:
     """Everybody can tell the number of a name, and listen there first."""
     squatter = Squatter((NUMBER, 8000))
@@ -76,6 +85,7 @@ def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> Non
         assert squatter.leave() == ["nobody came"]
 
 
+@second_user
 def test_nobody_sits_where_the_engine_sits(network: FakeNetwork) -> None:
     with listener(NAME) as server:
         client, accepted = pair(server, NAME)
@@ -97,6 +107,7 @@ def test_nobody_sits_where_the_engine_sits(network: FakeNetwork) -> None:
                 assert as_nobody(LISTEN, place) == ["EADDRINUSE"] * 4, place
 
 
+@second_user
 def test_at_a_listener_under_a_name(network: FakeNetwork) -> None:
     with listener(NAME) as server:
         background = Background(server.accept)
@@ -113,6 +124,7 @@ def test_at_a_listener_under_a_name(network: FakeNetwork) -> None:
         assert server._named.listener.strangers == 1
 
 
+@second_user
 def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the dialling and the application's own connect."""
     outcomes = []
@@ -132,6 +144,7 @@ def test_at_the_engine_s_door(network: FakeNetwork, monkeypatch: pytest.MonkeyPa
     assert outcomes[0] in REFUSED
 
 
+@second_user
 def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
     network.silent.add(LABEL)
     with NTCPSocket() as parked:
@@ -148,6 +161,7 @@ def test_at_the_park_of_waiting_connects(network: FakeNetwork) -> None:
         assert parked._parked.pending
 
 
+@second_user
 def test_who_takes_the_port_of_a_listener_that_is_gone(network: FakeNetwork) -> None:
     """Closed in C, where we did not see it: the engine still believes that the program listens."""
     server = listener(NAME)
