@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from ntcpsock.testing.natlab import Lab
+    from ntcpsock.testing.natlab import Behaviour, Lab, NatKind
 
 
 class NatLabFactory(Protocol):
     """What the fixture `nat_lab` gives: `open_lab` without the `with`."""
 
-    def __call__(self, nat_a: str = "default", nat_b: str = "default", **arguments: Any) -> Lab: ...
+    def __call__(
+        self,
+        nat_a: str | NatKind | Behaviour = "default",
+        nat_b: str | NatKind | Behaviour = "default",
+        **arguments: Any,
+    ) -> Lab: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +49,11 @@ def nat_lab() -> Iterator[NatLabFactory]:
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
 
-        def factory(nat_a: str = "default", nat_b: str = "default", **arguments: Any) -> Lab:
+        def factory(
+            nat_a: str | NatKind | Behaviour = "default",
+            nat_b: str | NatKind | Behaviour = "default",
+            **arguments: Any,
+        ) -> Lab:
             return stack.enter_context(open_lab(nat_a, nat_b, **arguments))
 
         yield factory

@@ -1,0 +1,366 @@
+"""The user-space NAT does what its words say, seen from outside by plain sockets and by coturn's prober."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import lab_probes as probes
+import lab_programs as programs
+import pytest
+
+from ntcpsock.testing.natlab import (
+    Allocation,
+    Behaviour,
+    Filtering,
+    Hairpin,
+    Lab,
+    Link,
+    Mapping,
+    TcpBehaviour,
+    UdpBehaviour,
+)
+from ntcpsock.testing.pytest_plugin import NatLabFactory
+
+pytestmark = pytest.mark.lab
+
+TELL = 7000
+SILENT = 7900
+DELAY = 0.002
+STRAY_TIMEOUT = 1.5
+
+MAPPINGS, FILTERINGS, ALLOCATIONS = list(Mapping), list(Filtering), list(Allocation)
+
+
+def endpoints(lab: Lab) -> list[programs.Address]:
+    """An endpoint, another port of its address, and another address."""
+    first, second = lab.server_addresses
+    return [(first, TELL + 1), (first, TELL + 2), (second, TELL + 1)]
+
+
+def start_tellers(lab: Lab) -> list[programs.Address]:
+    """TCP and UDP tellers on both addresses and two ports."""
+    for port in (TELL, TELL + 10):
+        lab.server.start(programs.tell_addresses, list(lab.server_addresses), port)
+        lab.server.call(programs.seen_by_tcp, (lab.server_addresses[1], port), 0)
+    first, second = lab.server_addresses
+    return [(first, TELL), (first, TELL + 10), (second, TELL)]
+
+
+def behaviour_of(mapping: Mapping, filtering: Filtering, allocation: Allocation) -> Behaviour:
+    words = {"mapping": mapping, "filtering": filtering, "allocation": allocation, "delta": 2, "band": 64}
+    return Behaviour(udp=UdpBehaviour(**words), tcp=TcpBehaviour(**words))  # type: ignore[arg-type]
+
+
+def check_ports(ports: list[int], own: int, mapping: Mapping, allocation: Allocation) -> None:
+    groups = {
+        Mapping.ENDPOINT_INDEPENDENT: 1,
+        Mapping.ADDRESS_DEPENDENT: 2,
+        Mapping.ADDRESS_AND_PORT_DEPENDENT: 3,
+    }
+    assert len(set(ports)) == groups[mapping], ports
+    new = list(dict.fromkeys(ports))
+    steps = [after - before for before, after in itertools.pairwise(new)]
+    if allocation is Allocation.PRESERVING:
+        assert new == [own + number for number in range(len(new))]
+    elif allocation is Allocation.SEQUENTIAL:
+        assert set(steps) <= {2}
+    elif allocation is Allocation.RANDOM:
+        assert own not in new
+    else:
+        assert len({port // 64 for port in new}) == 1
+
+
+def check_words(lab: Lab, mapping: Mapping, filtering: Filtering, allocation: Allocation) -> None:
+    """Mapping, filtering and allocation of router A, for UDP and TCP."""
+    addresses = endpoints(lab)
+    lab.server.start(probes.answer_from, addresses)
+    tellers = start_tellers(lab)
+    lab.server.start(probes.hold_connections, (lab.server_addresses[0], SILENT))
+    mapped, heard = lab.host_a.call(probes.udp_words, addresses, 4001)
+    expected = {
+        Filtering.ENDPOINT_INDEPENDENT: [True, True, True],
+        Filtering.ADDRESS_DEPENDENT: [True, True, False],
+        Filtering.ADDRESS_AND_PORT_DEPENDENT: [True, False, False],
+    }[filtering]
+    assert heard == expected
+    assert {host for host, _ in mapped} == {lab.nat_a.public_address}
+    check_ports([port for _, port in mapped], 4001, mapping, allocation)
+
+    ports = [port for _, port in lab.host_a.call(probes.tcp_ports, tellers, 4101)]
+    if allocation is Allocation.PER_SESSION:
+        assert len(set(ports)) == 3
+    else:
+        check_ports(ports, 4101, mapping, allocation)
+    # Filtering over TCP: the server knocks at the port of a connection that is held open.
+    holder = lab.host_a.start(
+        probes.hold_and_listen, (lab.server_addresses[0], SILENT), 4201, 3 * STRAY_TIMEOUT
+    )
+    held = wait_for_mapping(lab, 4201)
+    knocks = [
+        lab.server.call(probes.knock_from, (address, port), held, STRAY_TIMEOUT / 2)
+        for address, port in ((lab.server_addresses[1], 7801), (lab.server_addresses[0], 7802))
+    ]
+    assert [knock == "connected" for knock in knocks] == expected[:0:-1]
+    assert holder.result(programs.PATIENCE) == sum(expected[1:])
+
+
+def wait_for_mapping(lab: Lab, inner_port: int) -> programs.Address:
+    """The public endpoint of a TCP port of host A, when it has a session."""
+    while True:
+        for row in lab.nat_a.mappings():
+            if row["protocol"] == "tcp" and row["inner"] == (lab.host_a.address, inner_port):
+                outer: programs.Address = row["outer"]
+                return outer
+
+
+SAMPLE = [
+    (Mapping.ADDRESS_DEPENDENT, Filtering.ADDRESS_DEPENDENT, Allocation.SEQUENTIAL),
+]
+PRODUCT = [words for words in itertools.product(MAPPINGS, FILTERINGS, ALLOCATIONS) if words not in SAMPLE]
+
+
+@pytest.mark.parametrize(("mapping", "filtering", "allocation"), SAMPLE)
+def test_words(
+    nat_lab: NatLabFactory, mapping: Mapping, filtering: Filtering, allocation: Allocation
+) -> None:
+    lab = nat_lab(behaviour_of(mapping, filtering, allocation), "none", delay=DELAY)
+    check_words(lab, mapping, filtering, allocation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mapping", "filtering", "allocation"), PRODUCT)
+def test_every_combination_of_words(
+    nat_lab: NatLabFactory, mapping: Mapping, filtering: Filtering, allocation: Allocation
+) -> None:
+    lab = nat_lab(behaviour_of(mapping, filtering, allocation), "none", delay=DELAY)
+    check_words(lab, mapping, filtering, allocation)
+
+
+SAID_MAPPING = {
+    Mapping.ENDPOINT_INDEPENDENT: "Endpoint Independent Mapping",
+    Mapping.ADDRESS_DEPENDENT: "Address Dependent Mapping",
+    Mapping.ADDRESS_AND_PORT_DEPENDENT: "Address and Port Dependent Mapping",
+}
+SAID_FILTERING = {
+    Filtering.ENDPOINT_INDEPENDENT: "Endpoint Independent Filtering",
+    Filtering.ADDRESS_DEPENDENT: "Address Dependent Filtering",
+    Filtering.ADDRESS_AND_PORT_DEPENDENT: "Address and Port Dependent Filtering",
+}
+
+
+def check_by_coturn(lab: Lab, mapping: Mapping, filtering: Filtering) -> None:
+    first, second = lab.server_addresses
+    listen = [*("-L", first), *("-L", second), "--listening-port", "3478"]
+    quiet = ["--no-auth", "--no-tls", "--no-dtls", "--no-cli", "--pidfile", "/dev/null"]
+    lab.server.popen(
+        ["turnserver", "-n", *listen, *quiet, "--log-file", "/dev/null"], stdout=subprocess.DEVNULL
+    )
+    # It answers STUN over TCP too; when that port is open, all are.
+    while lab.server.call(programs.knock, (second, 3479), programs.PATIENCE) != "connected":
+        continue
+    probe = ["turnutils_natdiscovery", "-m", "-f", first]
+    said = lab.host_a.run(probe, capture_output=True, text=True, timeout=programs.PATIENCE).stdout
+    assert f"NAT with {SAID_MAPPING[mapping]}!" in said
+    assert f"NAT with {SAID_FILTERING[filtering]}!" in said
+
+
+needs_coturn = pytest.mark.skipif(
+    shutil.which("turnutils_natdiscovery") is None or shutil.which("turnserver") is None,
+    reason="the Debian package coturn is missing",
+)
+
+
+@needs_coturn
+def test_coturn_says_the_same(nat_lab: NatLabFactory) -> None:
+    words = Mapping.ENDPOINT_INDEPENDENT, Filtering.ENDPOINT_INDEPENDENT
+    check_by_coturn(nat_lab(behaviour_of(*words, Allocation.RANDOM), "none", delay=DELAY), *words)
+
+
+@needs_coturn
+@pytest.mark.slow
+@pytest.mark.parametrize(("mapping", "filtering"), list(itertools.product(MAPPINGS, FILTERINGS)))
+def test_coturn_says_the_same_of_all(nat_lab: NatLabFactory, mapping: Mapping, filtering: Filtering) -> None:
+    lab = nat_lab(behaviour_of(mapping, filtering, Allocation.RANDOM), "none", delay=DELAY)
+    check_by_coturn(lab, mapping, filtering)
+
+
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b", "outcomes"),
+    [
+        ("eim+rst", "eim+icmp", ("ECONNREFUSED", "ECONNREFUSED")),
+        ("firewall+rst", "eim+drop", ("ECONNREFUSED", "timeout")),
+    ],
+)
+def test_stray_syn(nat_lab: NatLabFactory, nat_a: str, nat_b: str, outcomes: tuple[str, str]) -> None:
+    lab = nat_lab(nat_a, nat_b, delay=DELAY)
+    for router, outcome in zip((lab.nat_a, lab.nat_b), outcomes, strict=True):
+        timeout = STRAY_TIMEOUT if outcome == "timeout" else programs.PATIENCE
+        assert lab.server.call(programs.knock, (router.public_address, 4001), timeout) == outcome
+
+
+@pytest.mark.parametrize(
+    "hairpin",
+    [
+        Hairpin.EXTERNAL,
+        pytest.param(Hairpin.INTERNAL, marks=pytest.mark.slow),
+        pytest.param(Hairpin.NONE, marks=pytest.mark.slow),
+    ],
+)
+def test_hairpin(nat_lab: NatLabFactory, hairpin: Hairpin) -> None:
+    words = {"hairpin": hairpin, "filtering": Filtering.ENDPOINT_INDEPENDENT}
+    lab = nat_lab(
+        Behaviour(udp=UdpBehaviour(**words), tcp=TcpBehaviour(**words)),  # type: ignore[arg-type]
+        same_nat=True,
+        delay=DELAY,
+    )
+    server = start_tellers(lab)[0]
+    public = lab.nat_a.public_address
+    for host, port in ((lab.host_a, 4301), (lab.host_b, 4302)):
+        assert host.call(programs.seen_by_udp, server, port) == (public, port)
+        assert host.call(programs.seen_by_tcp, server, port) == (public, port)
+    heard = lab.host_b.start(probes.exchange_datagrams, 4302, (public, 4301), 3 * probes.SILENCE)
+    heard_a = lab.host_a.call(probes.exchange_datagrams, 4301, (public, 4302), 2 * probes.SILENCE)
+    expected = {
+        Hairpin.NONE: [],
+        Hairpin.EXTERNAL: [(public, 4302)],
+        Hairpin.INTERNAL: [(lab.host_b.address, 4302)],
+    }[hairpin]
+    assert heard_a == expected
+    assert len(heard.result(programs.PATIENCE)) == len(expected)
+    accepted = lab.host_b.start(probes.listen_once, 4302, 2 * STRAY_TIMEOUT)
+    # The mapping of the listener's port is still there; the connection has a source of its own.
+    knock = lab.host_a.start(programs.knock, (public, 4302), 2 * STRAY_TIMEOUT)
+    peer = accepted.result(programs.PATIENCE)
+    assert (
+        peer
+        == {
+            Hairpin.NONE: "nobody",
+            Hairpin.EXTERNAL: public,
+            # The answer comes straight over the LAN, from an address that the caller did not call.
+            Hairpin.INTERNAL: "nobody",
+        }[hairpin]
+    )
+    assert (knock.result(programs.PATIENCE) == "connected") is (hairpin is Hairpin.EXTERNAL)
+
+
+def try_then_listen(lab: Lab, ready: Path, *, ttl: int = 64, patience: float = 5.0) -> tuple[str, str]:
+    """Host A connects to host B in vain, then listens on the same port; B connects there from the port that A
+    tried. What A's connect got, and B's."""
+    listening = lab.host_a.start(
+        probes.connect_then_listen,
+        (lab.nat_b.public_address, 4402),
+        4401,
+        ttl,
+        patience,
+        str(ready),
+        2 * STRAY_TIMEOUT,
+    )
+    while not ready.exists():
+        assert listening.process.poll() is None
+    target = (lab.nat_a.public_address, 4401)
+    knock = lab.host_b.call(probes.knock_from, ("0.0.0.0", 4402), target, STRAY_TIMEOUT)
+    outcome, peer = listening.result(programs.PATIENCE)
+    assert (peer != "nobody") or knock != "connected"
+    return outcome, knock
+
+
+@pytest.mark.parametrize(("words", "knock"), [("eim", "connected"), ("eim+icmp-kills", "timeout")])
+def test_what_an_icmp_error_does(nat_lab: NatLabFactory, tmp_path: Path, words: str, knock: str) -> None:
+    """A SYN that dies on the public segment brings a time exceeded, translated back to its sender."""
+    lab = nat_lab(words, "none", delay=DELAY)
+    assert try_then_listen(lab, tmp_path / "ready", ttl=2) == ("EHOSTUNREACH", knock)
+
+
+@pytest.mark.parametrize(
+    ("words", "knock"),
+    [
+        ("eim", "connected"),
+        ("eim+rst-kills", "timeout"),
+        pytest.param("eim+conntrack", "timeout", marks=pytest.mark.slow),
+    ],
+)
+def test_what_an_rst_does(nat_lab: NatLabFactory, tmp_path: Path, words: str, knock: str) -> None:
+    """A refused connect, then the peer's SYN, which conntrack calls invalid."""
+    lab = nat_lab(words, "none", delay=DELAY)
+    assert try_then_listen(lab, tmp_path / "ready") == ("ECONNREFUSED", knock)
+
+
+@pytest.mark.parametrize(
+    ("words", "knock"),
+    [
+        ("eim", "connected"),
+        ("eim+conntrack", "timeout"),
+        pytest.param("default", "timeout", marks=pytest.mark.slow),
+    ],
+)
+def test_sequence_check(nat_lab: NatLabFactory, tmp_path: Path, words: str, knock: str) -> None:
+    """A connect that was given up, then a listener: its SYN-ACK has another number, at which both engines balk."""
+    lab = nat_lab(words, "eim", delay=DELAY)
+    assert try_then_listen(lab, tmp_path / "ready", patience=0.3) == ("timeout", knock)
+
+
+def test_time_outs_and_lifetime(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("random+idle=0.4", "random+idle=60+lifetime=0.4", delay=DELAY)
+    server = start_tellers(lab)[0]
+    for host, router in ((lab.host_a, lab.nat_a), (lab.host_b, lab.nat_b)):
+        before = host.call(programs.seen_by_udp, server, 4701)
+        # Starting the next process takes a moment; the table says when the mapping is gone.
+        while router.mappings():
+            continue
+        assert host.call(programs.seen_by_udp, server, 4701) != before
+
+
+def test_time_to_live(nat_lab: NatLabFactory) -> None:
+    """Each router counts, and its complaint comes back through the NATs."""
+    lab = nat_lab("cgn", "linux", cgn_a="cgn", delay=DELAY)
+    hops = lab.host_a.call(probes.hop_answers, (lab.public_address_b, 4800), [1, 2, 3])
+    assert hops[0] == "10.1.0.1"
+    assert hops[1].startswith("100.64.")
+    assert hops[2] == "11.22.0.1"
+
+
+def test_large_datagrams(nat_lab: NatLabFactory) -> None:
+    """Fragments pass both NATs, and a narrow link makes more of them (RFC 4787 REQ-13, REQ-14)."""
+    lab = nat_lab("random", "none", link_a=Link(DELAY, mtu=1280))
+    lab.host_b.start(probes.echo_datagrams, ("0.0.0.0", 4900))
+    lab.host_b.start(probes.echo_datagrams, ("0.0.0.0", 4901))
+    for size in (100, 1400, 20000):
+        assert lab.host_a.call(probes.ask_with, size, (lab.host_b.address, 4900)) == size
+
+
+@pytest.mark.parametrize("device", ["auto", pytest.param("packet", marks=pytest.mark.slow)])
+def test_path_mtu(nat_lab: NatLabFactory, device: str) -> None:
+    """TCP finds the size that fits through NATs on both sides: their routers' complaints are translated."""
+    narrow = Link(DELAY, mtu=1300, loss=0.0001)
+    lab = nat_lab("full-cone", "none", link_a=narrow, link_b=Link(DELAY), device=device, seed=1)
+    sent = lab.host_b.start(programs.send_file, 4950, 1 << 21)
+    digest, size, _ = lab.host_a.call(programs.receive_file, (lab.host_b.address, 4950), timeout=60)
+    assert (size, digest) == (1 << 21, sent.result(programs.PATIENCE))
+
+
+@pytest.mark.parametrize("late", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+def test_simultaneous_open(nat_lab: NatLabFactory, late: float) -> None:
+    lab = nat_lab("linux", "openwrt")
+    calls = [
+        host.start(programs.punch, 4001, (peer.public_address, 4001), lab.path_rtt, word, skew)
+        for host, peer, word, skew in (
+            (lab.host_a, lab.nat_b, b"from a", 0.0),
+            (lab.host_b, lab.nat_a, b"from b", late),
+        )
+    ]
+    assert [call.result(2 * programs.PATIENCE)[0] for call in calls] == [b"from b", b"from a"]
+
+
+def test_restart(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("random", "random+udp:eim", delay=DELAY)
+    server = start_tellers(lab)[0]
+    before = lab.host_b.call(programs.seen_by_udp, server, 4002)
+    assert lab.host_b.call(programs.seen_by_udp, server, 4002) == before
+    lab.nat_b.flush_mappings()
+    assert lab.nat_b.mappings() == []
+    assert lab.host_b.call(programs.seen_by_udp, server, 4002) != before
+    with pytest.raises(ValueError, match="real Linux router"):
+        lab.nat_a.mappings()
