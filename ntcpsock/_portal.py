@@ -306,6 +306,7 @@ def get() -> Portal:
         if not exiting:
             if _current is None or not _current.alive:
                 _gevent.check("threading")
+                _guard_forks()
                 _current = Portal()
                 _stop_with_multiprocessing()
                 _os_exit.install(_before_os_exit)
@@ -364,13 +365,20 @@ def _before_os_exit() -> None:
             portal.stop()
 
 
-def _before_fork() -> None:
-    # A child that is forked while the engine's thread imports finds those modules locked for ever.
-    _importing.acquire()
+_guards_forks = False
 
 
-def _after_fork_in_parent() -> None:
-    _importing.release()
+def _guard_forks() -> None:
+    """A child that is forked while the engine's thread imports would find those modules locked for ever."""
+    global _guards_forks
+    if _guards_forks or not hasattr(os, "register_at_fork"):
+        return
+    # What is registered last is called first. So logging, whose own lock the imports need, comes before us:
+    # it must not hold that while we wait for them.
+    import logging  # noqa: F401
+
+    os.register_at_fork(before=lambda: _importing.acquire(), after_in_parent=lambda: _importing.release())
+    _guards_forks = True
 
 
 def _after_fork_in_child() -> None:
@@ -390,6 +398,4 @@ def _after_fork_in_child() -> None:
 # Registered at import, so that exit handlers that programs register later still find the engine.
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(after_in_child=_after_fork_in_child)

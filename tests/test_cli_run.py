@@ -47,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def outcome(argv: list[str], cwd: Path) -> tuple[int, str, str]:
-    environment = {**os.environ, "NTCP_STATE": str(cwd / "state"), "PYTHONPATH": ""}
+def outcome(argv: list[str], cwd: Path, **variables: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "NTCP_STATE": str(cwd / "state"), "PYTHONPATH": "", **variables}
     environment.pop("PYTHONPATH")
     done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -99,6 +99,24 @@ def test_program_that_is_missing(folder: Path) -> None:
     status, _, stderr = outcome([*RUN, "missing.py"], folder)
     assert status == 2
     assert stderr == "ntcp run: can't open file 'missing.py': [Errno 2] No such file or directory\n"
+
+
+def test_a_command_that_is_a_python_script(folder: Path) -> None:
+    """`ntcp run gunicorn`: what pip has put beside the interpreter or on the PATH, for want of a file here."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "serve-it").write_text(f"#!{sys.executable}\nimport sys; print(sys.argv[1:], sys.path[0])")
+    (tools / "no-python").write_text("#!/bin/sh\nexit 7\n")
+    for path in tools.iterdir():
+        path.chmod(0o755)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    expected = (0, f"['-b', 'x'] {tools}\n", "")
+    assert outcome([*RUN, "serve-it", "-b", "x"], folder, **environment) == expected
+    status, _, stderr = outcome([*RUN, "no-python"], folder, **environment)
+    assert (status, stderr.split(":")[0]) == (2, "ntcp run")
+    (folder / "serve-it").write_text("print('the file here')")
+    assert outcome([*RUN, "serve-it"], folder, **environment) == (0, "the file here\n", "")
+    assert outcome([*RUN, "pip", "--version"], folder)[0] == 0
 
 
 def test_folder_and_zip(folder: Path) -> None:

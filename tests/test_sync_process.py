@@ -223,6 +223,30 @@ print("done")
     assert (result.stdout, result.stderr) == ("done\n", "")
 
 
+def test_fork_while_the_engine_imports_what_logs(tmp_path: Path) -> None:
+    """logging holds its lock during a fork, and modules want it while they are imported."""
+    body = """
+import logging
+from ntcpsock import _portal
+forking, importing = threading.Event(), threading.Event()
+os.register_at_fork(before=forking.set)
+def imports():
+    with _portal._importing:
+        importing.set()
+        forking.wait()
+        for number in range(20000):
+            logging.getLogger(f"module{number}")
+threading.Thread(target=imports).start()
+importing.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    result = run(body, tmp_path, encrypted=False)
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_children_of_subprocess_inherit_nothing(encrypted: bool, tmp_path: Path) -> None:
     body = """

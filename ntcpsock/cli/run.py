@@ -20,11 +20,13 @@ HELP = "Run an unmodified Python program with its sockets replaced."
 
 USAGE = """\
 Usage: ntcp run [OPTIONS] PROGRAM.py [ARGS]...
+       ntcp run [OPTIONS] COMMAND [ARGS]...
        ntcp run [OPTIONS] -m MODULE [ARGS]...
 
   Run an unmodified Python program: hosts called NAME.ntcp are reached through NTCP sockets,
   every other host as always. Everything after the program belongs to it. Python programs that
   it starts are reached too. With a name, what it listens on at all addresses is NAME.ntcp:PORT too.
+  COMMAND is one of PATH that is a Python script, such as those that pip installs.
 
 Options:
   -m MODULE         Run a library module as a program, as `python -m` does.
@@ -108,7 +110,11 @@ def _value(option: str, given: str, arguments: Sequence[str], position: int) -> 
 
 
 def run_program(path: str, arguments: list[str]) -> None:
-    """Run a script (or a folder or zip file with `__main__.py`), as `python PATH` does."""
+    """Run a script (or a folder or zip file with `__main__.py`), as `python PATH` does.
+
+    The name of a command that is a Python script, as pip installs them (`gunicorn`), stands for its path.
+    """
+    path = _command(path) or path
     sys.argv[:] = [path, *arguments]
     absolute = os.path.join(os.getcwd(), path)
     if os.path.isdir(path) or _is_zip(path):
@@ -159,6 +165,23 @@ def _replace_first_path(folder: str) -> None:
     # Python itself leaves sys.path alone under -P and PYTHONSAFEPATH.
     if not sys.flags.safe_path:
         sys.path[0] = folder
+
+
+def _command(name: str) -> str | None:
+    """The path of the command `name`, where no file here is called so and the command is a Python script."""
+    if os.path.dirname(name) or os.path.exists(name):
+        return None
+    import shutil
+
+    # Those of the virtual environment that this is, whether it is activated or not.
+    here = os.path.dirname(os.path.abspath(sys.executable))
+    path = shutil.which(name, path=os.pathsep.join([here, os.environ.get("PATH", os.defpath)]))
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        lines = (file.readline(200), file.readline(200))
+    # Where the interpreter's path is long, pip has a shell start it in the second line.
+    return path if lines[0].startswith(b"#!") and any(b"python" in line for line in lines) else None
 
 
 def _is_zip(path: str) -> bool:
