@@ -6,10 +6,11 @@ the engine that has it, so it lasts as long as that engine's process.
 
 from __future__ import annotations
 
+import socket as _stdlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ntcpsock import _known, _names
+from ntcpsock import _known, _names, _publish
 from ntcpsock._socket_state import Listener, Named
 
 if TYPE_CHECKING:
@@ -31,8 +32,28 @@ def reduce_socket(sock: NTCPSocket) -> tuple[Any, ...]:
     """For ForkingPickler: as multiprocessing's own for `socket.socket`."""
     from multiprocessing import reduction
 
+    if _is_for_listeners(sock):
+        sock.listen()
     duplicate: Any = reduction.DupFd(sock.fileno())
     return _rebuild, (duplicate, int(sock.family), int(sock.type), sock.proto, _knowledge(sock))
+
+
+def _is_for_listeners(sock: NTCPSocket) -> bool:
+    """Whether the socket is bound where a listener is reached by name, and does not listen yet.
+
+    Servers with workers or a reloader bind in one process and listen in those that they spawn. A name has
+    one engine at a time: that of the process that stays. So it listens here, and the others find out who
+    has arrived as forked workers do.
+    """
+    if sock.type != _stdlib.SOCK_STREAM or sock.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
+        return False
+    named = sock._named
+    if named is not None:
+        return named.peer_label is None
+    if not _publish.enabled or _publish.own_name() is None:
+        return False
+    address = _publish.is_candidate(sock)
+    return address is not None and address[1] != 0
 
 
 def _knowledge(sock: NTCPSocket) -> _known.Connection | _Listening | None:

@@ -65,6 +65,7 @@ def _install(stacklevel: int) -> None:
             _hook_ssl()
             _uvloop_hook.install()
             _gevent_hook.install()
+            _multiprocessing_hook.install()
             _publish.enabled = True
     if late:
         # Not under the lock: a filter may turn this into an exception, and a formatter may do anything.
@@ -100,8 +101,17 @@ def _hook_uvloop(uvloop: ModuleType) -> None:
         setattr(uvloop.Loop, name, method)
 
 
+def _hook_multiprocessing(reduction: Any) -> None:
+    """Imported after the patch, it has taken our class for the system's, and would send descriptors only."""
+    from ntcpsock._passing import reduce_socket
+
+    reduction.ForkingPickler.register(NTCPSocket, reduce_socket)
+    reduction.ForkingPickler.register(NTCPSocket.__base__, reduction._reduce_socket)
+
+
 _uvloop_hook = _on_import.OnImport("uvloop", _hook_uvloop)
 _gevent_hook = _on_import.OnImport("gevent.monkey", _gevent.subscribe)
+_multiprocessing_hook = _on_import.OnImport("multiprocessing.reduction", _hook_multiprocessing)
 
 
 def uninstall() -> None:
@@ -123,6 +133,7 @@ def uninstall() -> None:
             _replaced.clear()
             _uvloop_hook.uninstall()
             _gevent_hook.uninstall()
+            _multiprocessing_hook.uninstall()
             _publish.enabled = False
 
 

@@ -168,3 +168,22 @@ with ntcpsock.patched():
     assert ssl.SSLContext.sslsocket_class is ssl.SSLSocket
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_multiprocessing_after_the_patch_sends_what_is_known_of_a_socket() -> None:
+    source = """
+import socket, ntcpsock
+plain = socket.socket()
+ntcpsock.install()
+import pickle
+from multiprocessing.reduction import ForkingPickler
+from ntcpsock._passing import reduce_socket
+print(ForkingPickler._extra_reducers[ntcpsock.NTCPSocket] is reduce_socket)
+with pickle.loads(ForkingPickler.dumps(plain)) as copy:
+    print(type(copy).__name__)
+plain.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True\nNTCPSocket\n", "")

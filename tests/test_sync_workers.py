@@ -222,6 +222,41 @@ if __name__ == "__main__":
     assert run(body, tmp_path) == "('alice', 'tcp', 'listener', 'ntcp', 8000)\nalice\n"
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_socket_bound_here_for_children_that_listen(published: bool, tmp_path: Path) -> None:
+    """uvicorn and hypercorn bind, and spawn workers that listen. One engine serves the name: ours."""
+    body = f"""
+ntcpsock.install()
+
+def work(server):
+    server.listen(10)
+    server.settimeout(60)
+    accepted, address = server.accept()
+    accepted.sendall(repr(accepted.peer.name).encode())
+    accepted.close()
+
+if __name__ == "__main__":
+    server = socket.socket()
+    server.bind(("", 0) if {published} else ("alice.ntcp", 0))
+    port = server.getsockname()[1]
+    children = [multiprocessing.get_context("spawn").Process(target=work, args=(server,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    while not network.listeners:
+        threading.Event().wait(0.01)
+    for child in children:
+        with socket.create_connection(("alice.ntcp", port), timeout=60) as client:
+            print(client.recv(200).decode())
+    for child in children:
+        child.join()
+    print(len(network.listeners), server.getsockname()[1] == port)
+    server.close()
+    print(len(network.listeners))
+"""
+    names = {"NTCP_NAME": "alice"} if published else {}
+    assert run(body, tmp_path, **names) == "'alice'\n'alice'\n1 True\n0\n"
+
+
 def test_a_queue_carries_sockets_and_pickle_does_not(tmp_path: Path) -> None:
     body = """
 import pickle
