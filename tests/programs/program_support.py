@@ -3,7 +3,9 @@ real `ntcp serve` between them. They use their libraries as if there were no ntc
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -129,6 +131,8 @@ def logs(folder: Path) -> str:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free at all addresses, and not of those that the kernel gives to anybody who connects."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
