@@ -41,6 +41,7 @@ GUIDE = (
     ("README.md", "index.html", "ntcpsock"),
     ("docs/guide/start.md", "guide/start.html", "Getting started"),
     ("docs/guide/recipes.md", "guide/recipes.html", "Recipes"),
+    ("docs/guide/libraries.md", "guide/libraries.html", "Libraries"),
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
