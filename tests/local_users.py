@@ -113,11 +113,12 @@ def need_nobody() -> None:
 
 
 class Squatter:
-    """A program of nobody's that listens at an address; `leave()` tells whether somebody came."""
+    """A program of nobody's that listens at an address and says so; `leave()` returns its result: whether somebody
+    came."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: Any, body: str = SQUAT) -> None:
         self._process = subprocess.Popen(
-            _command(SQUAT, address), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            _command(body, address), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -19,6 +19,7 @@ from sync_support import PATIENCE, Background, fake_network, listener, pair, wai
 import ntcpsock
 from ntcpsock import NTCPSocket, _names, _owner, _portal
 from ntcpsock._hop import Dialled
+from ntcpsock._inquiry import Inquiry
 from ntcpsock._listening import Listening
 
 Plain: Any = NTCPSocket.__mro__[1]
@@ -243,3 +244,50 @@ def test_where_it_cannot_be_asked_just_now_the_listener_stays(
         client, accepted = pair(server, NAME)
         client.close()
         accepted.close()
+
+
+#: Asks at the abstract Unix address arguments[0] (hexadecimal) who has arrived, with a secret that it has guessed.
+ASK = """
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    sock.settimeout(5)
+    sock.connect(bytes.fromhex(arguments))
+    sock.send(bytes(16) + b"127.0.0.1 1")
+    try:
+        result = ["received", sock.recv(1000).hex()]
+    except OSError as error:
+        result = ["error", errno.errorcode.get(error.errno, "timeout")]
+"""
+
+#: Answers whatever is asked at an abstract Unix address, once.
+LIE = """
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.bind(bytes.fromhex(arguments))
+sock.listen()
+print(json.dumps(["listens"]), flush=True)
+asker, _ = sock.accept()
+try:
+    result = ["asked", asker.recv(1000).hex()]
+except OSError:
+    result = ["asked", ""]
+"""
+
+
+@second_user
+def test_who_asks_for_arrivals_without_the_secret(network: FakeNetwork) -> None:
+    with listener(NAME) as server:
+        assert server._named is not None
+        assert server._named.listener is not None
+        inquiry = server._named.listener.inquiry
+        assert inquiry is not None
+        assert as_nobody(ASK, inquiry.address.hex()) in (["received", ""], ["error", "ECONNRESET"])
+
+
+@second_user
+def test_who_answers_for_the_engine_is_not_asked() -> None:
+    """A worker makes sure whose engine it is before it shows its secret."""
+    address = b"\0ntcpsock-test-" + os.urandom(8).hex().encode()
+    liar = Squatter(address.hex(), LIE)
+    try:
+        assert Inquiry(address, b"s" * 16, os.geteuid()).ask(("127.0.0.1", 1)) is None
+    finally:
+        assert liar.leave() == ["asked", ""]
