@@ -76,7 +76,7 @@ def methods(base: Any) -> dict[str, Callable[..., Any]]:
             family = keywords.pop("family", 0)
             keywords.pop("flags", None)
             sockets = _bound(host, port, family, **shares)
-        elif isinstance(sock, NTCPSocket) and (sock._named or sock._published) is not None:
+        elif isinstance(sock, NTCPSocket) and _is_reached_by_name(sock):
             del keywords["sock"]
             sockets = [sock]
         else:
@@ -94,6 +94,13 @@ def _is_ours(host: Any) -> bool:
     if host in (None, "", "0.0.0.0", "::"):
         return _publish.enabled and _publish.own_name() is not None
     return isinstance(host, (str, bytes)) and _names.label_of(host) is not None
+
+
+def _is_reached_by_name(sock: NTCPSocket) -> bool:
+    """Whether it listens under a name, or will: what listens at all addresses is published by our class's listen."""
+    if sock._named is not None or sock._published is not None:
+        return True
+    return _publish.enabled and _publish.is_candidate(sock) is not None and _publish.own_name() is not None
 
 
 def _bound(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import socket
 import ssl
@@ -16,7 +17,7 @@ import pytest
 from alice_certificate import make_certificate
 from fake_node import FakeNetwork
 from local_users import CONNECT, as_nobody, need_nobody
-from sync_support import PATIENCE, fake_network, wait_until
+from sync_support import PATIENCE, fake_network, receive_all, wait_until
 
 import ntcpsock
 from ntcpsock import NTCPSocket, _names, _on_import, _portal
@@ -162,6 +163,48 @@ def test_all_addresses_are_published_too(network: FakeNetwork, monkeypatch: pyte
             assert await exchange("127.0.0.1", port) == b"bye 127.0.0.1"
             await asyncio.to_thread(wait_until, lambda: ("alice", port) in network.listeners)
             assert await exchange("alice.ntcp", port) == b"bye " + NUMBER.encode()
+
+    run(main)
+
+
+def test_a_socket_at_all_addresses_is_published_too(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound by the program, as uvicorn's reloader does; uvloop would listen in C."""
+    monkeypatch.setenv("NTCP_NAME", "alice")
+
+    async def main() -> None:
+        with socket.socket() as sock:
+            sock.bind(("0.0.0.0", 0))
+            port = sock.getsockname()[1]
+            async with await asyncio.start_server(echo, sock=sock):
+                await asyncio.to_thread(wait_until, lambda: ("alice", port) in network.listeners)
+                assert await exchange("alice.ntcp", port) == b"bye " + NUMBER.encode()
+
+    run(main)
+
+
+def test_a_forked_worker_accepts(network: FakeNetwork) -> None:
+    """The listener is the parent's, and so is its engine; uvloop runs in the child only."""
+    with socket.socket() as sock:
+        sock.bind(("alice.ntcp", 8000))
+        sock.listen()
+        worker = multiprocessing.get_context("fork").Process(target=_serve_one, args=(sock,))
+        worker.start()
+        try:
+            with socket.create_connection(("alice.ntcp", 8000), PATIENCE) as client:
+                client.sendall(b"to a worker")
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b"to a workerbye " + NUMBER.encode()
+        finally:
+            worker.terminate()
+            worker.join(PATIENCE)
+
+
+def _serve_one(sock: socket.socket) -> None:
+    async def main() -> None:
+        async with await asyncio.start_server(echo, sock=sock) as server:
+            await server.serve_forever()
 
     run(main)
 
