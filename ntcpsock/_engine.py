@@ -8,6 +8,7 @@ a name is configured or bound; where a named one is open, it dials too.
 from __future__ import annotations
 
 import math
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from ntcpsock._node_slot import NodeOpener, NodeSlot
 from ntcpsock._parking import FILL_PAUSE, CarPark, Parked, waiting
 from ntcpsock._pump import Stream, reset
 from ntcpsock._pumps import Pumps
+from ntcpsock._punched import Punched
+from ntcpsock.trio import PlainStream
 
 
 class Engine:
@@ -98,13 +101,18 @@ class Engine:
         timeout: float | None,
         family: int,
         source_port: int = 0,
-    ) -> Dialled:
+        descriptor: int | None = None,
+    ) -> Dialled | Punched:
         """Open a stream to `label`; it then waits for the application's socket at `.address`.
 
         timeout: seconds for all stages together; None: the node's own limits; source_port: what the application's
-        socket says, or will say, as its port.
+        socket says, or will say, as its port; descriptor: a duplicate of the application's, which then may be the
+        connection itself (see `_punched`).
         """
-        node, stream = await self._open_stream(config, label, port, timeout, source_port)
+        node, stream = await self._open_stream(config, label, port, timeout, source_port, descriptor)
+        if isinstance(stream, PlainStream) and stream.is_given:
+            stream.keep_given()
+            return Punched(stream, _label(node))
         try:
             dialled = Dialled(stream, _label(node), self._door(family))
         except BaseException:
@@ -114,15 +122,27 @@ class Engine:
         return dialled
 
     async def _open_stream(
-        self, config: Config | None, label: str, port: int, timeout: float | None, source_port: int
+        self,
+        config: Config | None,
+        label: str,
+        port: int,
+        timeout: float | None,
+        source_port: int,
+        descriptor: int | None = None,
     ) -> tuple[Any, Stream]:
         deadline = trio.current_time() + (math.inf if timeout is None else timeout)
-        if config is not None:
-            await self.configure(config)
-        with _limit(deadline, "timed out while opening the node"):
-            node = await self._dialling_node()
+        try:
+            if config is not None:
+                await self.configure(config)
+            with _limit(deadline, "timed out while opening the node"):
+                node = await self._dialling_node()
+        except BaseException:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
-        return node, await node.open_stream(label, port, timeout=left, source_port=source_port)
+        lent = {} if descriptor is None else {"descriptor": descriptor}
+        return node, await node.open_stream(label, port, timeout=left, source_port=source_port, **lent)
 
     async def open_gate(self, label: str, port: int) -> str | None:
         """Listen for C code at a number of `label`; returns it, or None where none can be had."""

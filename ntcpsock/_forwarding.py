@@ -113,6 +113,9 @@ def forward(sock: _stdlib.socket) -> None:
         ends = _known.ends(_plain.getsockname(sock), _plain.getpeername(sock))
     except OSError:
         return
+    known = _known.connections.get(ends)
+    if known is not None and known.punched:
+        return  # the option is where it belongs
     expect(ends, wishes(sock))
 
 

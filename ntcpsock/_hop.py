@@ -23,6 +23,7 @@ import trio
 from ntcpsock import _known
 from ntcpsock._arrivals import Address, Arrival, Arrivals
 from ntcpsock._pump import Stream, abort
+from ntcpsock._punched import Claim
 from ntcpsock._socket import NTCPSocket
 from ntcpsock._source_port import bind_hop
 
@@ -167,8 +168,12 @@ class Reachable(Protocol):
     def is_there(self) -> bool: ...
 
 
-async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> socket.socket:
+async def connect_hop(
+    listening: Reachable, number: str, arrival: Arrival, claim: Claim | None = None
+) -> socket.socket:
     """Connect to the application's listener, coming from the peer's `number`.
+
+    claim: what `accept` may take instead.
 
     Raises OSError; ECONNREFUSED says that the application has closed its listener. No byte goes to who may listen
     at its address now: the listener is looked at after the connection is made too.
@@ -181,6 +186,8 @@ async def connect_hop(listening: Reachable, number: str, arrival: Arrival) -> so
         bound = bind_hop(hop, host, loopback(listening.family), arrival.peer.source_port)
         source = bound[:2]
         listening.arrivals.announce(source, arrival)
+        if claim is not None:
+            listening.arrivals.offer(source, claim)
         _known.enter(_known.ends(listening.target, source), arrival, listening.name, listening.port)
         if not listening.is_there():
             raise OSError(errno.ECONNREFUSED, "the program does not listen any more")

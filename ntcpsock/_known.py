@@ -11,6 +11,7 @@ import errno
 import os
 import socket as _stdlib
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ntcpsock._socket_state import Named
@@ -34,7 +35,8 @@ _plain = _stdlib.socket
 
 # No dataclass: importing that module would cost every patched program 7 ms.
 class Connection(NamedTuple):
-    """own_port: None where it is the kernel's (the end that dialled)."""
+    """own_port: None where it is the kernel's (the end that dialled); punched: whether the socket is the
+    connection to the peer itself, and no hop to the engine."""
 
     own_label: str
     own_port: int | None
@@ -42,7 +44,12 @@ class Connection(NamedTuple):
     peer: PeerInfo
     path: PathInfo
     report: Report
+    punched: bool = False
 
+
+# Their objects know them by heart; the table is for those that are made of a descriptor later.
+MOST_PUNCHED = 4096
+_punched: deque[Ends] = deque()
 
 #: (address of the application's end, address of the engine's), as the kernel says them.
 connections: dict[Ends, Connection] = {}
@@ -91,6 +98,15 @@ def holding(ends: Ends) -> list[NTCPSocket]:
     """The living socket objects of a connection."""
     found = [ref() for ref in holders.get(ends, ())]
     return [sock for sock in found if sock is not None]
+
+
+def enter_punched(ends: Ends, connection: Connection) -> None:
+    """As `enter`, for a connection that the engine has nothing to do with any more: nobody says when it is over,
+    so only so many are remembered."""
+    connections[ends] = connection
+    _punched.append(ends)
+    while len(_punched) > MOST_PUNCHED:
+        leave(_punched.popleft())
 
 
 def tell(sock: NTCPSocket, connection: Connection) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -19,10 +21,12 @@ from ntcpsock._arrivals import Arrival, Arrivals
 from ntcpsock._config import Config
 from ntcpsock._desk import Desk
 from ntcpsock._errors import ConfigurationError, NameTaken
-from ntcpsock._hop import connect_hop
+from ntcpsock._hop import PlainSocket, connect_hop, open_hops
 from ntcpsock._owner import Owner, listener_owner
-from ntcpsock._pump import Stream, reset
+from ntcpsock._pump import Stream, abort, reset
 from ntcpsock._pumps import Pumps
+from ntcpsock._punched import Claim
+from ntcpsock.trio import PlainStream
 
 log = logging.getLogger("ntcpsock")
 
@@ -33,6 +37,10 @@ ACCEPT_QUEUE_DEADLINE = 60.0
 # A program may say its port to a peer at once (FTP does, in active mode): its listen() waits so long, and no
 # longer, until the port is one of the name's.
 PUBLISH_PATIENCE = 0.5
+# How long a connection without encryption waits for `accept`, before it is pumped through the loopback hop:
+# where the program is known to call it, and until that is known.
+CLAIM_PATIENCE = 2.0
+FIRST_CLAIM_PATIENCE = 0.1
 # Publishing what the program binds anyway is tried again after such pauses, in seconds.
 FIRST_PUBLISH_PAUSE = 1.0
 LONGEST_PUBLISH_PAUSE = 60.0
@@ -72,6 +80,7 @@ class Listening:
         with suppress(OSError):
             self._owner = listener_owner(target[:2])
         self._shared = shared
+        self.patience = FIRST_CLAIM_PATIENCE
         self.arrivals = Arrivals(backlog)
         self.inquiry: _inquiry.Inquiry | None = None
         # What its options mean for the connections that come in.
@@ -242,11 +251,14 @@ class Listeners:
         arrival = Arrival(stream.peer, stream.path, stream.report)
         peer = stream.peer.name or stream.peer.node_id
         hop = None
+        offered: _Offered | None = None
         try:
             with trio.move_on_after(ACCEPT_QUEUE_DEADLINE) as scope:
                 self._bringing_in.add(scope)
                 number = _names.number(peer)
-                hop = await connect_hop(listening, number, arrival)
+                if isinstance(stream, PlainStream) and listening.family == socket.AF_INET:
+                    offered = _Offered(stream)
+                hop = await connect_hop(listening, number, arrival, offered.claim if offered else None)
         except OSError as error:
             if error.errno == errno.ECONNREFUSED:
                 # The descriptor was closed where we did not see it: nobody listens any more.
@@ -257,15 +269,43 @@ class Listeners:
             self._bringing_in.discard(scope)
             places.release_on_behalf_of(token)
         if hop is None:
+            if offered is not None:
+                offered.claim.decline()
             await reset(stream)
             return
         source = hop.getsockname()[:2]
         _forwarding.expect(_known.ends(listening.target, source), listening.wishes)
         try:
+            if offered is not None and await self._is_claimed(listening, hop, offered):
+                abort(hop)
+                await stream.aclose()
+                return
             await self._pumps.run(hop, stream)
         finally:
+            listening.arrivals.claim(source)
             listening.arrivals.ended(source, arrival)
             _known.leave(_known.ends(listening.target, source))
+
+    async def _is_claimed(self, listening: Listening, hop: socket.socket, offered: _Offered) -> bool:
+        """Whether `accept` has taken the connection itself; if not, nobody can any more.
+
+        A program that accepts in C is not seen to. It has accepted when it writes or closes; one that only
+        reads would wait for us, so our patience is short until `NTCPSocket.accept` was called.
+        """
+        patience = CLAIM_PATIENCE if listening.arrivals.asked else listening.patience
+        try:
+            with trio.move_on_after(patience) as scope:
+                self._bringing_in.add(scope)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_when_readable, hop, nursery.cancel_scope)
+                    await offered.settled.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._bringing_in.discard(scope)
+            offered.claim.decline()
+        if not offered.claim.taken:
+            listening.patience = 0.0
+        return offered.claim.taken
 
     # -- the end
 
@@ -280,6 +320,27 @@ class Listeners:
     def busy(self) -> bool:
         """Whether something is just coming in over loopback."""
         return bool(self._bringing_in)
+
+
+class _Offered:
+    """The claim to a plain connection, and when it is settled."""
+
+    def __init__(self, stream: PlainStream) -> None:
+        self.settled = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def settle() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self.settled.set)
+
+        copy = PlainSocket(fileno=os.dup(stream.kernel_socket.fileno()))
+        open_hops.add(copy)
+        self.claim = Claim(copy, settle)
+
+
+async def _cancel_when_readable(hop: socket.socket, scope: trio.CancelScope) -> None:
+    await trio.lowlevel.wait_readable(hop)
+    scope.cancel()
 
 
 async def _or_close(wait: Callable[[object], Awaitable[object]], token: object, *, stream: Any) -> None:

@@ -19,7 +19,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ntcpsock import _forwarding, _known, _names, _portal, _publish, _resolver, _socket_connect
+from ntcpsock import _forwarding, _known, _names, _portal, _publish, _punched, _resolver, _socket_connect
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
@@ -218,6 +218,7 @@ class NTCPSocket(_stdlib.socket):
             return self._accepted(descriptor), address
         timeout = self.gettimeout()
         deadline = time.monotonic() + timeout if timeout else None
+        named.listener.accepts_here()
         while True:
             try:
                 descriptor, address = _plain_accept(self)
@@ -225,6 +226,9 @@ class NTCPSocket(_stdlib.socket):
                 if named.listener.failure is not None:
                     raise named.listener.failure from None
                 raise
+            claim = None
+            if self.family == _stdlib.AF_INET:
+                claim = named.listener.claim(_known.address_key(address))
             arrival = _publish.arrival(named, address)
             if arrival is not None:
                 break
@@ -233,12 +237,18 @@ class NTCPSocket(_stdlib.socket):
             named.listener.refuse(descriptor)
             if deadline is not None:
                 self._wait_readable(deadline)
+        direct = claim.take() if claim is not None else None
+        if direct is not None:
+            descriptor = _punched.take_over(self, descriptor, direct)
         sock = self._accepted(descriptor)
         port = arrival.peer.source_port or address[1]
         connection = _known.Connection(
-            named.label, named.port, port, arrival.peer, arrival.path, arrival.report
+            named.label, named.port, port, arrival.peer, arrival.path, arrival.report, direct is not None
         )
         peer_label = _known.tell(sock, connection)
+        if direct is not None:
+            _punched.remember(sock, connection)
+            return sock, _names.socket_address(peer_label, connection.peer_port, self.family)
         _known.hold(_known.ends(_plain_getsockname(sock), address), sock)
         if _forwarding.wishes(sock):  # inherited from the listener
             _forwarding.forward(sock)

@@ -13,7 +13,7 @@ import socket as _stdlib
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ntcpsock import _forwarding, _known, _portal
+from ntcpsock import _forwarding, _known, _portal, _punched
 from ntcpsock._socket_state import Named, leave
 from ntcpsock._source_port import SourcePort
 
@@ -44,6 +44,7 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str)
         _park(sock, portal, label, port)
     source = SourcePort(sock, loopback(sock.family))
     try:
+        lent = _punched.lend(sock, engine, sock._config)
         try:
             dialled = portal.call(
                 engine.dial,
@@ -53,12 +54,19 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str)
                 timeout,
                 int(sock.family),
                 _said_port(sock, source.number),
+                lent,
                 timeout=timeout,
                 discard=_give_up,
             )
         except OSError as error:
             sock.report = getattr(error, "report", None)
             raise
+        finally:
+            if lent is not None:
+                _punched.settle(sock, timeout)
+        if isinstance(dialled, _punched.Punched):
+            _set_punched(sock, label, port, _said_port(sock, source.number), dialled)
+            return
         try:
             _connect_hop(sock, dialled, source)
         except BaseException:
@@ -84,6 +92,22 @@ def _set_peer(
     sock.report = stream.report
     if ends is not None:
         _known.hold(ends, sock)
+
+
+def _set_punched(sock: NTCPSocket, label: str, port: int, said_port: int, punched: _punched.Punched) -> None:
+    """The descriptor is the connection. Its port is the punched one; names and numbers are as for all others."""
+    stream = punched.stream
+    named = Named(punched.own_label, said_port or None)
+    named.peer_label = label
+    named.peer_port = port
+    sock._named = named
+    sock.peer, sock.path, sock.report = stream.peer, stream.path, stream.report
+    _punched.remember(
+        sock,
+        _known.Connection(
+            punched.own_label, named.port, port, stream.peer, stream.path, stream.report, punched=True
+        ),
+    )
 
 
 def _park(sock: NTCPSocket, portal: _portal.Portal, label: str, port: int) -> NoReturn:
@@ -192,6 +216,6 @@ def _has_peer(sock: NTCPSocket) -> bool:
     return True
 
 
-def _give_up(dialled: Dialled) -> None:
+def _give_up(dialled: Dialled | _punched.Punched) -> None:
     """In the engine: nobody came for what was dialled."""
     dialled.give_up()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ntcpsock._listening import Listening
     from ntcpsock._parking import Parked
     from ntcpsock._portal import Portal
+    from ntcpsock._punched import Claim
 
 # How long close() waits until the port is free again, in seconds; then it is freed in the background.
 _CLOSE_DEADLINE = 2.0
@@ -67,6 +68,15 @@ class Listener:
             logging.getLogger("ntcpsock").info(
                 "a connection of another program to a named listener was refused"
             )
+
+    def accepts_here(self) -> None:
+        """This process calls `NTCPSocket.accept`."""
+        if self.listening is not None and self.is_own:
+            self.listening.arrivals.asked = True
+
+    def claim(self, source: Address) -> Claim | None:
+        """Without encryption, the connection itself that the engine announces from `source`."""
+        return self.listening.arrivals.claim(source) if self.listening is not None and self.is_own else None
 
     def end(self, *, wait: bool) -> None:
         """The last holder closes. In a forked child this is not ours to end."""

@@ -181,6 +181,7 @@ FLOORS = (
             "_publish",
             "_pumps",
             "_pump",
+            "_punched",
             "_resolver",
             "_socket",
             "_socket_connect",

@@ -163,8 +163,11 @@ async def accept_connections(
 def keep_mapping_alive(sock: stdlib_socket.socket) -> None:
     """Have the kernel probe an idle connection, so that no NAT forgets it and a dead path is noticed.
 
-    RFC 5382 REQ-5 asks NATs for 2 hours; many keep an idle connection for minutes only.
+    RFC 5382 REQ-5 asks NATs for 2 hours; many keep an idle connection for minutes only. An application that has
+    chosen probes for its own socket keeps its choice.
     """
+    if sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE):
+        return
     sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE.items():
         if hasattr(stdlib_socket, name):
