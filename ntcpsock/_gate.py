@@ -65,8 +65,9 @@ class Gates:
         self._gates: OrderedDict[Key, _Gate] = OrderedDict()
         # Numbers and ports that cannot be listened at, so that it is said once.
         self._told: OrderedDict[Key, None] = OrderedDict()
-        # A process may have changed its user since; sockets that it made before are its own.
-        self._users = {os.geteuid()}
+        # The real user: an effective one may be somebody whom the program stands in for at this moment. A process may
+        # have given up its user since; sockets that it made before are its own.
+        self._users = {os.getuid()}
         #: Connections of other users, refused; each such user is logged once.
         self.strangers = 0
         self._refused: set[int] = set()
@@ -162,7 +163,7 @@ class Gates:
     def _is_stranger(self, hop: socket.socket, source: tuple[str, int]) -> bool:
         own = hop.getsockname()
         found = owner(source, own)
-        self._users.add(os.geteuid())
+        self._users.add(os.getuid())
         if found is not None and found.user in self._users:
             return False
         self.strangers += 1

@@ -72,6 +72,21 @@ def test_at_a_number_that_answers(network: FakeNetwork, caplog: pytest.LogCaptur
 
 
 @second_user
+def test_whom_the_program_stands_in_for_does_not_get_in(network: FakeNetwork) -> None:
+    """Servers that serve local users take their effective user for a moment."""
+    with listener(NAME):
+        address = resolve()
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(ConnectionError), closing(plain_client(address)) as client:
+                client.recv(1)
+        finally:
+            os.seteuid(0)
+        assert as_nobody(CONNECT, address) in REFUSED
+        assert network.streams == []
+
+
+@second_user
 def test_who_sits_at_the_number_before_meets_nobody(network: FakeNetwork) -> None:
     """Everybody can tell the number of a name, and listen there first."""
     squatter = Squatter((NUMBER, 8000))
