@@ -61,6 +61,20 @@ async def main():
 """
 )
 
+WITH_ANYIO = (
+    PAYLOAD
+    + """
+import anyio, trio
+
+async def main():
+    async with await anyio.connect_tcp("alice.ntcp", 8000) as stream:
+        await stream.send(PAYLOAD)
+        await stream.send_eof()
+        assert b"".join([chunk async for chunk in stream]).decode() == DIGEST
+    print("same")
+"""
+)
+
 # What the program around it does.
 WITH_HOOKS = """
 import ntcpsock.trio
@@ -81,29 +95,43 @@ def stage() -> Iterator[Stage]:
         yield opened
 
 
-def test_hooks_at_both_ends(stage: Stage, tmp_path: Path) -> None:
-    server = subprocess.Popen(
+@pytest.fixture
+def server(stage: Stage) -> Iterator[None]:
+    process = subprocess.Popen(
         [sys.executable, "-c", HANDLER + WITH_HOOKS + "trio.run(with_hooks, 'alice', serve)"],
         env=environment(stage, "alice"),
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert server.stdout is not None
+    assert process.stdout is not None
     try:
-        assert server.stdout.readline() == "ready 1\n"
-        done = subprocess.run(
-            [sys.executable, "-c", ASK + WITH_HOOKS + "trio.run(with_hooks, None, main)"],
-            env=environment(stage, "bob"),
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
+        assert process.stdout.readline() == "ready 1\n"
+        yield
     finally:
-        stop(server)
-        server.stdout.close()
+        stop(process)
+        process.stdout.close()
+
+
+def client(stage: Stage, source: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", source + WITH_HOOKS + "trio.run(with_hooks, None, main)"],
+        env=environment(stage, "bob"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["21", "PeerRefused"]
+    return done.stdout.splitlines()
+
+
+def test_hooks_at_both_ends(stage: Stage, server: None) -> None:
+    assert client(stage, ASK) == ["21", "PeerRefused"]
+
+
+def test_a_library_that_connects_through_the_hooks(stage: Stage, server: None) -> None:
+    pytest.importorskip("anyio", reason="anyio is not installed")
+    assert client(stage, WITH_ANYIO) == ["same"]
 
 
 def test_unchanged_under_run(stage: Stage, tmp_path: Path) -> None:
