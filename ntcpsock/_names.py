@@ -146,8 +146,44 @@ def label_of(host: object) -> str | None:
 
 
 def label_of_address(address: object) -> str | None:
-    """The label that a socket address (host, port, ...) means, or None for an address of the outside."""
-    return label_of(address[0]) if isinstance(address, tuple) and len(address) >= 2 else None
+    """The label that a socket address (host, port, ...) means, or None for an address of the outside.
+
+    Raises what a socket method would for a host that cannot be one: gaierror, or TypeError where the system cannot
+    even ask for it.
+    """
+    if not isinstance(address, tuple) or len(address) < 2:
+        return None
+    try:
+        return label_of(address[0])
+    except _stdlib.gaierror:
+        _check_host(address[0])
+        raise
+
+
+def _check_host(host: Any) -> None:
+    """As the socket methods: a NUL ends a C string, and what is not ASCII has to become it."""
+    if _has_nul(host):
+        raise TypeError("host name must not contain null character")
+    if isinstance(host, str) and not host.isascii():
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise TypeError("encoding of hostname failed") from None
+
+
+def _has_nul(host: Any) -> bool:
+    return "\0" in host if isinstance(host, str) else b"\0" in host
+
+
+def _label_to_resolve(host: Any) -> str | None:
+    """As `label_of`, for the resolver's functions: these encode every text first, which raises UnicodeError
+    for empty and for too long labels."""
+    try:
+        return label_of(host)
+    except _stdlib.gaierror:
+        if isinstance(host, str):
+            host.encode("idna")
+        raise
 
 
 def _is_name(host: object) -> bool:
@@ -168,14 +204,16 @@ def getaddrinfo(
     host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
 ) -> list[tuple[Any, ...]]:
     """What `ntcpsock.getaddrinfo` answers. It starts nothing: the engine does not come into it."""
-    label = None if isinstance(host, bytearray) else label_of(host)  # the system takes no bytearray here
+    label = (
+        None if isinstance(host, bytearray) else _label_to_resolve(host)
+    )  # the system takes no bytearray here
     if label is None or not _is_name(host):
         return list(_real_getaddrinfo(host, port, family, type, proto, flags))
     if flags & _stdlib.AI_NUMERICHOST:
         raise _stdlib.gaierror(_stdlib.EAI_NONAME, "Name or service not known")
     wanted = _stdlib.AF_INET if family == _stdlib.AF_UNSPEC else family
     # AI_ADDRCONFIG asks what the host's interfaces can reach: the engine's paths are none of them.
-    asked = flags & ~_stdlib.AI_ADDRCONFIG
+    asked = flags & ~int(_stdlib.AI_ADDRCONFIG)
     answers: list[tuple[Any, ...]] = list(
         _real_getaddrinfo(number(label, wanted), port, wanted, type, proto, asked)
     )
@@ -185,15 +223,21 @@ def getaddrinfo(
     return answers
 
 
+def _known_to_resolver(host: Any) -> str | None:
+    """As `_label_to_resolve`; a host with a NUL is the system's to refuse."""
+    is_text = isinstance(host, (str, bytes, bytearray))
+    return None if is_text and _has_nul(host) else _label_to_resolve(host)
+
+
 def gethostbyname(hostname: str) -> str:
     """`socket.gethostbyname`, which knows `.ntcp` names."""
-    label = label_of(hostname)
+    label = _known_to_resolver(hostname)
     return number(label) if label is not None and _is_name(hostname) else _real_gethostbyname(hostname)
 
 
 def gethostbyname_ex(hostname: str) -> tuple[str, list[str], list[str]]:
     """`socket.gethostbyname_ex`, which knows `.ntcp` names."""
-    label = label_of(hostname)
+    label = _known_to_resolver(hostname)
     if label is None or not _is_name(hostname):
         return _real_gethostbyname_ex(hostname)
     return label + SUFFIX, [], [number(label)]
@@ -201,7 +245,7 @@ def gethostbyname_ex(hostname: str) -> tuple[str, list[str], list[str]]:
 
 def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
     """`socket.gethostbyaddr`, which knows `.ntcp` names and their numbers."""
-    label = label_of(ip_address)
+    label = _known_to_resolver(ip_address)
     if label is None:
         return _real_gethostbyaddr(ip_address)
     return label + SUFFIX, [], [number(label)]

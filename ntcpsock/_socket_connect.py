@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # The class itself, whatever the module calls by this name later.
 _plain = _stdlib.socket
 
+# Flow labels have 20 bits (RFC 6437); the system takes what is larger than an int modulo that.
+_LARGEST_FLOW = 0xFFFFF
+_INT = 0xFFFFFFFF
+
 
 def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> None:
     """Connect to `label`; `method` says what the program has called, for the errors that the system raises."""
@@ -190,15 +194,17 @@ def check_address(sock: NTCPSocket, label: str, address: tuple[Any, ...], method
 
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if sock.family not in (_stdlib.AF_INET, _stdlib.AF_INET6):
+        getattr(_plain, method)(sock, address)  # no address of this family, as the system will say
     host = loopback(sock.family)
     if sock.type != _stdlib.SOCK_STREAM:
         raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: datagrams by name come later; use SOCK_STREAM")
     limit = 4 if sock.family == _stdlib.AF_INET6 else 2
     try:
-        port = operator.index(address[1])
+        port, flow, *_ = (*map(operator.index, address[1:]), 0)
     except TypeError:
-        port = -1
-    if len(address) > limit or not 0 <= port <= 65535:
+        port = flow = -1
+    if len(address) > limit or not 0 <= port <= 65535 or flow & _INT > _LARGEST_FLOW:
         # Its wording and types of error are the system's business. It refuses each of these before
         # it looks at the address.
         getattr(_plain, method)(sock, (host, *address[1:]))
