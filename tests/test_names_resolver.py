@@ -55,9 +55,11 @@ def test_flags() -> None:
 
 @pytest.mark.parametrize("name", ["-.ntcp", "a b.ntcp", ".ntcp", "a..ntcp", f"{'a' * 64}.ntcp", "ä.ntcp"])
 def test_what_cannot_be_a_name_does_not_resolve(name: str) -> None:
-    with pytest.raises(socket.gaierror) as caught:
+    # Empty and too long labels cannot even be asked for.
+    unspeakable = name.startswith(".") or ".." in name or len(name) > 64
+    with pytest.raises(UnicodeError if unspeakable else socket.gaierror) as caught:
         ntcpsock.getaddrinfo(name, 80)
-    assert caught.value.errno == socket.EAI_NONAME
+    assert getattr(caught.value, "errno", socket.EAI_NONAME) == socket.EAI_NONAME
     with ntcpsock.NTCPSocket() as client, pytest.raises(socket.gaierror):
         client.connect((name, 80))
 
