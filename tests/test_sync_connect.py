@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from fake_node import NODE_ID, FakeNetwork
-from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
+from fake_node import NODE_ID, FakeNetwork, FakeNode
+from sync_support import PATIENCE, Background, fake_network, listener, pair
 
 import ntcpsock
 from ntcpsock import Config, NTCPSocket, _names, _portal
@@ -203,13 +204,23 @@ def test_opening_the_node_is_part_of_the_time_out(
             client.connect(("bob.ntcp", 1))
 
 
-def test_ctrl_c_ends_a_connect_and_its_operation(network: FakeNetwork) -> None:
+def test_ctrl_c_ends_a_connect_and_its_operation(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network.silent.add("bob")
     main = threading.main_thread().ident
     assert main is not None
+    dialling = threading.Event()
+    dial = FakeNode.open_stream
+
+    def say_so(*args: Any, **options: Any) -> Any:
+        dialling.set()
+        return dial(*args, **options)
+
+    monkeypatch.setattr(FakeNode, "open_stream", say_so)
 
     def interrupt() -> None:
-        wait_until(lambda: len(network.opened) == 1)
+        assert dialling.wait(PATIENCE)
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = Background(interrupt)
