@@ -142,9 +142,10 @@ def connect_then_listen(
         return outcome, str(peer[0])
 
 
-def listen_once(port: int, timeout: float) -> str:
-    """Who is accepted at `port` within `timeout`, or "nobody"."""
+def listen_once(port: int, timeout: float, ready: str) -> str:
+    """Who is accepted at `port` within `timeout`, or "nobody". The file `ready` says that it listens."""
     with socket.create_server(("0.0.0.0", port)) as server:
+        Path(ready).touch()
         server.settimeout(timeout)
         try:
             connection, peer = server.accept()

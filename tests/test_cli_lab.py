@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ntcpsock.testing.natlab import lab_namespaces, namespaces_available
+from ntcpsock.testing.natlab import lab_namespaces, namespaces_available, parse_kind
 
 LAB = [sys.executable, "-m", "ntcpsock", "lab"]
 DEADLINE = 120
@@ -39,6 +39,12 @@ class TestInTheLab:
         assert "resolve" in done.stdout
         assert "█" in done.stdout
 
+    def test_exact_kinds(self) -> None:
+        done = run("pair", "--nat-a", "linux", "--cgn-a", "cgn", "--nat-b", "eim+eif", "--delay-ms", "5")
+        assert done.returncode == 0, done.stderr
+        assert "NAT linux behind cgn ══ 5 ms ══ ntcp serve ══ 5 ms ══ NAT eim+eif" in done.stdout
+        assert "connected in" in done.stdout
+
     def test_tries_as_json(self) -> None:
         done = run("pair", "--delay-ms", "5", "--tries", "3", "--json")
         assert done.returncode == 0, done.stderr
@@ -66,6 +72,24 @@ class TestInTheLab:
         done = run("pair", "--delay-ms", "0", "--", sys.executable, "-c", "raise SystemExit(7)")
         assert done.returncode == 7
         assert not [name for name in lab_namespaces() if f"-{os.getpid()}-" in name]
+
+
+def test_list_of_kinds() -> None:
+    done = run("list")
+    assert done.returncode == 0, done.stderr
+    assert "mikrotik" in done.stdout
+    rows = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    assert {"default", "none", "cgn", "mobile"} <= {row["kind"] for row in rows}
+    for row in rows:
+        assert str(parse_kind(row["kind"])) == row["kind"]
+        assert (row["engine"] == "userspace") is (row["words"] is not None)
+
+
+@pytest.mark.parametrize("option", ["--cgn-a", "--cgn-b", "--ipv6"])
+def test_unknown_words(option: str) -> None:
+    done = run("pair", option, "nonsense")
+    assert done.returncode == 2
+    assert option in done.stderr
 
 
 def test_unknown_kind() -> None:

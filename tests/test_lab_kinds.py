@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from ntcpsock.testing.natlab import Answer, NatKind, Translation
+from ntcpsock.testing.natlab import PRESETS, Answer, Behaviour, NatKind, Translation, parse_kind
+from ntcpsock.testing.natlab.router.words import parse_behaviour
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,34 @@ def test_text_round_trip(translation: Translation, answer: Answer) -> None:
     kind = NatKind(translation, answer)
     assert NatKind.parse(str(kind)) == kind
     assert NatKind.parse(kind) is kind
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_words(name: str) -> None:
+    preset = PRESETS[name]
+    assert parse_kind(name) is preset
+    assert preset.name == name
+    assert preset.about
+    again = parse_behaviour(preset.words)
+    assert (again.udp, again.tcp, again.outward) == (preset.udp, preset.tcp, preset.outward)
+    with pytest.raises(ValueError, match="unknown kind of NAT"):
+        NatKind.parse(name)  # or one name would mean two things
+
+
+def test_presets_can_be_changed() -> None:
+    changed = parse_kind("cgn+tcp:rst")
+    assert isinstance(changed, Behaviour)
+    assert changed.name == str(changed) == "cgn+tcp:rst"
+    assert changed.tcp.answer.value == "rst"
+    assert changed.udp == PRESETS["cgn"].udp
+
+
+@pytest.mark.parametrize("text", ["reject", "random-accept", "firewall"])
+def test_words_of_real_routers_come_first(text: str) -> None:
+    assert parse_kind(text) == NatKind.parse(text)
+
+
+@pytest.mark.parametrize("text", ["cone", "cgn+cone", "", "linux-reject", "eim+delta=2"])
+def test_unknown_kinds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        parse_kind(text)

@@ -107,7 +107,12 @@ def test_blocked_networks(nat_lab: NatLabFactory, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind_a", "kind_b"), [("linux", "default")])
 @pytest.mark.parametrize(
-    "ipv6", ["open", ("open", "firewall"), pytest.param(("none", "reject"), marks=pytest.mark.slow)]
+    "ipv6",
+    [
+        pytest.param("open", marks=pytest.mark.slow),
+        ("open", "firewall"),
+        pytest.param(("none", "reject"), marks=pytest.mark.slow),
+    ],
 )
 def test_ipv6(nat_lab: NatLabFactory, kind_a: str, kind_b: str, ipv6: str | tuple[str, str]) -> None:
     lab = nat_lab(kind_a, kind_b, ipv6=ipv6, cgn_a="cgn", delay=DELAY)
@@ -160,6 +165,7 @@ def test_bad_link(nat_lab: NatLabFactory) -> None:
     assert (size, digest) == (1 << 20, sent.result(programs.PATIENCE))
 
 
+@pytest.mark.slow
 def test_rate_of_a_link(nat_lab: NatLabFactory) -> None:
     lab = nat_lab("linux", "none", link_a=Link(DELAY, rate=500_000), link_b=Link(DELAY))
     sent = lab.server.start(programs.send_file, 4902, 1 << 20)
@@ -169,6 +175,7 @@ def test_rate_of_a_link(nat_lab: NatLabFactory) -> None:
     assert len(sent.result(programs.PATIENCE)) == 64
 
 
+@pytest.mark.slow
 def test_the_seed_makes_chance_repeat() -> None:
     seen = []
     for _ in range(2):

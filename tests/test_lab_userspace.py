@@ -12,6 +12,7 @@ import lab_programs as programs
 import pytest
 
 from ntcpsock.testing.natlab import (
+    PRESETS,
     Allocation,
     Behaviour,
     Filtering,
@@ -19,6 +20,7 @@ from ntcpsock.testing.natlab import (
     Lab,
     Link,
     Mapping,
+    Outward,
     TcpBehaviour,
     UdpBehaviour,
 )
@@ -40,13 +42,13 @@ def endpoints(lab: Lab) -> list[programs.Address]:
     return [(first, TELL + 1), (first, TELL + 2), (second, TELL + 1)]
 
 
-def start_tellers(lab: Lab) -> list[programs.Address]:
+def start_tellers(lab: Lab, first_port: int = TELL) -> list[programs.Address]:
     """TCP and UDP tellers on both addresses and two ports."""
-    for port in (TELL, TELL + 10):
+    for port in (first_port, first_port + 10):
         lab.server.start(programs.tell_addresses, list(lab.server_addresses), port)
         lab.server.call(programs.seen_by_tcp, (lab.server_addresses[1], port), 0)
     first, second = lab.server_addresses
-    return [(first, TELL), (first, TELL + 10), (second, TELL)]
+    return [(first, first_port), (first, first_port + 10), (second, first_port)]
 
 
 def behaviour_of(mapping: Mapping, filtering: Filtering, allocation: Allocation) -> Behaviour:
@@ -54,47 +56,53 @@ def behaviour_of(mapping: Mapping, filtering: Filtering, allocation: Allocation)
     return Behaviour(udp=UdpBehaviour(**words), tcp=TcpBehaviour(**words))  # type: ignore[arg-type]
 
 
-def check_ports(ports: list[int], own: int, mapping: Mapping, allocation: Allocation) -> None:
+def check_ports(ports: list[int], own: int, words: UdpBehaviour | TcpBehaviour) -> None:
     groups = {
         Mapping.ENDPOINT_INDEPENDENT: 1,
         Mapping.ADDRESS_DEPENDENT: 2,
         Mapping.ADDRESS_AND_PORT_DEPENDENT: 3,
     }
-    assert len(set(ports)) == groups[mapping], ports
+    assert len(set(ports)) == groups[words.mapping], ports
     new = list(dict.fromkeys(ports))
     steps = [after - before for before, after in itertools.pairwise(new)]
-    if allocation is Allocation.PRESERVING:
+    if words.allocation is Allocation.PRESERVING:
         assert new == [own + number for number in range(len(new))]
-    elif allocation is Allocation.SEQUENTIAL:
-        assert set(steps) <= {2}
-    elif allocation is Allocation.RANDOM:
+    elif words.allocation is Allocation.SEQUENTIAL:
+        assert set(steps) <= {words.delta}
+    elif words.allocation is Allocation.RANDOM:
         assert own not in new
     else:
-        assert len({port // 64 for port in new}) == 1
+        assert len({port // words.band for port in new}) == 1
 
 
-def check_words(lab: Lab, mapping: Mapping, filtering: Filtering, allocation: Allocation) -> None:
-    """Mapping, filtering and allocation of router A, for UDP and TCP."""
+ADMITTED = {
+    Filtering.ENDPOINT_INDEPENDENT: [True, True, True],
+    Filtering.ADDRESS_DEPENDENT: [True, True, False],
+    Filtering.ADDRESS_AND_PORT_DEPENDENT: [True, False, False],
+}
+
+
+def check_udp(lab: Lab, words: UdpBehaviour) -> None:
+    """Mapping, filtering and allocation of router A."""
     addresses = endpoints(lab)
     lab.server.start(probes.answer_from, addresses)
-    tellers = start_tellers(lab)
-    lab.server.start(probes.hold_connections, (lab.server_addresses[0], SILENT))
+    start_tellers(lab)  # TCP waits for a server; the other one is there then as well, or is asked again
     mapped, heard = lab.host_a.call(probes.udp_words, addresses, 4001)
-    expected = {
-        Filtering.ENDPOINT_INDEPENDENT: [True, True, True],
-        Filtering.ADDRESS_DEPENDENT: [True, True, False],
-        Filtering.ADDRESS_AND_PORT_DEPENDENT: [True, False, False],
-    }[filtering]
-    assert heard == expected
+    assert heard == ADMITTED[words.filtering]
     assert {host for host, _ in mapped} == {lab.nat_a.public_address}
-    check_ports([port for _, port in mapped], 4001, mapping, allocation)
+    check_ports([port for _, port in mapped], 4001, words)
 
+
+def check_tcp(lab: Lab, words: TcpBehaviour) -> None:
+    """Mapping, filtering and allocation of router A; filtering by a server that knocks at the port of a connection
+    that is held open."""
+    tellers = start_tellers(lab, TELL + 20)
+    lab.server.start(probes.hold_connections, (lab.server_addresses[0], SILENT))
     ports = [port for _, port in lab.host_a.call(probes.tcp_ports, tellers, 4101)]
-    if allocation is Allocation.PER_SESSION:
+    if words.allocation is Allocation.PER_SESSION:
         assert len(set(ports)) == 3
     else:
-        check_ports(ports, 4101, mapping, allocation)
-    # Filtering over TCP: the server knocks at the port of a connection that is held open.
+        check_ports(ports, 4101, words)
     holder = lab.host_a.start(
         probes.hold_and_listen, (lab.server_addresses[0], SILENT), 4201, 3 * STRAY_TIMEOUT
     )
@@ -103,8 +111,9 @@ def check_words(lab: Lab, mapping: Mapping, filtering: Filtering, allocation: Al
         lab.server.call(probes.knock_from, (address, port), held, STRAY_TIMEOUT / 2)
         for address, port in ((lab.server_addresses[1], 7801), (lab.server_addresses[0], 7802))
     ]
-    assert [knock == "connected" for knock in knocks] == expected[:0:-1]
-    assert holder.result(programs.PATIENCE) == sum(expected[1:])
+    admitted = ADMITTED[words.filtering]
+    assert [knock == "connected" for knock in knocks] == admitted[:0:-1]
+    assert holder.result(programs.PATIENCE) == sum(admitted[1:])
 
 
 def wait_for_mapping(lab: Lab, inner_port: int) -> programs.Address:
@@ -126,8 +135,10 @@ PRODUCT = [words for words in itertools.product(MAPPINGS, FILTERINGS, ALLOCATION
 def test_words(
     nat_lab: NatLabFactory, mapping: Mapping, filtering: Filtering, allocation: Allocation
 ) -> None:
-    lab = nat_lab(behaviour_of(mapping, filtering, allocation), "none", delay=DELAY)
-    check_words(lab, mapping, filtering, allocation)
+    behaviour = behaviour_of(mapping, filtering, allocation)
+    lab = nat_lab(behaviour, "none", delay=DELAY)
+    check_udp(lab, behaviour.udp)
+    check_tcp(lab, behaviour.tcp)
 
 
 @pytest.mark.slow
@@ -135,8 +146,18 @@ def test_words(
 def test_every_combination_of_words(
     nat_lab: NatLabFactory, mapping: Mapping, filtering: Filtering, allocation: Allocation
 ) -> None:
-    lab = nat_lab(behaviour_of(mapping, filtering, allocation), "none", delay=DELAY)
-    check_words(lab, mapping, filtering, allocation)
+    behaviour = behaviour_of(mapping, filtering, allocation)
+    lab = nat_lab(behaviour, "none", delay=DELAY)
+    check_udp(lab, behaviour.udp)
+    check_tcp(lab, behaviour.tcp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, p in PRESETS.items() if p.outward is Outward.ALL])
+def test_presets(nat_lab: NatLabFactory, name: str) -> None:
+    lab = nat_lab(name, "none", delay=DELAY)
+    check_udp(lab, PRESETS[name].udp)
+    check_tcp(lab, PRESETS[name].tcp)
 
 
 SAID_MAPPING = {
@@ -209,7 +230,7 @@ def test_stray_syn(nat_lab: NatLabFactory, nat_a: str, nat_b: str, outcomes: tup
         pytest.param(Hairpin.NONE, marks=pytest.mark.slow),
     ],
 )
-def test_hairpin(nat_lab: NatLabFactory, hairpin: Hairpin) -> None:
+def test_hairpin(nat_lab: NatLabFactory, tmp_path: Path, hairpin: Hairpin) -> None:
     words = {"hairpin": hairpin, "filtering": Filtering.ENDPOINT_INDEPENDENT}
     lab = nat_lab(
         Behaviour(udp=UdpBehaviour(**words), tcp=TcpBehaviour(**words)),  # type: ignore[arg-type]
@@ -230,7 +251,10 @@ def test_hairpin(nat_lab: NatLabFactory, hairpin: Hairpin) -> None:
     }[hairpin]
     assert heard_a == expected
     assert len(heard.result(programs.PATIENCE)) == len(expected)
-    accepted = lab.host_b.start(probes.listen_once, 4302, 2 * STRAY_TIMEOUT)
+    ready = tmp_path / "ready"
+    accepted = lab.host_b.start(probes.listen_once, 4302, 2 * STRAY_TIMEOUT, str(ready))
+    while not ready.exists():
+        assert accepted.process.poll() is None
     # The mapping of the listener's port is still there; the connection has a source of its own.
     knock = lab.host_a.start(programs.knock, (public, 4302), 2 * STRAY_TIMEOUT)
     peer = accepted.result(programs.PATIENCE)
@@ -267,7 +291,10 @@ def try_then_listen(lab: Lab, ready: Path, *, ttl: int = 64, patience: float = 5
     return outcome, knock
 
 
-@pytest.mark.parametrize(("words", "knock"), [("eim", "connected"), ("eim+icmp-kills", "timeout")])
+@pytest.mark.parametrize(
+    ("words", "knock"),
+    [("eim", "connected"), pytest.param("eim+icmp-kills", "timeout", marks=pytest.mark.slow)],
+)
 def test_what_an_icmp_error_does(nat_lab: NatLabFactory, tmp_path: Path, words: str, knock: str) -> None:
     """A SYN that dies on the public segment brings a time exceeded, translated back to its sender."""
     lab = nat_lab(words, "none", delay=DELAY)
@@ -291,7 +318,7 @@ def test_what_an_rst_does(nat_lab: NatLabFactory, tmp_path: Path, words: str, kn
 @pytest.mark.parametrize(
     ("words", "knock"),
     [
-        ("eim", "connected"),
+        pytest.param("eim", "connected", marks=pytest.mark.slow),
         ("eim+conntrack", "timeout"),
         pytest.param("default", "timeout", marks=pytest.mark.slow),
     ],

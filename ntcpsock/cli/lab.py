@@ -19,7 +19,7 @@ lab_app = typer.Typer(help="Connections through real NATs on this machine.", no_
 # What host B calls itself, and the port where it listens.
 TARGET = "b.ntcp:7000"
 
-_KINDS = "default, reject, random, fully-random, firewall, none, also with -reject or -accept."
+_KINDS = "a kind of `ntcp lab list`, or words of RFC 4787 like apdm+adf+sequential=2."
 _TRY_DEADLINE = 30.0  # seconds for one try, its time-out and the pause before it included
 
 
@@ -42,6 +42,18 @@ def pair(
         str, typer.Option("--nat-a", metavar="KIND", help=f"Host A's router: {_KINDS}")
     ] = "default",
     nat_b: Annotated[str, typer.Option("--nat-b", metavar="KIND", help="Host B's router.")] = "default",
+    cgn_a: Annotated[
+        str | None, typer.Option("--cgn-a", metavar="KIND", help="A carrier's NAT before host A's router.")
+    ] = None,
+    cgn_b: Annotated[
+        str | None, typer.Option("--cgn-b", metavar="KIND", help="A carrier's NAT before host B's router.")
+    ] = None,
+    same_nat: Annotated[
+        bool, typer.Option("--same-nat", help="Host B on the LAN of host A's router.")
+    ] = False,
+    ipv6: Annotated[
+        str, typer.Option("--ipv6", metavar="HOW", help="Both hosts' IPv6: none, open, firewall or reject.")
+    ] = "none",
     delay_ms: Annotated[
         float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")
     ] = 25.0,
@@ -54,16 +66,22 @@ def pair(
     when a try failed.
     """
     from ntcpsock.cli.stage import StageError
-    from ntcpsock.testing.natlab import LabUnavailable, NatKind
+    from ntcpsock.testing.natlab import LabUnavailable, parse_kind
+    from ntcpsock.testing.natlab.lab import IPV6
 
-    for option, kind in (("--nat-a", nat_a), ("--nat-b", nat_b)):
+    kinds = {"--nat-a": nat_a, "--nat-b": nat_b, "--cgn-a": cgn_a, "--cgn-b": cgn_b}
+    for option, kind in kinds.items():
         try:
-            NatKind.parse(kind)
+            if kind is not None:
+                parse_kind(kind)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=option) from None
+    if ipv6 not in IPV6:
+        raise typer.BadParameter(f"one of {', '.join(IPV6)}", param_hint="--ipv6")
+    more = {"cgn_a": cgn_a, "cgn_b": cgn_b, "same_nat": same_nat, "ipv6": ipv6}
     enter_namespaces()
     try:
-        with open_lab_stage(nat_a, nat_b, delay_ms / 1000) as (opened, stage):
+        with open_lab_stage(nat_a, nat_b, delay_ms / 1000, **more) as (opened, stage):
             if program:
                 raise SystemExit(_run_program(opened, stage, program))
             succeeded = _show(opened, list(dial(opened, stage, tries)), as_json)
@@ -74,6 +92,16 @@ def pair(
         raise SystemExit(130) from None
     if not succeeded:
         raise SystemExit(1)
+
+
+@lab_app.command("list")
+def list_kinds(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each kind, on stdout.")] = False,
+) -> None:
+    """The kinds of routers that a lab can have, in the words of RFC 4787 and 5382."""
+    from ntcpsock.cli.lab_kinds import show_kinds
+
+    show_kinds(as_json=as_json)
 
 
 def enter_namespaces() -> None:
@@ -98,12 +126,12 @@ def why_no_namespaces() -> str | None:
 
 
 @contextmanager
-def open_lab_stage(nat_a: str, nat_b: str, delay: float) -> Iterator[tuple[Lab, Stage]]:
-    """A lab with `ntcp serve` on its public segment."""
+def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterator[tuple[Lab, Stage]]:
+    """A lab with `ntcp serve` on its public segment. `more`: other arguments of `open_lab`."""
     from ntcpsock.cli.stage import open_stage
     from ntcpsock.testing.natlab import open_lab
 
-    with open_lab(nat_a, nat_b, delay=delay) as lab:
+    with open_lab(nat_a, nat_b, delay=delay, **more) as lab:
         first, second = lab.server_addresses
         with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
             yield lab, stage

@@ -13,13 +13,13 @@ from rich.text import Text
 from ntcpsock.cli.timeline import timeline
 
 if TYPE_CHECKING:
-    from ntcpsock.testing.natlab import Lab
+    from ntcpsock.testing.natlab import Lab, Router
 
 
 def show_pair(lab: Lab, events: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """The way, then one try as a timeline, or many as a table with the slowest one's timeline."""
     console = console or Console()
-    console.print(picture(str(lab.nat_a.kind), str(lab.nat_b.kind), lab.delay))
+    console.print(picture(_routers(lab.nat_a, lab.cgn_a), _routers(lab.nat_b, lab.cgn_b), lab.delay))
     if not events:
         console.print("[red]nothing was tried[/]")
         return
@@ -51,6 +51,10 @@ def picture(nat_a: str, nat_b: str, delay: float) -> Text:
     ):
         line.append(words, style)
     return line
+
+
+def _routers(nat: Router, cgn: Router | None) -> str:
+    return str(nat.kind) if cgn is None else f"{nat.kind} behind {cgn.kind}"
 
 
 def _headline(lab: Lab, event: dict[str, Any], *, slowest: bool) -> Text:

@@ -35,6 +35,7 @@ def _preset(behaviour: Behaviour) -> Behaviour:
 LINUX = _preset(
     Behaviour(
         name="linux",
+        about="Linux masquerade, INPUT drops",
         udp=UdpBehaviour(idle=120.0, unreplied=30.0),
         tcp=TcpBehaviour(sequence_check=SequenceCheck.CONNTRACK, transitory=120.0, established=432000.0),
     )
@@ -47,6 +48,7 @@ OPENWRT = _preset(
     replace(
         LINUX,
         name="openwrt",
+        about="OpenWrt as delivered: rejects with RST",
         udp=replace(LINUX.udp, answer=StrayAnswer.RST, hairpin=Hairpin.NONE),
         tcp=replace(LINUX.tcp, answer=StrayAnswer.RST, established=7440.0),
     )
@@ -58,6 +60,7 @@ established time-out of 7440 s: package/kernel/linux/files/sysctl-nf-conntrack.c
 MIKROTIK = _preset(
     Behaviour(
         name="mikrotik",
+        about="MikroTik RouterOS: Linux with short time-outs",
         udp=UdpBehaviour(idle=180.0, unreplied=10.0),
         tcp=TcpBehaviour(sequence_check=SequenceCheck.CONNTRACK, transitory=60.0, established=86400.0),
     )
@@ -68,6 +71,7 @@ Tracking (udp-timeout 10 s, udp-stream-timeout 3 min, tcp-syn-sent-timeout 1 min
 CISCO = _preset(
     Behaviour(
         name="cisco",
+        about="Cisco ASA: another TCP port each time, checked",
         udp=UdpBehaviour(
             mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.PRESERVING, idle=120.0
         ),
@@ -90,6 +94,7 @@ randomises them, which no end notices."""
 CGN = _preset(
     Behaviour(
         name="cgn",
+        about="carrier NAT after RFC 6888, port blocks",
         udp=UdpBehaviour(
             filtering=Filtering.ENDPOINT_INDEPENDENT,
             allocation=Allocation.BAND,
@@ -110,6 +115,7 @@ RFC 7422 and the vendors' port block allocation (Junos Carrier Grade NAT Impleme
 CGN_SESSION = _preset(
     Behaviour(
         name="cgn-session",
+        about="carrier NAT, another port of the block each time",
         udp=UdpBehaviour(
             mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT,
             allocation=Allocation.BAND,
@@ -133,6 +139,7 @@ endpoint-independent unless configured)."""
 MOBILE = _preset(
     Behaviour(
         name="mobile",
+        about="mobile carrier, symmetric, random ports",
         udp=UdpBehaviour(mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.RANDOM, idle=30.0),
         tcp=TcpBehaviour(
             mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT,
@@ -151,6 +158,7 @@ MOBILE_SEQUENTIAL = _preset(
     replace(
         MOBILE,
         name="mobile-sequential",
+        about="mobile carrier, symmetric, ports in order",
         udp=replace(MOBILE.udp, allocation=Allocation.SEQUENTIAL),
         tcp=replace(MOBILE.tcp, allocation=Allocation.SEQUENTIAL),
     )
@@ -160,6 +168,7 @@ MOBILE_SEQUENTIAL = _preset(
 RFC = _preset(
     Behaviour(
         name="rfc",
+        about="what RFC 4787 and 5382 require",
         udp=UdpBehaviour(filtering=Filtering.ADDRESS_DEPENDENT, hairpin=Hairpin.EXTERNAL, idle=300.0),
         tcp=TcpBehaviour(
             filtering=Filtering.ADDRESS_DEPENDENT,
@@ -172,6 +181,7 @@ RFC = _preset(
 FULL_CONE = _preset(
     Behaviour(
         name="full-cone",
+        about="RFC 3489's full cone",
         udp=UdpBehaviour(filtering=Filtering.ENDPOINT_INDEPENDENT, hairpin=Hairpin.EXTERNAL),
         tcp=TcpBehaviour(filtering=Filtering.ENDPOINT_INDEPENDENT, hairpin=Hairpin.EXTERNAL),
     )
@@ -181,6 +191,7 @@ FULL_CONE = _preset(
 SYMMETRIC = _preset(
     Behaviour(
         name="symmetric",
+        about="RFC 3489's symmetric NAT, ports in order",
         udp=UdpBehaviour(mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.SEQUENTIAL),
         tcp=TcpBehaviour(mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.SEQUENTIAL),
     )
@@ -188,13 +199,24 @@ SYMMETRIC = _preset(
 """RFC 3489's symmetric NAT with ports in order: delta 1 or 2 in nearly all such that Guha and Francis met.
 Source: IMC 2005."""
 
-UDP_BLOCKED = _preset(replace(LINUX, name="udp-blocked", outward=Outward.NO_UDP))
+UDP_BLOCKED = _preset(
+    replace(LINUX, name="udp-blocked", about="Linux, lets no UDP out", outward=Outward.NO_UDP)
+)
 """An office or hotel that lets no UDP out."""
 
-ONLY_443 = _preset(replace(LINUX, name="only-443", outward=Outward.ONLY_443))
+ONLY_443 = _preset(
+    replace(LINUX, name="only-443", about="Linux, lets only TCP to port 443 out", outward=Outward.ONLY_443)
+)
 """All but TCP to port 443 blocked."""
 
-PROXY_ONLY = _preset(replace(LINUX, name="proxy-only", outward=Outward.PROXY))
+PROXY_ONLY = _preset(
+    replace(
+        LINUX,
+        name="proxy-only",
+        about="Linux, lets nothing out; an HTTP proxy runs on it",
+        outward=Outward.PROXY,
+    )
+)
 """Nothing but an HTTP proxy (CONNECT) on the router: `Router.proxy`."""
 
 

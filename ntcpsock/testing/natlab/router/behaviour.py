@@ -136,6 +136,8 @@ class Behaviour:
 
     name: str = "custom"
     """What tables and pictures call it."""
+    about: str = field(default="", compare=False)
+    """Whom it stands for, in one line."""
     udp: UdpBehaviour = field(default_factory=UdpBehaviour)
     tcp: TcpBehaviour = field(default_factory=TcpBehaviour)
     translates: bool = True
