@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import socket as _stdlib
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -33,6 +34,8 @@ _SCHEDULE = tuple(
     if hasattr(_stdlib, name)
 )
 _USER_TIMEOUT = (_TCP, getattr(_stdlib, "TCP_USER_TIMEOUT", -1))
+_LINGER = (_stdlib.SOL_SOCKET, _stdlib.SO_LINGER)
+_RESET = struct.pack("ii", 1, 0)  # struct linger
 _SEND_BUFFER = (_stdlib.SOL_SOCKET, _stdlib.SO_SNDBUF)
 _RECEIVE_BUFFER = (_stdlib.SOL_SOCKET, _stdlib.SO_RCVBUF)
 # Linux since 5.14 tells which buffers a program has set: asm-generic/socket.h, and SOCK_*BUF_LOCK in net/sock.h.
@@ -56,15 +59,20 @@ Wishes = dict[tuple[int, int], int]
 
 class Way(NamedTuple):
     """What carries a connection: the engine's end of the hop, the connection to the peer where it is TCP, and how
-    the pump is told to take no more than so many bytes at once, outward or inward."""
+    the pump is told to take no more than so many bytes at once, outward or inward, and asked to pass on a reset."""
 
     hop: _stdlib.socket
     carrier: _stdlib.socket | None
     limit_outward: Callable[[int], None]
     limit_inward: Callable[[int], None]
+    wait_passed: Callable[[], None]
 
+
+# How long a reset waits for a pump that is just starting, in seconds.
+_BEGIN_DEADLINE = 0.2
 
 _lock = threading.Lock()
+_begun = threading.Condition(_lock)
 _ways: dict[_known.Ends, Way] = {}
 # What was wished for connections whose pump is just starting.
 _early: dict[_known.Ends, Wishes] = {}
@@ -137,6 +145,7 @@ class Carrying(Protocol):
 
     def limit_outward(self, size: int) -> None: ...
     def limit_inward(self, size: int) -> None: ...
+    def wait_passed(self) -> None: ...
 
 
 def begin(pump: Carrying, stream: Any) -> _known.Ends | None:
@@ -147,15 +156,31 @@ def begin(pump: Carrying, stream: Any) -> _known.Ends | None:
     except OSError:  # reset already
         return None
     # A carrier that is no TCP connection has no socket.
-    way = Way(
-        hop, getattr(getattr(stream, "carrier", None), "socket", None), pump.limit_outward, pump.limit_inward
-    )
+    carrier = getattr(getattr(stream, "carrier", None), "socket", None)
+    way = Way(hop, carrier, pump.limit_outward, pump.limit_inward, pump.wait_passed)
     with _lock:
         _ways[ends] = way
+        _begun.notify_all()
         wished = _early.pop(ends, {})
         _forget()
     grant(way, wished)
     return ends
+
+
+def about_to_reset(sock: _stdlib.socket) -> Way | None:
+    """Before the program closes `sock`: what carries it, if that will be reset (SO_LINGER 0).
+
+    When close() returns, a plain socket's reset has left. So whoever closes waits for `wait_passed` afterwards.
+    """
+    try:
+        if _plain.getsockopt(sock, *_LINGER, len(_RESET)) != _RESET:
+            return None
+        ends = _known.ends(_plain.getsockname(sock), _plain.getpeername(sock))
+    except OSError:
+        return None
+    with _begun:
+        _begun.wait_for(lambda: ends in _ways or ends not in _known.connections, _BEGIN_DEADLINE)
+        return _ways.get(ends)
 
 
 def _forget() -> None:
@@ -175,8 +200,9 @@ def end(ends: _known.Ends | None, hop: _stdlib.socket) -> None:
 
 def renew_lock() -> None:
     """After fork: another thread of the parent may have held the lock, and its carriers are the parent's."""
-    global _lock
+    global _lock, _begun
     _lock = threading.Lock()
+    _begun = threading.Condition(_lock)
     _ways.clear()
     _early.clear()
 

@@ -156,6 +156,9 @@ class Pump:
         self._outward_step = CHUNK
         self._inward_step: int | None = None
 
+    def wait_passed(self) -> None:
+        """Nothing: the engine's tasks pass things on in their own time."""
+
     def limit_outward(self, size: int) -> None:
         """In any thread: take no more than so many bytes from the program at once."""
         self._outward_step = size

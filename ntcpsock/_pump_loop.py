@@ -22,7 +22,8 @@ from typing import Any, Final, TypeGuard
 
 import trio
 
-from ntcpsock._pump import Stream, close_ends, prepare_hop, tune
+from ntcpsock._broken import is_of_the_network
+from ntcpsock._pump import Stream, abort, close_ends, prepare_hop, tune
 from ntcpsock._pump_link import BUFFER, IN, Link
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
@@ -33,6 +34,10 @@ log = logging.getLogger("ntcpsock")
 _FREE_BUFFERS: Final = 4
 # How often finishing links are looked at, in seconds.
 _TICK: Final = 0.01
+# The last bytes, the reset behind them, and both again at a peer in this process: each takes a turn of the loop or two.
+_TURNS_OF_A_RESET: Final = 8
+# How long somebody waits for that: it takes some 50 us, and a busy machine is slower.
+_TURNS_DEADLINE: Final = 1.0
 # Events taken from the kernel at once; the rest come the next time.
 _EVENTS: Final = 64
 
@@ -54,6 +59,7 @@ class PumpLoop:
         self._finishing: set[Link] = set()
         self._again: list[Link] = []
         self._free: list[memoryview] = []
+        self._waiting: list[tuple[int, threading.Event]] = []
         self._thread = threading.Thread(target=self._run, name="ntcpsock-pump", daemon=True)
         self._thread.start()
 
@@ -77,6 +83,13 @@ class PumpLoop:
 
     def end(self, link: Link) -> None:
         self.soon(lambda: link.end(clean=False))
+
+    def wait_turns(self, turns: int) -> None:
+        """Until the loop has looked at the kernel's events so many times, or for a second."""
+        turned = threading.Event()
+        self.soon(lambda: self._waiting.append((turns, turned)))
+        if not self._stopped:
+            turned.wait(_TURNS_DEADLINE)
 
     def stop(self) -> None:
         """End all links and the thread; what was under way is lost."""
@@ -139,15 +152,24 @@ class PumpLoop:
                 self._guard(link, link.go_on)
         if self._orders:
             self._obey()
+        if self._waiting:
+            self._count_turn()
         if self._finishing:
             now = time.monotonic()
             for link in tuple(self._finishing):
                 self._guard(link, link.tick, now)
 
     def _patience(self) -> float | None:
-        if self._again:
+        if self._again or self._waiting:
             return 0
         return _TICK if self._finishing else None
+
+    def _count_turn(self) -> None:
+        left = [(turns - 1, turned) for turns, turned in self._waiting]
+        self._waiting = [waiter for waiter in left if waiter[0] > 0]
+        for turns, turned in left:
+            if turns <= 0:
+                turned.set()
 
     def _obey(self) -> None:
         with suppress(BlockingIOError):
@@ -253,9 +275,20 @@ class LoopPump:
     def check(self) -> None:
         """Nothing: the loop is told of a reset by the kernel."""
 
+    def wait_passed(self) -> None:
+        """In a program's thread: until what it has just done at its end has gone on its way to the peer."""
+        self._loop.wait_turns(_TURNS_OF_A_RESET)
+
     def _on_end(self) -> None:
         """In the loop's thread."""
         self._loop.forget(self._link)
+        driver = self.stream.driver
+        if not self._link.clean and not is_of_the_network(driver.error or driver.send_error):
+            # At once, as a kernel does it; the engine finds both ends closed.
+            driver.closed = True
+            driver.abort()
+            if not self._keep_hop:
+                abort(self.hop)
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._ended.set)
 

@@ -323,6 +323,7 @@ class NTCPSocket(_stdlib.socket):
             _plain_real_close(self, *args)  # an ordinary socket: no more than the system's own close
             return
         named = self._named or self._published
+        way = _forwarding.about_to_reset(self) if named is not None and named.peer_label is not None else None
         self._named = self._published = None
         try:
             # The engine first: once the port of the descriptor is free, another program may take it.
@@ -333,6 +334,8 @@ class NTCPSocket(_stdlib.socket):
                 leave(*finalizer[2])
         finally:
             _plain_real_close(self, *args)
+        if way is not None:
+            way.wait_passed()
 
 
 def _fail_listener(this: weakref.ref[NTCPSocket], error: BaseException) -> None:
