@@ -19,6 +19,7 @@ import trio
 
 from ntcpsock import _forwarding, _known, _portal
 from ntcpsock._config import Config
+from ntcpsock._confirmation import wait_confirmed
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
 from ntcpsock._gate import Gates
 from ntcpsock._hop import Dialled, Door, open_hops
@@ -142,7 +143,13 @@ class Engine:
             raise
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
         lent = {} if descriptor is None else {"descriptor": descriptor}
-        return node, await node.open_stream(label, port, timeout=left, source_port=source_port, **lent)
+        stream = await node.open_stream(label, port, timeout=left, source_port=source_port, **lent)
+        try:
+            await wait_confirmed(stream, deadline - trio.current_time())
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return node, stream
 
     async def open_gate(self, label: str, port: int) -> str | None:
         """Listen for C code at a number of `label`; returns it, or None where none can be had."""

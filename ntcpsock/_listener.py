@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.candidate import is_loopback
 
 
 class NTCPListener(trio.abc.Listener[NTCPStream]):
@@ -18,6 +19,8 @@ class NTCPListener(trio.abc.Listener[NTCPStream]):
         self.name = name
         self.port = port
         self.allow = allow
+        #: Whether being queued here is what a dialler waits for (see `ntcpsock._confirmation`).
+        self.confirms = True
         self._sender, self._receiver = trio.open_memory_channel[NTCPStream](max(1, backlog))
         self._on_close = on_close
 
@@ -50,4 +53,6 @@ class NTCPListener(trio.abc.Listener[NTCPStream]):
             self._sender.send_nowait(stream)
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
             return False
+        if self.confirms and is_loopback(stream.carrier.remote.host):
+            stream.confirm()
         return True

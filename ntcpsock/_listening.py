@@ -19,6 +19,7 @@ import trio
 from ntcpsock import _forwarding, _inquiry, _known, _names
 from ntcpsock._arrivals import Arrival, Arrivals
 from ntcpsock._config import Config
+from ntcpsock._confirmation import confirm
 from ntcpsock._desk import Desk
 from ntcpsock._errors import ConfigurationError, NameTaken
 from ntcpsock._hop import PlainSocket, connect_hop, open_hops
@@ -208,6 +209,7 @@ class Listeners:
             node = await self._nodes.node_of(label)
             own = label if label != node.name else None
             listener = await node.open_listener(port, name=own, backlog=listening.backlog)
+            listener.confirms = False  # what it has is not in the program's own queue yet
         except BaseException:
             del self.ports[label, port]
             raise
@@ -275,6 +277,7 @@ class Listeners:
             return
         source = hop.getsockname()[:2]
         _forwarding.expect(_known.ends(listening.target, source), listening.wishes)
+        confirm(stream)
         try:
             if offered is not None and await self._is_claimed(listening, hop, offered):
                 abort(hop)

@@ -195,7 +195,7 @@ FLOORS = (
     ),
     Floor(
         "F6 pump",
-        ("_pump_link", "_pump_loop"),
+        ("_confirmation", "_pump_link", "_pump_loop"),
         frozenset({"F0 words", "F1 protocols", "F2 drivers", "F6 sync face", "F6 pump"}),
         "for the sake of speed the pump moves the frames of a stream by itself, and knows of no node",
     ),

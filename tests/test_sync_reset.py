@@ -39,6 +39,8 @@ def test_a_peer_in_this_process_has_seen_it(network: FakeNetwork) -> None:
         for _ in range(20):
             client, accepted = pair(server)
             with accepted:
+                accepted.sendall(b"first")
+                assert client.recv(100) == b"first"  # both pumps are at work
                 reset_after(client, b"last")
                 # Through tasks it comes a moment later.
                 accepted.settimeout(0 if network.encrypted else PATIENCE)

@@ -77,8 +77,8 @@ class Session:
     """The machine. Attributes are for reading.
 
     sent, received: bytes of stream data in each direction so far; acknowledged: how many of ours the
-    peer has confirmed; eof_sent, eof_acknowledged, eof_received: FIN in each direction; reset_sent;
-    reset_code: of the peer's RESET, or None.
+    peer has confirmed; confirmed: whether it has acknowledged anything, be it the beginning; eof_sent,
+    eof_acknowledged, eof_received: FIN in each direction; reset_sent; reset_code: of the peer's RESET, or None.
     """
 
     def __init__(self) -> None:
@@ -87,6 +87,7 @@ class Session:
         self.acknowledged = 0
         self.eof_sent = False
         self.eof_acknowledged = False
+        self.confirmed = False
         self.eof_received = False
         self.reset_sent = False
         self.reset_code: int | None = None
@@ -127,6 +128,10 @@ class Session:
         frame = encode_frame(Reset(code))
         self.reset_sent = True
         return frame
+
+    def confirm(self) -> None:
+        """Have an acknowledgement be due although nothing asks for one: it says that somebody is here."""
+        self._ack_due = True
 
     def ping(self, nonce: int) -> bytes:
         """A PING frame; its answer comes as PongReceived. Only the newest 8 are remembered."""
@@ -251,6 +256,7 @@ class Session:
             raise BadMessage(f"ACK of {offset}, sent {self.sent}")
         if offset < self.acknowledged + self.eof_acknowledged:
             raise BadMessage(f"ACK went back from {self.acknowledged} to {offset}")
+        self.confirmed = True
         self.eof_acknowledged = offset > self.sent
         self.acknowledged = min(offset, self.sent)
         return Acknowledged(self.acknowledged, self.eof_acknowledged)

@@ -165,6 +165,13 @@ class PlainStream(NTCPStream):
         self._plain = carrier
         self._stream: trio.SocketStream | None = None
 
+    def confirm(self) -> None:
+        """Nothing: there are no frames."""
+
+    async def wait_confirmed(self) -> None:
+        """Nothing: there are no frames."""
+        await trio.lowlevel.checkpoint()
+
     def __repr__(self) -> str:
         state = "closed" if self._plain.socket.fileno() < 0 else "open"
         return f"<PlainStream {state} to {self.peer.name or self.peer.node_id}:{self.peer.port}>"

@@ -125,6 +125,26 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         """What moves the frames: for one who does that himself, while no task uses the stream."""
         return self._driver
 
+    # -- a word at the beginning -----------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Tell the peer at once that this end has been accepted. See `wait_confirmed`."""
+        self._driver.machine.confirm()
+        self._driver.flush_nowait()
+
+    async def wait_confirmed(self) -> None:
+        """Until the peer has said so, or anything else, its end included. Reads no stream data.
+
+        Nobody may receive on this stream meanwhile. Cancelled, it has lost nothing.
+        """
+        driver, machine = self._driver, self._driver.machine
+        with self._receive_conflict, self._translated:
+            while not driver.closed:
+                driver.absorb()
+                if machine.confirmed or machine.payload_remaining or machine.receiving_ended or driver.error:
+                    return
+                await driver.wait_incoming()
+
     # -- sending ---------------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
