@@ -80,6 +80,11 @@ def methods(base: Any) -> dict[str, Callable[..., Any]]:
             del keywords["sock"]
             sockets = [sock]
         else:
+            try:
+                return await base.create_server(self, protocol_factory, host, port, **keywords)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _resolver.make_room((host, port)):
+                    raise
             return await base.create_server(self, protocol_factory, host, port, **keywords)
         return await _serve(self, protocol_factory, sockets, **keywords)
 

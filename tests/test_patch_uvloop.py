@@ -184,6 +184,22 @@ def test_a_socket_at_all_addresses_is_published_too(
     run(main)
 
 
+def test_a_port_at_which_a_number_answers_is_the_program_s(network: FakeNetwork) -> None:
+    async def main() -> None:
+        with Plain() as probe:
+            probe.bind(("0.0.0.0", 0))
+            port = probe.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        await loop.getaddrinfo("alice.ntcp", port, type=socket.SOCK_STREAM)
+        assert len(_portal.get().engine.gates.numbers) == 1
+        async with await asyncio.start_server(echo, "0.0.0.0", port):
+            assert await exchange("127.0.0.1", port) == b"bye 127.0.0.1"
+            with pytest.raises(OSError, match="in use"):
+                await asyncio.start_server(echo, "0.0.0.0", port)
+
+    run(main)
+
+
 def test_a_forked_worker_accepts(network: FakeNetwork) -> None:
     """The listener is the parent's, and so is its engine; uvloop runs in the child only."""
     with socket.socket() as sock:
