@@ -37,7 +37,10 @@ def stage() -> Iterator[Stage]:
         yield opened
 
 
-@pytest.mark.parametrize("worker", ["sync", "gthread", pytest.param("gevent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "worker",
+    ["sync", pytest.param("gthread", marks=pytest.mark.slow), pytest.param("gevent", marks=pytest.mark.slow)],
+)
 def test_workers_bound_to_a_name(stage: Stage, tmp_path: Path, worker: str) -> None:
     if worker == "gevent":
         pytest.importorskip("gevent", reason="gevent is not installed")

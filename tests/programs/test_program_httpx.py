@@ -47,7 +47,7 @@ def stage() -> Iterator[Stage]:
         yield opened
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.slow), "https"])
 def test_httpx(stage: Stage, tmp_path: Path, scheme: str) -> None:
     (tmp_path / "app.py").write_text(ASGI_APP)
     words = [

@@ -21,7 +21,7 @@ def stage() -> Iterator[Stage]:
         yield opened
 
 
-@pytest.mark.parametrize("worker", ["trio", "asyncio", "uvloop"])
+@pytest.mark.parametrize("worker", ["trio", "asyncio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def test_bound_to_a_name(stage: Stage, tmp_path: Path, worker: str) -> None:
     (tmp_path / "app.py").write_text(ASGI_APP)
     words = ["hypercorn", "app:app", "-b", "alice.ntcp:8000", "-k", worker]
@@ -30,7 +30,7 @@ def test_bound_to_a_name(stage: Stage, tmp_path: Path, worker: str) -> None:
     assert "shut down" in server.log
 
 
-@pytest.mark.parametrize("worker", ["trio", "asyncio"])
+@pytest.mark.parametrize("worker", ["trio", pytest.param("asyncio", marks=pytest.mark.slow)])
 def test_published_with_workers_and_tls_inside(stage: Stage, tmp_path: Path, worker: str) -> None:
     port = free_port()
     (tmp_path / "app.py").write_text(ASGI_APP)

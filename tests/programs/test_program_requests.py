@@ -50,7 +50,7 @@ for host, port in (("alice.ntcp", 8001), ("nobody.ntcp", 8000)):
 )
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.slow), "https"])
 def test_requests(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "app.py").write_text(ASGI_APP)
     words = [

@@ -49,7 +49,7 @@ except urllib3.exceptions.MaxRetryError as error:
 )
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.slow), "https"])
 def test_urllib3(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "app.py").write_text(ASGI_APP)
     words = [

@@ -14,6 +14,10 @@ from ntcpsock.cli.stage import Stage, open_loopback_stage
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 
+# Both ways in each test; the slow ones are all run by `make test-all`.
+BOTH = ["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)]
+BOTH_REVERSED = [pytest.param("asyncio", marks=pytest.mark.slow), "uvloop"]
+
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
@@ -30,7 +34,7 @@ def test_bound_to_a_name(stage: Stage, tmp_path: Path, loop: str) -> None:
     assert "shut down" in server.log
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", BOTH)
 def test_published_with_tls_inside(stage: Stage, tmp_path: Path, loop: str) -> None:
     port = free_port()
     (tmp_path / "app.py").write_text(ASGI_APP)
@@ -39,7 +43,7 @@ def test_published_with_tls_inside(stage: Stage, tmp_path: Path, loop: str) -> N
         ask(stage, tmp_path, f"https://alice.ntcp:{port}")
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", BOTH_REVERSED)
 def test_spawned_workers(stage: Stage, tmp_path: Path, loop: str) -> None:
     (tmp_path / "app.py").write_text(ASGI_APP)
     words = ["uvicorn", "app:app", "--host", "alice.ntcp", "--port", "8000", "--loop", loop, "--workers", "2"]
@@ -47,7 +51,7 @@ def test_spawned_workers(stage: Stage, tmp_path: Path, loop: str) -> None:
         ask(stage, tmp_path, "http://alice.ntcp:8000")
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", BOTH)
 def test_reload(stage: Stage, tmp_path: Path, loop: str) -> None:
     """The listener is the parent's; the child that serves is replaced when the program is edited."""
     (tmp_path / "app.py").write_text(ASGI_APP)
