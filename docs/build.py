@@ -41,6 +41,7 @@ GUIDE = (
     ("README.md", "index.html", "ntcpsock"),
     ("docs/guide/start.md", "guide/start.html", "Getting started"),
     ("docs/guide/recipes.md", "guide/recipes.html", "Recipes"),
+    ("docs/guide/web.md", "guide/web.html", "Web servers and clients"),
     ("docs/guide/libraries.md", "guide/libraries.html", "Libraries"),
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),

@@ -1,4 +1,4 @@
-"""The recipes of the page about libraries do what they say: their programs, and the commands around them."""
+"""The recipes of the pages about libraries do what they say: their programs, and the commands around them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from ntcpsock.cli.stage import Stage, open_loopback_stage, stop
 
-PAGE = Path(__file__).parent.parent / "docs" / "guide" / "libraries.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "guide"
+PAGES = ("libraries.md", "web.md")
 DEADLINE = 90.0
 NEEDS = {
     "ssh and sftp": ("asyncssh", "paramiko"),
@@ -27,6 +28,10 @@ NEEDS = {
     "trio's own functions": ("trio",),
     "Twisted": ("twisted",),
     "Tornado": ("tornado",),
+    "gunicorn": ("gunicorn", "requests"),
+    "uvicorn": ("uvicorn", "uvloop", "urllib3"),
+    "hypercorn": ("hypercorn", "httpx"),
+    "flask": ("flask", "httpx"),
 }
 
 
@@ -34,11 +39,14 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-SECTIONS = dict(
-    re.findall(
-        r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+SECTIONS = {
+    title: body
+    for page in PAGES
+    for title, body in re.findall(
+        r"^## (.+?)\n(.*?)(?=^## |\Z)", (GUIDE / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-)
+    if blocks(body, "python")
+}
 
 # Where nothing else is said: each program on its machine.
 PAIR = "alice$  python server.py\naway$  python client.py\n"
