@@ -1,7 +1,7 @@
 """Web programs at both ends of a connection by name: applications, a client for all servers, and servers started
 as their users start them (`ntcp run gunicorn ...`).
 
-What differs by name, and why, is a table in docs/guide/web.md. Not tried here because it has no names: HTTP/3, which is UDP.
+What differs by name, and why, is a table in docs/guide/web.md. Not tried here: HTTP/3, which is UDP and has no names.
 """
 
 from __future__ import annotations
