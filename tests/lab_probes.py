@@ -37,9 +37,9 @@ def answer_from(addresses: list[Address]) -> None:
 
 def udp_words(addresses: list[Address], local_port: int) -> tuple[list[Address], list[bool]]:
     """As which address each endpoint of an `answer_from` sees this port; and whose packets come in while only the
-    first has been talked to, from port `local_port` + 1."""
+    first has been talked to, from port `local_port` + 500."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("0.0.0.0", local_port + 1))
+        sock.bind(("0.0.0.0", local_port + 500))
         sock.settimeout(programs.PATIENCE)
         sock.sendto(b"0", addresses[0])
         assert sock.recvfrom(100)[1] == addresses[0]

@@ -38,17 +38,20 @@ IN_USER_NAMESPACE = textwrap.dedent(
     sys.path[:0] = sys.argv[1:]
     import lab_programs as programs
     from ntcpsock.testing.natlab import (
-        lab_namespaces, namespaces_available, open_lab, reexec_in_user_namespace
+        Link, lab_namespaces, namespaces_available, open_lab, reexec_in_user_namespace
     )
     reexec_in_user_namespace()
     reason = namespaces_available()
     if reason:
         sys.exit("unavailable: " + reason)
-    with open_lab("default", "random") as lab:
-        server = (lab.server_addresses[0], 7000)
-        lab.server.start(programs.tell_addresses, [server[0]], 7000)
-        assert lab.host_a.call(programs.seen_by_tcp, server, 4001) == (lab.nat_a.public_address, 4001)
-        assert lab.host_b.call(programs.seen_by_udp, server, 4001)[0] == lab.nat_b.public_address
+    real = {"nat_a": "default", "nat_b": "random"}
+    exact = {"nat_a": "linux", "nat_b": "symmetric", "cgn_b": "cgn", "ipv6": "firewall", "link_b": Link(mtu=1400)}
+    for kinds in (real, exact):
+        with open_lab(**kinds) as lab:
+            server = (lab.server_addresses[0], 7000)
+            lab.server.start(programs.tell_addresses, [server[0]], 7000)
+            assert lab.host_a.call(programs.seen_by_tcp, server, 4001) == (lab.public_address_a, 4001)
+            assert lab.host_b.call(programs.seen_by_udp, server, 4001)[0] == lab.public_address_b
     assert not {place.namespace for place in lab.places} & set(lab_namespaces())
     print("passed")
     """

@@ -73,7 +73,7 @@ class SequenceCheck(Enum):
 
 
 class Outward(Enum):
-    """What may leave at all."""
+    """What may leave at all, over IPv4."""
 
     ALL = "all"
     NO_UDP = "no-udp"

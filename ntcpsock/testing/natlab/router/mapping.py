@@ -138,6 +138,8 @@ class MappingTable:
 
     def clear(self) -> None:
         """Forget everything, as a restart does; the counters of allocation go on."""
+        for entry in self._by_outer.values():
+            entry.sessions.clear()  # no cycles: the wire runs without a collector
         self._by_key.clear()
         self._by_outer.clear()
         self._by_flow.clear()
