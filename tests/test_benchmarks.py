@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import harness, memory, patched, pingpong, throughput
+from benchmarks import encryption_off, harness, memory, patched, pingpong, throughput
 from benchmarks.pairs import KINDS, open_pairs
 from ntcpsock import _portal
+from ntcpsock.cli.stage import open_loopback_stage
 from ntcpsock.testing.natlab import namespaces_available
 
 
@@ -68,6 +69,24 @@ def test_a_connection_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert [entry.name for entry in series] == ["dialling process", "listening process"]
     for entry in series:
         assert 0 < entry.median < 80
+
+
+def test_connections_without_encryption_are_measured_beside_plain_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _portal.stop()
+    for variable in ("NTCP_BROKER", "NTCP_STATE", "NTCP_ENCRYPTION"):
+        monkeypatch.setenv(variable, "")
+    with open_loopback_stage() as stage:
+        encryption_off.enter(stage)
+        with encryption_off.open_pairs(stage) as pairs:
+            assert tuple(pairs) == encryption_off.KINDS
+            for connection in pairs.values():
+                assert throughput.measure(connection, 3_000_000) > 0
+                assert pingpong.measure(connection, 10) > 0
+        series = encryption_off.measure_memory(stage, 20)
+        assert len(series) == 4
+        _portal.stop()
 
 
 @pytest.mark.lab

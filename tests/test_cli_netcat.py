@@ -331,3 +331,26 @@ def test_id_is_stable_and_private(tmp_path: Path) -> None:
     assert key_file.stat().st_mode & 0o777 == 0o600
     told = json.loads(subprocess.run([*argv, "--json"], capture_output=True, text=True, check=True).stdout)
     assert told == {"node_id": first.strip(), "name": told["name"], "key_file": str(key_file)}
+
+
+def test_without_encryption_if_both_ends_say_so(stage: Stage) -> None:
+    with Listener(stage, "harry", "--encryption", "off") as harry:
+        status, output, errors = connect(stage, "harry:7000", data=b"secret")
+        assert status != 0
+        assert 'harry.ntcp listens with encryption="off"' in errors
+        assert b"secret" not in output
+        assert harry.process.stdin is not None
+        harry.process.stdin.write(b"in the open")
+        harry.process.stdin.close()
+        status, output, _ = connect(stage, "harry:7000", "--encryption", "off", data=b"and back")
+        assert (status, output) == (0, b"in the open")
+        assert harry.process.stdout is not None
+        assert harry.process.stdout.read() == b"and back"
+        assert harry.process.wait(DEADLINE) == 0
+        harry.process.stdin = None
+
+
+def test_an_encryption_that_does_not_exist(stage: Stage) -> None:
+    status, _, errors = connect(stage, "harry:7000", "--encryption", "none")
+    assert status == 2
+    assert "--encryption" in errors

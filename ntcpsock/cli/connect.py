@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ntcpsock._errors import NTCPError
 from ntcpsock.cli.options import (
     Broker,
+    Encryption,
     Json,
     Name,
     NodeAddress,
@@ -27,6 +28,7 @@ def connect(
     broker: Broker = None,
     name: Name = None,
     state_dir: StateDir = None,
+    encryption: Encryption = None,
     timeout: Timeout = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -38,7 +40,9 @@ def connect(
     target, port = node_address(address)
     output = Output(json=json, verbose=verbose)
     try:
-        config = load_config(broker=broker, name=name, state_dir=state_dir, timeout=timeout)
+        config = load_config(
+            broker=broker, name=name, state_dir=state_dir, timeout=timeout, encryption=encryption
+        )
     except NTCPError as error:
         fail(output, error)
 

@@ -10,6 +10,7 @@ from ntcpsock._errors import NTCPError
 from ntcpsock.cli.options import (
     Allow,
     Broker,
+    Encryption,
     Json,
     MaxConnections,
     NodeAddress,
@@ -36,6 +37,7 @@ def expose(
     ],
     broker: Broker = None,
     state_dir: StateDir = None,
+    encryption: Encryption = None,
     allow: Allow = None,
     timeout: Timeout = None,
     max_connections: MaxConnections = 256,
@@ -53,7 +55,9 @@ def expose(
     host, service_port = parse_place(to, hint="--to")
     output = Output(json=json, verbose=verbose)
     try:
-        config = load_config(broker=broker, name=name, state_dir=state_dir, allow=allow, timeout=timeout)
+        config = load_config(
+            broker=broker, name=name, state_dir=state_dir, allow=allow, timeout=timeout, encryption=encryption
+        )
     except NTCPError as error:
         fail(output, error)
     service = Service(output, max_connections)

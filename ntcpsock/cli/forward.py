@@ -9,6 +9,7 @@ import typer
 from ntcpsock._errors import NTCPError
 from ntcpsock.cli.options import (
     Broker,
+    Encryption,
     Json,
     MaxConnections,
     Name,
@@ -41,6 +42,7 @@ def forward(
     broker: Broker = None,
     name: Name = None,
     state_dir: StateDir = None,
+    encryption: Encryption = None,
     timeout: Timeout = None,
     max_connections: MaxConnections = 256,
     json: Json = False,
@@ -57,7 +59,9 @@ def forward(
     target, port = node_address(address)
     output = Output(json=json, verbose=verbose)
     try:
-        config = load_config(broker=broker, name=name, state_dir=state_dir, timeout=timeout)
+        config = load_config(
+            broker=broker, name=name, state_dir=state_dir, timeout=timeout, encryption=encryption
+        )
     except NTCPError as error:
         fail(output, error)
     service = Service(output, max_connections)

@@ -11,6 +11,7 @@ from ntcpsock._errors import NTCPError
 from ntcpsock.cli.options import (
     Allow,
     Broker,
+    Encryption,
     Json,
     NodeAddress,
     StateDir,
@@ -33,6 +34,7 @@ def listen(
     ] = False,
     broker: Broker = None,
     state_dir: StateDir = None,
+    encryption: Encryption = None,
     allow: Allow = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -44,7 +46,9 @@ def listen(
     name, port = node_address(address)
     output = Output(json=json, verbose=verbose)
     try:
-        config = load_config(broker=broker, name=name, state_dir=state_dir, allow=allow)
+        config = load_config(
+            broker=broker, name=name, state_dir=state_dir, allow=allow, encryption=encryption
+        )
     except NTCPError as error:
         fail(output, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from ntcpsock._address import parse_node_address
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError
+
+
+class EncryptionChoice(StrEnum):
+    """The values of `Config.encryption`."""
+
+    TLS = "tls"
+    OFF = "off"
+
 
 Broker = Annotated[
     str | None,
@@ -28,6 +37,13 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(
         "--allow", metavar="WHO", help="Let only this name or node id in; repeatable. Or: NTCP_ALLOW."
+    ),
+]
+Encryption = Annotated[
+    EncryptionChoice | None,
+    typer.Option(
+        "--encryption",
+        help='"off": plain TCP after an authenticated beginning; both ends have to say so. Or: NTCP_ENCRYPTION.',
     ),
 ]
 Timeout = Annotated[
@@ -63,6 +79,7 @@ def load_config(
     state_dir: Path | None = None,
     allow: list[str] | None = None,
     timeout: float | None = None,
+    encryption: EncryptionChoice | None = None,
 ) -> Config:
     """The settings of a node command: options over environment over file. Raises ConfigurationError."""
     config = Config.load(
@@ -71,6 +88,7 @@ def load_config(
         state_dir=state_dir,
         allow=tuple(allow) if allow else None,
         connect_timeout=timeout,
+        encryption=None if encryption is None else encryption.value,
     )
     if config.broker is None:
         raise ConfigurationError(

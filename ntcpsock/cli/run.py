@@ -35,6 +35,7 @@ Options:
   --state-dir DIR   Where keys and pins are kept.  [env: NTCP_STATE]
   --config FILE     A TOML file of settings.  [env: NTCP_CONFIG]
   --allow LIST      Names and node ids that may connect, separated by commas.  [env: NTCP_ALLOW]
+  --encryption WHAT "off": plain TCP after an authenticated beginning.  [env: NTCP_ENCRYPTION]
   --report FILE     Append one JSON line for each NTCP connection.  [env: NTCP_REPORT]
   -h, --help        Show this message.
 """
@@ -45,6 +46,7 @@ _VARIABLES = {
     "--state-dir": "NTCP_STATE",
     "--config": "NTCP_CONFIG",
     "--allow": "NTCP_ALLOW",
+    "--encryption": "NTCP_ENCRYPTION",
     "--report": "NTCP_REPORT",
 }
 
