@@ -11,6 +11,7 @@ import trio
 from ntcpsock import _forwarding
 from ntcpsock._pump import Pump, Stream
 from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
+from ntcpsock.trio import PlainStream
 
 log = logging.getLogger("ntcpsock")
 
@@ -80,7 +81,11 @@ class Pumps:
 
     def close_copies(self) -> None:
         """In a forked child: close its copies of the carriers and of the loop's descriptors."""
-        carriers = [pump.carrier.socket for pump in self._pumps if isinstance(pump, LoopPump)]
+        carriers: list[socket.socket] = [
+            pump.carrier.socket for pump in self._pumps if isinstance(pump, LoopPump)
+        ]
+        streams = [pump.stream for pump in self._pumps if isinstance(pump, Pump)]
+        carriers += [stream.kernel_socket for stream in streams if isinstance(stream, PlainStream)]
         if self._loop is not None:
             self._loop.close()
         for carrier in carriers:

@@ -303,6 +303,44 @@ def test_who_accepts_late_gets_a_pumped_connection(world: World, monkeypatch: py
             check_carries(client, accepted)
 
 
+def test_a_forked_child_has_no_copy_of_what_is_pumped(world: World) -> None:
+    """It would keep the connection open after its parent has closed it."""
+    with listener() as server, NTCPSocket() as client:
+        client.settimeout(PATIENCE)
+        client.bind(("127.0.0.1", 0))
+        accepting = Background(server.accept)
+        client.connect(NAME)
+        accepted, _ = accepting.result()
+        with accepted:
+            client.sendall(b"x")
+            assert accepted.recv(1) == b"x"  # the pump is running
+            assert client.path is not None
+            carrier = tuple(client.path.local), tuple(client.path.remote)
+            assert carrier in connections_of_this_process()
+            child = os.fork()
+            if child == 0:
+                os._exit(carrier in connections_of_this_process())
+            assert os.waitpid(child, 0)[1] == 0
+            accepted.settimeout(PATIENCE)
+            check_carries(client, accepted)
+
+
+def connections_of_this_process() -> list[Any]:
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            sock = plain(fileno=int(descriptor))
+        except OSError:
+            continue
+        try:
+            found.append((sock.getsockname(), sock.getpeername()))
+        except OSError:
+            continue
+        finally:
+            sock.detach()
+    return found
+
+
 def test_asyncio_at_both_ends(world: World) -> None:
     async def main() -> bytes:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
