@@ -36,7 +36,8 @@ class Digest(protocol.Protocol):
         pass
 
 class Abort(protocol.Protocol):
-    def connectionMade(self):
+    # Not before: a reset may come while the client still connects.
+    def dataReceived(self, data):
         self.transport.abortConnection()
 
 class Page(resource.Resource):
@@ -94,7 +95,7 @@ async def main(reactor):
     assert await ask(endpoints.TCP4ClientEndpoint(reactor, "alice.ntcp", 8000), PAYLOAD) == (DIGEST, "ConnectionDone")
     many = await defer.gatherResults([defer.ensureDeferred(ask(endpoint(8000), bytes([n]))) for n in range(20)])
     print(len(set(many)))
-    print(await ask(endpoint(8001)))
+    print(await ask(endpoint(8001), b"x"))
     try:
         await ask(endpoint(8009))
     except error.ConnectionRefusedError as refused:
