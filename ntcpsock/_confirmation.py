@@ -1,8 +1,9 @@
-"""A connect over loopback returns when the peer's program has the connection in its accept queue, as plain TCP's.
+"""A non-blocking connect over loopback is done when the peer's accept queue has the connection, as plain TCP's is.
 
 The dialler speaks last before a session (TLS 1.3's client does), so a word from the listener takes one more round trip.
 Over loopback that is some 0.1 ms, and there programs and their tests rely on the order. On every other path it is not
-waited for: connect() may return before the listener's process has been told.
+waited for: connect() may return before the listener's process has been told. Nor does a blocking connect wait: its
+socket is connected after the dial, and the listener's program would often have the connection before the dialler's.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def confirm(stream: Stream) -> None:
         stream.confirm()
 
 
-async def wait_confirmed(stream: Stream, patience: float) -> None:
-    """In the dialler's engine, before anybody else has the stream; for `patience` seconds at most."""
+async def wait_confirmed(stream: Stream) -> None:
+    """In the dialler's engine, before anybody else has the stream. Not for long."""
     if _is_local(stream):
         assert isinstance(stream, NTCPStream)
         # A stream that has broken meanwhile tells its user so.
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            with trio.move_on_after(max(0.0, min(DEADLINE, patience))):
+            with trio.move_on_after(DEADLINE):
                 await stream.wait_confirmed()

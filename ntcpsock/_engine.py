@@ -143,13 +143,7 @@ class Engine:
             raise
         left = None if timeout is None else max(0.0, deadline - trio.current_time())
         lent = {} if descriptor is None else {"descriptor": descriptor}
-        stream = await node.open_stream(label, port, timeout=left, source_port=source_port, **lent)
-        try:
-            await wait_confirmed(stream, deadline - trio.current_time())
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        return node, stream
+        return node, await node.open_stream(label, port, timeout=left, source_port=source_port, **lent)
 
     async def open_gate(self, label: str, port: int) -> str | None:
         """Listen for C code at a number of `label`; returns it, or None where none can be had."""
@@ -213,6 +207,12 @@ class Engine:
                 on_failure(failure)
                 parked.fail(failure)
                 return
+            try:
+                await wait_confirmed(stream)
+            except BaseException:
+                await trio.aclose_forcefully(stream)  # type: ignore[arg-type]
+                stream = None
+                raise
             # Before the descriptor becomes writable: then the program may ask who its peer is.
             ends = parked.ends()
             _known.enter(ends, stream, _label(node), None)
