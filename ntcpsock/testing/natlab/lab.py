@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -40,6 +37,7 @@ from ntcpsock.testing.natlab.topology import (
     customer_network,
     public_address,
 )
+from ntcpsock.testing.natlab.wire_process import WireProcess
 
 IPV6 = ("none", "open", "firewall", "reject")
 
@@ -74,8 +72,7 @@ class Lab:
         self._wishes = wishes
         self._tag = new_tag()
         self._owner = os.getpid()
-        self._wire: subprocess.Popen[str] | None = None
-        self._asking = threading.Lock()
+        self._wire: WireProcess | None = None
         self.delay = wishes.link_a.delay
         """One-way seconds of the link between router A and the public segment."""
         self.public = Place("public", self._tag + "public")
@@ -154,11 +151,17 @@ class Lab:
         """Build everything. Raises LabUnavailable where this process may not; `close` it in any case."""
         for place in self.places:
             add_namespace(place.namespace)
-        self._start_wire()
+        entries: list[Uplink | Carrier] = [*self._uplinks, *self._carriers]
+        self._wire = WireProcess(
+            [entry.wire_entry() for entry in entries],
+            [place.namespace for place in self.places],
+            self._wishes.device,
+            self._wishes.seed,
+        )
         ipv6 = self._wishes.has_ipv6
         for place in self.places:
             setup.prepare(place, ipv6=ipv6)
-        self._wait_wire()
+        self._wire.wait_ready()
         self._set_up_public()
         for carrier in self._carriers:
             setup.set_up_carrier(carrier, ipv6=ipv6)
@@ -184,16 +187,7 @@ class Lab:
             place.reap()
         if self._wire is not None:
             wire, self._wire = self._wire, None
-            assert wire.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                wire.stdin.close()
-            try:
-                wire.wait(10)
-            except subprocess.TimeoutExpired:
-                wire.kill()
-                wire.wait()
-            assert wire.stdout is not None
-            wire.stdout.close()
+            wire.stop()
         remove_namespaces([place.namespace for place in self.places])
 
     def _uplink(
@@ -270,46 +264,9 @@ class Lab:
                 raise LabUnavailable("the proxy does not start: see its error above")
         uplink.router.proxy = (uplink.gateway, proxy.PORT)
 
-    def _start_wire(self) -> None:
-        specification = {
-            "owner": self._owner,
-            "device": self._wishes.device,
-            "seed": self._wishes.seed,
-            "links": [
-                *(uplink.wire_entry() for uplink in self._uplinks),
-                *(carrier.wire_entry() for carrier in self._carriers),
-            ],
-            "namespaces": [place.namespace for place in self.places],
-        }
-        self._wire = subprocess.Popen(
-            [sys.executable, "-m", "ntcpsock.testing.natlab.wire"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._tell_wire(pickle.dumps(specification).hex())
-
-    def _wait_wire(self) -> None:
-        assert self._wire is not None
-        assert self._wire.stdout is not None
-        answer = self._wire.stdout.readline().strip()
-        if answer != "ready":
-            raise LabUnavailable(f"the wire does not start: {answer or 'see its error above'}")
-
-    def _tell_wire(self, line: str) -> None:
-        assert self._wire is not None
-        assert self._wire.stdin is not None
-        self._wire.stdin.write(line + "\n")
-        self._wire.stdin.flush()
-
     def _ask(self, what: str, router: Router | None = None) -> Any:
-        """One question to the wire, and its answer."""
-        with self._asking:
-            self._tell_wire(json.dumps({"ask": what, "router": router and router.name}))
-            assert self._wire is not None
-            assert self._wire.stdout is not None
-            return json.loads(self._wire.stdout.readline())
+        assert self._wire is not None
+        return self._wire.ask(what, None if router is None else router.name)
 
     def _mappings(self, router: Router) -> list[dict[str, Any]]:
         return [
