@@ -317,7 +317,7 @@ class Node:
         """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
         if self._names:
             await self._register()
-        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered)
+        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._nursery.start_soon(self._dial_ports.keep)
         if self._datagram_port is not None:
             self._nursery.start_soon(self._datagram_port.keep)

@@ -50,7 +50,10 @@ class Stage:
 
 @dataclass(slots=True)
 class Attempt:
-    """One try of one technique from one local port to one remote endpoint. Times as in Stage."""
+    """One try of one technique from one local port to one remote endpoint. Times as in Stage.
+
+    tries: SYNs sent, as far as they were ours to count; notes: what the technique saw and did, in words.
+    """
 
     technique: str
     local: tuple[str, int] | None
@@ -59,6 +62,7 @@ class Attempt:
     ended: float | None = None
     outcome: str = "running"
     tries: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -127,8 +131,9 @@ class Report:
         for entry in self.attempts:
             where = f"{_place(entry.local)} -> {_place(entry.remote)}"
             tries = f", {entry.tries} SYN attempts" if entry.tries > 1 else ""
+            notes = "".join(f"; {name}: {text}" for name, text in entry.notes.items())
             lines.append(
-                f"  {_span(entry.started, entry.ended)} {entry.technique} {where}: {entry.outcome}{tries}"
+                f"  {_span(entry.started, entry.ended)} {entry.technique} {where}: {entry.outcome}{tries}{notes}"
             )
         if self.advice:
             lines.append(f"  advice: {self.advice}")

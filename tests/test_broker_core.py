@@ -261,7 +261,9 @@ def test_a_private_name_looks_like_one_that_nobody_has() -> None:
     nobody = answers_to_a_stranger(network, network.add(11), make_identity(88).public_key, "absent")
     for ally in (friend, other):
         assert ally.lookup("secret") == Found(key)
-        assert ally.introduce(key, name="secret") == Introduced(key, private.machine.instance, None)
+        assert ally.introduce(key, name="secret") == Introduced(
+            key, private.machine.instance, None, private.address.host
+        )
     assert [delivery.sender_name for delivery in private.deliveries] == [None, "buddy"]
     private.machine.close()
     private.collect()

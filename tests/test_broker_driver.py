@@ -131,11 +131,12 @@ async def test_two_nodes_find_each_other(listen: str) -> None:
         await bob.set_registration(("bob",), (), None, None)
         assert await bob.lookup("alice") == ALICE.public_key
         introduction = await bob.introduce(ALICE.public_key, 8000, SEALED, name="alice")
-        assert introduction == Introduction(ALICE.public_key, alice.instance, b"card")
-        assert await alice.deliveries.receive() == Delivery(BOB.public_key, bob.instance, "bob", SEALED)
+        assert introduction == Introduction(ALICE.public_key, alice.instance, b"card", listen)
+        delivery = await alice.deliveries.receive()
+        assert delivery == Delivery(BOB.public_key, bob.instance, "bob", SEALED, listen)
         alice.send_reply(BOB.public_key, bob.instance, SEALED + b"answer")
         delivery = await bob.deliveries.receive()
-        assert delivery == Delivery(ALICE.public_key, alice.instance, "alice", SEALED + b"answer")
+        assert delivery == Delivery(ALICE.public_key, alice.instance, "alice", SEALED + b"answer", listen)
 
 
 @needs_ipv6

@@ -77,7 +77,9 @@ def test_introduction_reaches_both_in_the_same_instant() -> None:
     sent = len(network.log)
     begin = network.now
     answer = dialer.introduce(listener.identity.public_key, name="alice")
-    assert answer == Introduced(listener.identity.public_key, listener.machine.instance, b"card")
+    assert answer == Introduced(
+        listener.identity.public_key, listener.machine.instance, b"card", listener.address.host
+    )
     assert network.now - begin == pytest.approx(ROUND_TRIP)
     assert {target for _, source, target in network.log[sent:] if source == BROKER} == {
         listener.address,

@@ -85,7 +85,7 @@ FLOORS = (
     ),
     Floor(
         "F3 pure decisions",
-        ("_traversal.plan", "_traversal.nominate"),
+        ("_traversal.plan", "_traversal.nominate", "_traversal.aim", "_traversal.prediction"),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
         WORLD - {"random"},
@@ -93,7 +93,14 @@ FLOORS = (
     ),
     Floor(
         "F3 decisions",
-        ("_traversal.gather", "_traversal.ports", "_traversal.strategies", "_traversal.strategies.*"),
+        (
+            "_traversal.gather",
+            "_traversal.observe",
+            "_traversal.ports",
+            "_traversal.signals",
+            "_traversal.strategies",
+            "_traversal.strategies.*",
+        ),
         frozenset(
             {"F0 words", "F1 protocols", "F2 notions", "F2 drivers", "F3 pure decisions", "F3 decisions"}
         ),

@@ -42,20 +42,22 @@ NO_STUN = (host("10.0.0.7"),)
 def test_plans(
     local: tuple[Candidate, ...], remote: tuple[Candidate, ...], expected: list[tuple[str, str, float]]
 ) -> None:
-    plan = make_plan(local, remote, techniques=ALL, rtt=0.1, budget=8.0)
+    plan = make_plan(local, remote, techniques=ALL, rtt=0.1, budget=8.0, proven_host="")
     got = [(str(attempt.technique), attempt.remote.host, round(attempt.delay, 6)) for attempt in plan]
     assert got == expected
-    assert all(attempt.budget == 8.0 for attempt in plan)
+    assert all(attempt.budget == attempt.delay + 0.95 for attempt in plan)
 
 
 @pytest.mark.parametrize("technique", ALL)
 def test_only_allowed_techniques(technique: str) -> None:
-    plan = make_plan(BEHIND_A, BEHIND_B + PUBLIC, techniques=(technique,), rtt=0.1, budget=1.0)
+    plan = make_plan(
+        BEHIND_A, BEHIND_B + PUBLIC, techniques=(technique,), rtt=0.1, budget=1.0, proven_host=""
+    )
     assert {attempt.technique for attempt in plan} == {technique}
 
 
 def test_a_foreign_lan_waits_for_the_punch_on_a_long_path() -> None:
-    plan = make_plan(BEHIND_A, BEHIND_B, techniques=ALL, rtt=0.5, budget=1.0)
+    plan = make_plan(BEHIND_A, BEHIND_B, techniques=ALL, rtt=0.5, budget=1.0, proven_host="")
     assert plan[-1].delay == 1.5
 
 

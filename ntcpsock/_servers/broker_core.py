@@ -265,8 +265,12 @@ class BrokerCore:
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
         return [
-            self._to(target, 0, Deliver(node.key, node.instance, offer.sealed, name)),
-            self._to(node, envelope.request, Introduced(target.key, target.instance, target.card)),
+            self._to(target, 0, Deliver(node.key, node.instance, offer.sealed, name, node.source.host)),
+            self._to(
+                node,
+                envelope.request,
+                Introduced(target.key, target.instance, target.card, target.source.host),
+            ),
         ]
 
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
@@ -278,7 +282,7 @@ class BrokerCore:
         if target is None:
             return self._drop("reply to nobody")
         name = node.names[0] if node.names else None
-        return [self._to(target, 0, Deliver(node.key, node.instance, reply.sealed, name))]
+        return [self._to(target, 0, Deliver(node.key, node.instance, reply.sealed, name, node.source.host))]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         return [self._to(node, envelope.request, KeepAliveAck())]

@@ -5,10 +5,12 @@ The follower of every race: it authenticates whoever connects by the one-time to
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import trio
@@ -20,15 +22,19 @@ from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.plain import PlainCarrier, PlainStream, receive_greeting, to_plain
 from ntcpsock._session.stream import NTCPStream, receive_bind
 from ntcpsock._session.tls import Carrier, Certificate, server_handshake
+from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
-from ntcpsock._traversal.plan import make_plan
-from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, punch
-from ntcpsock._traversal.punch.machine import PunchMachine
-from ntcpsock._traversal.punch.message import Answer, Candidate, Offer
+from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
+from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
+from ntcpsock._traversal.punch.given import GivenSocket
+from ntcpsock._traversal.punch.message import Answer, Offer, Signal
+from ntcpsock._traversal.signals import Mailbox, Talk
+from ntcpsock._traversal.strategies import STRATEGIES
+from ntcpsock._traversal.strategies.base import AttemptContext
 
 log = logging.getLogger("ntcpsock")
 
@@ -37,6 +43,8 @@ DIAL_BUDGET = 12.0
 
 # Without encryption, the seconds at least by which a listener that may be reached directly lets the dialer go first.
 SHORTEST_COURTESY = 0.05
+# Seconds for one joint attempt.
+JOINT_BUDGET = 6.0
 
 # Dials under way: from all nodes, and from one.
 MAX_PENDING = 512
@@ -57,6 +65,8 @@ class AcceptContext(Protocol):
     def techniques(self) -> Sequence[str]: ...
     @property
     def encryption(self) -> Encryption: ...
+    @property
+    def stun_servers(self) -> Sequence[Endpoint]: ...
     @property
     def certificate(self) -> Certificate: ...
     @property
@@ -85,6 +95,9 @@ class PendingDial:
     report: Report
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     dialled: set[Endpoint] = field(default_factory=set)
+    aim: Aim = field(default_factory=Aim)
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    rounds: set[int] = field(default_factory=set)
     nursery: trio.Nursery | None = None
 
 
@@ -166,7 +179,7 @@ class Acceptor:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:
                     pending.nursery = nursery
-                    self._punch_towards(pending, offer.candidates, warm)
+                    self._punch_towards(pending, offer, warm)
                     # The dialer may also reach our listener by itself: hold the token for the whole budget.
                     await trio.sleep_forever()
         finally:
@@ -178,46 +191,84 @@ class Acceptor:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
         self._node.introductions.reply(delivery, pending.answer)
         warm = self._node.listening_port
-        if offer.round > pending.offer.round and warm is not None and pending.nursery is not None:
+        if offer.round not in pending.rounds and warm is not None and pending.nursery is not None:
             pending.offer = offer
-            self._punch_towards(pending, offer.candidates, warm)
+            self._punch_towards(pending, offer, warm)
 
-    def _punch_towards(self, pending: PendingDial, candidates: Sequence[Candidate], warm: WarmPort) -> None:
+    def heard(self, delivery: Delivery, signal: Signal) -> None:
+        """A dialer's word to a joint technique of its dial."""
+        pending = self._pending.get(signal.dial_id)
+        if pending is not None and pending.delivery.sender == delivery.sender:
+            pending.mailbox.take(signal)
+
+    def _punch_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
+        """Do what an offer asks for: attempts towards its candidates, and its joint technique."""
         assert pending.nursery is not None
-        usable = usable_candidates(candidates, "tcp", loopback_allowed=self._node.loopback_allowed)
-        rtt = self._path_rtt(pending.offer)
+        pending.rounds.add(offer.round)
+        usable = usable_candidates(offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed)
+        proven_host = pending.delivery.observed_host
         plan = make_plan(
-            warm.candidates, usable, techniques=self._node.techniques, rtt=rtt, budget=DIAL_BUDGET
+            warm.candidates,
+            usable,
+            techniques=self._node.techniques,
+            rtt=self._path_rtt(offer),
+            budget=DIAL_BUDGET,
+            proven_host=proven_host,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
-        courtesy = max(rtt, SHORTEST_COURTESY) if self._node.encryption == "off" else 0.0
+        courtesy = max(self._path_rtt(offer), SHORTEST_COURTESY) if self._node.encryption == "off" else 0.0
         for planned in plan:
-            delay = planned.delay + (0.0 if planned.technique == "tcp-open" else courtesy)
-            if planned.remote not in pending.dialled:
+            if planned.remote not in pending.dialled and pending.aim.allows(planned):
                 pending.dialled.add(planned.remote)
+                late = 0.0 if planned.technique == "tcp-open" else courtesy
                 pending.nursery.start_soon(
-                    self._attempt, pending, planned.technique, planned.remote, delay, rtt
+                    self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
+        if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
+            talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+            joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
+            pending.nursery.start_soon(self._attempt, pending, joint, talk)
 
-    async def _attempt(
-        self, pending: PendingDial, technique: str, remote: Endpoint, delay: float, rtt: float
-    ) -> None:
-        await trio.sleep(delay)
+    def _tell(self, pending: PendingDial) -> Callable[[bytes], Awaitable[None]]:
+        return lambda payload: self._node.introductions.tell_dialer(pending.delivery, payload)
+
+    async def _attempt(self, pending: PendingDial, planned: PlannedAttempt, talk: Talk | None) -> None:
+        """The follower's part of one attempt. It ends with the dial, when the leader has chosen."""
+        deadline = trio.current_time() + planned.budget
+        await trio.sleep(planned.delay)
         warm = self._node.listening_port
         if warm is None:
             return
-        machine = PunchMachine(rtt)
-        entry = pending.report.attempt(technique, ("0.0.0.0", warm.port), remote, trio.current_time())
+        entry = pending.report.attempt(
+            planned.technique, ("0.0.0.0", warm.port), planned.remote, trio.current_time()
+        )
+
+        async def authenticate(sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
+            assert not isinstance(sock, GivenSocket), "the listener's attempts have their own sockets"
+            carrier = await self._authenticate(sock, planned.technique)
+            pending.report.end(entry, trio.current_time(), "connected")
+            return carrier
+
+        context = AttemptContext(
+            planned,
+            warm.port,
+            self._path_rtt(pending.offer),
+            authenticate,
+            entry,
+            "follower",
+            self._node.stun_servers,
+            talk,
+        )
         try:
-            sock = await punch(warm.port, remote, machine)
+            with trio.fail_at(deadline):
+                await STRATEGIES[planned.technique](context)
+        except trio.TooSlowError:
+            pending.report.end(entry, trio.current_time(), "no answer")
         except OSError as error:
             pending.report.end(entry, trio.current_time(), str(error))
-            return
         finally:
-            entry.tries = machine.tries
-        pending.report.end(entry, trio.current_time(), "connected")
-        await self._authenticate(sock)
+            pending.report.end(entry, trio.current_time(), "cancelled")
 
     async def incoming(self, sock: trio.socket.SocketType) -> None:
         """Authenticate a connection that came in on the listening port, and hand its stream over.
@@ -230,15 +281,21 @@ class Acceptor:
             self._count("displaced")
         scope = self._strangers[sock] = trio.CancelScope()
         try:
-            with scope:
-                await self._authenticate(sock)
+            with scope, suppress(OSError):
+                await self._authenticate(sock, None)
         finally:
             self._strangers.pop(sock, None)
 
-    async def _authenticate(self, sock: trio.socket.SocketType) -> None:
+    async def _authenticate(
+        self, sock: trio.socket.SocketType, technique: str | None
+    ) -> Carrier | PlainCarrier:
+        """Have the other end prove that it is a dialer, and hand its stream over.
+
+        technique: the attempt's that made the connection, None for one that came in. Raises OSError when it is
+        nobody, or an attempt that the dialer did not choose.
+        """
         if self._node.encryption == "off":
-            await self._authenticate_plain(sock)
-            return
+            return await self._authenticate_plain(sock, technique)
         carrier: Carrier | None = None
         try:
             with trio.fail_after(AUTHENTICATION_DEADLINE):
@@ -249,7 +306,7 @@ class Acceptor:
             self._count(f"authentication: {type(error).__name__}")
             if carrier is not None:
                 carrier.close(abort=True)
-            return
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error
         except BaseException:
             if carrier is not None:
                 carrier.close(abort=True)
@@ -258,10 +315,11 @@ class Acceptor:
         if pending is None or not pending.token.redeem(token):
             self._count("wrong token")
             carrier.close(abort=True)
-            return
-        self._finish(pending, carrier, rest)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "not authenticated: wrong token")
+        self._finish(pending, carrier, rest, technique)
+        return carrier
 
-    async def _authenticate_plain(self, sock: trio.socket.SocketType) -> None:
+    async def _authenticate_plain(self, sock: trio.socket.SocketType, technique: str | None) -> PlainCarrier:
         plain = to_plain(sock)
         try:
             with trio.fail_after(AUTHENTICATION_DEADLINE):
@@ -269,7 +327,7 @@ class Acceptor:
         except (OSError, BadMessage, trio.TooSlowError) as error:
             self._count(f"authentication: {type(error).__name__}")
             plain.close()
-            return
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error
         except BaseException:
             plain.close()
             raise
@@ -277,8 +335,9 @@ class Acceptor:
         if pending is None or not pending.token.redeem(pending.token.token):
             self._count("wrong token")
             carrier.close(abort=True)
-            return
-        self._finish(pending, carrier, b"")
+            raise ConnectionAbortedError(errno.ECONNABORTED, "not authenticated: wrong token")
+        self._finish(pending, carrier, b"", technique)
+        return carrier
 
     async def _token_of(self, dial_id: bytes) -> bytes | None:
         await self._offer_arrived(dial_id)
@@ -295,12 +354,15 @@ class Acceptor:
         finally:
             self._awaited.pop(dial_id, None)
 
-    def _finish(self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes) -> None:
-        warm = self._node.listening_port
-        usable = usable_candidates(
-            pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
-        )
-        technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
+    def _finish(
+        self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes, technique: str | None
+    ) -> None:
+        if technique not in JOINT_TECHNIQUES:
+            warm = self._node.listening_port
+            usable = usable_candidates(
+                pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
+            )
+            technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started
         keep_mapping_alive(carrier.socket)

@@ -77,6 +77,7 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
             f"the broker introduced {encode_node_id(introduction.key)} for {full_name(dial.label)}, "
             f"whose key is {encode_node_id(dial.key)}"
         )
+    dial.observed_host = introduction.observed_host
     if introduction.card is None:
         return None
     try:

@@ -16,8 +16,10 @@ from ntcpsock._traversal.punch.message import (
     TOKEN_LENGTH,
     Answer,
     Offer,
+    Signal,
     encode_sealed_payload,
 )
+from ntcpsock._traversal.signals import Mailbox
 
 # A listener that is registered but has not answered for so many seconds has gone away.
 ANSWER_DEADLINE = 5.0
@@ -40,8 +42,11 @@ class Dial:
     answer: Answer | None = None
     answered: trio.Event = field(default_factory=trio.Event)
     was_busy: bool = False
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    #: Where the broker sees the listener, or "".
+    observed_host: str = ""
 
-    def offer(self, round_number: int, warm: WarmPort, broker_rtt: float) -> bytes:
+    def offer(self, round_number: int, warm: WarmPort, broker_rtt: float, technique: str = "") -> bytes:
         """The offer of one round, ready to be sealed."""
         return encode_sealed_payload(
             Offer(
@@ -54,10 +59,18 @@ class Dial:
                 broker_rtt,
                 self.source_port,
                 self.encryption,
+                technique,
             )
         )
 
-    def take_answer(self, answer: Answer) -> None:
+    def take(self, message: Answer | Signal) -> None:
+        """What the listener says."""
+        if isinstance(message, Signal):
+            self.mailbox.take(message)
+        else:
+            self._take_answer(message)
+
+    def _take_answer(self, answer: Answer) -> None:
         """The first answer counts; later ones repeat it. A busy listener is asked again, as a full accept queue is."""
         if answer.outcome == "busy":
             self.was_busy = True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import trio
 
+from ntcpsock._address import Endpoint
 from ntcpsock._config import Encryption
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
@@ -16,10 +18,11 @@ from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
-from ntcpsock._traversal.plan import make_plan
+from ntcpsock._traversal.plan import make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies.base import Connection
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
@@ -38,6 +41,8 @@ class DialContext(Protocol):
     def techniques(self) -> Sequence[str]: ...
     @property
     def encryption(self) -> Encryption: ...
+    @property
+    def stun_servers(self) -> Sequence[Endpoint]: ...
     @property
     def broker_rtt(self) -> float: ...
     @property
@@ -79,7 +84,13 @@ class DirectRace:
         race: Race | None = None
         try:
             async with trio.open_nursery() as nursery:
-                race = Race(nursery, self._authenticate, self._report, rtt=self._rtt)
+                race = Race(
+                    nursery,
+                    self._authenticate,
+                    self._report,
+                    rtt=self._rtt,
+                    servers=self._node.stun_servers,
+                )
                 self.errors = race.errors
                 if self._given is not None:
                     race.prefer(self._given)
@@ -87,6 +98,7 @@ class DirectRace:
                     self._enter(race, self._ports[0], self._card.candidates)
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
+                    await nursery.start(self._joint_rounds, race, nursery)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -113,10 +125,14 @@ class DirectRace:
             targets,
             techniques=self._node.techniques,
             rtt=self._rtt,
-            budget=max(0.0, self._deadline - trio.current_time()),
+            budget=self._remaining(),
+            proven_host=self._dial.observed_host,
         )
         race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
+
+    def _remaining(self) -> float:
+        return max(0.0, self._deadline - trio.current_time())
 
     async def _authenticate(self, sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
         if self._dial.encryption == "off":
@@ -152,6 +168,35 @@ class DirectRace:
                     return  # the attempts under way go on
                 answer = self._dial.answer
                 self._enter(race, port, answer.candidates if answer else self._card.candidates)
+
+    async def _joint_rounds(
+        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Announce each joint attempt in an offer of its own, and run it."""
+        with race.more_may_come():
+            task_status.started()
+            warm = self._ports[0]
+            plan = make_joint_plan(
+                warm.profile,
+                self._card.profile,
+                techniques=self._node.techniques,
+                budget=self._remaining(),
+                proven_host=self._dial.observed_host,
+            )
+            begin = trio.current_time()
+            for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
+                await trio.sleep_until(begin + planned.delay)
+                budget = planned.budget - (trio.current_time() - begin)
+                talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell)
+                offer = self._dial.offer(number, warm, self._node.broker_rtt, planned.technique)
+                race.start_joint(replace(planned, budget=budget), warm.port, talk)
+                try:
+                    await self._node.introductions.introduce(self._dial, offer)
+                except OSError:
+                    return
+
+    async def _tell(self, payload: bytes) -> None:
+        await self._node.introductions.introduce(self._dial, payload)
 
 
 def _uses(connection: Connection | None, given: GivenSocket) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.punch.message import (
     Answer,
     Offer,
+    Signal,
     decode_sealed_payload_untrusted,
     encode_sealed_payload,
 )
@@ -37,7 +39,7 @@ class Introductions:
         self._nursery = nursery
         self._sealer = Sealer(identity)
         self._dials: dict[bytes, Dial] = {}
-        self._insisting: set[bytes] = set()
+        self._holders: Counter[bytes] = Counter()
         self._offers = 0
 
     async def resolve(self, name: str) -> bytes:
@@ -66,13 +68,21 @@ class Introductions:
 
     @contextmanager
     def awaiting_answer(self, dial: Dial) -> Iterator[None]:
-        """Answers to `dial` are taken in this block, and by `insist` beyond it."""
-        self._dials[dial.dial_id] = dial
+        """What the listener says to `dial` is taken in this block, and by `insist` beyond it."""
+        self._hold(dial)
         try:
             yield
         finally:
-            if dial.dial_id not in self._insisting:
-                self._dials.pop(dial.dial_id, None)
+            self._release(dial)
+
+    def _hold(self, dial: Dial) -> None:
+        self._dials[dial.dial_id] = dial
+        self._holders[dial.dial_id] += 1
+
+    def _release(self, dial: Dial) -> None:
+        self._holders[dial.dial_id] -= 1
+        if not self._holders[dial.dial_id]:
+            del self._holders[dial.dial_id], self._dials[dial.dial_id]
 
     def insist(self, dial: Dial, payload: bytes) -> None:
         """Repeat the offer in the background until it is answered.
@@ -80,7 +90,7 @@ class Introductions:
         That may outlive the connect: on short paths a connection is up before its offer, lost on the way, has
         reached the listener.
         """
-        self._insisting.add(dial.dial_id)
+        self._hold(dial)
         self._nursery.start_soon(self._insist, dial, payload)
 
     async def _insist(self, dial: Dial, payload: bytes) -> None:
@@ -94,16 +104,26 @@ class Introductions:
                 except OSError:
                     return
         finally:
-            self._insisting.discard(dial.dial_id)
-            self._dials.pop(dial.dial_id, None)
+            self._release(dial)
 
     def reply(self, delivery: Delivery, answer: Answer) -> None:
         """Answer an offer, once: its dialer repeats it until an answer has arrived."""
         sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))
         self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
 
-    async def serve(self, offered: Callable[[Delivery, Offer], Awaitable[None]]) -> None:
-        """Open what arrives: answers go to their dials, each offer to a task of `offered`. Until cancelled."""
+    async def tell_dialer(self, delivery: Delivery, payload: bytes) -> None:
+        """Send a payload to where an offer came from, once."""
+        self._session.send_reply(
+            delivery.sender, delivery.sender_instance, self._sealer.seal(delivery.sender, payload)
+        )
+
+    async def serve(
+        self,
+        offered: Callable[[Delivery, Offer], Awaitable[None]],
+        heard: Callable[[Delivery, Signal], None],
+    ) -> None:
+        """Open what arrives: answers go to their dials, each offer to a task of `offered`, signals to the dial
+        that they belong to, ours or (by `heard`) the other side's. Until cancelled."""
         async for delivery in self._session.deliveries:
             try:
                 sender, payload = self._sealer.open_untrusted(delivery.sealed)
@@ -112,10 +132,12 @@ class Introductions:
                 continue
             if sender != delivery.sender:
                 continue
-            if isinstance(message, Answer):
+            if isinstance(message, (Answer, Signal)):
                 dial = self._dials.get(message.dial_id)
                 if dial is not None and dial.key == sender:
-                    dial.take_answer(message)
+                    dial.take(message)
+                elif dial is None and isinstance(message, Signal):
+                    heard(delivery, message)
             elif self._offers < MAX_OFFERS:
                 self._offers += 1
                 self._nursery.start_soon(self._work_on, offered, delivery, message)

@@ -6,17 +6,20 @@ on the punching port beside those that we make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Attempt, Report
+from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections
 from ntcpsock._traversal.punch.given import GivenSocket
+from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
 
@@ -37,9 +40,17 @@ class Race:
     """The leader's race. Use it inside a nursery that is cancelled once `winner()` has returned."""
 
     def __init__(
-        self, nursery: trio.Nursery, authenticate: Authenticate, report: Report, *, rtt: float
+        self,
+        nursery: trio.Nursery,
+        authenticate: Authenticate,
+        report: Report,
+        *,
+        rtt: float,
+        servers: Sequence[Endpoint] = (),
     ) -> None:
         self._nursery = nursery
+        self._servers = servers
+        self._aim = Aim()
         self._authenticate = authenticate
         self._report = report
         self._rtt = rtt
@@ -62,13 +73,18 @@ class Race:
     def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
         """Add attempts from a local port; those already under way from it are not started twice."""
         for planned in plan:
-            if (port, planned.remote) not in self._started:
+            if (port, planned.remote) not in self._started and self._aim.allows(planned):
                 self._started.add((port, planned.remote))
                 self._running += 1
                 given, self._given = self._given, None
                 if given is not None:
                     self._given_ended = trio.Event()
-                self._nursery.start_soon(self._attempt, planned, port, given)
+                self._nursery.start_soon(self._attempt, planned, port, None, given)
+
+    def start_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
+        """Add a joint attempt, which starts at once: its round has been announced."""
+        self._running += 1
+        self._nursery.start_soon(self._attempt, replace(planned, delay=0.0), port, talk, None)
 
     def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listener` take part. The caller closes the listener."""
@@ -100,12 +116,16 @@ class Race:
         if self._nomination.nominated is not None:
             self._nomination.nominated.carrier.close(abort=True)
 
-    async def _attempt(self, planned: PlannedAttempt, port: int, given: GivenSocket | None) -> None:
+    async def _attempt(
+        self, planned: PlannedAttempt, port: int, talk: Talk | None, given: GivenSocket | None
+    ) -> None:
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
         entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
-        context = AttemptContext(planned, port, self._rtt, self._authenticate, entry, given)
+        context = AttemptContext(
+            planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given
+        )
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)

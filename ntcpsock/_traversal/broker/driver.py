@@ -160,7 +160,7 @@ class BrokerSession:
         """
         answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
         if isinstance(answer, Introduced):
-            return Introduction(answer.key, answer.instance, answer.card)
+            return Introduction(answer.key, answer.instance, answer.card, answer.observed_host)
         who = f"{name}.ntcp" if name is not None else encode_node_id(to)
         if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
             raise NameNotFound(f"nobody has the name {who}")
@@ -207,7 +207,11 @@ class BrokerSession:
                 self._settle(number, None)
             case Delivered(message):
                 delivery = Delivery(
-                    message.sender, message.sender_instance, message.sender_name, message.sealed
+                    message.sender,
+                    message.sender_instance,
+                    message.sender_name,
+                    message.sealed,
+                    message.observed_host,
                 )
                 try:
                     self._send_delivery.send_nowait(delivery)

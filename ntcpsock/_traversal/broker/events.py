@@ -81,6 +81,8 @@ class Delivery:
     sender_instance: bytes
     sender_name: str | None
     sealed: bytes
+    #: The address at which the broker sees the sender, or "".
+    observed_host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +92,5 @@ class Introduction:
     key: bytes
     instance: bytes
     card: bytes | None
+    #: The address at which the broker sees that node, or "".
+    observed_host: str = ""

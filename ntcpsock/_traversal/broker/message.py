@@ -54,6 +54,7 @@ Card = Annotated[bytes, Meta(min_length=1, max_length=MAX_CARD)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 #: Digests of the admitted, `ALLOWED_DIGEST_LENGTH` bytes each; see `allowed_digest`.
 AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
+ObservedHost = Annotated[str, Meta(max_length=64)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -188,6 +189,8 @@ class Introduced(Body, frozen=True, tag=37):
     key: NodeKey
     instance: Instance
     card: Card | None = None
+    #: The address at which the broker sees that node: what it may be aimed at without further proof.
+    observed_host: ObservedHost = ""
 
 
 class Unreachable(Body, frozen=True, tag=38):
@@ -203,6 +206,8 @@ class Deliver(Body, frozen=True, tag=39):
     sender_instance: Instance
     sealed: Sealed
     sender_name: Name | None = None
+    #: The address at which the broker sees the sender.
+    observed_host: ObservedHost = ""
 
 
 class KeepAliveAck(Body, frozen=True, tag=40):

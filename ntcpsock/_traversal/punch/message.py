@@ -23,15 +23,35 @@ FINGERPRINT_LENGTH = 32
 # A liar's list costs us at most this many targets; RFC 8445 section 6.1.2.5 bounds its pairs likewise.
 MAX_CANDIDATES = 8
 
+#: Bytes that one side of a joint technique may tell the other at once.
+MAX_SIGNAL = 512
+
 # More ports than this do not fit into a card; dials to them wait for the answer.
 MAX_CARD_PORTS = 16
 
 # A signature under this prefix can be mistaken for no other one of the same key.
 _CARD_CONTEXT = b"ntcp card 1\0"
 
-CandidateType = Literal["host", "srflx", "prflx", "relay"]
+#: The types of RFC 8445 section 5.1.1, and "mapped": a port that a router maps to us because we asked it.
+CandidateType = Literal["host", "srflx", "prflx", "relay", "mapped"]
 Transport = Literal["tcp", "udp"]
-MappingBehavior = Literal["unknown", "endpoint-independent", "endpoint-dependent"]
+
+#: RFC 4787 section 4.1. "endpoint-dependent" is one of the two kinds that one server address cannot tell apart;
+#: "session-dependent" (Guha and Francis, 2005) is another port even for the same pair of endpoints.
+MappingBehavior = Literal[
+    "unknown",
+    "endpoint-independent",
+    "endpoint-dependent",
+    "address-dependent",
+    "address-and-port-dependent",
+    "session-dependent",
+]
+#: RFC 4787 section 5.
+FilteringBehavior = Literal[
+    "unknown", "endpoint-independent", "address-dependent", "address-and-port-dependent"
+]
+#: What a SYN from outside that belongs to nothing gets (RFC 5382 section 4.3).
+SynAnswer = Literal["unknown", "drop", "reset", "icmp"]
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _Host = Annotated[str, msgspec.Meta(max_length=45)]
@@ -63,6 +83,14 @@ class NATProfile(msgspec.Struct, frozen=True, array_like=True):
     #: None: not known.
     translated: bool | None = None
     mapping: MappingBehavior = "unknown"
+    filtering: FilteringBehavior = "unknown"
+    stray_syn: SynAnswer = "unknown"
+    hairpin: bool | None = None
+
+    @property
+    def changes(self) -> bool | None:
+        """Whether the mapping for a peer is another one than a STUN server sees; None: not known."""
+        return None if self.mapping == "unknown" else self.mapping != "endpoint-independent"
 
 
 class Card(msgspec.Struct, frozen=True, array_like=True):
@@ -84,6 +112,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """The dialer's side of an introduction. A repeated dial id with a higher round adds candidates.
 
     source_port: what the dialling program's socket says as its own port; 0: it has no socket.
+    technique: what both sides do together in this round; empty for the direct ones, which need no agreement.
     """
 
     dial_id: _DialId
@@ -95,6 +124,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     broker_rtt: _Seconds = 0.0
     source_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     encryption: Encryption = "tls"
+    technique: Annotated[str, msgspec.Meta(max_length=24)] = ""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
@@ -112,9 +142,20 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     demands: Encryption | None = None
 
 
+class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):
+    """A word from one side of a joint technique to the other, in one round of a dial."""
+
+    dial_id: _DialId
+    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    name: Annotated[str, msgspec.Meta(max_length=24)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNAL)]
+
+
+SealedPayload = Offer | Answer | Signal
+
 _encoder = msgspec.msgpack.Encoder()
 _card_decoder = msgspec.msgpack.Decoder(Card)
-_sealed_decoder: msgspec.msgpack.Decoder[Offer | Answer] = msgspec.msgpack.Decoder(Offer | Answer)
+_sealed_decoder: msgspec.msgpack.Decoder[SealedPayload] = msgspec.msgpack.Decoder(SealedPayload)
 
 
 def encode_card(card: Card, identity: Identity) -> bytes:
@@ -141,17 +182,18 @@ def decode_card_body_untrusted(body: bytes) -> Card:
     return card
 
 
-def encode_sealed_payload(message: Offer | Answer) -> bytes:
+def encode_sealed_payload(message: SealedPayload) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_sealed_payload_untrusted(data: bytes) -> Offer | Answer:
+def decode_sealed_payload_untrusted(data: bytes) -> SealedPayload:
     """What was inside an opened box. Raises BadMessage."""
     try:
         message = _sealed_decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadMessage(f"offer or answer: {error}") from error
-    _check_candidates(message.candidates)
+        raise BadMessage(f"offer, answer or signal: {error}") from error
+    if not isinstance(message, Signal):
+        _check_candidates(message.candidates)
     return message
 
 

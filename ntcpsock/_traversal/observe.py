@@ -1,0 +1,103 @@
+"""How a NAT maps fresh local ports right now: the evidence of `prediction.py`, and the ports to punch from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._traversal.prediction import MAX_SESSIONS, Observation, predict
+from ntcpsock._traversal.punch.driver import choose_port, open_punch_socket
+from ntcpsock._traversal.stun.driver import binding_over_tcp
+
+# Seconds for one observation.
+OBSERVATION_DEADLINE = 2.0
+
+# Fresh ports that are looked at: enough for a step; more where that shows none, to see how wide a band is.
+FIRST_SAMPLES = 4
+BAND_SAMPLES = 12
+
+# Descriptors that stay free for everything else.
+_SPARE_DESCRIPTORS = 128
+
+
+@dataclass
+class HeldPorts:
+    """The observations, oldest first, and the connections to the STUN servers that keep them true."""
+
+    observations: list[Observation] = field(default_factory=list)
+    sockets: list[trio.socket.SocketType] = field(default_factory=list)
+    budget: int = MAX_SESSIONS
+
+    def fresh(self, count: int) -> list[int]:
+        """`count` local ports that no NAT has seen yet."""
+        ports: dict[int, None] = {}
+        while len(ports) < count:
+            ports[choose_port()] = None
+        return list(ports)
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
+@asynccontextmanager
+async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
+    """Observe the NAT in this moment. Servers that do not answer are left out; raises OSError without a free port."""
+    held = HeldPorts(budget=_descriptor_budget())
+    try:
+        if servers:
+            await _look(held, servers, FIRST_SAMPLES)
+            prediction = predict(held.observations)
+            if prediction is not None and prediction.shape == "band":
+                await _look(held, servers[:1], BAND_SAMPLES)
+        yield held
+    finally:
+        held.close()
+
+
+async def _look(held: HeldPorts, servers: Sequence[Endpoint], count: int) -> None:
+    """Observe `count` fresh ports at the first server, started in order, and the last one at the second too."""
+    found: dict[int, Observation] = {}
+    asked = [(port, servers[0]) for port in held.fresh(count)]
+    if len(servers) > 1:
+        asked.append((asked[-1][0], servers[1]))
+    async with trio.open_nursery() as nursery:
+        for number, (port, server) in enumerate(asked):
+            sock = open_punch_socket(port)
+            held.sockets.append(sock)
+            nursery.start_soon(_ask, sock, server, found, number)
+            # The SYN leaves when the task runs for the first time: one after the other.
+            await trio.lowlevel.checkpoint()
+    held.observations += [found[number] for number in sorted(found)]
+
+
+async def _ask(
+    sock: trio.socket.SocketType, server: Endpoint, found: dict[int, Observation], number: int
+) -> None:
+    port = int(sock.getsockname()[1])
+    try:
+        with trio.fail_after(OBSERVATION_DEADLINE):
+            await sock.connect(server)
+            result = await binding_over_tcp(sock)
+    except (OSError, trio.TooSlowError):
+        return
+    found[number] = Observation(port, server, result.mapped)
+
+
+def _descriptor_budget() -> int:
+    """Sockets that this process may still open, up to MAX_SESSIONS."""
+    if sys.platform == "win32":
+        return MAX_SESSIONS
+    import os
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_SESSIONS
+    used = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 64
+    return max(1, min(MAX_SESSIONS, soft - used - _SPARE_DESCRIPTORS))

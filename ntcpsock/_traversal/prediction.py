@@ -1,0 +1,199 @@
+"""Which ports a NAT will use next, out of what it used last (pure).
+
+Whoever punches through mappings that change must say where its next connections will come from. The evidence
+are the mappings of fresh local ports, in the order in which they were made, observed a moment ago from the
+machine that will punch: predictions from older or other observations miss by thousands of ports (facts from a
+carrier's NAT, 2026). The three shapes are those of Guha and Francis (2005) and of today's port-block NATs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from ntcpsock._address import Endpoint, may_be_dialled
+from ntcpsock._errors import BadMessage
+
+Shape = Literal["exact", "sequential", "band"]
+
+#: Sockets that one side holds at once for one round, and ports of the other side that it aims at.
+MAX_SESSIONS = 512
+#: Connections of a sequential NAT that may be missing or foreign between the observation and the punch.
+SEQUENTIAL_WINDOW = 16
+# Steps between the ports of a sequential NAT; more looks like a band.
+_LONGEST_STEP = 64
+# Both sides aim at each other with n sessions; the expected number of hits (RFC 5128 has no number) that makes
+# a miss rarer than 1 in 50: 1 - exp(-4) = 0.98.
+_EXPECTED_HITS = 4.0
+_LOWEST_PORT, _HIGHEST_PORT = 1024, 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One mapping: a local port, the server that was asked, and what it saw."""
+
+    local_port: int
+    server: Endpoint
+    mapped: Endpoint
+
+
+class Prediction(msgspec.Struct, frozen=True, array_like=True):
+    """Where the next connections will come from.
+
+    exact: from `low`; sequential: the next ones step by `step` from `low`, of which `high` is the one to aim at;
+    band: anywhere from `low` to `high`.
+    """
+
+    shape: Shape
+    host: Annotated[str, msgspec.Meta(max_length=45)]
+    low: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    high: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    step: Annotated[int, msgspec.Meta(ge=-_LONGEST_STEP, le=_LONGEST_STEP)] = 0
+
+    @property
+    def width(self) -> int:
+        return self.high - self.low + 1 if self.shape == "band" else 1
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Prediction)
+
+
+def encode_prediction(prediction: Prediction) -> bytes:
+    return _encoder.encode(prediction)
+
+
+def decode_prediction_untrusted(data: bytes, proven_host: str) -> Prediction:
+    """A peer's prediction; it may aim us at its proven host only. Raises BadMessage."""
+    try:
+        prediction = _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(f"prediction: {error}") from error
+    if prediction.host != proven_host:
+        raise BadMessage(f"prediction: {prediction.host} is not where the broker sees the peer")
+    if prediction.high < prediction.low and prediction.shape == "band":
+        raise BadMessage("prediction: the band ends before it begins")
+    if not may_be_dialled(Endpoint(prediction.host, prediction.low)) and prediction.host != "127.0.0.1":
+        raise BadMessage(f"prediction: {prediction.host} is no address to dial")
+    return prediction
+
+
+def predict(observations: Sequence[Observation]) -> Prediction | None:
+    """What the mappings say, oldest first; None without any.
+
+    The last local port should have been seen by two servers (the first of them first): equal mappings then mean
+    that the port is known exactly. So do ports that all keep one distance from the local ones.
+    """
+    if not observations:
+        return None
+    last = observations[-1]
+    host = last.mapped.host
+    same_port = [item for item in observations if item.local_port == last.local_port]
+    offsets = {item.mapped.port - item.local_port for item in observations}
+    seen_alike = len(same_port) > 1 and len({item.mapped for item in same_port}) == 1
+    if seen_alike or len(offsets) == 1 < len(observations):
+        return Prediction("exact", host, last.mapped.port, last.mapped.port)
+    ports = [item.mapped.port for item in observations if item.mapped.host == host]
+    step = _step(ports)
+    if step is not None:
+        target = _within(ports[-1] + step * (SEQUENTIAL_WINDOW - 2))
+        return Prediction("sequential", host, _within(ports[-1] + step), target, step)
+    low, high = _band(ports)
+    return Prediction("band", host, low, high)
+
+
+def _step(ports: Sequence[int]) -> int | None:
+    """The step of a sequential NAT. Other connections of the same network may lie between ours: the smallest
+    difference counts, and all must have its sign and be multiples of it, or a few steps long."""
+    steps = [after - before for before, after in itertools.pairwise(ports)]
+    if len(steps) < 2 or 0 in steps:
+        return None
+    if len({step > 0 for step in steps}) > 1 or max(map(abs, steps)) > _LONGEST_STEP:
+        return None
+    return math.gcd(*steps) * (1 if steps[0] > 0 else -1)
+
+
+def _band(ports: Sequence[int]) -> tuple[int, int]:
+    """The interval that the ports are drawn from: a block aligned to a power of two where one fits closely, as
+    port-block NATs (RFC 7753) use them, else the spread widened by what n samples miss on average."""
+    low, high = min(ports), max(ports)
+    spread = high - low + 1
+    size = 1 << (spread - 1).bit_length()
+    if low // size == high // size and size <= 2 * spread:
+        return _within(low // size * size), _within(low // size * size + size - 1)
+    missing = math.ceil(spread / max(1, len(ports) - 1))
+    return _within(low - missing), _within(high + missing)
+
+
+def _within(port: int) -> int:
+    return max(_LOWEST_PORT, min(_HIGHEST_PORT, port))
+
+
+@dataclass(frozen=True, slots=True)
+class Spray:
+    """What one side does: `local_ports` sockets, each to every one of `targets` (ports of the other side)."""
+
+    local_ports: int
+    targets: tuple[int, ...]
+
+
+def plan_spray(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_SESSIONS) -> Spray:
+    """Our part of the round. Both sides come to matching parts out of the same two predictions.
+
+    A hit needs one of our sessions to come from a port that the other side aims at, while it aims at a port
+    that one of its sessions comes from. A known port is aimed at by all. Towards a changing side, one port in
+    the middle of what it will use is enough when its sessions cover the neighbourhood (sequential); of a band,
+    the two sides together must try about `_EXPECTED_HITS` times its width.
+    """
+    targets = _sample(theirs, _aimed_at(theirs, ours, sessions))
+    return Spray(_held(ours, theirs, sessions), targets)
+
+
+def expected_hits(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_SESSIONS) -> float:
+    """How many of a round's sessions may be expected to meet, if all ports of a band are equally likely."""
+    pairs = 1.0
+    for side, other in ((ours, theirs), (theirs, ours)):
+        if side.shape == "band":
+            pairs *= _held(side, other, sessions) * _aimed_at(side, other, sessions) / side.width
+    return pairs
+
+
+def _aimed_at(side: Prediction, other: Prediction, sessions: int) -> int:
+    """How many ports of `side` the other one aims at."""
+    if side.shape != "band":
+        return 1
+    if other.shape == "exact":
+        return min(side.width, _root(side.width, sessions))
+    return 1 if other.shape == "sequential" else min(side.width, math.isqrt(sessions) * 3 // 4)
+
+
+def _held(side: Prediction, other: Prediction, sessions: int) -> int:
+    """How many local ports `side` holds."""
+    if side.shape == "exact":
+        return 1
+    if side.shape == "sequential":
+        return SEQUENTIAL_WINDOW
+    if other.shape == "exact":
+        return _root(side.width, sessions)
+    if other.shape == "sequential":
+        return min(sessions, math.ceil(_EXPECTED_HITS * side.width))
+    return max(1, sessions // max(1, _aimed_at(other, side, sessions)))
+
+
+def _root(width: int, sessions: int) -> int:
+    """As many local ports as targets: their product is what counts."""
+    return min(sessions, math.ceil(math.sqrt(_EXPECTED_HITS * width)))
+
+
+def _sample(side: Prediction, count: int) -> tuple[int, ...]:
+    if side.shape == "exact":
+        return (side.low,)
+    if side.shape == "sequential":
+        return (side.high,)
+    step = side.width / count
+    return tuple(side.low + int(number * step) for number in range(count))

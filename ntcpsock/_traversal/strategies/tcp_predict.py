@@ -1,0 +1,82 @@
+"""`tcp-predict`: simultaneous open through NATs that give each connection another, but foreseeable, port.
+
+Both sides observe what their NAT does at this moment, tell each other, and open many sessions at once, so that
+one of ours comes from a port that the peer aims at while it aims at ours. Ports are held, not walked through:
+sessions that were closed no longer count. (RFC 5128 section 3.4; many sockets at once: measured in 2026.)
+"""
+
+from __future__ import annotations
+
+import errno
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.observe import HeldPorts, hold_ports
+from ntcpsock._traversal.prediction import (
+    Prediction,
+    Spray,
+    decode_prediction_untrusted,
+    encode_prediction,
+    expected_hits,
+    plan_spray,
+    predict,
+)
+from ntcpsock._traversal.strategies.base import AttemptContext, Connection, first_connection
+
+_WORD = "prediction"
+
+# SYNs of one session: more only where a NAT answers with RST.
+MAX_TRIES = 4
+
+# Expected hits of a round below which it is not worth the entries that it costs both NATs.
+WORTHWHILE = 0.02
+
+# Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most.
+SHORTEST_ROUND = 1.0
+LONGEST_RTT = 0.5
+
+# Seconds between two sessions: a home router takes some thousand new ones a second, not more.
+PACE = 0.0005
+
+
+async def attempt(context: AttemptContext) -> Connection:
+    """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used."""
+    assert context.talk is not None, "a joint technique"
+    async with hold_ports(context.servers) as held:
+        ours = predict(held.observations)
+        if ours is None:
+            raise OSError(errno.ENODATA, "no STUN server answered, so no port can be predicted")
+        context.talk.say(_WORD, encode_prediction(ours))
+        try:
+            theirs = decode_prediction_untrusted(await context.talk.hear(_WORD), context.remote.host)
+        except BadMessage as error:
+            raise OSError(errno.EPROTO, f"the other side's prediction: {error}") from error
+        context.entry.notes = {"ours": describe(ours), "theirs": describe(theirs)}
+        if expected_hits(ours, theirs, sessions=held.budget) < WORTHWHILE:
+            raise OSError(errno.EHOSTUNREACH, "both NATs choose among too many ports for any to be foreseen")
+        spray = plan_spray(ours, theirs, sessions=held.budget)
+        sessions = _sessions(held, ours, spray, context.remote.host)
+        context.entry.notes["sessions"] = str(len(sessions))
+        # What has not met by then never will: the NATs get their entries back.
+        with trio.move_on_after(
+            len(sessions) * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        ):
+            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE)
+        raise OSError(errno.ETIMEDOUT, f"none of {len(sessions)} sessions met one of the other side's")
+
+
+def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
+    """Local port and remote endpoint of each session; a known mapping belongs to the port that was observed."""
+    ports = [held.observations[-1].local_port] if ours.shape == "exact" else held.fresh(spray.local_ports)
+    return [(port, Endpoint(host, target)) for port in ports for target in spray.targets]
+
+
+def describe(prediction: Prediction) -> str:
+    """A prediction in words, for the report."""
+    if prediction.shape == "exact":
+        return f"port {prediction.low}"
+    if prediction.shape == "sequential":
+        return f"every {prediction.step:+d} from {prediction.low}"
+    return f"anywhere from {prediction.low} to {prediction.high}"

@@ -1,0 +1,180 @@
+"""Predictions: what observations say, and that two sides' parts of a round meet (simulated NATs)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.prediction import (
+    MAX_SESSIONS,
+    Observation,
+    Prediction,
+    decode_prediction_untrusted,
+    encode_prediction,
+    expected_hits,
+    plan_spray,
+    predict,
+)
+
+HOST = "192.0.2.1"
+FIRST, SECOND = Endpoint("198.51.100.1", 3478), Endpoint("198.51.100.2", 3478)
+
+
+def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
+    return Observation(local, server, Endpoint(HOST, mapped))
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        # The same from two servers: endpoint-independent, whatever the numbers.
+        (
+            [seen(1, 5000), seen(2, 9000), seen(3, 7000), seen(3, 7000, SECOND)],
+            Prediction("exact", HOST, 7000, 7000),
+        ),
+        # Port preserving, and a constant distance, need no second server.
+        ([seen(20001, 20001), seen(20007, 20007)], Prediction("exact", HOST, 20007, 20007)),
+        ([seen(20001, 30001), seen(20007, 30007)], Prediction("exact", HOST, 30007, 30007)),
+        # Sequential, with a step, downwards, and with connections of others between.
+        (
+            [seen(9, 5000), seen(4, 5001), seen(7, 5002), seen(7, 5003, SECOND)],
+            Prediction("sequential", HOST, 5004, 5017, 1),
+        ),
+        (
+            [seen(9, 5000), seen(4, 5002), seen(7, 5008), seen(7, 5010, SECOND)],
+            Prediction("sequential", HOST, 5012, 5038, 2),
+        ),
+        (
+            [seen(9, 5000), seen(4, 4999), seen(7, 4998), seen(7, 4997, SECOND)],
+            Prediction("sequential", HOST, 4996, 4983, -1),
+        ),
+        # A block of ports aligned to its size.
+        (
+            [seen(1, 4100), seen(2, 4350), seen(3, 4200), seen(4, 4140), seen(4, 4290, SECOND)],
+            Prediction("band", HOST, 4096, 4351),
+        ),
+    ],
+)
+def test_what_observations_say(observed: list[Observation], expected: Prediction) -> None:
+    assert predict(observed) == expected
+
+
+def test_an_unaligned_band_is_widened_by_what_samples_miss() -> None:
+    prediction = predict([seen(1, 3000), seen(2, 3900), seen(3, 3500), seen(4, 3200), seen(4, 3333, SECOND)])
+    assert prediction is not None
+    assert prediction.shape == "band"
+    assert prediction.low < 3000
+    assert prediction.high > 3900
+
+
+def test_without_observations_nothing_is_said() -> None:
+    assert predict([]) is None
+
+
+@given(st.lists(st.tuples(st.integers(1024, 65535), st.integers(1, 65535)), min_size=1, max_size=16))
+def test_any_observation_gives_a_prediction_that_can_be_sent(pairs: list[tuple[int, int]]) -> None:
+    prediction = predict([seen(local, mapped) for local, mapped in pairs])
+    assert prediction is not None
+    assert decode_prediction_untrusted(encode_prediction(prediction), HOST) == prediction
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Prediction("exact", "203.0.113.9", 80, 80),  # somebody else's address
+        Prediction("band", HOST, 9000, 80),
+    ],
+)
+def test_a_lie_is_refused(lie: Prediction) -> None:
+    with pytest.raises(BadMessage):
+        decode_prediction_untrusted(encode_prediction(lie), HOST)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused(data: bytes) -> None:
+    try:
+        decode_prediction_untrusted(data, HOST)
+    except BadMessage:
+        return
+
+
+# A simulated NAT: allocates one mapped port for each new session.
+
+Allocate = Callable[[], int]
+
+
+def sequential(rng: random.Random, step: int) -> tuple[Prediction, Allocate]:
+    last = rng.randrange(20000, 40000)
+    observations = [seen(100 + n, last + step * n) for n in range(4)]
+    observations.append(seen(103, last + step * 4, SECOND))
+    foreign = rng.randrange(0, 5)  # connections of other hosts between the observation and the punch
+    following = iter(range(last + step * (5 + foreign), last + step * 100000, step))
+    prediction = predict(observations)
+    assert prediction is not None
+    return prediction, lambda: next(following)
+
+
+def band(rng: random.Random, width: int) -> tuple[Prediction, Allocate]:
+    low = rng.randrange(1, 65536 // width) * width
+    samples = [rng.randrange(low, low + width) for _ in range(17)]
+    prediction = predict([seen(n, port) for n, port in enumerate(samples)])
+    assert prediction is not None
+    return prediction, lambda: rng.randrange(low, low + width)
+
+
+def exact(rng: random.Random) -> tuple[Prediction, Allocate]:
+    port = rng.randrange(2000, 60000)
+    return Prediction("exact", HOST, port, port), lambda: port
+
+
+def meets(ours: tuple[Prediction, Allocate], theirs: tuple[Prediction, Allocate]) -> bool:
+    """Whether one round has a pair of sessions of which each aims at where the other comes from."""
+    made = []
+    for (mine, allocate), (other, _) in ((ours, theirs), (theirs, ours)):
+        spray = plan_spray(mine, other)
+        assert spray.local_ports * len(spray.targets) <= MAX_SESSIONS
+        made.append({(allocate(), target) for _ in range(spray.local_ports) for target in spray.targets})
+    return any((target, mapped) in made[1] for mapped, target in made[0])
+
+
+MODELS: dict[str, Callable[[random.Random], tuple[Prediction, Allocate]]] = {
+    "exact": exact,
+    "sequential": lambda rng: sequential(rng, rng.choice([1, 2, 8])),
+    "band of 256": lambda rng: band(rng, 256),
+    "band of 512": lambda rng: band(rng, 512),
+    "any port": lambda rng: band(rng, 32768),
+}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rounds"),
+    [
+        ("exact", "exact", 1),
+        ("exact", "sequential", 1),
+        ("exact", "band of 512", 2),
+        ("exact", "any port", 2),
+        ("sequential", "sequential", 1),
+        ("sequential", "band of 256", 3),
+        ("band of 256", "band of 256", 2),
+        ("band of 512", "band of 256", 3),
+        ("band of 512", "band of 512", 5),
+    ],
+)
+def test_both_sides_meet_within_some_rounds(ours: str, theirs: str, rounds: int) -> None:
+    rng = random.Random(f"{ours} {theirs}")
+    for one, other in ((ours, theirs), (theirs, ours)):
+        met = sum(any(meets(MODELS[one](rng), MODELS[other](rng)) for _ in range(rounds)) for _ in range(200))
+        assert met >= 0.97 * 200, f"{met} of 200"
+
+
+def test_two_nats_that_use_any_port_have_no_prospect() -> None:
+    anywhere = Prediction("band", HOST, 1024, 65535)
+    assert expected_hits(anywhere, anywhere) < 0.001
+    assert expected_hits(anywhere, Prediction("exact", HOST, 7000, 7000)) > 3
+    assert expected_hits(Prediction("sequential", HOST, 1, 15, 1), Prediction("exact", HOST, 7, 7)) == 1

@@ -1,0 +1,106 @@
+"""The words of a joint technique: kept once, bounded, repeated by who says them, and what an unproven aim costs."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._traversal.aim import MAX_UNPROVEN_HOSTS, Aim
+from ntcpsock._traversal.plan import PlannedAttempt, make_joint_plan
+from ntcpsock._traversal.punch.message import NATProfile, Signal, decode_sealed_payload_untrusted
+from ntcpsock._traversal.signals import MAX_SIGNALS, REPEAT_PAUSES, Mailbox, Talk
+
+DIAL = bytes(16)
+PROVEN = "192.0.2.1"
+
+
+async def test_a_word_is_heard_before_and_after_it_came() -> None:
+    mailbox = Mailbox()
+    mailbox.take(Signal(DIAL, 1, "ports", b"first"))
+    mailbox.take(Signal(DIAL, 1, "ports", b"second"))
+    assert await mailbox.hear(1, "ports") == b"first"
+    async with trio.open_nursery() as nursery:
+        heard: list[bytes] = []
+
+        async def listen() -> None:
+            heard.append(await mailbox.hear(2, "ports"))
+
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        mailbox.take(Signal(DIAL, 2, "other", b""))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not heard
+        mailbox.take(Signal(DIAL, 2, "ports", b"late"))
+    assert heard == [b"late"]
+
+
+async def test_a_mailbox_is_bounded() -> None:
+    mailbox = Mailbox()
+    for number in range(MAX_SIGNALS + 5):
+        mailbox.take(Signal(DIAL, 1, f"word {number}", b""))
+    with trio.move_on_after(0), pytest.raises(trio.Cancelled):
+        await mailbox.hear(1, f"word {MAX_SIGNALS}")
+    assert await mailbox.hear(1, f"word {MAX_SIGNALS - 1}") == b""
+
+
+async def test_what_is_said_is_repeated(autojump_clock: trio.testing.MockClock) -> None:
+    sent: list[tuple[float, bytes]] = []
+
+    async def send(payload: bytes) -> None:
+        sent.append((trio.current_time(), payload))
+
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        Talk(DIAL, 3, Mailbox(), nursery, send).say("ports", b"1-9")
+    assert [when - begin for when, _ in sent] == pytest.approx([0, REPEAT_PAUSES[0], sum(REPEAT_PAUSES)])
+    assert {decode_sealed_payload_untrusted(payload) for _, payload in sent} == {
+        Signal(DIAL, 3, "ports", b"1-9")
+    }
+
+
+def planned(host: str, port: int, tries: int) -> PlannedAttempt:
+    return PlannedAttempt("tcp-open", Endpoint(host, port), 0.0, 1.0, tries)
+
+
+def test_an_unproven_public_host_gets_one_check() -> None:
+    aim = Aim()
+    assert aim.allows(planned("203.0.113.9", 80, 1))
+    assert not any(aim.allows(planned("203.0.113.9", port, 1)) for port in range(1, 500))
+
+
+def test_a_private_host_gets_one_check_in_each_round() -> None:
+    aim = Aim()
+    assert [aim.allows(planned("10.0.0.9", port, 1)) for port in range(1, 6)] == [True] * 3 + [False] * 2
+
+
+def test_unproven_hosts_are_bounded() -> None:
+    aim = Aim()
+    allowed = sum(aim.allows(planned(f"203.0.113.{n}", 80, 1)) for n in range(1, 200))
+    assert allowed == MAX_UNPROVEN_HOSTS
+
+
+def test_a_proven_host_is_not_counted() -> None:
+    aim = Aim()
+    assert all(aim.allows(planned(PROVEN, port, 64)) for port in range(1, 50))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "first"),
+    [
+        ("address-and-port-dependent", "endpoint-independent", 0.0),
+        ("endpoint-independent", "session-dependent", 0.0),
+        ("endpoint-dependent", "unknown", 0.0),
+        ("unknown", "endpoint-independent", 1.5),
+        ("endpoint-independent", "endpoint-independent", 3.0),
+    ],
+)
+def test_prediction_starts_when_it_is_likely_to_be_needed(ours: str, theirs: str, first: float) -> None:
+    profiles = [NATProfile(True, mapping) for mapping in (ours, theirs)]  # type: ignore[arg-type]
+    plan = make_joint_plan(*profiles, techniques=("tcp-predict",), budget=8.0, proven_host=PROVEN)
+    assert plan[0].delay == first
+    assert len(plan) > 1
+    assert {attempt.remote for attempt in plan} == {Endpoint(PROVEN, 0)}
+    assert all(attempt.budget <= 8.0 for attempt in plan)
+    assert not make_joint_plan(*profiles, techniques=("lan",), budget=8.0, proven_host=PROVEN)
+    assert not make_joint_plan(*profiles, techniques=("tcp-predict",), budget=8.0, proven_host="")
