@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,11 +143,15 @@ def fail(network: FakeNetwork, number: int) -> None:
         await trio.lowlevel.checkpoint()
         raise trio.BrokenResourceError from OSError(number, os.strerror(number))
 
+    done = threading.Event()
+
     def in_the_engine() -> None:
         stream = network.streams[0]
         stream.send_all = broken.__get__(stream)  # type: ignore[method-assign]
+        done.set()
 
     _portal.get().soon(in_the_engine)
+    assert done.wait(PATIENCE)  # else what is sent next may still get out
 
 
 @pytest.mark.parametrize(
