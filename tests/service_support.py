@@ -130,7 +130,8 @@ def answer_after_end(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with a RST."""
+    """Close with a RST, once something was heard: before that, the client's connect() might be what fails."""
+    connection.recv(65536)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
