@@ -114,14 +114,10 @@ class Portal:
         call.timeout = timeout
         call.discard = discard
         with self._lock:
-            ended = self._ended
-            if not ended:
-                self._calls.add(call)
-        if ended:
-            self._settle(call, error=_stopped())
-        else:
-            self.soon(self._start, call)
+            self._calls.add(call)
         try:
+            # Inside: a signal may come when the operation has started and is not waited for yet.
+            self.soon(self._start, call)
             call.done.wait()
         except BaseException:
             call.cancelled = True

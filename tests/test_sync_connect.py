@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 from fake_node import NODE_ID, FakeNetwork, FakeNode
-from sync_support import PATIENCE, Background, fake_network, listener, pair
+from sync_support import PATIENCE, Background, fake_network, listener, pair, wait_until
 
 import ntcpsock
 from ntcpsock import Config, NTCPSocket, _names, _portal
@@ -227,7 +227,7 @@ def test_ctrl_c_ends_a_connect_and_its_operation(
     with NTCPSocket() as client, pytest.raises(KeyboardInterrupt):
         client.connect(("bob.ntcp", 1))
     thread.result()
-    assert network.events == ["cancelled dial of bob"]
+    wait_until(lambda: network.events == ["cancelled dial of bob"])
 
 
 def test_what_cannot_connect(network: FakeNetwork) -> None:
