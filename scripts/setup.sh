@@ -18,6 +18,8 @@ has ip || missing="$missing iproute2"
 has turnutils_stunclient || missing="$missing coturn"
 has redis-server || missing="$missing redis-server"
 has curl || missing="$missing curl"
+has ssh || missing="$missing openssh-client"
+has sshd || missing="$missing openssh-server"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 # CPython's own tests; Debian packages those of its own Python only.
 testsuite=$("$python" -c 'import sys
@@ -37,6 +39,7 @@ install() {
         for package in coturn redis-server; do
             case "$missing" in *"$package"*) guarded="$guarded $package.service" ;; esac
         done
+        case "$missing" in *openssh-server*) guarded="$guarded ssh.service ssh.socket" ;; esac
     fi
     [ -z "$guarded" ] || systemctl --runtime --quiet mask $guarded
     # RUNLEVEL=1 says the same without systemd.
@@ -61,7 +64,7 @@ fi
     echo "Without python3-venv there is no $venv. Please: sudo apt-get install python3-venv" >&2
     exit 1
 }
-for program in nft ip turnutils_stunclient redis-server curl; do
+for program in nft ip turnutils_stunclient redis-server curl ssh sshd; do
     has "$program" || { echo "what needs these is left out, the rest works: sudo apt-get install$missing" >&2; break; }
 done
 
