@@ -63,11 +63,12 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
     machine.max_tries = min(machine.max_tries, context.planned.max_tries)
     sock: trio.socket.SocketType | GivenSocket
     try:
-        if context.given is None:
-            sock = await punch(context.port, context.remote, machine)
-        else:
-            sock = context.given
-            await punch_with(sock, context.remote, machine)
+        with trio.fail_after(context.planned.patience):
+            if context.given is None:
+                sock = await punch(context.port, context.remote, machine)
+            else:
+                sock = context.given
+                await punch_with(sock, context.remote, machine)
     finally:
         context.entry.tries = machine.tries
     return Connection(await context.authenticate(sock), context.planned.technique, context.entry)

@@ -15,6 +15,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports
 from ntcpsock._traversal.prediction import (
+    PACE,
     Prediction,
     Spray,
     decode_prediction_untrusted,
@@ -36,9 +37,6 @@ WORTHWHILE = 0.02
 # Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most.
 SHORTEST_ROUND = 1.0
 LONGEST_RTT = 0.5
-
-# Seconds between two sessions: a home router takes some thousand new ones a second, not more.
-PACE = 0.0005
 
 
 async def attempt(context: AttemptContext) -> Connection:
