@@ -175,25 +175,6 @@ def test_every_candidate_is_planned_once(
     assert [attempt.delay for attempt in plan] == sorted(attempt.delay for attempt in plan)
 
 
-def test_prediction_begins_where_a_mapping_changes() -> None:
-    delays = {}
-    mappings: tuple[MappingBehavior, ...] = ("endpoint-independent", "unknown", "session-dependent")
-    for mapping in mappings:
-        plan = make_joint_plan(
-            NATProfile(True, mapping),
-            NATProfile(True, "endpoint-independent"),
-            techniques=EVERY,
-            budget=8.0,
-            proven_host="192.0.2.1",
-        )
-        delays[mapping] = plan[0].delay
-    assert delays["session-dependent"] == 0 < delays["unknown"] < delays["endpoint-independent"]
-
-
-def test_without_a_proven_host_nothing_is_sprayed() -> None:
-    assert make_joint_plan(NATProfile(), NATProfile(), techniques=EVERY, budget=8.0, proven_host="") == ()
-
-
 def test_what_never_worked_here_starts_later() -> None:
     def starts(late: set[str]) -> dict[str, float]:
         plan = make_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -24,7 +25,7 @@ from ntcpsock._traversal.plan import PlannedAttempt, make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
-from ntcpsock._traversal.signals import Talk
+from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
 
@@ -233,10 +234,15 @@ class DirectRace:
         async with trio.open_nursery() as together:
 
             async def announce() -> None:
-                try:
-                    await self._node.introductions.introduce(self._dial, offer)
-                except OSError:
-                    together.cancel_scope.cancel()
+                """The broker may have brought it to nobody: again, until the other side has joined."""
+                for pause in (*REPEAT_PAUSES, math.inf):
+                    try:
+                        await self._node.introductions.introduce(self._dial, offer)
+                    except OSError:
+                        together.cancel_scope.cancel()
+                    with trio.move_on_after(pause):
+                        await self._dial.mailbox.wait_for_round(number)
+                        return
 
             together.start_soon(announce)
             await race.run_joint(planned, warm.port, talk)
