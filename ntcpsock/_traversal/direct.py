@@ -133,7 +133,8 @@ class DirectRace:
     def _enter(
         self, race: Race, port: WarmPort, remote: Sequence[Candidate], round_number: int | None
     ) -> None:
-        """Punch from `port`, and let in what reaches it. round_number: None where both sides are under way already."""
+        """Punch from `port`, and let in what reaches it. round_number: of the round that begins with it; None where
+        candidates come later, and both sides are under way."""
         targets = self._node.standpoint.targets(remote, "tcp", self._proven_host)
         plan = make_plan(
             port.candidates,
@@ -145,7 +146,8 @@ class DirectRace:
             wait=0.0 if round_number is None else self._waiting_time(port, round_number),
             late=self._node.late_techniques,
         )
-        race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+        if round_number is not None:
+            race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
 
     @property
