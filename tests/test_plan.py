@@ -122,7 +122,8 @@ def plans_of_both(
         ("leader", BEHIND_A, BEHIND_B, "198.51.100.1"),
         ("follower", BEHIND_B, BEHIND_A, "192.0.2.1"),
     ):
-        wait = waiting_time(cast(Role, role), order, ours, theirs, dialer_rtt=0.01, listener_rtt=0.3)
+        other, rtts = (theirs, (0.01, 0.3)) if role == "leader" else (ours, (0.3, 0.01))
+        wait = waiting_time(cast(Role, role), order, other, own_rtt=rtts[0], other_rtt=rtts[1])
         direct = make_plan(
             local,
             remote,

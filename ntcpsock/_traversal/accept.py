@@ -257,9 +257,9 @@ class Acceptor:
         return waiting_time(
             "follower",
             order_of_start(*profiles, offer.turn),
-            *profiles,
-            dialer_rtt=offer.broker_rtt,
-            listener_rtt=self._node.broker_rtt,
+            offer.profile,
+            own_rtt=self._node.broker_rtt,
+            other_rtt=offer.broker_rtt,
         )
 
     def _tell(self, pending: PendingDial) -> Callable[[bytes], Awaitable[None]]:

@@ -161,9 +161,9 @@ class DirectRace:
         return waiting_time(
             "leader",
             order_of_start(*profiles, self._dial.turn(round_number)),
-            *profiles,
-            dialer_rtt=self._node.broker_rtt,
-            listener_rtt=self._card.broker_rtt,
+            self._card.profile,
+            own_rtt=self._node.broker_rtt,
+            other_rtt=self._card.broker_rtt,
         )
 
     def _remaining(self) -> float:
