@@ -101,6 +101,11 @@ def is_private_address(host: str) -> bool:
     return any(address in network for network in _LOCAL_NETWORKS if network.version == address.version)
 
 
+def is_link_local(host: str) -> bool:
+    """Whether `host` means another machine on each link (RFC 3927, RFC 4291 section 2.5.6)."""
+    return ipaddress.ip_address(host).is_link_local
+
+
 def may_be_dialled(endpoint: Endpoint) -> bool:
     """Whether a peer may make us send to `endpoint`: unicast, not loopback, not unspecified, port > 0."""
     try:

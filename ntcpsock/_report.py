@@ -48,11 +48,33 @@ class Stage:
     outcome: str = "running"
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that an attempt may use: sockets held at once, SYNs a second, entries in the NATs on the way."""
+
+    sockets: int = 0
+    packets_per_second: float = 0.0
+    nat_entries: int = 0
+
+    def __add__(self, other: Budget) -> Budget:
+        return Budget(
+            self.sockets + other.sockets,
+            self.packets_per_second + other.packets_per_second,
+            self.nat_entries + other.nat_entries,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sockets} sockets, {self.packets_per_second:.0f} packets/s, {self.nat_entries} NAT entries"
+        )
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try of one technique from one local port to one remote endpoint. Times as in Stage.
 
-    tries: SYNs sent, as far as they were ours to count; notes: what the technique saw and did, in words.
+    tries: SYNs sent, as far as they were ours to count; notes: what the technique saw and did, in words;
+    budget: what it could have used.
     """
 
     technique: str
@@ -63,6 +85,7 @@ class Attempt:
     outcome: str = "running"
     tries: int = 0
     notes: dict[str, str] = field(default_factory=dict)
+    budget: Budget = Budget()
 
 
 @dataclass(slots=True)
@@ -116,13 +139,18 @@ class Report:
         return entry
 
     @property
+    def budget(self) -> Budget:
+        """What all attempts together could have used, as if they ran at the same time."""
+        return sum((entry.budget for entry in self.attempts), Budget())
+
+    @property
     def failed_stage(self) -> str | None:
         """The name of the last stage that did not end in "ok", or None."""
         return next((stage.name for stage in reversed(self.stages) if stage.outcome != "ok"), None)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dicts, lists, strings and numbers."""
-        return asdict(self)
+        return {**asdict(self), "budget": asdict(self.budget)}
 
     def __str__(self) -> str:
         lines = [f"{self.role} of {self.target}"]
@@ -132,9 +160,12 @@ class Report:
             where = f"{_place(entry.local)} -> {_place(entry.remote)}"
             tries = f", {entry.tries} SYN attempts" if entry.tries > 1 else ""
             notes = "".join(f"; {name}: {text}" for name, text in entry.notes.items())
+            notes += f" (at most {entry.budget})" if entry.budget.sockets > 1 else ""
             lines.append(
                 f"  {_span(entry.started, entry.ended)} {entry.technique} {where}: {entry.outcome}{tries}{notes}"
             )
+        if self.attempts:
+            lines.append(f"  budget of all attempts: {self.budget}")
         if self.advice:
             lines.append(f"  advice: {self.advice}")
         return "\n".join(lines)

@@ -45,7 +45,7 @@ FLOORS = (
     ),
     Floor(
         "F2 state",
-        ("_state",),
+        ("_experience", "_state"),
         frozenset({"F0 words"}),
         "keys and pins in files are of use to nodes, servers and commands alike",
         frozenset({"trio", "socket", "ssl", "select", "asyncio"}),
@@ -85,7 +85,13 @@ FLOORS = (
     ),
     Floor(
         "F3 pure decisions",
-        ("_traversal.plan", "_traversal.nominate", "_traversal.aim", "_traversal.prediction"),
+        (
+            "_traversal.plan",
+            "_traversal.nominate",
+            "_traversal.aim",
+            "_traversal.prediction",
+            "_traversal.start",
+        ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
         WORLD - {"random"},
@@ -112,6 +118,7 @@ FLOORS = (
             "_traversal.race",
             "_traversal.dial",
             "_traversal.introductions",
+            "_traversal.pairs",
             "_traversal.direct",
             "_traversal.connect",
             "_traversal.accept",

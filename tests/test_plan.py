@@ -1,13 +1,34 @@
 """Plans as a table: which attempts, in which order, and that both sides name one pair alike."""
 
+import itertools
+import random
+from typing import cast, get_args
+
 import pytest
 
 from ntcpsock._address import Endpoint
+from ntcpsock._report import Budget
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
 from ntcpsock._traversal.nat import profile_from_observations
-from ntcpsock._traversal.nominate import Nomination, OneTimeToken
-from ntcpsock._traversal.plan import make_plan
-from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, NATProfile
+from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
+from ntcpsock._traversal.plan import (
+    JOINT_TECHNIQUES,
+    LATE,
+    UNPROVEN_PACE,
+    PlannedAttempt,
+    make_joint_plan,
+    make_plan,
+)
+from ntcpsock._traversal.prediction import MAX_SESSIONS
+from ntcpsock._traversal.punch.message import (
+    MAX_CANDIDATES,
+    Candidate,
+    FilteringBehavior,
+    MappingBehavior,
+    NATProfile,
+    SynAnswer,
+)
+from ntcpsock._traversal.start import order_of_start, waiting_time
 
 ALL = ("public", "lan", "tcp-open")
 
@@ -31,10 +52,10 @@ NO_STUN = (host("10.0.0.7"),)
     ("local", "remote", "expected"),
     [
         (BEHIND_A, BEHIND_B, [("tcp-open", "198.51.100.1", 0.0), ("lan", "192.168.1.9", 0.3)]),
-        (BEHIND_A, ALSO_BEHIND_A, [("lan", "10.0.0.3", 0.0), ("tcp-open", "192.0.2.1", 0.0)]),
+        (BEHIND_A, ALSO_BEHIND_A, [("lan", "10.0.0.3", 0.0), ("tcp-open", "192.0.2.1", 0.05)]),
         (BEHIND_A, PUBLIC, [("public", "203.0.113.5", 0.0)]),
         (PUBLIC, BEHIND_A, [("public", "192.0.2.1", 0.0), ("lan", "10.0.0.2", 0.3)]),
-        (NO_STUN, BEHIND_A, [("lan", "10.0.0.2", 0.0), ("tcp-open", "192.0.2.1", 0.0)]),
+        (NO_STUN, BEHIND_A, [("lan", "10.0.0.2", 0.0), ("tcp-open", "192.0.2.1", 0.05)]),
         (BEHIND_A, NO_STUN, [("lan", "10.0.0.7", 0.0)]),
         (BEHIND_A, (), []),
     ],
@@ -45,7 +66,7 @@ def test_plans(
     plan = make_plan(local, remote, techniques=ALL, rtt=0.1, budget=8.0, proven_host="")
     got = [(str(attempt.technique), attempt.remote.host, round(attempt.delay, 6)) for attempt in plan]
     assert got == expected
-    assert all(attempt.budget == attempt.delay + 0.95 for attempt in plan)
+    assert all(attempt.is_check and attempt.budget <= 8.0 for attempt in plan)
 
 
 @pytest.mark.parametrize("technique", ALL)
@@ -76,6 +97,132 @@ def test_both_ends_call_a_connection_alike(
 def test_a_connection_from_an_unknown_port_has_a_name() -> None:
     assert name_of_connection(BEHIND_A, BEHIND_B, Endpoint("198.51.100.1", 9)) == "tcp-open"
     assert name_of_pair(PUBLIC, srflx("198.51.100.1", 9)) == "public"
+
+
+MAPPINGS = get_args(MappingBehavior)
+FILTERINGS = get_args(FilteringBehavior)
+ANSWERS = get_args(SynAnswer)
+PROFILES = [
+    NATProfile(mapping != "unknown", mapping, filtering, stray_syn)
+    for mapping in MAPPINGS
+    for filtering in FILTERINGS
+    for stray_syn in ANSWERS
+]
+SIDES = (BEHIND_A, BEHIND_B, ALSO_BEHIND_A, PUBLIC, NO_STUN)
+EVERY = (*ALL, *JOINT_TECHNIQUES)
+
+
+def plans_of_both(
+    ours: NATProfile, theirs: NATProfile, turn: int = 0, late: frozenset[str] = frozenset()
+) -> tuple[list[PlannedAttempt], list[PlannedAttempt]]:
+    """What the dialer A and the listener B plan, in a round of `turn`."""
+    order = order_of_start(ours, theirs, turn)
+    plans = []
+    for role, local, remote, host_of_peer in (
+        ("leader", BEHIND_A, BEHIND_B, "198.51.100.1"),
+        ("follower", BEHIND_B, BEHIND_A, "192.0.2.1"),
+    ):
+        other, rtts = (theirs, (0.01, 0.3)) if role == "leader" else (ours, (0.3, 0.01))
+        wait = waiting_time(cast(Role, role), order, other, own_rtt=rtts[0], other_rtt=rtts[1])
+        direct = make_plan(
+            local,
+            remote,
+            techniques=EVERY,
+            rtt=0.31,
+            budget=8.0,
+            proven_host=host_of_peer,
+            wait=wait,
+            late=late,
+        )
+        joint = make_joint_plan(
+            ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
+        )
+        plans.append([*direct, *joint])
+    return plans[0], plans[1]
+
+
+def test_labels_never_forbid() -> None:
+    """Any two profiles, any turn, whatever has never worked: the same techniques towards the same places, within
+    the time of a dial. Only their order and delays differ."""
+    assert len(PROFILES) == 6 * 4 * 4
+    rng = random.Random(1)
+    expected = tuple(places(plan) for plan in plans_of_both(NATProfile(), NATProfile()))
+    assert {technique for technique, _ in expected[0]} == {"tcp-open", "lan", "tcp-predict"}
+    delays = set()
+    for ours, theirs in itertools.product(PROFILES, PROFILES):
+        late = frozenset(rng.sample(EVERY, rng.randrange(3)))
+        plans = plans_of_both(ours, theirs, rng.randrange(6), late)
+        assert tuple(places(plan) for plan in plans) == expected
+        for plan in plans:
+            assert all(0 <= attempt.delay < attempt.budget <= 8.0 for attempt in plan)
+        delays.add(tuple(attempt.delay for attempt in plans[0]))
+    assert len(delays) > 10
+
+
+def places(plan: list[PlannedAttempt]) -> set[tuple[str, Endpoint]]:
+    return {(attempt.technique, attempt.remote) for attempt in plan}
+
+
+@pytest.mark.parametrize("local", SIDES)
+@pytest.mark.parametrize("remote", SIDES)
+@pytest.mark.parametrize("wait", [0.0, 0.4])
+def test_every_candidate_is_planned_once(
+    local: tuple[Candidate, ...], remote: tuple[Candidate, ...], wait: float
+) -> None:
+    plan = make_plan(
+        local, remote, techniques=EVERY, rtt=0.1, budget=8.0, proven_host=remote[-1].host, wait=wait
+    )
+    assert sorted(attempt.remote for attempt in plan) == sorted(c.endpoint for c in remote)
+    assert [attempt.delay for attempt in plan] == sorted(attempt.delay for attempt in plan)
+
+
+def test_what_never_worked_here_starts_later() -> None:
+    def starts(late: set[str]) -> dict[str, float]:
+        plan = make_plan(
+            BEHIND_A, BEHIND_B, techniques=EVERY, rtt=0.1, budget=8.0, proven_host="198.51.100.1", late=late
+        )
+        joint = make_joint_plan(
+            NATProfile(mapping="endpoint-dependent"),
+            NATProfile(),
+            techniques=EVERY,
+            budget=8.0,
+            proven_host="198.51.100.1",
+            late=late,
+        )
+        return {attempt.technique: round(attempt.delay, 6) for attempt in (*plan, *joint[:1])}
+
+    assert starts(set()) == {"tcp-open": 0.0, "lan": 0.3, "tcp-predict": 0.0}
+    assert starts({"tcp-open"}) == {"tcp-open": LATE, "lan": 0.3, "tcp-predict": 0.0}
+    assert starts({"tcp-predict"}) == {"tcp-open": 0.0, "lan": 0.3, "tcp-predict": LATE}
+
+
+def test_unproven_addresses_get_one_check_each_and_not_at_once() -> None:
+    many = [host(f"203.0.113.{number}") for number in range(1, 8)]
+    plan = make_plan(
+        BEHIND_A,
+        [*many, srflx("198.51.100.1")],
+        techniques=ALL,
+        rtt=0.1,
+        budget=8.0,
+        proven_host="198.51.100.1",
+    )
+    checks = [attempt for attempt in plan if attempt.is_check]
+    assert len(checks) == len(many)
+    assert all(attempt.max_tries == 1 and attempt.patience < 1.0 for attempt in checks)
+    starts = [attempt.delay for attempt in checks]
+    assert min(later - earlier for earlier, later in itertools.pairwise(starts)) > UNPROVEN_PACE * 0.99
+
+
+def test_costs() -> None:
+    """What the report shows of a plan: sockets, SYNs a second, NAT entries."""
+    direct = PlannedAttempt("tcp-open", Endpoint("192.0.2.1", 5), 0.0, 8.0)
+    check = PlannedAttempt("public", Endpoint("192.0.2.2", 5), 0.0, 8.0, 1)
+    joint = PlannedAttempt("tcp-predict", Endpoint("192.0.2.1", 0), 0.0, 8.0)
+    assert direct.cost(0.1) == Budget(1, 20.0, 1)
+    assert direct.cost(0.0).packets_per_second == 100
+    assert check.cost(0.1) == Budget(1, 1.0, 1)
+    assert joint.cost(0.1).sockets == joint.cost(0.1).nat_entries >= MAX_SESSIONS
+    assert direct.cost(0.1) + check.cost(0.1) == Budget(2, 21.0, 2)
 
 
 def test_a_liars_candidates() -> None:

@@ -1,13 +1,14 @@
-"""The words of a joint technique: kept once, bounded, repeated by who says them, and what an unproven aim costs."""
+"""The words of a joint technique: kept once, bounded, repeated by who says them, and when rounds begin."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._traversal.aim import MAX_UNPROVEN_HOSTS, Aim
-from ntcpsock._traversal.plan import PlannedAttempt, make_joint_plan
+from ntcpsock._traversal.plan import make_joint_plan
 from ntcpsock._traversal.punch.message import NATProfile, Signal, decode_sealed_payload_untrusted
 from ntcpsock._traversal.signals import MAX_SIGNALS, REPEAT_PAUSES, Mailbox, Talk
 
@@ -53,36 +54,10 @@ async def test_what_is_said_is_repeated(autojump_clock: trio.testing.MockClock) 
     begin = trio.current_time()
     async with trio.open_nursery() as nursery:
         Talk(DIAL, 3, Mailbox(), nursery, send).say("ports", b"1-9")
-    assert [when - begin for when, _ in sent] == pytest.approx([0, REPEAT_PAUSES[0], sum(REPEAT_PAUSES)])
+    assert [when - begin for when, _ in sent] == pytest.approx([0, *itertools.accumulate(REPEAT_PAUSES)])
     assert {decode_sealed_payload_untrusted(payload) for _, payload in sent} == {
         Signal(DIAL, 3, "ports", b"1-9")
     }
-
-
-def planned(host: str, port: int, tries: int) -> PlannedAttempt:
-    return PlannedAttempt("tcp-open", Endpoint(host, port), 0.0, 1.0, tries)
-
-
-def test_an_unproven_public_host_gets_one_check() -> None:
-    aim = Aim()
-    assert aim.allows(planned("203.0.113.9", 80, 1))
-    assert not any(aim.allows(planned("203.0.113.9", port, 1)) for port in range(1, 500))
-
-
-def test_a_private_host_gets_one_check_in_each_round() -> None:
-    aim = Aim()
-    assert [aim.allows(planned("10.0.0.9", port, 1)) for port in range(1, 6)] == [True] * 3 + [False] * 2
-
-
-def test_unproven_hosts_are_bounded() -> None:
-    aim = Aim()
-    allowed = sum(aim.allows(planned(f"203.0.113.{n}", 80, 1)) for n in range(1, 200))
-    assert allowed == MAX_UNPROVEN_HOSTS
-
-
-def test_a_proven_host_is_not_counted() -> None:
-    aim = Aim()
-    assert all(aim.allows(planned(PROVEN, port, 64)) for port in range(1, 50))
 
 
 @pytest.mark.parametrize(

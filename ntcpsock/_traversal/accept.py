@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -22,17 +22,19 @@ from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.plain import PlainCarrier, PlainStream, receive_greeting, to_plain
 from ntcpsock._session.stream import NTCPStream, receive_bind
 from ntcpsock._session.tls import Carrier, Certificate, server_handshake
-from ntcpsock._traversal.aim import Aim
+from ntcpsock._traversal.aim import Aim, SharedAim, Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
+from ntcpsock._traversal.candidate import name_of_connection
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
+from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
 from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import Mailbox, Talk
+from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
 
@@ -43,8 +45,9 @@ DIAL_BUDGET = 12.0
 
 # Without encryption, the seconds at least by which a listener that may be reached directly lets the dialer go first.
 SHORTEST_COURTESY = 0.05
-# Seconds for one joint attempt.
+# Seconds for one joint attempt, and how many of them one dial may ask for.
 JOINT_BUDGET = 6.0
+MAX_JOINT_ROUNDS = 5
 
 # Dials under way: from all nodes, and from one.
 MAX_PENDING = 512
@@ -72,7 +75,11 @@ class AcceptContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def loopback_allowed(self) -> bool: ...
+    def standpoint(self) -> Standpoint: ...
+    @property
+    def late_techniques(self) -> Collection[str]: ...
+    @property
+    def pairs(self) -> Pairs: ...
     @property
     def private(self) -> bool: ...
     @property
@@ -98,6 +105,7 @@ class PendingDial:
     aim: Aim = field(default_factory=Aim)
     mailbox: Mailbox = field(default_factory=Mailbox)
     rounds: set[int] = field(default_factory=set)
+    joint_rounds: int = 0
     nursery: trio.Nursery | None = None
 
 
@@ -110,6 +118,7 @@ class Acceptor:
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._awaited: dict[bytes, trio.Event] = {}
         self._strangers: dict[trio.socket.SocketType, trio.CancelScope] = {}
+        self._shared_aim = SharedAim()
         #: How often something was refused, by reason.
         self.refused: dict[str, int] = {}
 
@@ -205,15 +214,17 @@ class Acceptor:
         """Do what an offer asks for: attempts towards its candidates, and its joint technique."""
         assert pending.nursery is not None
         pending.rounds.add(offer.round)
-        usable = usable_candidates(offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed)
-        proven_host = pending.delivery.observed_host
+        standpoint = self._node.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
         plan = make_plan(
             warm.candidates,
-            usable,
+            standpoint.targets(offer.candidates, "tcp", proven_host),
             techniques=self._node.techniques,
             rtt=self._path_rtt(offer),
             budget=DIAL_BUDGET,
             proven_host=proven_host,
+            wait=self._waiting_time(offer, warm),
+            late=self._node.late_techniques,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
@@ -226,9 +237,30 @@ class Acceptor:
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
-            talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
-            joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
-            pending.nursery.start_soon(self._attempt, pending, joint, talk)
+            pending.joint_rounds += 1
+            if pending.joint_rounds <= MAX_JOINT_ROUNDS:
+                talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+                joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
+                pending.nursery.start_soon(self._follow, pending, joint, talk)
+
+    async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
+        with self._node.pairs.follow(pending.delivery.sender) as scope:
+            if scope is None:
+                self._count("joint attempts of this pair, or of all, are under way")
+            else:
+                await self._attempt(pending, joint, talk)
+
+    def _waiting_time(self, offer: Offer, warm: WarmPort) -> float:
+        if self._node.private and offer.round == 1:
+            return 0.0  # _run() has waited for as long as the answer takes
+        profiles = offer.profile, warm.profile
+        return waiting_time(
+            "follower",
+            order_of_start(*profiles, offer.turn),
+            offer.profile,
+            own_rtt=self._node.broker_rtt,
+            other_rtt=offer.broker_rtt,
+        )
 
     def _tell(self, pending: PendingDial) -> Callable[[bytes], Awaitable[None]]:
         return lambda payload: self._node.introductions.tell_dialer(pending.delivery, payload)
@@ -240,9 +272,13 @@ class Acceptor:
         warm = self._node.listening_port
         if warm is None:
             return
+        if not self._shared_aim.allows(planned, trio.current_time()):
+            self._count("too many unproven addresses")
+            return
         entry = pending.report.attempt(
             planned.technique, ("0.0.0.0", warm.port), planned.remote, trio.current_time()
         )
+        entry.budget = planned.cost(self._path_rtt(pending.offer))
 
         async def authenticate(sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
             assert not isinstance(sock, GivenSocket), "the listener's attempts have their own sockets"
@@ -359,9 +395,9 @@ class Acceptor:
     ) -> None:
         if technique not in JOINT_TECHNIQUES:
             warm = self._node.listening_port
-            usable = usable_candidates(
-                pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
-            )
+            standpoint = self._node.standpoint
+            proven_host = standpoint.proven(pending.delivery.observed_host)
+            usable = standpoint.targets(pending.offer.candidates, "tcp", proven_host)
             technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started

@@ -40,7 +40,7 @@ async def connect(
     """
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port, source_port, node.encryption)
+    dial = Dial(key, label, port, source_port, node.encryption, node.earlier_failures(key))
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
@@ -99,7 +99,12 @@ async def _punch(
     node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
 ) -> Connection:
     race = DirectRace(node, dial, card, warm, report, given)
-    connection = await race.run()
+    try:
+        connection = await race.run()
+    except trio.Cancelled:
+        node.dial_ended(dial.key, None, ())  # most often its time is up
+        raise
+    node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
         report.advice = _advice(warm, card)
         name = full_name(dial.label)

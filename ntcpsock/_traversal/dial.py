@@ -29,7 +29,8 @@ ANSWER_DEADLINE = 5.0
 class Dial:
     """One call of connect(). `dial_id` names it at both ends, `token` proves the dialer.
 
-    source_port: the dialling program's own, which the listener shows to its program.
+    source_port: the dialling program's own, which the listener shows to its program. earlier: how many dials of
+    this peer have failed just before.
     """
 
     key: bytes
@@ -37,6 +38,7 @@ class Dial:
     port: int
     source_port: int = 0
     encryption: Encryption = "tls"
+    earlier: int = 0
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -60,8 +62,13 @@ class Dial:
                 self.source_port,
                 self.encryption,
                 technique,
+                self.turn(round_number),
             )
         )
+
+    def turn(self, round_number: int) -> int:
+        """How many attempts there were before a round: it says who sends first."""
+        return (self.earlier + round_number - 1) % 256
 
     def take(self, message: Answer | Signal) -> None:
         """What the listener says."""

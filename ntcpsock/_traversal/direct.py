@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,15 +15,18 @@ from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
-from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
+from ntcpsock._traversal.aim import Standpoint
+from ntcpsock._traversal.candidate import name_of_connection
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
-from ntcpsock._traversal.plan import make_joint_plan, make_plan
+from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.plan import PlannedAttempt, make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
-from ntcpsock._traversal.signals import Talk
+from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
+from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
@@ -46,7 +50,13 @@ class DialContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def loopback_allowed(self) -> bool: ...
+    def standpoint(self) -> Standpoint: ...
+    @property
+    def late_techniques(self) -> Collection[str]: ...
+    def earlier_failures(self, key: bytes) -> int: ...
+    def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None: ...
+    @property
+    def pairs(self) -> Pairs: ...
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
@@ -74,8 +84,11 @@ class DirectRace:
         self._report = report
         self._given = given
         self._rtt = card.broker_rtt + node.broker_rtt
+        # Whoever had to wait for the answer starts when it arrives, as the listener expects.
+        self._is_ahead = dial.answer is None
         self._deadline = trio.current_time() + RACE_BUDGET
         self.errors: list[OSError] = []
+        self.failed: set[str] = set()
 
     async def run(self) -> Connection | None:
         """The nominated connection, or None when all attempts failed. Raises PeerRefused, PeerOffline,
@@ -91,11 +104,11 @@ class DirectRace:
                     rtt=self._rtt,
                     servers=self._node.stun_servers,
                 )
-                self.errors = race.errors
+                self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:
                     race.prefer(self._given)
                 with race.more_may_come():
-                    self._enter(race, self._ports[0], self._card.candidates)
+                    self._enter(race, self._ports[0], self._card.candidates, 1)
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
                     await nursery.start(self._joint_rounds, race, nursery)
@@ -117,19 +130,41 @@ class DirectRace:
                 port.close()
         return connection
 
-    def _enter(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> None:
-        """Punch from `port`, and let in what reaches it."""
-        targets = usable_candidates(remote, "tcp", loopback_allowed=self._node.loopback_allowed)
+    def _enter(
+        self, race: Race, port: WarmPort, remote: Sequence[Candidate], round_number: int | None
+    ) -> None:
+        """Punch from `port`, and let in what reaches it. round_number: of the round that begins with it; None where
+        candidates come later, and both sides are under way."""
+        targets = self._node.standpoint.targets(remote, "tcp", self._proven_host)
         plan = make_plan(
             port.candidates,
             targets,
             techniques=self._node.techniques,
             rtt=self._rtt,
             budget=self._remaining(),
-            proven_host=self._dial.observed_host,
+            proven_host=self._proven_host,
+            wait=0.0 if round_number is None else self._waiting_time(port, round_number),
+            late=self._node.late_techniques,
         )
-        race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+        if round_number is not None:
+            race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
+
+    @property
+    def _proven_host(self) -> str:
+        return self._node.standpoint.proven(self._dial.observed_host)
+
+    def _waiting_time(self, port: WarmPort, round_number: int) -> float:
+        if round_number == 1 and not self._is_ahead:
+            return 0.0
+        profiles = port.profile, self._card.profile
+        return waiting_time(
+            "leader",
+            order_of_start(*profiles, self._dial.turn(round_number)),
+            self._card.profile,
+            own_rtt=self._node.broker_rtt,
+            other_rtt=self._card.broker_rtt,
+        )
 
     def _remaining(self) -> float:
         return max(0.0, self._deadline - trio.current_time())
@@ -152,7 +187,7 @@ class DirectRace:
             known = {candidate.endpoint for candidate in self._card.candidates}
             news = [candidate for candidate in answer.candidates if candidate.endpoint not in known]
             if news:
-                self._enter(race, self._ports[0], news)
+                self._enter(race, self._ports[0], news, None)
 
     async def _further_rounds(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         with race.more_may_come():
@@ -167,33 +202,52 @@ class DirectRace:
                 except OSError:
                     return  # the attempts under way go on
                 answer = self._dial.answer
-                self._enter(race, port, answer.candidates if answer else self._card.candidates)
+                self._enter(race, port, answer.candidates if answer else self._card.candidates, number)
 
     async def _joint_rounds(
         self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
     ) -> None:
-        """Announce each joint attempt in an offer of its own, and run it."""
+        """Each joint attempt, when it is this pair's turn for one."""
         with race.more_may_come():
             task_status.started()
-            warm = self._ports[0]
             plan = make_joint_plan(
-                warm.profile,
+                self._ports[0].profile,
                 self._card.profile,
                 techniques=self._node.techniques,
                 budget=self._remaining(),
-                proven_host=self._dial.observed_host,
+                proven_host=self._proven_host,
+                late=self._node.late_techniques,
             )
             begin = trio.current_time()
             for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
                 await trio.sleep_until(begin + planned.delay)
-                budget = planned.budget - (trio.current_time() - begin)
-                talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell)
-                offer = self._dial.offer(number, warm, self._node.broker_rtt, planned.technique)
-                race.start_joint(replace(planned, budget=budget), warm.port, talk)
-                try:
-                    await self._node.introductions.introduce(self._dial, offer)
-                except OSError:
-                    return
+                async with self._node.pairs.lead(self._dial.key):
+                    left = planned.budget - (trio.current_time() - begin)
+                    if left > 0:
+                        await self._joint_round(race, nursery, number, replace(planned, budget=left))
+
+    async def _joint_round(
+        self, race: Race, nursery: trio.Nursery, number: int, planned: PlannedAttempt
+    ) -> None:
+        """Announce a joint attempt in an offer of its own, and make it."""
+        warm = self._ports[0]
+        talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell)
+        offer = self._dial.offer(number, warm, self._node.broker_rtt, planned.technique)
+        async with trio.open_nursery() as together:
+
+            async def announce() -> None:
+                """The broker may have brought it to nobody: again, until the other side has joined."""
+                for pause in (*REPEAT_PAUSES, math.inf):
+                    try:
+                        await self._node.introductions.introduce(self._dial, offer)
+                    except OSError:
+                        together.cancel_scope.cancel()
+                    with trio.move_on_after(pause):
+                        await self._dial.mailbox.wait_for_round(number)
+                        return
+
+            together.start_soon(announce)
+            await race.run_joint(planned, warm.port, talk)
 
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)

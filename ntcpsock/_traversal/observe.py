@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,8 +15,11 @@ from ntcpsock._traversal.prediction import MAX_SESSIONS, Observation, predict
 from ntcpsock._traversal.punch.driver import choose_port, open_punch_socket
 from ntcpsock._traversal.stun.driver import binding_over_tcp
 
-# Seconds for one observation.
+# Seconds for one observation. When most have come, the rest get this many times what those took: on a path that
+# loses packets one of many is always late.
 OBSERVATION_DEADLINE = 2.0
+SHORTEST_GRACE = 0.25
+GRACE = 2.0
 
 # Fresh ports that are looked at: enough for a step; more where that shows none, to see how wide a band is.
 FIRST_SAMPLES = 4
@@ -66,27 +70,35 @@ async def _look(held: HeldPorts, servers: Sequence[Endpoint], count: int) -> Non
     asked = [(port, servers[0]) for port in held.fresh(count)]
     if len(servers) > 1:
         asked.append((asked[-1][0], servers[1]))
+    begin = trio.current_time()
     async with trio.open_nursery() as nursery:
+
+        async def ask(sock: trio.socket.SocketType, server: Endpoint, number: int) -> None:
+            observation = await _ask(sock, server)
+            if observation is not None:
+                found[number] = observation
+                if len(found) == math.ceil(len(asked) * 2 / 3):
+                    now = trio.current_time()
+                    nursery.cancel_scope.deadline = now + max(SHORTEST_GRACE, GRACE * (now - begin))
+
         for number, (port, server) in enumerate(asked):
             sock = open_punch_socket(port)
             held.sockets.append(sock)
-            nursery.start_soon(_ask, sock, server, found, number)
+            nursery.start_soon(ask, sock, server, number)
             # The SYN leaves when the task runs for the first time: one after the other.
             await trio.lowlevel.checkpoint()
     held.observations += [found[number] for number in sorted(found)]
 
 
-async def _ask(
-    sock: trio.socket.SocketType, server: Endpoint, found: dict[int, Observation], number: int
-) -> None:
+async def _ask(sock: trio.socket.SocketType, server: Endpoint) -> Observation | None:
     port = int(sock.getsockname()[1])
     try:
         with trio.fail_after(OBSERVATION_DEADLINE):
             await sock.connect(server)
             result = await binding_over_tcp(sock)
     except (OSError, trio.TooSlowError):
-        return
-    found[number] = Observation(port, server, result.mapped)
+        return None
+    return Observation(port, server, result.mapped)
 
 
 def _descriptor_budget() -> int:

@@ -9,11 +9,15 @@ A label never forbids a punch (design, principle 5): what we believe of a NAT on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ntcpsock._address import Endpoint, is_private_address
+from ntcpsock._report import Budget
 from ntcpsock._traversal.candidate import has_public_host, name_of_pair
+from ntcpsock._traversal.prediction import MAX_OBSERVATIONS, MAX_SESSIONS, PACE
+from ntcpsock._traversal.punch.machine import SHORTEST_RETRY_SPAN
 from ntcpsock._traversal.punch.message import Candidate, NATProfile
 
 # Another side's private address is most likely a stranger's in our own network when both sides are seen
@@ -28,9 +32,14 @@ JOINT_TECHNIQUES = ("tcp-predict",)
 MAX_TRIES = 64
 
 # A peer may name any address. What nobody but the peer says gets one SYN, and no second one: the kernel would
-# repeat it after a second.
+# repeat it after a second. Several such checks start one after the other (Ta of RFC 8445 section 14.2).
 UNPROVEN_TRIES = 1
-UNPROVEN_BUDGET = 0.95
+UNPROVEN_PATIENCE = 0.95
+UNPROVEN_PACE = 0.05
+UNPROVEN_BUDGET = 5.0
+
+# What has never worked on this network starts so many seconds after what has.
+LATE = 1.0
 
 # Prediction costs both NATs entries: at once where one is known to change its mappings, late where nobody
 # knows, and last where both are known not to. Ports move on meanwhile, so it is repeated. Seconds.
@@ -42,14 +51,32 @@ PREDICT_BUDGET = 6.0
 @dataclass(frozen=True, slots=True)
 class PlannedAttempt:
     """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
-    the plan begins; `max_tries` bounds the SYNs to one endpoint. A joint technique learns the ports on the way:
-    its `remote` is the peer's public address with port 0."""
+    the plan begins; `max_tries` bounds the SYNs to one endpoint, `patience` the seconds that one may stay unanswered.
+    A joint technique learns the ports on the way: its `remote` is the peer's public address with port 0."""
 
     technique: str
     remote: Endpoint
     delay: float
     budget: float
     max_tries: int = MAX_TRIES
+    patience: float = math.inf
+
+    @property
+    def is_check(self) -> bool:
+        """Whether only the peer says that it is there."""
+        return self.max_tries <= UNPROVEN_TRIES
+
+    def cost(self, rtt: float) -> Budget:
+        """The most that it uses, on a path of `rtt` seconds."""
+        if self.technique in _JOINT_COSTS:
+            return _JOINT_COSTS[self.technique]
+        # A refused SYN is repeated after a pause that is half the span in the mean.
+        return Budget(1, 1.0 if self.is_check else 2 / max(rtt, SHORTEST_RETRY_SPAN), 1)
+
+
+_JOINT_COSTS = {
+    "tcp-predict": Budget(MAX_SESSIONS + MAX_OBSERVATIONS, 1 / PACE, MAX_SESSIONS + MAX_OBSERVATIONS)
+}
 
 
 def make_plan(
@@ -60,31 +87,53 @@ def make_plan(
     rtt: float,
     budget: float,
     proven_host: str,
+    wait: float = 0.0,
+    late: Collection[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
     """The direct attempts of one side, earliest first.
 
     local, remote: the TCP candidates of both sides, already freed of what may not be dialled;
     techniques: the names that are allowed; rtt: estimated path round-trip time in seconds;
     proven_host: where the broker sees the peer. Other addresses are only the peer's word.
+    wait: this side's waiting time (`start.py`); late: techniques that have never worked on this network.
     """
     planned = []
     for candidate in remote:
         technique = name_of_pair(local, candidate)
         if technique not in techniques:
             continue
-        delay = 0.0
+        delay = 0.0 if technique == "lan" else wait
         if technique == "lan" and not _may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
-        if candidate.host == proven_host:
-            planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
-        else:
-            until = min(budget, delay + UNPROVEN_BUDGET)
-            planned.append(PlannedAttempt(technique, candidate.endpoint, delay, until, UNPROVEN_TRIES))
+        planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
+    planned = [
+        replace(attempt, delay=attempt.delay + LATE) if attempt.technique in late else attempt
+        for attempt in planned
+    ]
+    planned.sort(key=lambda attempt: attempt.delay)
+    next_check = 0.0
+    for number, attempt in enumerate(planned):
+        if attempt.remote.host != proven_host:
+            delay = max(attempt.delay, next_check)
+            next_check = delay + UNPROVEN_PACE
+            planned[number] = replace(
+                attempt,
+                delay=delay,
+                budget=min(budget, delay + UNPROVEN_BUDGET),
+                max_tries=UNPROVEN_TRIES,
+                patience=UNPROVEN_PATIENCE,
+            )
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 
 def make_joint_plan(
-    local: NATProfile, remote: NATProfile, *, techniques: Collection[str], budget: float, proven_host: str
+    local: NATProfile,
+    remote: NATProfile,
+    *,
+    techniques: Collection[str],
+    budget: float,
+    proven_host: str,
+    late: Collection[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
     """The leader's joint attempts, earliest first: one round each.
 
@@ -94,7 +143,7 @@ def make_joint_plan(
         return ()
     planned = []
     if "tcp-predict" in techniques:
-        delay = _PREDICT_DELAY[_either_changes(local, remote)]
+        delay = _PREDICT_DELAY[_either_changes(local, remote)] + (LATE if "tcp-predict" in late else 0.0)
         while delay < min(budget, _PREDICT_DELAY[None] + PREDICT_BUDGET):
             planned.append(
                 PlannedAttempt(

@@ -23,6 +23,10 @@ Shape = Literal["exact", "sequential", "band"]
 
 #: Sockets that one side holds at once for one round, and ports of the other side that it aims at.
 MAX_SESSIONS = 512
+#: Fresh ports that one side looks at before.
+MAX_OBSERVATIONS = 17
+#: Seconds between two sessions: a home router takes some thousand new ones a second, not more.
+PACE = 0.0005
 #: Connections of a sequential NAT that may be missing or foreign between the observation and the punch.
 SEQUENTIAL_WINDOW = 16
 # Steps between the ports of a sequential NAT; more looks like a band.

@@ -60,6 +60,8 @@ class Race:
         self._expecting = 0
         self._started: set[tuple[int, Endpoint]] = set()
         self.errors: list[OSError] = []
+        #: Techniques that failed where the broker sees the peer.
+        self.failed: set[str] = set()
         #: What ended the race from outside, if anything did.
         self.verdict: OSError | None = None
         # The application's own socket, until an attempt takes it, and whether that is still under way.
@@ -81,10 +83,10 @@ class Race:
                     self._given_ended = trio.Event()
                 self._nursery.start_soon(self._attempt, planned, port, None, given)
 
-    def start_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
-        """Add a joint attempt, which starts at once: its round has been announced."""
+    async def run_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
+        """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
         self._running += 1
-        self._nursery.start_soon(self._attempt, replace(planned, delay=0.0), port, talk, None)
+        await self._attempt(replace(planned, delay=0.0), port, talk, None)
 
     def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listener` take part. The caller closes the listener."""
@@ -123,6 +125,7 @@ class Race:
         await trio.sleep(planned.delay)
         now = trio.current_time()
         entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
+        entry.budget = planned.cost(self._rtt)
         context = AttemptContext(
             planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given
         )
@@ -133,9 +136,9 @@ class Race:
                 await self._prefer_given(connection)
             self._propose(connection)
         except trio.TooSlowError:
-            self._fail(entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
+            self._fail(planned, entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
         except OSError as error:
-            self._fail(entry, error)
+            self._fail(planned, entry, error)
         finally:
             self._report.end(entry, trio.current_time(), "cancelled")
             if given is not None and self._given_ended is not None:
@@ -200,7 +203,9 @@ class Race:
             self._report.end(connection.entry, trio.current_time(), "authenticated, another one was first")
             connection.carrier.close(abort=True)
 
-    def _fail(self, entry: Attempt, error: OSError) -> None:
+    def _fail(self, planned: PlannedAttempt, entry: Attempt, error: OSError) -> None:
+        if not planned.is_check:
+            self.failed.add(planned.technique)
         self._report.end(entry, trio.current_time(), str(error) or type(error).__name__)
         self.errors.append(error)
 

@@ -10,7 +10,7 @@ import trio
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
 
 # A signal is a datagram that nobody acknowledges: said again after these pauses in seconds.
-REPEAT_PAUSES = (0.3, 0.9)
+REPEAT_PAUSES = (0.2, 0.4, 0.8, 1.6)
 
 # Words of one dial that are kept; a peer cannot make us keep more.
 MAX_SIGNALS = 64
@@ -31,6 +31,11 @@ class Mailbox:
         self._words[key] = signal.body
         self._arrived.set()
         self._arrived = trio.Event()
+
+    async def wait_for_round(self, round_number: int) -> None:
+        """Until the other side has said any word in this round."""
+        while not any(number == round_number for number, _ in self._words):
+            await self._arrived.wait()
 
     async def hear(self, round_number: int, name: str) -> bytes:
         """The word called `name` of a round. It has no deadline of its own: the attempt has."""

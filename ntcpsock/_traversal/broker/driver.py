@@ -88,6 +88,11 @@ class BrokerSession:
         return self._link.welcome
 
     @property
+    def broker_host(self) -> str:
+        """The numeric address at which the broker is reached."""
+        return self._link.broker_host
+
+    @property
     def rtt(self) -> float:
         """Seconds of the latest measured round trip."""
         return self._machine.rtt

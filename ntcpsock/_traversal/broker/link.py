@@ -40,6 +40,11 @@ class Link:
         self._error: Exception | None = None
 
     @property
+    def broker_host(self) -> str:
+        """The numeric address at which the broker is reached."""
+        return str(self._destination[0])
+
+    @property
     def broker_key(self) -> bytes:
         """The key that the broker has proved, once greeted."""
         key = self.machine.broker_key

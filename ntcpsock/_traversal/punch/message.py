@@ -113,6 +113,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
 
     source_port: what the dialling program's socket says as its own port; 0: it has no socket.
     technique: what both sides do together in this round; empty for the direct ones, which need no agreement.
+    turn: how many attempts there were before this round, in this dial and in failed ones: who sends first changes.
     """
 
     dial_id: _DialId
@@ -125,6 +126,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     source_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     encryption: Encryption = "tls"
     technique: Annotated[str, msgspec.Meta(max_length=24)] = ""
+    turn: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from ntcpsock._traversal.punch.driver import punch, punch_with
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
+
+# Seconds in which one of many connections must be authenticated: it may have met a stranger's.
+AUTHENTICATION_DEADLINE = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,31 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
     machine.max_tries = min(machine.max_tries, context.planned.max_tries)
     sock: trio.socket.SocketType | GivenSocket
     try:
-        if context.given is None:
-            sock = await punch(context.port, context.remote, machine)
-        else:
-            sock = context.given
-            await punch_with(sock, context.remote, machine)
+        with trio.fail_after(context.planned.patience):
+            if context.given is None:
+                sock = await punch(context.port, context.remote, machine)
+            else:
+                sock = context.given
+                await punch_with(sock, context.remote, machine)
     finally:
         context.entry.tries = machine.tries
     return Connection(await context.authenticate(sock), context.planned.technique, context.entry)
 
 
 async def first_connection(
-    context: AttemptContext, sessions: Sequence[tuple[int, Endpoint]], *, tries: int, pace: float
+    context: AttemptContext,
+    sessions: Sequence[tuple[int, Endpoint]],
+    *,
+    tries: int,
+    pace: float,
+    hold: float,
 ) -> Connection:
     """Punch from many local ports at once; the first connection that is authenticated wins, the rest is closed.
 
     sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session;
-    pace: seconds between two starts. Raises the last session's OSError when all have failed.
+    pace: seconds between two starts; hold: seconds after the last one until those that are not connected are given
+    up. One that is connected may be the leader's choice, and is not. Raises the last session's OSError when all have
+    failed.
     """
     found: list[Connection] = []
     failures: list[OSError] = []
@@ -88,8 +100,12 @@ async def first_connection(
         await trio.sleep_until(start)
         machine = PunchMachine(context.rtt, max_tries=tries)
         try:
-            sock = await punch(port, remote, machine)
-            carrier = await context.authenticate(sock)
+            with trio.fail_at(until):
+                sock = await punch(port, remote, machine)
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                carrier = await context.authenticate(sock)
+        except trio.TooSlowError:
+            failures.append(TimeoutError(errno.ETIMEDOUT, "met none of the other side's"))
         except OSError as error:
             failures.append(error)
         else:
@@ -102,6 +118,7 @@ async def first_connection(
             context.entry.tries += machine.tries
 
     begin = trio.current_time()
+    until = begin + len(sessions) * pace + hold
     async with trio.open_nursery() as nursery:
         for number, (port, remote) in enumerate(sessions):
             nursery.start_soon(run, port, remote, begin + number * pace)

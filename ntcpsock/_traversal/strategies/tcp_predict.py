@@ -15,6 +15,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports
 from ntcpsock._traversal.prediction import (
+    PACE,
     Prediction,
     Spray,
     decode_prediction_untrusted,
@@ -33,12 +34,12 @@ MAX_TRIES = 4
 # Expected hits of a round below which it is not worth the entries that it costs both NATs.
 WORTHWHILE = 0.02
 
+# Seconds until a round is given up whose other side says nothing.
+HEARING_DEADLINE = 3.5
+
 # Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most.
 SHORTEST_ROUND = 1.0
 LONGEST_RTT = 0.5
-
-# Seconds between two sessions: a home router takes some thousand new ones a second, not more.
-PACE = 0.0005
 
 
 async def attempt(context: AttemptContext) -> Connection:
@@ -50,7 +51,11 @@ async def attempt(context: AttemptContext) -> Connection:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port can be predicted")
         context.talk.say(_WORD, encode_prediction(ours))
         try:
-            theirs = decode_prediction_untrusted(await context.talk.hear(_WORD), context.remote.host)
+            with trio.fail_after(HEARING_DEADLINE):
+                word = await context.talk.hear(_WORD)
+            theirs = decode_prediction_untrusted(word, context.remote.host)
+        except trio.TooSlowError:
+            raise OSError(errno.ETIMEDOUT, "the other side did not join") from None
         except BadMessage as error:
             raise OSError(errno.EPROTO, f"the other side's prediction: {error}") from error
         context.entry.notes = {"ours": describe(ours), "theirs": describe(theirs)}
@@ -60,11 +65,12 @@ async def attempt(context: AttemptContext) -> Connection:
         sessions = _sessions(held, ours, spray, context.remote.host)
         context.entry.notes["sessions"] = str(len(sessions))
         # What has not met by then never will: the NATs get their entries back.
-        with trio.move_on_after(
-            len(sessions) * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
-        ):
-            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE)
-        raise OSError(errno.ETIMEDOUT, f"none of {len(sessions)} sessions met one of the other side's")
+        hold = max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        try:
+            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE, hold=hold)
+        except OSError as error:
+            met = f"none of {len(sessions)} sessions met one of the other side's"
+            raise OSError(errno.ETIMEDOUT, met) from error
 
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:

@@ -1,0 +1,92 @@
+"""One costly attempt at a time between two nodes.
+
+A joint attempt may hold hundreds of sockets and fill as many entries of both NATs. Dials of one pair that run at the
+same time take turns with them; direct attempts cost next to nothing and need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+#: Joint attempts at once with all nodes together, of those that we lead and of those that we follow.
+MAX_AT_ONCE = 8
+
+
+@dataclass
+class _Pair:
+    """What is under way with one node."""
+
+    turns: trio.Lock = field(default_factory=trio.Lock)
+    waiting: int = 0
+    led: trio.CancelScope | None = None
+    followed: trio.CancelScope | None = None
+    follow_ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Pairs:
+    """A node's joint attempts, by the key of the other node. own_key: this node's."""
+
+    def __init__(self, own_key: bytes) -> None:
+        self._own_key = own_key
+        self._pairs: dict[bytes, _Pair] = {}
+        self._leading = trio.CapacityLimiter(MAX_AT_ONCE)
+        self._following = 0
+
+    @asynccontextmanager
+    async def lead(self, key: bytes) -> AsyncIterator[None]:
+        """Wait for this pair's turn, and hold it for the block. The block is cancelled, and ends quietly, when the
+        other node leads one too and comes first: two nodes that dial each other would wait for each other."""
+        with self._known(key) as pair:
+            async with pair.turns, self._leading:
+                while pair.followed is not None and key != self._own_key:
+                    await pair.follow_ended.wait()
+                with trio.CancelScope() as pair.led:
+                    try:
+                        yield
+                    finally:
+                        pair.led = None
+
+    @contextmanager
+    def follow(self, key: bytes) -> Iterator[trio.CancelScope | None]:
+        """The scope for an attempt that the other node leads, or None where it must not be made.
+
+        A newer one of the same leader ends the one before: it leads one at a time, so that has failed there.
+        """
+        with self._known(key) as pair:
+            if pair.followed is not None:
+                pair.followed.cancel()
+                self._ended(pair)
+            if self._following >= MAX_AT_ONCE or (pair.led is not None and key > self._own_key):
+                yield None
+                return
+            if pair.led is not None and key < self._own_key:
+                pair.led.cancel()
+            scope = pair.followed = trio.CancelScope()
+            self._following += 1
+            try:
+                with scope:
+                    yield scope
+            finally:
+                if pair.followed is scope:
+                    self._ended(pair)
+
+    def _ended(self, pair: _Pair) -> None:
+        self._following -= 1
+        pair.followed = None
+        pair.follow_ended.set()
+        pair.follow_ended = trio.Event()
+
+    @contextmanager
+    def _known(self, key: bytes) -> Iterator[_Pair]:
+        pair = self._pairs.setdefault(key, _Pair())
+        pair.waiting += 1
+        try:
+            yield pair
+        finally:
+            pair.waiting -= 1
+            if not pair.waiting:
+                del self._pairs[key]
