@@ -22,6 +22,7 @@ from ntcpsock._traversal.prediction import (
     expected_hits,
     plan_spray,
     predict,
+    punching_port,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection, first_connection
 
@@ -45,7 +46,7 @@ async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used."""
     assert context.talk is not None, "a joint technique"
     async with hold_ports(context.servers) as held:
-        ours = predict(held.observations)
+        ours = predict(held.observations, held.spare)
         if ours is None:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port can be predicted")
         context.talk.say(_WORD, encode_prediction(ours))
@@ -68,8 +69,11 @@ async def attempt(context: AttemptContext) -> Connection:
 
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
-    """Local port and remote endpoint of each session; a known mapping belongs to the port that was observed."""
-    ports = [held.observations[-1].local_port] if ours.shape == "exact" else held.fresh(spray.local_ports)
+    """Local port and remote endpoint of each session; a known mapping belongs to one local port."""
+    if ours.shape == "exact":
+        ports = [punching_port(held.observations, held.spare)]
+    else:
+        ports = held.fresh(spray.local_ports)
     return [(port, Endpoint(host, target)) for port in ports for target in spray.targets]
 
 

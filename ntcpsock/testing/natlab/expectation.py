@@ -54,6 +54,18 @@ def expected_direct(nat_a: str | NatKind | Behaviour, nat_b: str | NatKind | Beh
     return None
 
 
+def gives_ports_sparingly(nat: str | NatKind | Behaviour) -> bool:
+    """Whether each connection takes a port of a small block and keeps it for minutes, so that many connects in a row
+    find none left. Raises ValueError for an unknown kind."""
+    side = _tcp(parse_kind(nat))
+    return (
+        side is not None
+        and not _is_stable(side)
+        and side.allocation in (Allocation.BAND, Allocation.PER_SESSION)
+        and side.band <= WIDEST_BAND
+    )
+
+
 _STRICTEST = Filtering.ADDRESS_AND_PORT_DEPENDENT
 
 
