@@ -46,7 +46,7 @@ def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
         # Kept for the first destination only.
         (
             [seen(20001, 20001), seen(20007, 20007), seen(20007, 20008, SECOND)],
-            Prediction("exact", HOST, SPARE, SPARE),
+            Prediction("single", HOST, SPARE, SPARE),
         ),
         # Sequential, with a step, downwards, and with connections of others between.
         (
@@ -139,8 +139,9 @@ def band(rng: random.Random, width: int) -> tuple[Prediction, Allocate]:
     """A block of ports, of which each is given once: 0 stands for none left."""
     low = rng.randrange(1024 // width + 1, 65536 // width) * width
     samples = rng.sample(range(low, low + width), 17)
-    free = [port for port in range(low, low + width) if port not in samples]
-    rng.shuffle(free)
+    # In the order of being given; nobody takes more than these.
+    drawn = rng.sample(range(low, low + width), min(width, MAX_SESSIONS + len(samples)))
+    free = [port for port in drawn if port not in samples]
     prediction = predict([seen(n, port) for n, port in enumerate(samples)], SPARE)
     assert prediction is not None
     return prediction, lambda: free.pop() if free else 0
@@ -149,6 +150,13 @@ def band(rng: random.Random, width: int) -> tuple[Prediction, Allocate]:
 def exact(rng: random.Random) -> tuple[Prediction, Allocate]:
     port = rng.randrange(2000, 60000)
     return Prediction("exact", HOST, port, port), lambda: port
+
+
+def single(rng: random.Random) -> tuple[Prediction, Allocate]:
+    """A port that is kept for one destination; other ones get the ports after it."""
+    port = rng.randrange(2000, 60000)
+    following = iter(range(port, 65536))
+    return Prediction("single", HOST, port, port), lambda: next(following)
 
 
 def meets(ours: tuple[Prediction, Allocate], theirs: tuple[Prediction, Allocate]) -> bool:
@@ -163,6 +171,7 @@ def meets(ours: tuple[Prediction, Allocate], theirs: tuple[Prediction, Allocate]
 
 MODELS: dict[str, Callable[[random.Random], tuple[Prediction, Allocate]]] = {
     "exact": exact,
+    "single": single,
     "sequential": lambda rng: sequential(rng, rng.choice([1, 2, 8])),
     "band of 256": lambda rng: band(rng, 256),
     "band of 512": lambda rng: band(rng, 512),
@@ -175,6 +184,10 @@ MODELS: dict[str, Callable[[random.Random], tuple[Prediction, Allocate]]] = {
     [
         ("exact", "exact", 1),
         ("exact", "sequential", 1),
+        ("exact", "single", 1),
+        ("single", "single", 1),
+        ("single", "sequential", 1),
+        ("single", "band of 512", 1),
         ("exact", "band of 256", 1),
         ("exact", "band of 512", 1),
         ("exact", "any port", 2),

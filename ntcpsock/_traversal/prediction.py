@@ -19,7 +19,7 @@ import msgspec
 from ntcpsock._address import Endpoint, may_be_dialled
 from ntcpsock._errors import BadMessage
 
-Shape = Literal["exact", "sequential", "band"]
+Shape = Literal["exact", "single", "sequential", "band"]
 
 #: Sockets that one side holds at once for one round, and ports of the other side that it aims at.
 MAX_SESSIONS = 512
@@ -45,7 +45,7 @@ class Observation:
 class Prediction(msgspec.Struct, frozen=True, array_like=True):
     """Where the next connections will come from.
 
-    exact: from `low`; sequential: the next ones step by `step` from `low`, of which `high` is the one to aim at;
+    exact: from `low`; single: from `low`, but only to the first port that is aimed at; sequential: the next ones step by `step` from `low`, of which `high` is the one to aim at;
     band: anywhere from `low` to `high`; who aims at one port of it only is best off with `aim`.
     """
 
@@ -104,7 +104,7 @@ def predict(observations: Sequence[Observation], spare: int) -> Prediction | Non
     offsets = {item.mapped.port - item.local_port for item in first.values()}
     if len(offsets) == 1 and len(first) > 1:
         port = _within(spare + offsets.pop())
-        return Prediction("exact", host, port, port)
+        return Prediction("exact" if len(first) == len(observations) else "single", host, port, port)
     ports = [item.mapped.port for item in observations if item.mapped.host == host]
     step = _step(ports)
     if step is not None:
@@ -116,7 +116,7 @@ def predict(observations: Sequence[Observation], spare: int) -> Prediction | Non
 
 
 def punching_port(observations: Sequence[Observation], spare: int) -> int:
-    """The local port whose mapping an exact prediction foretells."""
+    """The local port whose mapping an exact or single prediction foretells."""
     return observations[-1].local_port if _seen_alike(observations) else spare
 
 
@@ -206,7 +206,7 @@ def _aimed_at(side: Prediction, other: Prediction, sessions: int) -> int:
 
 def _held(side: Prediction, other: Prediction, sessions: int) -> int:
     """How many local ports `side` holds."""
-    if side.shape == "exact":
+    if side.shape in ("exact", "single"):
         return 1
     if side.shape == "sequential":
         return SEQUENTIAL_WINDOW
@@ -221,7 +221,7 @@ def _root(width: int, sessions: int) -> int:
 
 
 def _sample(side: Prediction, count: int) -> tuple[int, ...]:
-    if side.shape == "exact":
+    if side.shape in ("exact", "single"):
         return (side.low,)
     if side.shape == "sequential":
         return (side.high,)

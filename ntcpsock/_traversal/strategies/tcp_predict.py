@@ -70,7 +70,7 @@ async def attempt(context: AttemptContext) -> Connection:
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
     """Local port and remote endpoint of each session; a known mapping belongs to one local port."""
-    if ours.shape == "exact":
+    if ours.shape in ("exact", "single"):
         ports = [punching_port(held.observations, held.spare)]
     else:
         ports = held.fresh(spray.local_ports)
@@ -81,6 +81,8 @@ def describe(prediction: Prediction) -> str:
     """A prediction in words, for the report."""
     if prediction.shape == "exact":
         return f"port {prediction.low}"
+    if prediction.shape == "single":
+        return f"port {prediction.low}, for one destination"
     if prediction.shape == "sequential":
         return f"every {prediction.step:+d} from {prediction.low}"
     return f"anywhere from {prediction.low} to {prediction.high}"

@@ -37,6 +37,7 @@ from ntcpsock.testing.natlab.router.behaviour import (
     UdpBehaviour,
 )
 from ntcpsock.testing.natlab.router.words import parse_behaviour
+from ntcpsock.testing.natlab.sighting import Sighting
 
 __all__ = [
     "Allocation",
@@ -57,6 +58,7 @@ __all__ = [
     "Router",
     "RunningCall",
     "SequenceCheck",
+    "Sighting",
     "StrayAnswer",
     "TcpBehaviour",
     "Translation",
