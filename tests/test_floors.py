@@ -85,7 +85,13 @@ FLOORS = (
     ),
     Floor(
         "F3 pure decisions",
-        ("_traversal.plan", "_traversal.nominate", "_traversal.aim", "_traversal.prediction"),
+        (
+            "_traversal.plan",
+            "_traversal.nominate",
+            "_traversal.aim",
+            "_traversal.prediction",
+            "_traversal.explain",
+        ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
         WORLD - {"random"},

@@ -79,7 +79,9 @@ def test_which_local_port_an_exact_prediction_is_of() -> None:
 
 
 def test_an_unaligned_band_is_widened_by_what_samples_miss() -> None:
-    prediction = predict([seen(1, 3000), seen(2, 3900), seen(3, 3500), seen(4, 3200), seen(4, 3333, SECOND)], SPARE)
+    prediction = predict(
+        [seen(1, 3000), seen(2, 3900), seen(3, 3500), seen(4, 3200), seen(4, 3333, SECOND)], SPARE
+    )
     assert prediction is not None
     assert prediction.shape == "band"
     assert prediction.low < 3000

@@ -45,8 +45,9 @@ class Observation:
 class Prediction(msgspec.Struct, frozen=True, array_like=True):
     """Where the next connections will come from.
 
-    exact: from `low`; single: from `low`, but only to the first port that is aimed at; sequential: the next ones step by `step` from `low`, of which `high` is the one to aim at;
-    band: anywhere from `low` to `high`; who aims at one port of it only is best off with `aim`.
+    exact: from `low`; single: from `low`, but only to the first port that is aimed at; sequential: the next ones
+    step by `step` from `low`, of which `high` is the one to aim at; band: anywhere from `low` to `high`, and who
+    aims at one port of it only is best off with `aim`.
     """
 
     shape: Shape
@@ -129,9 +130,7 @@ def _seen_alike(observations: Sequence[Observation]) -> bool:
 def _free_in_the_middle(ports: Sequence[int]) -> int:
     """A port that surely belongs to the band and that none of the observed mappings holds; 0 where there is none."""
     ordered = sorted(set(ports))
-    gaps = [
-        (before + after) // 2 for before, after in itertools.pairwise(ordered) if after - before > 1
-    ]
+    gaps = [(before + after) // 2 for before, after in itertools.pairwise(ordered) if after - before > 1]
     return gaps[len(gaps) // 2] if gaps else 0
 
 

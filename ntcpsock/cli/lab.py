@@ -185,9 +185,7 @@ def technique_settings(techniques: str | None) -> dict[str, str]:
     unknown = sorted(set(techniques.split(",")) - set(TECHNIQUES))
     if unknown:
         known = ", ".join(TECHNIQUES)
-        raise typer.BadParameter(
-            f"unknown {', '.join(unknown)}; known are {known}", param_hint="--technique"
-        )
+        raise typer.BadParameter(f"unknown {', '.join(unknown)}; known are {known}", param_hint="--technique")
     return {"NTCP_TECHNIQUES": techniques}
 
 

@@ -42,7 +42,8 @@ def matrix(
         Path | None, typer.Option("--json", metavar="FILE", help="Write results there, after each pair.")
     ] = None,
     svg_file: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="Draw heat maps of success, technique and time.")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="Draw heat maps of success, technique and time."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out the pairs that the --json file has already.")

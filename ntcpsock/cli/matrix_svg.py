@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,7 +126,7 @@ def _draw_cell(svg: Svg, panel: _Panel, pair: PairResult, x: float, y: float) ->
 
 
 def _draw_legend(svg: Svg, panel: _Panel, y: float, any_missed: bool) -> None:
-    entries = [(fill, word, None) for fill, word in panel.legend]
+    entries: list[tuple[str, str, str | None]] = [(fill, word, None) for fill, word in panel.legend]
     if any_missed:
         entries.append(("#ffffff", "less than can be expected", _RED))
     x = float(_MARGIN)
@@ -182,7 +183,7 @@ _DARK_FROM = 9.0
 
 def _heat(rtts: float) -> str:
     low, high = _SCALE[0], _SCALE[-1]
-    for below, above in zip(_SCALE, _SCALE[1:], strict=False):
+    for below, above in itertools.pairwise(_SCALE):
         if below[0] <= rtts <= above[0]:
             low, high = below, above
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ntcpsock.testing.natlab.journey import Journey
@@ -56,7 +56,6 @@ class Drawing:
     places: tuple[tuple[str, str, str], ...]
     arrows: tuple[Arrow, ...]
     left_out: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -77,22 +76,24 @@ def make_drawing(
     connected = event["event"] == "connected"
     seconds = float(event["seconds"])
     end = seconds + _AFTER * path_rtt if connected else min(seconds, _FAILED_SECONDS)
-    predicts = any(entry["technique"] == "tcp-predict" for entry in (event.get("report") or {}).get("attempts", []))
+    predicts = any(
+        entry["technique"] == "tcp-predict" for entry in (event.get("report") or {}).get("attempts", [])
+    )
     arrows = []
     for journey in journeys:
         began = journey.hops[0][1] - float(event["began"])
         if 0 <= began <= end and (kind := _kind(journey, servers, with_stun=predicts)) is not None:
             arrows.append(_arrow(kind, journey, float(event["began"])))
-    winner = {f"{event[end][0]}:{event[end][1]}" for end in ("remote",)} if connected else set()
+    winner = "{}:{}".format(*event["remote"]) if connected else None
     drawn, left_out = _thin_out(arrows, winner)
     rtts = f" ({seconds / path_rtt:.1f} path RTT)" if path_rtt else ""
     if connected:
-        outcome = f"connected after {seconds * 1000:.0f} ms{rtts}: {event['kind']} path by {event['technique']}"
+        outcome = (
+            f"connected after {seconds * 1000:.0f} ms{rtts}: {event['kind']} path by {event['technique']}"
+        )
     else:
         outcome = f"failed after {seconds * 1000:.0f} ms: {event['message']}"
-    return Drawing(
-        title, outcome, connected, seconds, path_rtt, tuple(places), tuple(drawn), tuple(left_out)
-    )
+    return Drawing(title, outcome, connected, seconds, path_rtt, tuple(places), tuple(drawn), tuple(left_out))
 
 
 def _kind(journey: Journey, servers: Sequence[str], *, with_stun: bool) -> str | None:
@@ -138,20 +139,20 @@ def _label(kind: str, journey: Journey) -> str:
     return f"{kind.upper()}{low}"
 
 
-def _thin_out(arrows: Sequence[Arrow], winner: set[str]) -> tuple[list[Arrow], list[str]]:
+def _thin_out(arrows: Sequence[Arrow], winner: str | None) -> tuple[list[Arrow], list[str]]:
     """Not more than MOST_ALIKE of what looks alike, but all of the connection that won."""
     drawn = []
     seen: Counter[tuple[str, str, str, str]] = Counter()
     for arrow in arrows:
         alike = (arrow.kind, arrow.hops[0][0], arrow.hops[-1][0], arrow.fate)
-        if winner & {arrow.source, arrow.target}:
+        if winner in (arrow.source, arrow.target):
             drawn.append(arrow)
             continue
         seen[alike] += 1
         if seen[alike] <= MOST_ALIKE:
             drawn.append(arrow)
     left_out = [
-        f"{count - MOST_ALIKE} more {kind.upper()} from {first} to {last}, {fate}"
+        f"{count - MOST_ALIKE} more {kind.upper()} from {first} to {last} ({fate})"
         for (kind, first, last, fate), count in seen.items()
         if count > MOST_ALIKE
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
+
 from ntcpsock.cli.punch_drawing import Arrow, Drawing
 from ntcpsock.cli.svg import Svg
 
 _WIDTH = 1080
-_TOP = 132
+_TOP = 150
+_LINE, _OUTCOME_LINES = 150, 2  # characters; lines
 _LEFT, _RIGHT = 120, 960  # the outermost lifelines
 _AXIS = 62
 _SHORTEST, _TALLEST = 560.0, 1500.0
@@ -50,7 +54,8 @@ def sequence_diagram(drawing: Drawing) -> str:
     for kind, colour in _COLOURS.items():
         svg.arrow_head(kind, colour)
     svg.text(28, 36, drawing.title, font_size=18, font_weight="bold", fill=_INK)
-    svg.text(28, 58, drawing.outcome, fill=_GREEN if drawing.connected else _RED)
+    for number, line in enumerate(textwrap.wrap(drawing.outcome, _LINE)[:_OUTCOME_LINES]):
+        svg.text(28, 58 + 17 * number, line, fill=_GREEN if drawing.connected else _RED)
     bottom = _TOP + height + 16
     _draw_axis(svg, end, scale)
     _draw_places(svg, drawing, columns, bottom)
@@ -81,17 +86,15 @@ def _draw_axis(svg: Svg, end: float, scale: float) -> None:
 def _draw_places(svg: Svg, drawing: Drawing, columns: dict[str, float], bottom: float) -> None:
     for name, title, address in drawing.places:
         x = columns[name]
-        svg.text(x, 92, title, text_anchor="middle", font_weight="bold", fill=_INK)
-        svg.text(x, 110, address, text_anchor="middle", fill=_GREY, font_size=12)
+        svg.text(x, _TOP - 40, title, text_anchor="middle", font_weight="bold", fill=_INK)
+        svg.text(x, _TOP - 22, address, text_anchor="middle", fill=_GREY, font_size=12)
         if name.startswith("nat-"):
             svg.rect(x - 6, _TOP - 12, 12, bottom - _TOP + 12, fill="#eef1f5", stroke="#c3cad3")
         else:
             svg.line(x, _TOP - 12, x, bottom, stroke="#9aa4af", stroke_width=2)
 
 
-def _draw_end(
-    svg: Svg, drawing: Drawing, columns: dict[str, float], scale: float, taken: list[_Box]
-) -> None:
+def _draw_end(svg: Svg, drawing: Drawing, columns: dict[str, float], scale: float, taken: list[_Box]) -> None:
     x, y = columns[drawing.places[0][0]], _TOP + drawing.seconds * scale
     svg.rect(x - 5, y - 5, 10, 10, rx=5, fill=_GREEN)
     svg.text(x - 12, y - 7, "connected", text_anchor="end", fill=_GREEN, font_size=12, font_weight="bold")
@@ -102,7 +105,7 @@ def _draw_arrow(svg: Svg, arrow: Arrow, columns: dict[str, float], scale: float)
     colour = _COLOURS.get(arrow.kind, _OTHER)
     points = [(columns[place], _TOP + time * scale) for place, time in arrow.hops if place in columns]
     width = 1.2 if arrow.kind in ("broker", "stun", "fin") else 1.8
-    for number, ((x1, y1), (x2, y2)) in enumerate(zip(points, points[1:], strict=False)):
+    for number, ((x1, y1), (x2, y2)) in enumerate(itertools.pairwise(points)):
         last = number == len(points) - 2 and arrow.fate == "arrived"
         marker = f"url(#{arrow.kind if arrow.kind in _COLOURS else 'broker'})" if last else None
         svg.line(x1, y1, x2, y2, stroke=colour, stroke_width=width, marker_end=marker)
@@ -110,16 +113,14 @@ def _draw_arrow(svg: Svg, arrow: Arrow, columns: dict[str, float], scale: float)
     if arrow.fate == "dropped":
         for slope in (1, -1):
             svg.line(x - 6, y - 6 * slope, x + 6, y + 6 * slope, stroke=_RED, stroke_width=2.2)
-    elif arrow.fate == "lost":
-        svg.text(x, y + 4, "lost", fill=_RED, font_size=11, text_anchor="middle")
+    elif arrow.fate != "arrived":
+        svg.text(x, y - 5, arrow.fate, fill=_RED, font_size=11, text_anchor="middle")
 
 
-def _draw_label(
-    svg: Svg, arrow: Arrow, columns: dict[str, float], scale: float, taken: list[_Box]
-) -> None:
+def _draw_label(svg: Svg, arrow: Arrow, columns: dict[str, float], scale: float, taken: list[_Box]) -> None:
     """On the longest hop, where there is room; an arrow without room has none."""
     points = [(columns[place], _TOP + time * scale) for place, time in arrow.hops if place in columns]
-    hops = list(zip(points, points[1:], strict=False))
+    hops = list(itertools.pairwise(points))
     if not hops:
         return
     (x1, y1), (x2, y2) = max(hops, key=lambda hop: abs(hop[1][0] - hop[0][0]))
@@ -154,7 +155,8 @@ def _draw_foot(svg: Svg, drawing: Drawing, y: float) -> float:
         for slope in (1, -1):
             svg.line(x, y - 4 - 5 * slope, x + 10, y - 4 + 5 * slope, stroke=_RED, stroke_width=2)
         svg.text(x + 18, y, "not let through", fill=_GREY, font_size=12)
-    for line in (*drawing.left_out, *drawing.notes):
+    left_out = f"Not drawn: {'; '.join(drawing.left_out)}." if drawing.left_out else ""
+    for line in textwrap.wrap(left_out, _LINE):
         y += 18
         svg.text(28, y, line, fill=_GREY, font_size=12)
     return y + 24

@@ -17,7 +17,7 @@ from ntcpsock.testing.natlab.sighting import Sighting
 
 Endpoint = tuple[str, int]
 
-Fate = Literal["arrived", "dropped", "lost"]
+Fate = Literal["arrived", "dropped", "lost", "no route"]
 
 # Seconds by which the clocks of two observers of one moment may differ.
 _TOLERANCE = 0.002
@@ -46,9 +46,9 @@ class _Head(NamedTuple):
 class Journey:
     """One packet: where it was and when (seconds of the monotonic clock), first to last.
 
-    source, target: as in the world, outside of NATs; inner: its end behind the NAT that it left or came through;
-    fate: "dropped": the last place, a router, did not let it on; "lost": the link after the last place ate it;
-    ttl: as sent; flags: of TCP; payload: its beginning; length: of the whole IP packet.
+    source, target: as in the world, outside of NATs; ttl: as sent; flags: of TCP; payload: its beginning; length: of
+    the whole IP packet. fate: "dropped": the last place, a router, did not let it on; "lost": the link after the last
+    place ate it; "no route": its address is nowhere in the world.
     """
 
     protocol: Literal["tcp", "udp", "icmp"]
@@ -133,18 +133,18 @@ def journeys(sightings: Sequence[Sighting], servers: Sequence[str]) -> list[Jour
     _end(crossing, "lost")
     for way in crossed:
         way.journey.hops.pop()  # the far end of a link is no place of its own
-    arrived, onward = [], []
+    onward = []
     for way in crossed:
-        (arrived if way.head.target[0] in servers else onward).append(way)
-    for way in arrived:
-        way.journey.hops.append(("server", way.time))
+        if way.head.target[0] in servers:
+            way.journey.hops.append(("server", way.time))
+        else:
+            way.place = "between"
+            onward.append(way)
     # Across the other one.
-    for way in onward:
-        way.place = "between"
     between = _Stage(onward, _without_ttl, latest=False)
     by_server: list[_Way] = []
     entered = _step(between, at("entered", outward=False), lambda place: "between", by_server, silent=True)
-    _end(between, "lost")
+    _end(between, "no route")
     for way in by_server:
         way.journey.hops[:] = [("server", way.time)]
     falling = _Stage([*entered, *by_server], lambda head: head, latest=False)
@@ -162,9 +162,7 @@ def _begin(place: str, sighting: Sighting, head: _Head) -> _Way:
     protocol: Literal["tcp", "udp", "icmp"] = (
         "tcp" if head.protocol == TCP else "udp" if head.protocol == UDP else "icmp"
     )
-    journey = Journey(
-        protocol, head.source, head.target, head.ttl, head.flags, head.length, head.payload
-    )
+    journey = Journey(protocol, head.source, head.target, head.ttl, head.flags, head.length, head.payload)
     journey.hops.append((place, sighting.time))
     return _Way(journey, head, place, sighting.time)
 

@@ -27,8 +27,8 @@ _GRACE = 5.0
 class Sighting:
     """One packet at one moment of its way.
 
-    place: a host ("sent" by it, "received" by it), or a router: "entered" and "left" are then the two ends of a crossing
-    of its link, outside its NAT. outward: from the host towards the world. time: of `time.monotonic()`.
+    place: a host ("sent" by it, "received" by it), or a router: "entered" and "left" are then the two ends of a
+    crossing of its link, outside its NAT. outward: from the host towards the world. time: of `time.monotonic()`.
     packet: IPv4, its first SEEN_BYTES.
     """
 
@@ -66,9 +66,7 @@ class HostSightings:
                 moment, outward, packet = json.loads(line)
                 if len(self._found) < MOST_SIGHTINGS:
                     event: Event = "sent" if outward else "received"
-                    self._found.append(
-                        Sighting(moment, self._name, event, outward, bytes.fromhex(packet))
-                    )
+                    self._found.append(Sighting(moment, self._name, event, outward, bytes.fromhex(packet)))
 
 
 def from_wire(rows: list[list[Any]]) -> list[Sighting]:
