@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ntcpsock.cli.timeline import short_outcome
+
 _SIDES = (("local", "this side"), ("remote", "other side"))
 
 
@@ -35,10 +37,13 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _attempt(attempt: Mapping[str, Any]) -> Iterator[str]:
-    yield f"  {_span(attempt)}  {attempt['technique']}: {_outcome(attempt['outcome'])}"
+    yield f"  {_span(attempt)}  {attempt['technique']}: {_outcome(short_outcome(attempt))}"
     indent = " " * 22
-    sent = f"{_count(attempt['tries'])} sent" if attempt["tries"] else "came in"
-    yield f"{indent}{sent}, from {_place(attempt['local'])} to {_place(attempt['remote'])}"
+    local, remote = _place(attempt["local"]), _place(attempt["remote"])
+    if not attempt["tries"] and attempt["remote"] and attempt["remote"][1]:
+        yield f"{indent}came in from {remote} to {local}"
+    else:
+        yield f"{indent}{_count(attempt['tries'])} sent from {local} to {remote}"
     for name, text in attempt["notes"].items():
         yield f"{indent}{name}: {text}"
 
@@ -48,7 +53,7 @@ def _outcome(text: str) -> str:
 
 
 def _count(syns: int) -> str:
-    return "1 SYN" if syns == 1 else f"{syns} SYNs"
+    return "1 SYN" if syns == 1 else f"{syns or 'no'} SYNs"
 
 
 def _nat(profile: Mapping[str, Any]) -> str:

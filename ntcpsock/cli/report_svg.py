@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ntcpsock.cli.svg import Svg
+from ntcpsock.cli.timeline import short_outcome
 
 _WIDTH, _LABELS, _MARGIN = 1000, 300, 28
 _AXIS = _WIDTH - _LABELS - 2 * _MARGIN - 60
@@ -28,13 +29,15 @@ def report_diagram(report: Mapping[str, Any]) -> str:
         f"connected after {report['seconds'] * 1000:.0f} ms" if connected else report["cause"] or "failed"
     )
     svg.text(_MARGIN, 60, outcome, fill=_GREEN if connected else _RED)
+    rows = entries[:_MOST_ROWS]
+    _draw_axis(svg, total, _TOP + sum(_row_height(entry) for entry in rows))
     y = float(_TOP)
-    for entry in entries[:_MOST_ROWS]:
-        y = _draw_row(svg, entry, y, total)
+    for entry in rows:
+        _draw_row(svg, entry, y, total)
+        y += _row_height(entry)
     if len(entries) > _MOST_ROWS:
         svg.text(_MARGIN, y + 14, f"and {len(entries) - _MOST_ROWS} more attempts", fill=_GREY)
         y += _ROW
-    _draw_axis(svg, total, y)
     y += 10
     for name, words in (("local", "this side"), ("remote", "other side")):
         if profile := report["profiles"].get(name):
@@ -59,31 +62,35 @@ def _draw_axis(svg: Svg, total: float, bottom: float) -> None:
     svg.text(_WIDTH - _MARGIN, _TOP - 14, "ms", text_anchor="end", fill=_GREY, font_size=11.5)
 
 
-def _draw_row(svg: Svg, entry: Mapping[str, Any], y: float, total: float) -> float:
-    """One stage or attempt; where the next row begins."""
-    is_stage = "technique" not in entry
+def _draw_row(svg: Svg, entry: Mapping[str, Any], y: float, total: float) -> None:
+    """One stage or attempt."""
     started, ended = entry["started"], entry["ended"] if entry["ended"] is not None else total
     outcome = str(entry["outcome"])
-    if is_stage:
-        label, colour = str(entry["name"]), _STAGE if outcome == "ok" else _RED
-        words = "" if outcome == "ok" else "failed"
+    if "technique" in entry:
+        label, colour, indent = f"{entry['technique']} → {_place(entry)}", _colour(outcome), 12
     else:
-        label, colour, words = f"{entry['technique']} → {_place(entry)}", _colour(outcome), outcome
-        if entry["tries"] > 1:
-            words += f", {entry['tries']} SYNs"
-    svg.text(_MARGIN + (0 if is_stage else 12), y + 14, label, fill=_INK, font_size=12.5)
+        label, colour, indent = str(entry["name"]), _STAGE if outcome == "ok" else _RED, 0
+    svg.text(_MARGIN + indent, y + 14, label, fill=_INK, font_size=12.5)
     x = _x(started, total)
-    width = max(_x(ended, total) - x, 2.0)
-    svg.rect(x, y + 3, width, 14, rx=3, fill=colour, title=f"{label}: {outcome}")
-    y += 20
-    notes = [words, *(f"{name}: {text}" for name, text in entry.get("notes", {}).items())]
-    for note in filter(None, notes):
-        # To the right of where it began, or, near the end of the axis, to the left.
-        late = x > _MARGIN + _LABELS + _AXIS * 0.55
-        at, anchor = (_MARGIN + _LABELS + _AXIS, "end") if late else (x, "start")
-        svg.text(at, y + 11, note, fill=_GREY, font_size=11.5, text_anchor=anchor)
-        y += _NOTE
-    return y + (_ROW - 20)
+    svg.rect(x, y + 3, max(_x(ended, total) - x, 2.0), 14, rx=3, fill=colour, title=f"{label}: {outcome}")
+    # To the right of where it began, or, near the end of the axis, to the left.
+    late = x > _MARGIN + _LABELS + _AXIS * 0.5
+    at, anchor = (_MARGIN + _LABELS + _AXIS, "end") if late else (x, "start")
+    for number, note in enumerate(_notes(entry)):
+        below = y + 31 + number * _NOTE
+        svg.text(at, below, note, fill=_GREY, font_size=11.5, text_anchor=anchor)
+
+
+def _row_height(entry: Mapping[str, Any]) -> float:
+    return _ROW + len(_notes(entry)) * _NOTE
+
+
+def _notes(entry: Mapping[str, Any]) -> list[str]:
+    """What stands below a bar."""
+    if "technique" not in entry:
+        return [] if entry["outcome"] == "ok" else ["failed"]
+    syns = f", {entry['tries']} SYNs" if entry["tries"] > 1 else ""
+    return [short_outcome(entry) + syns, *(f"{name}: {text}" for name, text in entry["notes"].items())]
 
 
 def _x(moment: float, total: float) -> float:

@@ -8,10 +8,10 @@ import textwrap
 from ntcpsock.cli.punch_drawing import Arrow, Drawing
 from ntcpsock.cli.svg import Svg
 
-_WIDTH = 1080
+_WIDTH = 1100
 _TOP = 150
 _LINE, _OUTCOME_LINES = 150, 2  # characters; lines
-_LEFT, _RIGHT = 120, 960  # the outermost lifelines
+_LEFT, _RIGHT = 150, 980  # the outermost lifelines
 _AXIS = 62
 _SHORTEST, _TALLEST = 560.0, 1500.0
 _PER_MILLISECOND = 2.6
