@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntcpsock.cli import matrix_run
 from ntcpsock.cli.matrix import (
     Matrix,
     MatrixFileError,
@@ -235,7 +234,7 @@ class TestRunner:
             assert both.wait(60)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(matrix_run.subprocess, "Popen", popen)
+        monkeypatch.setattr("ntcpsock.cli.matrix_run.subprocess.Popen", popen)
         with pytest.raises(KeyboardInterrupt):
             PairRunner(Settings(tries=1), 2).run([("default", "default"), ("default", "mobile")], done)
         assert all(process.poll() is not None for process in started)
