@@ -26,7 +26,8 @@ def matrix(
         typer.Option("--kinds", metavar="KIND,KIND,...", help="Of `ntcp lab list`. Default: 16 of them."),
     ] = None,
     pairs: Annotated[
-        str | None, typer.Option("--pairs", metavar="A:B,...", help="Only these ordered pairs; A::B where words have a colon.")
+        str | None,
+        typer.Option("--pairs", metavar="A:B,...", help="Only these; A::B where a kind has a colon."),
     ] = None,
     technique: Annotated[
         str | None,

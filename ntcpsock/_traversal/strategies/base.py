@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -74,21 +76,32 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
 
 
 async def first_connection(
-    context: AttemptContext, sessions: Sequence[tuple[int, Endpoint]], *, tries: int, pace: float
+    context: AttemptContext,
+    sessions: Sequence[tuple[int, Endpoint]],
+    *,
+    tries: int,
+    pace: float,
+    patience: float = math.inf,
 ) -> Connection:
     """Punch from many local ports at once; the first connection that is authenticated wins, the rest is closed.
 
     sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session;
-    pace: seconds between two starts. Raises the last session's OSError when all have failed.
+    pace: seconds between two starts; patience: seconds until those that have not met are closed. What has met is
+    authenticated all the same: the other side may have chosen it already. Raises the last session's OSError when
+    all have failed.
     """
     found: list[Connection] = []
     failures: list[OSError] = []
 
     async def run(port: int, remote: Endpoint, start: float) -> None:
-        await trio.sleep_until(start)
         machine = PunchMachine(context.rtt, max_tries=tries)
+        sock = None
         try:
-            sock = await punch(port, remote, machine)
+            with trio.move_on_at(begin + patience):
+                await trio.sleep_until(start)
+                sock = await punch(port, remote, machine)
+            if sock is None:
+                return
             carrier = await context.authenticate(sock)
         except OSError as error:
             failures.append(error)
@@ -107,4 +120,8 @@ async def first_connection(
             nursery.start_soon(run, port, remote, begin + number * pace)
     if found:
         return found[0]
-    raise failures[-1] if failures else ConnectionError("there was nothing to try")
+    raise (
+        failures[-1]
+        if failures
+        else TimeoutError(errno.ETIMEDOUT, f"none of {len(sessions)} sessions met one of the other side's")
+    )
