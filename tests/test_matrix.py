@@ -110,12 +110,15 @@ def test_what_is_no_matrix(text: str) -> None:
 
 def test_resume(tmp_path: Path) -> None:
     file = tmp_path / "matrix.json"
-    assert resume(file, Settings()) == {}
+    fresh = resume(file, Settings(), ("default",))
+    assert (fresh.pairs, fresh.kinds) == ({}, ("default",))
     save(matrix(), file)
     assert list(tmp_path.iterdir()) == [file]
-    assert resume(file, Settings(tries=2)) == matrix().pairs
+    found = resume(file, Settings(tries=2), ("cgn", "default"))
+    assert found.pairs == matrix().pairs
+    assert found.kinds == ("default", "symmetric", "mobile", "cgn")
     with pytest.raises(MatrixFileError, match="tries=2"):
-        resume(file, Settings(tries=5))
+        resume(file, Settings(tries=5), ("default",))
 
 
 def event(**attempts: Any) -> dict[str, Any]:

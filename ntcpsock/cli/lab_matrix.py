@@ -48,7 +48,7 @@ def matrix(
         typer.Option("--svg", metavar="FILE", help="Draw heat maps of success, technique and time."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out the pairs that the --json file has already.")
+        bool, typer.Option("--resume", help="Go on with the --json file: only pairs that it lacks are tried.")
     ] = False,
 ) -> None:
     """Connect all ordered pairs of kinds of routers, and say where a direct path was missed.
@@ -68,19 +68,16 @@ def matrix(
         if json_file is None:
             raise typer.BadParameter("it reads the file of --json", param_hint="--resume")
         try:
-            earlier = data.resume(json_file, settings)
+            found = data.resume(json_file, settings, order)
         except data.MatrixFileError as error:
             raise typer.BadParameter(str(error), param_hint="--resume") from None
-        for pair in wanted:
-            if pair in earlier:
-                found.add(earlier[pair])
     missing = [pair for pair in wanted if pair not in found.pairs]
     if missing:
         enter_namespaces()
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with _progress(console, found, len(wanted)) as advance:
+        with _progress(console, len(wanted), len(wanted) - len(missing)) as advance:
 
             def done(result: data.PairResult) -> None:
                 found.add(result)
@@ -94,7 +91,7 @@ def matrix(
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if json_file is not None and found.pairs:
-            print(f"ntcp lab: {len(found.pairs)} of {len(wanted)} pairs are in {json_file}", file=sys.stderr)
+            print(f"ntcp lab: interrupted; {len(found.pairs)} pairs are in {json_file}", file=sys.stderr)
         raise SystemExit(130) from None
     if json_file is not None:
         data.save(found, json_file)
@@ -138,7 +135,7 @@ def _wanted(kinds: str | None, pairs: str | None) -> tuple[list[tuple[str, str]]
 
 
 @contextmanager
-def _progress(console: Console, found: Matrix, total: int) -> Iterator[Callable[[PairResult], None]]:
+def _progress(console: Console, total: int, already: int) -> Iterator[Callable[[PairResult], None]]:
     """A bar on a terminal, a line for each pair elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -147,7 +144,7 @@ def _progress(console: Console, found: Matrix, total: int) -> Iterator[Callable[
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total, completed=len(found.pairs))
+        task = progress.add_task("", total=total, completed=already)
 
         def advance(result: PairResult) -> None:
             progress.update(task, advance=1, description=f"{result.nat_a} → {result.nat_b}")

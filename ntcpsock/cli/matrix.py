@@ -199,17 +199,18 @@ def save(matrix: Matrix, path: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def resume(path: Path, settings: Settings) -> dict[tuple[str, str], PairResult]:
-    """The pairs that a file has already, none where there is no file yet. Raises MatrixFileError where it was made
-    with other settings."""
+def resume(path: Path, settings: Settings, kinds: Sequence[str]) -> Matrix:
+    """The matrix that a file has already, with further kinds after its own; an empty one where there is no file yet.
+    Raises MatrixFileError where it was made with other settings."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return Matrix(settings, tuple(kinds))
     found = from_json(text)
     if found.settings != settings:
         raise MatrixFileError(f"{path} was made with {found.settings}, not with {settings}")
-    return found.pairs
+    found.kinds = tuple(dict.fromkeys([*found.kinds, *kinds]))
+    return found
 
 
 def _pair_to_dict(pair: PairResult) -> dict[str, Any]:
