@@ -45,9 +45,13 @@ GUIDE = (
     ("docs/guide/libraries.md", "guide/libraries.html", "Libraries"),
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),
+    ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
 )
+
+# Beside the pages.
+FILES = ("connection.svg", "matrix.svg", "matrix.json", "punch.svg", "prediction.svg")
 
 EXTRAS = ("fenced-code-blocks", "tables", "header-ids", "cuddled-lists", "code-friendly", "strike")
 
@@ -68,8 +72,9 @@ def main() -> None:
     pages = [*guide_pages(), *example_pages()]
     moved = {page.source: page.target for page in pages} | {"examples": "examples/index.html"}
     render_api(target / "api")
-    shutil.copy(ROOT / "docs" / "connection.svg", target / "connection.svg")
-    moved["docs/connection.svg"] = "connection.svg"
+    for name in FILES:
+        shutil.copy(ROOT / "docs" / name, target / name)
+        moved[f"docs/{name}"] = name
     shutil.copy(ROOT / "LICENSE", target / "LICENSE")
     for page in pages:
         path = target / page.target

@@ -33,6 +33,7 @@ from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.connect import connect
+from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
@@ -159,8 +160,14 @@ class Node:
                     return await connect(self, label, port, report, source_port, given)
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
+            why = ""
+            if stage == "punch":
+                explanation = explain(report)
+                report.cause, report.advice = explanation.cause, explanation.advice
+                why = f". {explanation}"
             raise TraversalTimeout(
-                f"no connection to {full_name(label)}:{port} within {seconds:g} s; it was at the stage {stage!r}",
+                f"no connection to {full_name(label)}:{port} within {seconds:g} s; "
+                f"it was at the stage {stage!r}{why}",
                 report=report,
             ) from None
         except NTCPError as error:

@@ -92,7 +92,9 @@ class Attempt:
 class Report:
     """Everything one connect did, stage by stage. Plain data; `to_dict()` is ready for JSON.
 
-    advice: the one change that would help, where the connect failed and one is known.
+    profiles: what each side, "local" and "remote", knew of its NAT when the attempts began, in the words of RFC 4787
+    (`translated`, `mapping`, `filtering`, `stray_syn`, `hairpin`), and its endpoints (`own`, and `seen` from outside);
+    cause: why the connect failed, probably; advice: the one change that would help, where one is known.
     """
 
     target: str
@@ -102,6 +104,8 @@ class Report:
     attempts: list[Attempt] = field(default_factory=list)
     seconds: float | None = None
     advice: str | None = None
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cause: str | None = None
 
     def begin(self, name: str, now: float) -> Stage:
         """Open a stage. `now` is the clock that `started` was read from."""
@@ -166,6 +170,8 @@ class Report:
             )
         if self.attempts:
             lines.append(f"  budget of all attempts: {self.budget}")
+        if self.cause:
+            lines.append(f"  cause: {self.cause}")
         if self.advice:
             lines.append(f"  advice: {self.advice}")
         return "\n".join(lines)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import trio
@@ -23,6 +25,7 @@ STUN_PORT = 3478
 PORT = 7000
 
 PATIENCE = 60.0  # seconds until a wait is given up
+_TIME_WAIT = "06"  # the kernel's number of that state
 BLOCK = bytes(range(256)) * 256  # 64 KiB
 
 
@@ -123,20 +126,43 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         return Dialled(seconds, stream.path.kind, stream.path.technique, tries, stages)
 
 
-def dial_and_fail(config: Config, name: str) -> OSError:
+def dial_and_fail(config: Config, name: str, timeout: float | None = None) -> OSError:
     """The error of a connect that cannot succeed."""
 
     async def main() -> OSError:
         async with open_node(config) as node:
             await wait_registered(node, name)
             try:
-                stream = await node.open_stream(name, PORT)
+                stream = await node.open_stream(name, PORT, timeout=timeout)
             except OSError as error:
                 return error
             stream.reset()
             raise AssertionError(f"connected by {stream.path}")
 
     return trio.run(main)
+
+
+def dial_and_fail_on_a_living_node(config: Config, name: str, peer: str) -> tuple[OSError, list[str]]:
+    """As `dial_and_fail`, and what is left of connections to the address `peer` while the node lives on."""
+
+    async def main() -> tuple[OSError, list[str]]:
+        async with open_node(config) as node:
+            await wait_registered(node, name)
+            try:
+                stream = await node.open_stream(name, PORT)
+            except OSError as error:
+                return error, connections_to(peer)
+            stream.reset()
+            raise AssertionError(f"connected by {stream.path}")
+
+    return trio.run(main)
+
+
+def connections_to(peer: str) -> list[str]:
+    """The lines of /proc/net/tcp with that remote address: connections in any state but a closed one's wait."""
+    wanted = struct.pack("<I", int(IPv4Address(peer))).hex().upper()
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[2].startswith(wanted) and line.split()[3] != _TIME_WAIT]
 
 
 def download(config: Config, name: str, blocks: int) -> tuple[str, int, int]:

@@ -91,6 +91,7 @@ FLOORS = (
             "_traversal.aim",
             "_traversal.prediction",
             "_traversal.start",
+            "_traversal.explain",
         ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",

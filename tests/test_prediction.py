@@ -20,9 +20,11 @@ from ntcpsock._traversal.prediction import (
     expected_hits,
     plan_spray,
     predict,
+    punching_port,
 )
 
 HOST = "192.0.2.1"
+SPARE = 20099  # a local port that nobody has seen
 FIRST, SECOND = Endpoint("198.51.100.1", 3478), Endpoint("198.51.100.2", 3478)
 
 
@@ -38,9 +40,14 @@ def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
             [seen(1, 5000), seen(2, 9000), seen(3, 7000), seen(3, 7000, SECOND)],
             Prediction("exact", HOST, 7000, 7000),
         ),
-        # Port preserving, and a constant distance, need no second server.
-        ([seen(20001, 20001), seen(20007, 20007)], Prediction("exact", HOST, 20007, 20007)),
-        ([seen(20001, 30001), seen(20007, 30007)], Prediction("exact", HOST, 30007, 30007)),
+        # Port preserving, and a constant distance, need no second server: a fresh port will keep it too.
+        ([seen(20001, 20001), seen(20007, 20007)], Prediction("exact", HOST, SPARE, SPARE)),
+        ([seen(20001, 30001), seen(20007, 30007)], Prediction("exact", HOST, SPARE + 10000, SPARE + 10000)),
+        # Kept for the first destination only.
+        (
+            [seen(20001, 20001), seen(20007, 20007), seen(20007, 20008, SECOND)],
+            Prediction("single", HOST, SPARE, SPARE),
+        ),
         # Sequential, with a step, downwards, and with connections of others between.
         (
             [seen(9, 5000), seen(4, 5001), seen(7, 5002), seen(7, 5003, SECOND)],
@@ -57,16 +64,24 @@ def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
         # A block of ports aligned to its size.
         (
             [seen(1, 4100), seen(2, 4350), seen(3, 4200), seen(4, 4140), seen(4, 4290, SECOND)],
-            Prediction("band", HOST, 4096, 4351),
+            Prediction("band", HOST, 4096, 4351, aim=4245),
         ),
     ],
 )
 def test_what_observations_say(observed: list[Observation], expected: Prediction) -> None:
-    assert predict(observed) == expected
+    assert predict(observed, SPARE) == expected
+
+
+def test_which_local_port_an_exact_prediction_is_of() -> None:
+    assert punching_port([seen(1, 5000), seen(2, 7000), seen(2, 7000, SECOND)], SPARE) == 2
+    assert punching_port([seen(20001, 20001), seen(20007, 20007)], SPARE) == SPARE
+    assert punching_port([seen(1, 1), seen(2, 2), seen(2, 3, SECOND)], SPARE) == SPARE
 
 
 def test_an_unaligned_band_is_widened_by_what_samples_miss() -> None:
-    prediction = predict([seen(1, 3000), seen(2, 3900), seen(3, 3500), seen(4, 3200), seen(4, 3333, SECOND)])
+    prediction = predict(
+        [seen(1, 3000), seen(2, 3900), seen(3, 3500), seen(4, 3200), seen(4, 3333, SECOND)], SPARE
+    )
     assert prediction is not None
     assert prediction.shape == "band"
     assert prediction.low < 3000
@@ -74,12 +89,12 @@ def test_an_unaligned_band_is_widened_by_what_samples_miss() -> None:
 
 
 def test_without_observations_nothing_is_said() -> None:
-    assert predict([]) is None
+    assert predict([], SPARE) is None
 
 
 @given(st.lists(st.tuples(st.integers(1024, 65535), st.integers(1, 65535)), min_size=1, max_size=16))
 def test_any_observation_gives_a_prediction_that_can_be_sent(pairs: list[tuple[int, int]]) -> None:
-    prediction = predict([seen(local, mapped) for local, mapped in pairs])
+    prediction = predict([seen(local, mapped) for local, mapped in pairs], SPARE)
     assert prediction is not None
     assert decode_prediction_untrusted(encode_prediction(prediction), HOST) == prediction
 
@@ -89,6 +104,7 @@ def test_any_observation_gives_a_prediction_that_can_be_sent(pairs: list[tuple[i
     [
         Prediction("exact", "203.0.113.9", 80, 80),  # somebody else's address
         Prediction("band", HOST, 9000, 80),
+        Prediction("band", HOST, 4096, 4351, aim=80),
     ],
 )
 def test_a_lie_is_refused(lie: Prediction) -> None:
@@ -111,26 +127,38 @@ Allocate = Callable[[], int]
 
 def sequential(rng: random.Random, step: int) -> tuple[Prediction, Allocate]:
     last = rng.randrange(20000, 40000)
-    observations = [seen(100 + n, last + step * n) for n in range(4)]
-    observations.append(seen(103, last + step * 4, SECOND))
+    local = rng.sample(range(20000, 32768), 4)
+    observations = [seen(port, last + step * n) for n, port in enumerate(local)]
+    observations.append(seen(local[-1], last + step * 4, SECOND))
     foreign = rng.randrange(0, 5)  # connections of other hosts between the observation and the punch
     following = iter(range(last + step * (5 + foreign), last + step * 100000, step))
-    prediction = predict(observations)
+    prediction = predict(observations, SPARE)
     assert prediction is not None
     return prediction, lambda: next(following)
 
 
 def band(rng: random.Random, width: int) -> tuple[Prediction, Allocate]:
-    low = rng.randrange(1, 65536 // width) * width
-    samples = [rng.randrange(low, low + width) for _ in range(17)]
-    prediction = predict([seen(n, port) for n, port in enumerate(samples)])
+    """A block of ports, of which each is given once: 0 stands for none left."""
+    low = rng.randrange(1024 // width + 1, 65536 // width) * width
+    samples = rng.sample(range(low, low + width), 17)
+    # In the order of being given; nobody takes more than these.
+    drawn = rng.sample(range(low, low + width), min(width, MAX_SESSIONS + len(samples)))
+    free = [port for port in drawn if port not in samples]
+    prediction = predict([seen(n, port) for n, port in enumerate(samples)], SPARE)
     assert prediction is not None
-    return prediction, lambda: rng.randrange(low, low + width)
+    return prediction, lambda: free.pop() if free else 0
 
 
 def exact(rng: random.Random) -> tuple[Prediction, Allocate]:
     port = rng.randrange(2000, 60000)
     return Prediction("exact", HOST, port, port), lambda: port
+
+
+def single(rng: random.Random) -> tuple[Prediction, Allocate]:
+    """A port that is kept for one destination; other ones get the ports after it."""
+    port = rng.randrange(2000, 60000)
+    following = iter(range(port, 65536))
+    return Prediction("single", HOST, port, port), lambda: next(following)
 
 
 def meets(ours: tuple[Prediction, Allocate], theirs: tuple[Prediction, Allocate]) -> bool:
@@ -145,6 +173,7 @@ def meets(ours: tuple[Prediction, Allocate], theirs: tuple[Prediction, Allocate]
 
 MODELS: dict[str, Callable[[random.Random], tuple[Prediction, Allocate]]] = {
     "exact": exact,
+    "single": single,
     "sequential": lambda rng: sequential(rng, rng.choice([1, 2, 8])),
     "band of 256": lambda rng: band(rng, 256),
     "band of 512": lambda rng: band(rng, 512),
@@ -157,13 +186,19 @@ MODELS: dict[str, Callable[[random.Random], tuple[Prediction, Allocate]]] = {
     [
         ("exact", "exact", 1),
         ("exact", "sequential", 1),
-        ("exact", "band of 512", 2),
+        ("exact", "single", 1),
+        ("single", "single", 1),
+        ("single", "sequential", 1),
+        ("single", "band of 512", 1),
+        ("exact", "band of 256", 1),
+        ("exact", "band of 512", 1),
         ("exact", "any port", 2),
         ("sequential", "sequential", 1),
-        ("sequential", "band of 256", 3),
-        ("band of 256", "band of 256", 2),
-        ("band of 512", "band of 256", 3),
-        ("band of 512", "band of 512", 5),
+        ("sequential", "band of 256", 1),
+        ("sequential", "band of 512", 1),
+        ("band of 256", "band of 256", 1),
+        ("band of 512", "band of 256", 1),
+        ("band of 512", "band of 512", 1),
     ],
 )
 def test_both_sides_meet_within_some_rounds(ours: str, theirs: str, rounds: int) -> None:

@@ -15,6 +15,7 @@ from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import make_stream
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DialContext, DirectRace
+from ntcpsock._traversal.explain import explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -98,6 +99,7 @@ async def _card_from_answer(dial: Dial) -> Card:
 async def _punch(
     node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
 ) -> Connection:
+    note_sides(report, (warm.profile, warm.candidates), (card.profile, card.candidates))
     race = DirectRace(node, dial, card, warm, report, given)
     try:
         connection = await race.run()
@@ -106,11 +108,12 @@ async def _punch(
         raise
     node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
-        report.advice = _advice(warm, card)
+        why = explain(report)
+        report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
         raise TraversalFailed(
-            f"no direct path to {name}: {len(race.errors)} attempts failed. {report.advice}"
+            f"no direct path to {name}: {len(race.errors)} attempts failed. {why}"
         ) from ExceptionGroup(f"attempts to reach {name}", attempts)
     return connection
 
@@ -130,19 +133,3 @@ async def _bind(connection: Connection, dial: Dial) -> None:
     except BaseException:
         connection.carrier.close(abort=True)
         raise
-
-
-def _advice(warm: WarmPort, card: Card) -> str:
-    """The one change that would help, as far as both profiles tell."""
-    if (
-        not any(candidate.type == "srflx" for candidate in warm.candidates)
-        and warm.profile.translated is None
-    ):
-        return "No STUN server answered over TCP: check that this network lets TCP to the STUN port out."
-    for side, profile in (("this side", warm.profile), ("the other side", card.profile)):
-        if profile.mapping == "endpoint-dependent":
-            return (
-                f"The NAT of {side} gives every connection another port (symmetric): "
-                "give either side a public address or a forwarded port."
-            )
-    return "Neither NAT let a connection through: give either side a public address or a forwarded port."

@@ -31,17 +31,22 @@ _SPARE_DESCRIPTORS = 128
 
 @dataclass
 class HeldPorts:
-    """The observations, oldest first, and the connections to the STUN servers that keep them true."""
+    """The observations, oldest first, and the connections to the STUN servers that keep them true.
 
+    spare: a local port that no NAT has seen yet.
+    """
+
+    spare: int = field(default_factory=choose_port)
     observations: list[Observation] = field(default_factory=list)
     sockets: list[trio.socket.SocketType] = field(default_factory=list)
     budget: int = MAX_SESSIONS
 
     def fresh(self, count: int) -> list[int]:
-        """`count` local ports that no NAT has seen yet."""
+        """`count` more local ports that no NAT has seen yet."""
         ports: dict[int, None] = {}
         while len(ports) < count:
-            ports[choose_port()] = None
+            if (port := choose_port()) != self.spare:
+                ports[port] = None
         return list(ports)
 
     def close(self) -> None:
@@ -56,7 +61,7 @@ async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
     try:
         if servers:
             await _look(held, servers, FIRST_SAMPLES)
-            prediction = predict(held.observations)
+            prediction = predict(held.observations, held.spare)
             if prediction is not None and prediction.shape == "band":
                 await _look(held, servers[:1], BAND_SAMPLES)
         yield held

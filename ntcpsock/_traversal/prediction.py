@@ -19,7 +19,7 @@ import msgspec
 from ntcpsock._address import Endpoint, may_be_dialled
 from ntcpsock._errors import BadMessage
 
-Shape = Literal["exact", "sequential", "band"]
+Shape = Literal["exact", "single", "sequential", "band"]
 
 #: Sockets that one side holds at once for one round, and ports of the other side that it aims at.
 MAX_SESSIONS = 512
@@ -49,8 +49,9 @@ class Observation:
 class Prediction(msgspec.Struct, frozen=True, array_like=True):
     """Where the next connections will come from.
 
-    exact: from `low`; sequential: the next ones step by `step` from `low`, of which `high` is the one to aim at;
-    band: anywhere from `low` to `high`.
+    exact: from `low`; single: from `low`, but only to the first port that is aimed at; sequential: the next ones
+    step by `step` from `low`, of which `high` is the one to aim at; band: anywhere from `low` to `high`, and who
+    aims at one port of it only is best off with `aim`.
     """
 
     shape: Shape
@@ -58,6 +59,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True):
     low: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     high: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     step: Annotated[int, msgspec.Meta(ge=-_LONGEST_STEP, le=_LONGEST_STEP)] = 0
+    aim: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
     @property
     def width(self) -> int:
@@ -82,33 +84,58 @@ def decode_prediction_untrusted(data: bytes, proven_host: str) -> Prediction:
         raise BadMessage(f"prediction: {prediction.host} is not where the broker sees the peer")
     if prediction.high < prediction.low and prediction.shape == "band":
         raise BadMessage("prediction: the band ends before it begins")
+    if prediction.aim and not prediction.low <= prediction.aim <= prediction.high:
+        raise BadMessage("prediction: it aims beside its band")
     if not may_be_dialled(Endpoint(prediction.host, prediction.low)) and prediction.host != "127.0.0.1":
         raise BadMessage(f"prediction: {prediction.host} is no address to dial")
     return prediction
 
 
-def predict(observations: Sequence[Observation]) -> Prediction | None:
+def predict(observations: Sequence[Observation], spare: int) -> Prediction | None:
     """What the mappings say, oldest first; None without any.
 
     The last local port should have been seen by two servers (the first of them first): equal mappings then mean
-    that the port is known exactly. So do ports that all keep one distance from the local ones.
+    that the port is known exactly. Where fresh local ports all keep one distance, the one of `spare`, which no NAT
+    has seen yet, is known; see `punching_port`.
     """
     if not observations:
         return None
     last = observations[-1]
     host = last.mapped.host
-    same_port = [item for item in observations if item.local_port == last.local_port]
-    offsets = {item.mapped.port - item.local_port for item in observations}
-    seen_alike = len(same_port) > 1 and len({item.mapped for item in same_port}) == 1
-    if seen_alike or len(offsets) == 1 < len(observations):
+    if _seen_alike(observations):
         return Prediction("exact", host, last.mapped.port, last.mapped.port)
+    # What a local port got first: many NATs keep it for one destination, and take the next free one for others.
+    first = {item.local_port: item for item in reversed(observations)}
+    offsets = {item.mapped.port - item.local_port for item in first.values()}
+    if len(offsets) == 1 and len(first) > 1:
+        port = _within(spare + offsets.pop())
+        return Prediction("exact" if len(first) == len(observations) else "single", host, port, port)
     ports = [item.mapped.port for item in observations if item.mapped.host == host]
     step = _step(ports)
     if step is not None:
         target = _within(ports[-1] + step * (SEQUENTIAL_WINDOW - 2))
         return Prediction("sequential", host, _within(ports[-1] + step), target, step)
     low, high = _band(ports)
-    return Prediction("band", host, low, high)
+    aim = _free_in_the_middle(ports)
+    return Prediction("band", host, low, high, aim=aim if low <= aim <= high else 0)
+
+
+def punching_port(observations: Sequence[Observation], spare: int) -> int:
+    """The local port whose mapping an exact or single prediction foretells."""
+    return observations[-1].local_port if _seen_alike(observations) else spare
+
+
+def _seen_alike(observations: Sequence[Observation]) -> bool:
+    """Whether two servers saw the last local port as the same."""
+    mapped = [item.mapped for item in observations if item.local_port == observations[-1].local_port]
+    return len(mapped) > 1 and len(set(mapped)) == 1
+
+
+def _free_in_the_middle(ports: Sequence[int]) -> int:
+    """A port that surely belongs to the band and that none of the observed mappings holds; 0 where there is none."""
+    ordered = sorted(set(ports))
+    gaps = [(before + after) // 2 for before, after in itertools.pairwise(ordered) if after - before > 1]
+    return gaps[len(gaps) // 2] if gaps else 0
 
 
 def _step(ports: Sequence[int]) -> int | None:
@@ -151,8 +178,12 @@ def plan_spray(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_SESS
 
     A hit needs one of our sessions to come from a port that the other side aims at, while it aims at a port
     that one of its sessions comes from. A known port is aimed at by all. Towards a changing side, one port in
-    the middle of what it will use is enough when its sessions cover the neighbourhood (sequential); of a band,
-    the two sides together must try about `_EXPECTED_HITS` times its width.
+    the middle of what it will use is enough when its sessions cover the neighbourhood (sequential).
+
+    Towards a band, a side whose port is known aims at many ports: each is an entry in its NAT, and no port. The band's
+    sessions cost it ports of its block, so they are few. Where both sides change, each session has its own port, so
+    more targets bring no more hits: one port is aimed at, and a band's sessions take as many of its ports as there
+    are. No port is drawn twice while it is held, so a whole block is sure to contain it.
     """
     targets = _sample(theirs, _aimed_at(theirs, ours, sessions))
     return Spray(_held(ours, theirs, sessions), targets)
@@ -163,41 +194,41 @@ def expected_hits(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_S
     pairs = 1.0
     for side, other in ((ours, theirs), (theirs, ours)):
         if side.shape == "band":
-            pairs *= _held(side, other, sessions) * _aimed_at(side, other, sessions) / side.width
+            share = _held(side, other, sessions) * _aimed_at(side, other, sessions) / side.width
+            pairs *= share if other.shape == "exact" else min(1.0, share)
     return pairs
 
 
 def _aimed_at(side: Prediction, other: Prediction, sessions: int) -> int:
     """How many ports of `side` the other one aims at."""
-    if side.shape != "band":
+    if side.shape != "band" or other.shape != "exact":
         return 1
-    if other.shape == "exact":
-        return min(side.width, _root(side.width, sessions))
-    return 1 if other.shape == "sequential" else min(side.width, math.isqrt(sessions) * 3 // 4)
+    # As many local ports as targets need the fewest sessions of both together.
+    return min(side.width, max(sessions // 2, _root(side.width, sessions)))
 
 
 def _held(side: Prediction, other: Prediction, sessions: int) -> int:
     """How many local ports `side` holds."""
-    if side.shape == "exact":
+    if side.shape in ("exact", "single"):
         return 1
     if side.shape == "sequential":
         return SEQUENTIAL_WINDOW
     if other.shape == "exact":
-        return _root(side.width, sessions)
-    if other.shape == "sequential":
-        return min(sessions, math.ceil(_EXPECTED_HITS * side.width))
-    return max(1, sessions // max(1, _aimed_at(other, side, sessions)))
+        return min(sessions, math.ceil(_EXPECTED_HITS * side.width / _aimed_at(side, other, sessions)))
+    # The width is an estimate, and others behind the same NAT hold ports too.
+    return min(sessions, 2 * side.width)
 
 
 def _root(width: int, sessions: int) -> int:
-    """As many local ports as targets: their product is what counts."""
     return min(sessions, math.ceil(math.sqrt(_EXPECTED_HITS * width)))
 
 
 def _sample(side: Prediction, count: int) -> tuple[int, ...]:
-    if side.shape == "exact":
+    if side.shape in ("exact", "single"):
         return (side.low,)
     if side.shape == "sequential":
         return (side.high,)
+    if count == 1 and side.aim:
+        return (side.aim,)
     step = side.width / count
     return tuple(side.low + int(number * step) for number in range(count))

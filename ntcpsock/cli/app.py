@@ -11,7 +11,7 @@ from ntcpsock.cli.connect import connect
 from ntcpsock.cli.expose import expose
 from ntcpsock.cli.forward import forward
 from ntcpsock.cli.identity import identity
-from ntcpsock.cli.lab import lab_app
+from ntcpsock.cli.lab_commands import lab_app
 from ntcpsock.cli.listen import listen
 from ntcpsock.cli.proxy import proxy
 from ntcpsock.cli.run import HELP as RUN_HELP

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ntcpsock._errors import NTCPError
 from ntcpsock.cli.options import (
@@ -21,6 +26,7 @@ from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, 
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
+    from ntcpsock._report import Report
 
 
 def connect(
@@ -32,6 +38,12 @@ def connect(
     timeout: Timeout = None,
     json: Json = False,
     verbose: Verbose = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what was sent and seen, and why it failed, on stderr.")
+    ] = False,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", metavar="FILE.svg", help="Draw all attempts on a time axis.")
+    ] = None,
 ) -> None:
     """Connect to NAME:PORT (or ntcp://NAME:PORT) and join it with stdin and stdout.
 
@@ -47,12 +59,33 @@ def connect(
         fail(output, error)
 
     async def main() -> None:
-        await _connect(config, target, port, output)
+        await _connect(config, target, port, output, Telling(explain, draw))
 
     run_command(output, main)
 
 
-async def _connect(config: Config, target: str, port: int, output: Output) -> None:
+@dataclass(frozen=True)
+class Telling:
+    """What is told of the report, besides."""
+
+    explain: bool
+    draw: Path | None
+
+    def tell(self, report: Report | None) -> None:
+        """Raises OSError where the drawing cannot be written."""
+        if report is None:
+            return
+        if self.explain:
+            from ntcpsock.cli.explanation import explanation
+
+            print(explanation(report.to_dict()), file=sys.stderr, flush=True)
+        if self.draw is not None:
+            from ntcpsock.cli.report_svg import report_diagram
+
+            self.draw.write_text(report_diagram(report.to_dict()), encoding="utf-8")
+
+
+async def _connect(config: Config, target: str, port: int, output: Output, telling: Telling) -> None:
     import trio
 
     from ntcpsock.cli.stdio import exchange, open_stdin
@@ -65,9 +98,14 @@ async def _connect(config: Config, target: str, port: int, output: Output) -> No
             await node.wait_warm()
         await node.resolve(target)
         started = trio.current_time()
-        stream = await node.open_stream(target, port, timeout=config.connect_timeout)
+        try:
+            stream = await node.open_stream(target, port, timeout=config.connect_timeout)
+        except NTCPError as error:
+            telling.tell(error.report)
+            raise
         seconds = trio.current_time() - started
         async with stream:
+            telling.tell(stream.report)
             output.event(
                 "connected",
                 connected_text(seconds, stream.peer, stream.path),

@@ -58,6 +58,10 @@ def pair(
         float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")
     ] = 25.0,
     tries: Annotated[int, typer.Option("--tries", min=1, max=10_000, help="Connect this often.")] = 1,
+    technique: Annotated[
+        str | None,
+        typer.Option("--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each try, on stdout.")] = False,
 ) -> None:
     """Connect two hosts behind two NATs, and show what happened.
@@ -78,13 +82,16 @@ def pair(
             raise typer.BadParameter(str(error), param_hint=option) from None
     if ipv6 not in IPV6:
         raise typer.BadParameter(f"one of {', '.join(IPV6)}", param_hint="--ipv6")
+    settings = technique_settings(technique)
     more = {"cgn_a": cgn_a, "cgn_b": cgn_b, "same_nat": same_nat, "ipv6": ipv6}
     enter_namespaces()
     try:
         with open_lab_stage(nat_a, nat_b, delay_ms / 1000, **more) as (opened, stage):
             if program:
-                raise SystemExit(_run_program(opened, stage, program))
-            succeeded = _show(opened, list(dial(opened, stage, tries)), as_json)
+                raise SystemExit(_run_program(opened, stage, program, settings))
+            succeeded = _show(
+                opened, list(dial(opened, stage, tries, listener=settings, dialer=settings)), as_json
+            )
     except (LabUnavailable, StageError) as error:
         print(f"ntcp lab: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -169,9 +176,23 @@ def dial(
         raise StageError(f"the dialer broke:\n{process.errors()}")
 
 
-def _run_program(lab: Lab, stage: Stage, program: Sequence[str]) -> int:
-    start_echo(lab, stage)
-    process = lab.host_a.popen(program, env=stage.environment("a"), stdin=None, start_new_session=False)
+def technique_settings(techniques: str | None) -> dict[str, str]:
+    """The NTCP_* settings of a node that uses only `T[,T]`; what is no technique is a usage error (exit 2)."""
+    from ntcpsock._config import TECHNIQUES
+
+    if techniques is None:
+        return {}
+    unknown = sorted(set(techniques.split(",")) - set(TECHNIQUES))
+    if unknown:
+        known = ", ".join(TECHNIQUES)
+        raise typer.BadParameter(f"unknown {', '.join(unknown)}; known are {known}", param_hint="--technique")
+    return {"NTCP_TECHNIQUES": techniques}
+
+
+def _run_program(lab: Lab, stage: Stage, program: Sequence[str], settings: Mapping[str, str]) -> int:
+    start_echo(lab, stage, settings)
+    environment = stage.environment("a", **settings)
+    process = lab.host_a.popen(program, env=environment, stdin=None, start_new_session=False)
     return int(process.wait())
 
 

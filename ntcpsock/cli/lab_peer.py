@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 
 import trio
 
@@ -54,17 +55,17 @@ async def dial(name: str, port: int, tries: int) -> None:
             await node.resolve(name)
             if number:
                 await trio.sleep(PAUSE)
-            started = trio.current_time()
+            started, began = trio.current_time(), time.monotonic()
             try:
                 stream = await node.open_stream(name, port)
             except OSError as error:
-                _say(**{**error_event(error), "seconds": trio.current_time() - started})
+                _say(**{**error_event(error), "seconds": trio.current_time() - started, "began": began})
                 continue
             seconds = trio.current_time() - started
             async with stream:
                 round_trip = await _round_trip(stream)
             fields = connected_fields(seconds, stream.peer, stream.path, stream.report)
-            _say("connected", **fields, round_trip=round_trip)
+            _say("connected", **fields, round_trip=round_trip, began=began)
 
 
 async def _round_trip(stream: NTCPStream) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +32,14 @@ def timeline(report: Mapping[str, Any], *, title: str | None = None) -> Table:
         # A stage fails with the text of the whole error, which stands elsewhere already.
         _add_row(table, Text(str(stage["name"])), stage, outcome if len(outcome) < 40 else "failed", end)
     for attempt in report["attempts"]:
-        # Its error begins with technique and endpoint, as the label does.
-        outcome = str(attempt["outcome"]).removeprefix(f"{_place(attempt)}: ")
-        _add_row(table, _attempt_label(attempt), attempt, outcome, end)
+        _add_row(table, _attempt_label(attempt), attempt, short_outcome(attempt), end)
     return table
+
+
+def short_outcome(attempt: Mapping[str, Any]) -> str:
+    """How an attempt ended, without its technique and endpoint, which its label says, and without a number."""
+    outcome = str(attempt["outcome"]).removeprefix(f"{_place(attempt)}: ")
+    return re.sub(r"^\[Errno \d+\] ", "", outcome)
 
 
 @dataclass(frozen=True, slots=True)

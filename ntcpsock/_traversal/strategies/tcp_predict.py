@@ -23,6 +23,7 @@ from ntcpsock._traversal.prediction import (
     expected_hits,
     plan_spray,
     predict,
+    punching_port,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection, first_connection
 
@@ -46,7 +47,7 @@ async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used."""
     assert context.talk is not None, "a joint technique"
     async with hold_ports(context.servers) as held:
-        ours = predict(held.observations)
+        ours = predict(held.observations, held.spare)
         if ours is None:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port can be predicted")
         context.talk.say(_WORD, encode_prediction(ours))
@@ -74,8 +75,11 @@ async def attempt(context: AttemptContext) -> Connection:
 
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
-    """Local port and remote endpoint of each session; a known mapping belongs to the port that was observed."""
-    ports = [held.observations[-1].local_port] if ours.shape == "exact" else held.fresh(spray.local_ports)
+    """Local port and remote endpoint of each session; a known mapping belongs to one local port."""
+    if ours.shape in ("exact", "single"):
+        ports = [punching_port(held.observations, held.spare)]
+    else:
+        ports = held.fresh(spray.local_ports)
     return [(port, Endpoint(host, target)) for port in ports for target in spray.targets]
 
 
@@ -83,6 +87,8 @@ def describe(prediction: Prediction) -> str:
     """A prediction in words, for the report."""
     if prediction.shape == "exact":
         return f"port {prediction.low}"
+    if prediction.shape == "single":
+        return f"port {prediction.low}, for one destination"
     if prediction.shape == "sequential":
         return f"every {prediction.step:+d} from {prediction.low}"
     return f"anywhere from {prediction.low} to {prediction.high}"

@@ -10,6 +10,7 @@ It needs Linux, nftables and iproute2, and root, or a user namespace: `unshare -
 (or `reexec_in_user_namespace` in a program of your own).
 """
 
+from ntcpsock.testing.natlab.expectation import Way, expected_direct, gives_ports_sparingly
 from ntcpsock.testing.natlab.kinds import Answer, NatKind, Translation
 from ntcpsock.testing.natlab.lab import Lab, open_lab
 from ntcpsock.testing.natlab.link import Link
@@ -36,6 +37,7 @@ from ntcpsock.testing.natlab.router.behaviour import (
     UdpBehaviour,
 )
 from ntcpsock.testing.natlab.router.words import parse_behaviour
+from ntcpsock.testing.natlab.sighting import Sighting
 
 __all__ = [
     "Allocation",
@@ -56,10 +58,14 @@ __all__ = [
     "Router",
     "RunningCall",
     "SequenceCheck",
+    "Sighting",
     "StrayAnswer",
     "TcpBehaviour",
     "Translation",
     "UdpBehaviour",
+    "Way",
+    "expected_direct",
+    "gives_ports_sparingly",
     "lab_namespaces",
     "namespaces_available",
     "open_lab",

@@ -24,6 +24,7 @@ from ntcpsock.testing.natlab.namespace import (
 from ntcpsock.testing.natlab.place import Host, Place, Router
 from ntcpsock.testing.natlab.presets import parse_kind
 from ntcpsock.testing.natlab.router.behaviour import Behaviour, Outward
+from ntcpsock.testing.natlab.sighting import HostSightings, Sighting, from_wire
 from ntcpsock.testing.natlab.topology import (
     SECOND_A,
     SERVER_ADDRESSES,
@@ -59,6 +60,7 @@ class Wishes:
     ipv6: tuple[str, str] = ("none", "none")
     device: str = "auto"
     seed: int | None = None
+    record: bool = False
 
     @property
     def has_ipv6(self) -> bool:
@@ -73,6 +75,7 @@ class Lab:
         self._tag = new_tag()
         self._owner = os.getpid()
         self._wire: WireProcess | None = None
+        self._watched: list[HostSightings] = []
         self.delay = wishes.link_a.delay
         """One-way seconds of the link between router A and the public segment."""
         self.public = Place("public", self._tag + "public")
@@ -157,6 +160,7 @@ class Lab:
             [place.namespace for place in self.places],
             self._wishes.device,
             self._wishes.seed,
+            record=self._wishes.record,
         )
         ipv6 = self._wishes.has_ipv6
         for place in self.places:
@@ -176,6 +180,14 @@ class Lab:
             kind = uplink.router.kind
             if isinstance(kind, Behaviour) and kind.outward is Outward.PROXY:
                 self._start_proxy(uplink)
+        if self._wishes.record:
+            self._watched = [HostSightings(host) for host in (self.host_a, self.host_b)]
+
+    def sightings(self) -> list[Sighting]:
+        """Every packet at both hosts and on the links until now, the earliest first; the hosts' end with this.
+        Empty unless the lab was opened with `record`."""
+        at_hosts = [sighting for watched in self._watched for sighting in watched.stop()]
+        return sorted(at_hosts + from_wire(self._ask("sightings")), key=lambda sighting: sighting.time)
 
     def close(self) -> None:
         """End every process, stop the wire, remove the namespaces. Repeating it is harmless."""
@@ -301,6 +313,7 @@ def open_lab(
     ipv6: str | tuple[str, str] = "none",
     device: str = "auto",
     seed: int | None = None,
+    record: bool = False,
 ) -> Iterator[Lab]:
     """Build a lab, lend it, and remove it.
 
@@ -317,7 +330,8 @@ def open_lab(
     `second_a`: another router for host A, on another network: it is multi-homed then.
     `ipv6`: of both hosts, or (A, B): "none", "open", "firewall" (stateful, silent) or "reject" (stateful, answers).
     `device`: what the wire uses: "tun", "packet" (packet sockets on veth pairs), or "auto": TUN where it may be
-    opened. `seed`: makes what user-space routers and links do by chance the same again.
+    opened. `seed`: makes what user-space routers and links do by chance the same again. `record`: note every packet,
+    for `Lab.sightings`.
 
     Raises LabUnavailable where `namespaces_available` has a reason, and ValueError for what does not fit together.
     Whatever ends the owner (an exception, Ctrl-C, SIGTERM, SIGKILL), no process and no namespace of it stays.
@@ -341,6 +355,7 @@ def open_lab(
         ipv6=both6,
         device=device,
         seed=seed,
+        record=record,
     )
     reason = namespaces_available()
     if reason is not None:

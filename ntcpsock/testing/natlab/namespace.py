@@ -189,8 +189,8 @@ def _try_namespaces() -> str | None:
     try:
         for word in _TOOLS:
             tool(word)
-        add_namespace(name)
         try:
+            add_namespace(name)
             # Two kinds of device and conntrack may be missing from a kernel or forbidden in a container.
             configure(
                 name,

@@ -25,6 +25,7 @@ from ntcpsock.testing.natlab.device import Device, choose_kind, enter_new_namesp
 from ntcpsock.testing.natlab.link import Link, Queue
 from ntcpsock.testing.natlab.namespace import LabUnavailable, remove_namespaces
 from ntcpsock.testing.natlab.router.machine import Nat, Output
+from ntcpsock.testing.natlab.sighting import MOST_SIGHTINGS, SEEN_BYTES
 
 _READS_IN_A_ROW = 64
 _PR_SET_TIMERSLACK = 29
@@ -43,7 +44,9 @@ class Direction:
         self.carried_bytes = 0
         self.dropped_packets = 0
         self.worst_lateness = 0.0
-        self.entrance: Callable[[bytes, float], None] = self.queue.put
+        self.record: Callable[[str, bytes, float], None] | None = None
+        """Is told what has "entered" and "left" the link, where somebody wants to know."""
+        self.entrance: Callable[[bytes, float], None] = self.enter
         """What becomes of a packet that the source device gives."""
         self.exit: Callable[[bytes, float], None] = self.deliver
         """What becomes of a packet that has crossed the link."""
@@ -56,6 +59,12 @@ class Direction:
                 return
             self.entrance(packet, time.monotonic())
 
+    def enter(self, packet: bytes, now: float) -> None:
+        """A packet begins to cross the link."""
+        if self.record is not None:
+            self.record("entered", packet, now)
+        self.queue.put(packet, now)
+
     def write_due(self) -> None:
         """Give the target device what is due."""
         while (due := self.queue.due()) is not None:
@@ -64,6 +73,8 @@ class Direction:
                 return
             due, packet = self.queue.take()
             self.worst_lateness = max(self.worst_lateness, now - due)
+            if self.record is not None:
+                self.record("left", packet, now)
             self.exit(packet, now)
 
     def deliver(self, packet: bytes, now: float) -> None:
@@ -109,22 +120,45 @@ class NatStation:
             # Both ends of a link have the same hardware address, so a header is right in either direction.
             header = bytes(_VNET_HEADER) + packet[_VNET_HEADER:head] if output.fresh else packet[:head]
             if output.outward:
-                self._out.queue.put(header + output.data, now)
+                self._out.enter(header + output.data, now)
             else:
                 self._back.deliver(header + output.data, now)
+
+
+class Record:
+    """What crosses the links, from the first packet on; see `sighting`."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, str, str, bool, str]] = []
+
+    def listen(self, direction: Direction, router: str, *, outward: bool) -> None:
+        """Note what crosses in this direction."""
+        header = _VNET_HEADER + direction.source.link_header_size
+
+        def note(event: str, packet: bytes, now: float) -> None:
+            if len(self.rows) < MOST_SIGHTINGS and packet[header] >> 4 == 4:
+                seen = packet[header : header + SEEN_BYTES].hex()
+                self.rows.append((now, router, event, outward, seen))
+
+        direction.record = note
 
 
 class Wire:
     """All links of a lab."""
 
-    def __init__(self, directions: list[Direction], stations: dict[str, NatStation]) -> None:
+    def __init__(
+        self, directions: list[Direction], stations: dict[str, NatStation], record: Record | None = None
+    ) -> None:
         self.directions = directions
         self.stations = stations
+        self._record = record or Record()
 
     def answer(self, request: dict[str, Any]) -> Any:
         """What the lab's owner asks."""
         if request["ask"] == "counters":
             return [direction.counters() for direction in self.directions]
+        if request["ask"] == "sightings":
+            return self._record.rows
         nat = self.stations[request["router"]].nat
         if request["ask"] == "forget":
             nat.forget()
@@ -172,16 +206,20 @@ def open_wire(specification: dict[str, Any]) -> Wire:
     rng = random.Random(specification["seed"])
     directions: list[Direction] = []
     stations = {}
+    record = Record()
     for entry in specification["links"]:
         link: Link = entry["link"]
         one, other = open_link(kind, entry["ends"], whole_streams=not link.counts_packets)
         out, back = Direction(one, other, link, rng), Direction(other, one, link, rng)
         directions += [out, back]
+        if specification["record"]:
+            record.listen(out, entry["router"], outward=True)
+            record.listen(back, entry["router"], outward=False)
         if entry["nat"] is not None:
             behaviour, public, gateway, blackholes = entry["nat"]
             nat = Nat(behaviour, public, gateway, blackholes, seed=rng.randrange(1 << 32))
             stations[entry["router"]] = NatStation(nat, out, back)
-    return Wire(directions, stations)
+    return Wire(directions, stations, record)
 
 
 def be_punctual() -> None:

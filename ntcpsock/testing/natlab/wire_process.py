@@ -21,12 +21,19 @@ class WireProcess:
     """The running helper process (see `wire`). Questions may come from any thread."""
 
     def __init__(
-        self, links: Sequence[dict[str, Any]], namespaces: Sequence[str], device: str, seed: int | None
+        self,
+        links: Sequence[dict[str, Any]],
+        namespaces: Sequence[str],
+        device: str,
+        seed: int | None,
+        *,
+        record: bool = False,
     ) -> None:
         specification = {
             "owner": os.getpid(),
             "device": device,
             "seed": seed,
+            "record": record,
             "links": list(links),
             "namespaces": list(namespaces),
         }

@@ -1,0 +1,81 @@
+"""Why a dial found no path: the probable cause, and the one change that would help (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ntcpsock._report import Attempt, Report
+from ntcpsock._traversal.punch.message import Candidate, NATProfile
+
+_SIDES = (("local", "this side"), ("remote", "the other side"))
+
+_OPEN_ONE_SIDE = "Give either side a public address or a forwarded port."
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Two sentences."""
+
+    cause: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.cause} {self.advice}"
+
+
+def note_sides(
+    report: Report,
+    local: tuple[NATProfile, Sequence[Candidate]],
+    remote: tuple[NATProfile, Sequence[Candidate]],
+) -> None:
+    """Put into the report what each side knows of its NAT, and where it is seen."""
+    for (name, _), (profile, candidates) in zip(_SIDES, (local, remote), strict=True):
+        report.profiles[name] = {
+            **msgspec.structs.asdict(profile),
+            "own": [str(candidate.endpoint) for candidate in candidates if candidate.type == "host"],
+            "seen": [str(candidate.endpoint) for candidate in candidates if candidate.type != "host"],
+        }
+
+
+def explain(report: Report) -> Explanation:
+    """What a report says of a dial whose attempts have failed, or had no time to succeed."""
+    profiles = [report.profiles.get(name, {}) for name, _ in _SIDES]
+    for (_, words), profile in zip(_SIDES, profiles, strict=True):
+        if profile and not profile["seen"] and profile["translated"] is None:
+            return Explanation(
+                f"No STUN server answered {words} over TCP, so nobody knows where it can be reached.",
+                "Check that its network lets TCP to the STUN port out.",
+            )
+    changing = [
+        words
+        for (_, words), profile in zip(_SIDES, profiles, strict=True)
+        if profile.get("mapping", "unknown") not in ("unknown", "endpoint-independent")
+    ]
+    foreseen = _foreseen(report.attempts)
+    if len(changing) == 2:
+        return Explanation(
+            f"Both NATs give every connection another port (symmetric){foreseen}.", _OPEN_ONE_SIDE
+        )
+    if changing:
+        return Explanation(
+            f"The NAT of {changing[0]} gives every connection another port (symmetric){foreseen}.",
+            _OPEN_ONE_SIDE,
+        )
+    if any("refused" in entry.outcome.lower() for entry in report.attempts):
+        return Explanation(
+            "What came from outside was refused, whatever had gone out before.", _OPEN_ONE_SIDE
+        )
+    return Explanation("Neither NAT let a connection through.", _OPEN_ONE_SIDE)
+
+
+def _foreseen(attempts: Sequence[Attempt]) -> str:
+    """What prediction made of it, as the end of a sentence."""
+    predicting = [entry for entry in attempts if entry.technique == "tcp-predict"]
+    if not predicting:
+        return ""
+    if any("too many ports" in entry.outcome for entry in predicting):
+        return ", out of too many for any to be foreseen"
+    return ", and none of the foreseen ones was met"

@@ -1,0 +1,194 @@
+"""The heat maps of `ntcp lab matrix`: success, technique and time of every pair, in one picture (pure)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ntcpsock.cli.matrix import EXPECTED_MEDIAN, EXPECTED_P95, Matrix, PairResult
+from ntcpsock.cli.svg import Svg
+
+_CELL_WIDTH, _CELL_HEIGHT = 46, 26
+_LABELS = 190  # width of the row labels
+_MARGIN = 28
+_HEADING = 92  # title, explanation and legend of a panel
+_SLANT = 110  # height of the column labels
+
+_INK, _GREY, _PALE = "#1c2733", "#66717d", "#eef1f5"
+_RED = "#c62828"
+_TECHNIQUES = {
+    "public": "#2e7d4f",
+    "tcp-open": "#2f6db3",
+    "tcp-predict": "#8a4fb0",
+    "lan": "#7a8794",
+    "ipv6": "#00838f",
+    "port-mapped": "#b26a00",
+}
+_OTHER_TECHNIQUE = "#5d6b33"
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """title, note: what stands above; cell: fill, ink and word of a pair; legend: fills and words."""
+
+    title: str
+    note: str
+    cell: Callable[[PairResult], tuple[str, str, str]]
+    legend: tuple[tuple[str, str], ...]
+
+
+def heat_maps(matrix: Matrix) -> str:
+    """The picture as the text of an SVG file. Rows dial, columns listen."""
+    settings = matrix.settings
+    rtt = f"{4 * settings.delay_ms:g} ms"
+    techniques = sorted({pair.technique for pair in matrix.pairs.values() if pair.technique is not None})
+    panels = (
+        _Panel(
+            "Connected",
+            f"of {settings.tries} tries. A host behind the row's router dials one behind the column's.",
+            _success,
+            (("#2e9e5b", "all"), ("#e8b93a", "some"), (_PALE, "none: no direct path can be expected")),
+        ),
+        _Panel(
+            "Technique",
+            "that connected most of the tries.",
+            _technique,
+            tuple((_TECHNIQUES.get(name, _OTHER_TECHNIQUE), name) for name in techniques),
+        ),
+        _Panel(
+            "Time to connect",
+            f"authenticated and encrypted: median in path round trips of {rtt}.",
+            _time,
+            tuple((_heat(value), f"{value:g}") for value in (2.5, EXPECTED_MEDIAN, 4, EXPECTED_P95, 8, 16)),
+        ),
+    )
+    svg = Svg("ntcp lab matrix")
+    width = _MARGIN * 2 + _LABELS + len(matrix.kinds) * _CELL_WIDTH + _SLANT // 2
+    y = float(_MARGIN)
+    for panel in panels:
+        y = _draw(svg, matrix, panel, y)
+    return svg.render(width, y)
+
+
+def _draw(svg: Svg, matrix: Matrix, panel: _Panel, top: float) -> float:
+    """Paint one panel; where the next one begins."""
+    svg.text(_MARGIN, top + 18, panel.title, font_size=20, font_weight="bold", fill=_INK)
+    svg.text(_MARGIN, top + 40, panel.note, fill=_GREY)
+    _draw_legend(svg, panel, top + 54, bool(matrix.below_expectation))
+    left, first = _MARGIN + _LABELS, top + _HEADING + _SLANT
+    for number, kind in enumerate(matrix.kinds):
+        middle = left + (number + 0.5) * _CELL_WIDTH
+        svg.text(
+            middle,
+            first - 8,
+            kind,
+            fill=_INK,
+            font_size=12,
+            transform=f"rotate(-38 {middle:g} {first - 8:g})",
+        )
+        row = first + (number + 0.5) * _CELL_HEIGHT + 4
+        svg.text(left - 10, row, kind, fill=_INK, font_size=12, text_anchor="end")
+    for row_number, nat_a in enumerate(matrix.kinds):
+        for column, nat_b in enumerate(matrix.kinds):
+            pair = matrix.pairs.get((nat_a, nat_b))
+            x, y = left + column * _CELL_WIDTH, first + row_number * _CELL_HEIGHT
+            if pair is not None:
+                _draw_cell(svg, panel, pair, x, y)
+    return first + len(matrix.kinds) * _CELL_HEIGHT + _MARGIN
+
+
+def _draw_cell(svg: Svg, panel: _Panel, pair: PairResult, x: float, y: float) -> None:
+    fill, ink, word = panel.cell(pair)
+    missed = pair.below_expectation
+    svg.rect(
+        x + 1,
+        y + 1,
+        _CELL_WIDTH - 2,
+        _CELL_HEIGHT - 2,
+        title=describe(pair),
+        rx=3,
+        fill=fill,
+        stroke=_RED if missed else None,
+        stroke_width=2.5 if missed else None,
+    )
+    if word:
+        # The cell under it has the words for a pointer.
+        svg.text(
+            x + _CELL_WIDTH / 2,
+            y + _CELL_HEIGHT / 2 + 4,
+            word,
+            fill=ink,
+            font_size=11.5,
+            text_anchor="middle",
+            pointer_events="none",
+        )
+
+
+def _draw_legend(svg: Svg, panel: _Panel, y: float, any_missed: bool) -> None:
+    entries: list[tuple[str, str, str | None]] = [(fill, word, None) for fill, word in panel.legend]
+    if any_missed:
+        entries.append(("#ffffff", "less than can be expected", _RED))
+    x = float(_MARGIN)
+    for fill, word, stroke in entries:
+        svg.rect(x, y, 18, 14, rx=3, fill=fill, stroke=stroke, stroke_width=2 if stroke else None)
+        svg.text(x + 24, y + 12, word, fill=_GREY, font_size=12)
+        x += 44 + 6.6 * len(word)
+
+
+def describe(pair: PairResult) -> str:
+    """One pair in a sentence."""
+    text = f"{pair.nat_a} → {pair.nat_b}: {len(pair.connected)} of {len(pair.tries)}"
+    if pair.technique is not None:
+        text += f" by {pair.technique}"
+    if pair.median_rtts is not None:
+        text += f", median {pair.median_rtts:.2f} path RTT"
+    if pair.expected is not None:
+        return f"{text}. To be expected: {pair.expected.value}."
+    return f"{text}. No direct path can be expected."
+
+
+def _success(pair: PairResult) -> tuple[str, str, str]:
+    word = f"{len(pair.connected)}/{len(pair.tries)}"
+    if pair.share == 1:
+        return "#2e9e5b", "#ffffff", word
+    if pair.connected:
+        return "#e8b93a", _INK, word
+    return (_PALE, _GREY, word) if pair.expected is None else ("#f6d5d5", _RED, word)
+
+
+def _technique(pair: PairResult) -> tuple[str, str, str]:
+    if pair.technique is None:
+        return _PALE, _GREY, ""
+    word = pair.technique.removeprefix("tcp-")
+    return _TECHNIQUES.get(pair.technique, _OTHER_TECHNIQUE), "#ffffff", word
+
+
+def _time(pair: PairResult) -> tuple[str, str, str]:
+    if (rtts := pair.median_rtts) is None:
+        return _PALE, _GREY, ""
+    return _heat(rtts), _INK if rtts < _DARK_FROM else "#ffffff", f"{rtts:.1f}"
+
+
+# Path round trips and the colours of them; between two, a mixture.
+_SCALE = (
+    (2.5, (0xD5, 0xEF, 0xDC)),
+    (EXPECTED_MEDIAN, (0x9F, 0xD9, 0xB0)),
+    (EXPECTED_P95, (0xF5, 0xD8, 0x7E)),
+    (8.0, (0xE6, 0x8A, 0x4A)),
+    (16.0, (0xA8, 0x32, 0x32)),
+)
+_DARK_FROM = 9.0
+
+
+def _heat(rtts: float) -> str:
+    low, high = _SCALE[0], _SCALE[-1]
+    for below, above in itertools.pairwise(_SCALE):
+        if below[0] <= rtts <= above[0]:
+            low, high = below, above
+            break
+    else:
+        low = high = _SCALE[0] if rtts < _SCALE[0][0] else _SCALE[-1]
+    share = 0.0 if high[0] == low[0] else (rtts - low[0]) / (high[0] - low[0])
+    mixed = (round(a + (b - a) * share) for a, b in zip(low[1], high[1], strict=True))
+    return "#" + "".join(f"{value:02x}" for value in mixed)

@@ -1,0 +1,83 @@
+"""Many sessions at once, of which the first that is authenticated wins."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._report import Attempt
+from ntcpsock._traversal.plan import PlannedAttempt
+from ntcpsock._traversal.punch.driver import choose_port
+from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, first_connection
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(socket, "SO_REUSEPORT"), reason="ports are shared by SO_REUSEPORT"
+)
+
+PATIENCE = 0.2
+
+
+@dataclass
+class FakeCarrier:
+    """Stands for an authenticated connection."""
+
+    sock: Any
+    closed: bool = False
+
+    def close(self, *, abort: bool = False) -> None:
+        self.closed = abort
+        self.sock.close()
+
+
+@pytest.fixture
+def answering() -> Iterator[Endpoint]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Endpoint(*server.getsockname()[:2])
+
+
+@pytest.fixture
+def silent() -> Iterator[Endpoint]:
+    """A listener whose queue is full: the kernel drops further SYNs."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        yield Endpoint(*server.getsockname()[:2])
+
+
+def context(authenticate: Any) -> AttemptContext:
+    planned = PlannedAttempt("tcp-predict", Endpoint("127.0.0.1", 0), 0.0, 60.0)
+    entry = Attempt("tcp-predict", None, None, 0.0)
+    return AttemptContext(planned, 0, 0.01, cast(Authenticate, authenticate), entry)
+
+
+async def test_what_has_met_in_time_is_authenticated_however_long_that_takes(
+    answering: Endpoint, silent: Endpoint
+) -> None:
+    async def authenticate(sock: Any) -> Any:
+        await trio.sleep(3 * PATIENCE)  # the other side is slow, and may have chosen this one already
+        return FakeCarrier(sock)
+
+    made = context(authenticate)
+    sessions = [(choose_port(), silent), (choose_port(), answering)]
+    with trio.fail_after(60):
+        found = await first_connection(made, sessions, tries=1, pace=0.0, hold=PATIENCE)
+    assert made.entry.tries == 2
+    found.carrier.close(abort=True)
+
+
+async def test_what_does_not_meet_is_given_up(silent: Endpoint) -> None:
+    async def authenticate(sock: Any) -> Any:
+        raise AssertionError("connected")
+
+    sessions = [(choose_port(), silent) for _ in range(3)]
+    with trio.fail_after(60), pytest.raises(TimeoutError, match="met none") as caught:
+        await first_connection(context(authenticate), sessions, tries=1, pace=0.0, hold=PATIENCE)
+    assert caught.value.errno == errno.ETIMEDOUT

@@ -1,0 +1,243 @@
+"""The data and the picture of `ntcp lab matrix`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ntcpsock.cli.matrix import (
+    Matrix,
+    MatrixFileError,
+    PairResult,
+    Settings,
+    Try,
+    from_json,
+    percentile,
+    resume,
+    save,
+    to_json,
+    try_from_event,
+)
+from ntcpsock.cli.matrix_run import PairBroken, PairRunner
+from ntcpsock.cli.matrix_svg import heat_maps
+
+SVG = "{http://www.w3.org/2000/svg}"
+OPEN = Try(True, 0.26, 2.6, "tcp-open", True)
+FOUND = Try(True, 0.7, 7.0, "tcp-predict", True)
+FAILED = Try(False, 8.1, 81.0, message="no direct path to b.ntcp")
+
+
+def matrix() -> Matrix:
+    """Pairs of all sorts; one is below expectation, one is not done yet."""
+    made = Matrix(Settings(tries=2), ("default", "symmetric", "mobile"))
+    made.add(PairResult("default", "default", (OPEN, OPEN)))
+    made.add(PairResult("default", "symmetric", (FOUND, FAILED)))
+    made.add(PairResult("default", "mobile", (FOUND, FAILED)))
+    made.add(PairResult("symmetric", "symmetric", (FOUND, FOUND)))
+    made.add(PairResult("mobile", "mobile", (FAILED, FAILED)))
+    return made
+
+
+def test_a_pair_that_misses_is_found() -> None:
+    made = matrix()
+    assert [(pair.nat_a, pair.nat_b) for pair in made.below_expectation] == [("default", "symmetric")]
+
+
+def test_figures() -> None:
+    assert matrix().summary() == {
+        "pairs": 5,
+        "pairs_connected": 4,
+        "pairs_expected": 3,
+        "pairs_below_expectation": 1,
+        "tries_expected": 6,
+        "share_expected": 0.8333,
+        "share_unpredicted": 1.0,
+        "first_attempt": 1.0,
+        "median_rtts": 2.6,
+        "p95_rtts": 2.6,
+    }
+
+
+def test_figures_of_nothing() -> None:
+    figures = Matrix(Settings(), ("default",)).summary()
+    assert figures["share_expected"] is None
+    assert figures["median_rtts"] is None
+
+
+@given(st.lists(st.floats(0, 1000), min_size=1, max_size=300))
+def test_percentile(values: list[float]) -> None:
+    ordered = sorted(values)
+    found = percentile(ordered, 0.95)
+    assert sum(1 for value in ordered if value <= found) >= 0.95 * len(ordered)
+    assert sum(1 for value in ordered if value < found) < 0.95 * len(ordered)
+
+
+def test_json_keeps_everything() -> None:
+    text = to_json(matrix())
+    assert from_json(text).pairs == matrix().pairs
+    assert to_json(from_json(text)) == text
+    data = json.loads(text)
+    assert set(data) == {"format", "settings", "kinds", "summary", "pairs"}
+    pair = next(pair for pair in data["pairs"] if (pair["nat_a"], pair["nat_b"]) == ("default", "symmetric"))
+    assert pair["connected"] == 1
+    assert pair["expected"] == "each side that changes its ports does so foreseeably"
+    assert pair["tries"][1] == {
+        "connected": False,
+        "seconds": 8.1,
+        "rtts": 81.0,
+        "technique": None,
+        "first_attempt": False,
+        "message": "no direct path to b.ntcp",
+    }
+    # A line for each pair: two runs can be compared.
+    assert sum(line.startswith('{"nat_a"') for line in text.splitlines()) == 5
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "settings": {"speed": 1}}'])
+def test_what_is_no_matrix(text: str) -> None:
+    with pytest.raises(MatrixFileError):
+        from_json(text)
+
+
+def test_resume(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    fresh = resume(file, Settings(), ("default",))
+    assert (fresh.pairs, fresh.kinds) == ({}, ("default",))
+    save(matrix(), file)
+    assert list(tmp_path.iterdir()) == [file]
+    found = resume(file, Settings(tries=2), ("cgn", "default"))
+    assert found.pairs == matrix().pairs
+    assert found.kinds == ("default", "symmetric", "mobile", "cgn")
+    with pytest.raises(MatrixFileError, match="tries=2"):
+        resume(file, Settings(tries=5), ("default",))
+
+
+def event(**attempts: Any) -> dict[str, Any]:
+    entry = {"technique": "tcp-open", "started": 0.05, "ended": 0.26, "outcome": "ok", "tries": 1}
+    return {
+        "event": "connected",
+        "seconds": 0.26,
+        "technique": "tcp-open",
+        "report": {"attempts": [{**entry, **attempts}]},
+    }
+
+
+def test_tries_of_events() -> None:
+    assert try_from_event(event(), 0.1) == Try(True, 0.26, 2.6, "tcp-open", True)
+    assert try_from_event(event(), 0.0).rtts is None
+    assert not try_from_event(event(tries=3), 0.1).first_attempt
+    late = event()
+    failed = {"technique": "tcp-open", "started": 0.0, "ended": 0.04, "outcome": "no answer", "tries": 1}
+    late["report"]["attempts"].insert(0, failed)
+    assert not try_from_event(late, 0.1).first_attempt
+    error = {"event": "error", "seconds": 8.0, "message": "no direct path", "report": None}
+    assert try_from_event(error, 0.1) == Try(False, 8.0, 80.0, message="no direct path")
+
+
+def test_heat_maps_have_every_pair_and_label() -> None:
+    root = ElementTree.fromstring(heat_maps(matrix()))
+    cells = [rect for rect in root.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
+    titles = [rect.findtext(f"{SVG}title") for rect in cells]
+    assert len(titles) == 3 * 5  # three maps
+    assert titles.count("default → default: 2 of 2 by tcp-open, median 2.60 path RTT. To be expected: "
+                        "both mappings are endpoint-independent.") == 3  # fmt: skip
+    assert titles.count("mobile → mobile: 0 of 2. No direct path can be expected.") == 3
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    for kind in matrix().kinds:
+        assert texts.count(kind) == 3 * 2  # a row and a column in each
+    assert {"2/2", "1/2", "0/2", "2.6", "7.0", "open", "predict"} <= set(texts)
+    assert texts.count("less than can be expected") == 3
+    outlined = [rect for rect in cells if rect.get("stroke") is not None]
+    assert {rect.findtext(f"{SVG}title", "").partition(":")[0] for rect in outlined} == {
+        "default → symmetric"
+    }
+
+
+def test_heat_maps_without_a_missed_pair() -> None:
+    made = Matrix(Settings(), ("<&>",))
+    assert "less than" not in heat_maps(made)
+    assert "&lt;&amp;&gt;" in heat_maps(made)
+
+
+class TestRunner:
+    """The pairs' processes are stood in for; tests/test_cli_matrix.py has real ones."""
+
+    def made(
+        self, monkeypatch: pytest.MonkeyPatch, outcome: Any, tries: int = 2, jobs: int = 2
+    ) -> PairRunner:
+        self.asked: list[tuple[str, str, int]] = []
+        lock = threading.Lock()
+
+        def events(_: PairRunner, nat_a: str, nat_b: str, count: int) -> tuple[list[dict[str, Any]], str]:
+            with lock:
+                self.asked.append((nat_a, nat_b, count))
+                return outcome(len(self.asked), count), "it broke"
+
+        monkeypatch.setattr(PairRunner, "_pair_events", events)
+        return PairRunner(Settings(tries=tries), jobs)
+
+    def run(self, runner: PairRunner, pairs: Iterable[tuple[str, str]]) -> list[PairResult]:
+        found: list[PairResult] = []
+        runner.run(pairs, found.append)
+        return found
+
+    def test_every_pair_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda _, count: [event()] * count)
+        pairs = [("default", "default"), ("default", "mobile"), ("mobile", "default")]
+        found = self.run(runner, pairs)
+        assert sorted((pair.nat_a, pair.nat_b) for pair in found) == sorted(pairs)
+        assert all(len(pair.connected) == 2 for pair in found)
+
+    def test_small_blocks_get_a_lab_for_each_try(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda _, count: [event()] * count, tries=3)
+        (pair,) = self.run(runner, [("cgn-session", "default")])
+        assert self.asked == [("cgn-session", "default", 1)] * 3
+        assert len(pair.tries) == 3
+
+    def test_a_broken_lab_gets_another_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda number, count: [] if number == 1 else [event()] * count)
+        (pair,) = self.run(runner, [("default", "default")])
+        assert len(pair.connected) == 2
+
+    def test_a_pair_that_breaks_half_way_has_failed_the_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda *_: [event()])
+        (pair,) = self.run(runner, [("default", "default")])
+        assert [entry.connected for entry in pair.tries] == [True, False]
+        assert pair.tries[1].message == "the pair broke: it broke"
+
+    def test_a_pair_that_never_works_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda *_: [])
+        with pytest.raises(PairBroken, match="default to mobile: it broke"):
+            self.run(runner, [("default", "mobile")])
+
+    def test_what_ends_the_run_ends_its_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[subprocess.Popen[str]] = []
+        both = threading.Event()
+        lock = threading.Lock()
+        real = subprocess.Popen
+
+        def popen(argv: list[str], **more: Any) -> subprocess.Popen[str]:
+            with lock:
+                process = real(["sleep", "600"] if started else ["echo", json.dumps(event())], **more)
+                started.append(process)
+                if len(started) == 2:
+                    both.set()
+            return process
+
+        def done(_: PairResult) -> None:
+            assert both.wait(60)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ntcpsock.cli.matrix_run.subprocess.Popen", popen)
+        with pytest.raises(KeyboardInterrupt):
+            PairRunner(Settings(tries=1), 2).run([("default", "default"), ("default", "mobile")], done)
+        assert all(process.poll() is not None for process in started)
