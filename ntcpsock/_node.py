@@ -78,7 +78,8 @@ class Node:
         self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
+        first = min(servers, key=lambda server: server.is_ipv6, default=None)
+        self._datagram_port = None if first is None else DatagramPort(first, self._card_changed)
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False

@@ -24,8 +24,9 @@ from ntcpsock._errors import (
     PeerOffline,
 )
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker import BrokerServer, _endpoint, _socket_address, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
 from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.datagrams import endpoint_of, socket_address
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import (
     MAX_DELIVERIES,
@@ -51,7 +52,7 @@ async def running_broker(
         listen,
         port,
         state_dir=state_dir,
-        stun=[Endpoint("0.0.0.0", 3478), Endpoint("192.0.2.9", 3479)],
+        stun=[Endpoint("0.0.0.0", 3478), Endpoint("::", 3478), Endpoint("192.0.2.9", 3479)],
         limits=limits,
     )
     async with trio.open_nursery() as nursery:
@@ -396,8 +397,8 @@ def test_sources_as_nodes_see_them(
     endpoint: Endpoint,
     back: tuple[str, int] | tuple[str, int, int, int],
 ) -> None:
-    assert _endpoint(address) == endpoint
-    assert _socket_address(endpoint, ipv6=len(back) == 4) == back
+    assert endpoint_of(address) == endpoint
+    assert socket_address(endpoint, ipv6=len(back) == 4) == back
 
 
 async def test_a_closed_session_says_so() -> None:

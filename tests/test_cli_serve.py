@@ -13,8 +13,8 @@ import pytest
 
 from ntcpsock._address import parse_broker
 from ntcpsock._config import Config
+from ntcpsock._servers.places import reachable_address
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
-from ntcpsock.cli.serve import reachable_address
 from ntcpsock.cli.stage import open_loopback_stage
 from ntcpsock.trio import open_node
 

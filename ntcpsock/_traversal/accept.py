@@ -24,12 +24,12 @@ from ntcpsock._session.stream import NTCPStream, receive_bind
 from ntcpsock._session.tls import Carrier, Certificate, server_handshake
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
+from ntcpsock._traversal.candidate import ipv4_host, name_of_connection, usable_candidates
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
-from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
+from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, wildcard
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import Mailbox, Talk
@@ -206,14 +206,15 @@ class Acceptor:
         assert pending.nursery is not None
         pending.rounds.add(offer.round)
         usable = usable_candidates(offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed)
-        proven_host = pending.delivery.observed_host
+        delivery = pending.delivery
         plan = make_plan(
             warm.candidates,
             usable,
             techniques=self._node.techniques,
             rtt=self._path_rtt(offer),
             budget=DIAL_BUDGET,
-            proven_host=proven_host,
+            proven_host=delivery.observed_host,
+            also_proven=delivery.also_observed,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
@@ -225,6 +226,7 @@ class Acceptor:
                 pending.nursery.start_soon(
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
+        proven_host = ipv4_host(delivery.observed_host, *delivery.also_observed)
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
             joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
@@ -241,7 +243,7 @@ class Acceptor:
         if warm is None:
             return
         entry = pending.report.attempt(
-            planned.technique, ("0.0.0.0", warm.port), planned.remote, trio.current_time()
+            planned.technique, wildcard(planned.remote, warm.port), planned.remote, trio.current_time()
         )
 
         async def authenticate(sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
@@ -410,4 +412,7 @@ def make_stream(
 
 
 def kind_of(technique: str) -> PathKind:
-    return "lan" if technique == "lan" else "tcp"
+    return _KINDS.get(technique, "tcp")
+
+
+_KINDS: dict[str, PathKind] = {"lan": "lan", "ipv6": "ipv6"}

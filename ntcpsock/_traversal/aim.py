@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ntcpsock._address import is_private_address
+from ntcpsock._address import is_private_address, site_of
 from ntcpsock._traversal.plan import UNPROVEN_TRIES, PlannedAttempt
 
-# Checks to one unproven host in one dial. A private address is a neighbour of ours or nobody; each round has a
-# new port of the peer's, so that one lost SYN does not cost the direct way.
+# Checks to one unproven host, or IPv6 /64, in one dial. A private address is a neighbour of ours or nobody; each
+# round has a new port of the peer's, so that one lost SYN does not cost the direct way.
 CHECKS_OF_PUBLIC_HOST = 1
 CHECKS_OF_PRIVATE_HOST = 3
 
@@ -31,10 +31,11 @@ class Aim:
         if planned.max_tries > UNPROVEN_TRIES:
             return True
         host = planned.remote.host
-        if host not in self._checks and len(self._checks) >= MAX_UNPROVEN_HOSTS:
+        site = site_of(host)
+        if site not in self._checks and len(self._checks) >= MAX_UNPROVEN_HOSTS:
             return False
         limit = CHECKS_OF_PRIVATE_HOST if is_private_address(host) else CHECKS_OF_PUBLIC_HOST
-        if self._checks[host] >= limit:
+        if self._checks[site] >= limit:
             return False
-        self._checks[host] += 1
+        self._checks[site] += 1
         return True

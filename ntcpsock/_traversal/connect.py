@@ -78,6 +78,7 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
             f"whose key is {encode_node_id(dial.key)}"
         )
     dial.observed_host = introduction.observed_host
+    dial.also_observed = introduction.also_observed
     if introduction.card is None:
         return None
     try:

@@ -14,7 +14,7 @@ from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
-from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
+from ntcpsock._traversal.candidate import ipv4_host, name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
@@ -127,8 +127,9 @@ class DirectRace:
             rtt=self._rtt,
             budget=self._remaining(),
             proven_host=self._dial.observed_host,
+            also_proven=self._dial.also_observed,
         )
-        race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+        race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
 
     def _remaining(self) -> float:
@@ -181,7 +182,7 @@ class DirectRace:
                 self._card.profile,
                 techniques=self._node.techniques,
                 budget=self._remaining(),
-                proven_host=self._dial.observed_host,
+                proven_host=ipv4_host(self._dial.observed_host, *self._dial.also_observed),
             )
             begin = trio.current_time()
             for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):

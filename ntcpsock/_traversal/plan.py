@@ -60,22 +60,24 @@ def make_plan(
     rtt: float,
     budget: float,
     proven_host: str,
+    also_proven: Collection[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
     """The direct attempts of one side, earliest first.
 
     local, remote: the TCP candidates of both sides, already freed of what may not be dialled;
     techniques: the names that are allowed; rtt: estimated path round-trip time in seconds;
-    proven_host: where the broker sees the peer. Other addresses are only the peer's word.
+    proven_host: where the broker sees the peer; also_proven: further addresses that the peer has proved to it.
+    Others are only the peer's word.
     """
     planned = []
     for candidate in remote:
         technique = name_of_pair(local, candidate)
-        if technique not in techniques:
+        if technique not in techniques or not _has_family_of(candidate, local):
             continue
         delay = 0.0
         if technique == "lan" and not _may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
-        if candidate.host == proven_host:
+        if candidate.host == proven_host or candidate.host in also_proven:
             planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
         else:
             until = min(budget, delay + UNPROVEN_BUDGET)
@@ -88,7 +90,7 @@ def make_joint_plan(
 ) -> tuple[PlannedAttempt, ...]:
     """The leader's joint attempts, earliest first: one round each.
 
-    They aim at many ports of one address, so that address must be proven: without it there are none.
+    They aim at many ports of one address, an IPv4 one, which must be proven: without it there are none.
     """
     if not proven_host:
         return ()
@@ -111,6 +113,12 @@ def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:
     return None if None in (local.changes, remote.changes) else False
 
 
+def _has_family_of(remote: Candidate, local: Sequence[Candidate]) -> bool:
+    """Whether we have an address of the candidate's family; with none at all we do not know."""
+    families = {candidate.endpoint.is_ipv6 for candidate in local}
+    return not families or remote.endpoint.is_ipv6 in families
+
+
 def _may_share_network(local: Sequence[Candidate], remote: Sequence[Candidate]) -> bool:
     """Unless each side has a public face of its own, and they differ, both may be in one network."""
     ours, theirs = _public_faces(local), _public_faces(remote)
@@ -122,5 +130,6 @@ def _public_faces(candidates: Sequence[Candidate]) -> set[str]:
         candidate.host
         for candidate in candidates
         if (candidate.type == "srflx" or has_public_host([candidate]))
+        and not candidate.endpoint.is_ipv6
         and not is_private_address(candidate.host)
     }

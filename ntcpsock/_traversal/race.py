@@ -17,7 +17,7 @@ from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import accept_connections
+from ntcpsock._traversal.punch.driver import accept_connections, wildcard
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
@@ -86,9 +86,10 @@ class Race:
         self._running += 1
         self._nursery.start_soon(self._attempt, replace(planned, delay=0.0), port, talk, None)
 
-    def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
-        """Let connections that come in on `listener` take part. The caller closes the listener."""
-        self._nursery.start_soon(self._accept, listener, name_incoming)
+    def listen(self, listeners: Iterable[trio.socket.SocketType], name_incoming: NameIncoming) -> None:
+        """Let connections that come in on `listeners` take part. The caller closes them."""
+        for listener in listeners:
+            self._nursery.start_soon(self._accept, listener, name_incoming)
 
     @contextmanager
     def more_may_come(self) -> Iterator[None]:
@@ -122,7 +123,7 @@ class Race:
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
-        entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
+        entry = self._report.attempt(planned.technique, wildcard(planned.remote, port), planned.remote, now)
         context = AttemptContext(
             planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -15,6 +15,8 @@ from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM, Welcome
+from ntcpsock._traversal.broker.side import SidePath
+from ntcpsock._traversal.interfaces import prefer_lasting_source
 
 #: Address family and socket address, as `getaddrinfo` gives them.
 Destination = tuple[int, tuple[Any, ...]]
@@ -24,12 +26,23 @@ _GRACE = 0.75
 
 
 class Link:
-    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task."""
+    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task.
 
-    def __init__(self, machine: ClientMachine, address: BrokerAddress, destination: Destination) -> None:
+    others: further destinations of the same broker.
+    """
+
+    def __init__(
+        self,
+        machine: ClientMachine,
+        address: BrokerAddress,
+        destination: Destination,
+        others: Sequence[Destination] = (),
+    ) -> None:
         self.machine = machine
         self.address = address
         self._family, self._destination = destination
+        self._others = others
+        self._sides: list[SidePath] = []
         self._socket: trio.socket.SocketType | None = None
         self._raw: socket.socket | None = None
         self._opened = trio.Event()
@@ -48,16 +61,36 @@ class Link:
 
     @property
     def welcome(self) -> Welcome:
-        """The latest Welcome; STUN servers that share the broker's host have its address filled in."""
+        """The latest Welcome; STUN servers that share the broker's host have its address filled in, and are left out
+        where it has none in their family."""
         welcome = self.machine.welcome
         assert welcome is not None
-        stun = tuple(
-            Endpoint(str(self._destination[0]), server.port)
-            if ipaddress.ip_address(server.host).is_unspecified
-            else server
-            for server in welcome.stun
-        )
-        return Welcome(welcome.session, welcome.observed, stun)
+        stun = []
+        for server in welcome.stun:
+            host: str | None = server.host
+            if ipaddress.ip_address(server.host).is_unspecified:
+                family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
+                host = next((str(address[0]) for known, address in self._places() if known == family), None)
+            if host is not None:
+                stun.append(Endpoint(host, server.port))
+        return Welcome(welcome.session, welcome.observed, tuple(stun), welcome.elsewhere)
+
+    def _places(self) -> list[Destination]:
+        """Where the broker is, the place in use first."""
+        welcome = self.machine.welcome
+        told = () if welcome is None else welcome.elsewhere
+        return [
+            (self._family, self._destination),
+            *self._others,
+            *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
+        ]
+
+    def prove_other_family(self) -> None:
+        """Once greeted: have the broker see us in the other family too, where it and we have that."""
+        side = next((SidePath(*place) for place in self._places() if place[0] != self._family), None)
+        if side is not None:
+            self._sides.append(side)
+            self.machine.prove(len(self._sides), trio.current_time())
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
@@ -76,6 +109,8 @@ class Link:
         raw = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             raw.setblocking(False)
+            if self._family == socket.AF_INET6:
+                prefer_lasting_source(raw)
             # Connected: the kernel drops what others send, and tells us of ICMP errors.
             raw.connect(self._destination)
         except OSError as error:
@@ -87,7 +122,9 @@ class Link:
         self._opened.set()
 
     def close(self) -> None:
-        """Close the socket; `flush` would open another one."""
+        """Close the sockets; `flush` would open others."""
+        for side in self._sides:
+            side.close()
         if self._socket is not None:
             self._socket.close()
         self._socket = self._raw = None
@@ -106,6 +143,8 @@ class Link:
                 self._raw.send(datagram)
             except OSError as error:
                 self._suspect(error)
+        for index, datagram in self.machine.proofs_to_send():
+            self._sides[index].send(datagram, trio.current_time())
         self._wake.set()
 
     # The tasks.
@@ -130,6 +169,8 @@ class Link:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
+            for side in self._sides:
+                nursery.start_soon(side.run, self._take)
 
     async def _receive(self) -> None:
         while True:
@@ -144,8 +185,11 @@ class Link:
             except OSError as error:
                 self._suspect(error)
                 continue
-            self.machine.receive_datagram(datagram, trio.current_time())
-            self._turn()
+            self._take(datagram)
+
+    def _take(self, datagram: bytes) -> None:
+        self.machine.receive_datagram(datagram, trio.current_time())
+        self._turn()
 
     async def _keep_time(self) -> None:
         while True:
