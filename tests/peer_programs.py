@@ -35,18 +35,24 @@ class Dialled:
     technique: str
     tries: int
     stages: tuple[str, ...]
+    #: What the listener's side calls the way.
+    technique_there: str = ""
+    #: The technique of each attempt, and when it started, in seconds after the connect's start.
+    attempts: tuple[tuple[str, float], ...] = ()
 
 
-def run_servers(addresses: tuple[str, str], state: Path) -> None:
-    """A broker, and then STUN on two addresses. Until killed."""
+def run_servers(addresses: tuple[str, str], state: Path, addresses6: tuple[str, ...] = ()) -> None:
+    """A broker, and then STUN on two addresses, of IPv6 too where they are given. Until killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            stun = [Endpoint(address, STUN_PORT) for address in addresses]
+            stun = [Endpoint(address, STUN_PORT) for address in addresses + addresses6]
+            listen = (addresses[0], *addresses6[:1])
             await nursery.start(
-                partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
+                partial(serve_udp_broker, listen, BROKER_PORT, state_dir=state, stun=stun, elsewhere=listen)
             )
-            await nursery.start(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
+            for both in filter(None, (addresses6, addresses)):
+                await nursery.start(partial(serve_stun, both[0], STUN_PORT, other_address=both[1]))
 
     trio.run(main)
 
@@ -84,7 +90,7 @@ async def _answer(stream: NTCPStream) -> None:
         if command == b"e":  # echo until the other side half-closes, then a last word
             async for data in stream:
                 await stream.send_all(data)
-            await stream.send_all(b"last word")
+            await stream.send_all(b"last word by " + stream.path.technique.encode())
         elif command == b"d":  # a download: its number of blocks follows, until the half-close
             number = b""
             async for data in stream:
@@ -116,11 +122,14 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         seconds = trio.current_time() - started
         await stream.send_all(b"ehello")
         await stream.send_eof()
-        assert await _read_all(stream) == b"hellolast word"
+        answer, _, technique_there = (await _read_all(stream)).partition(b" by ")
+        assert answer == b"hellolast word"
         report = stream.report
         tries = max(entry.tries for entry in report.attempts if entry.outcome == "ok")
         stages = tuple(stage.name for stage in report.stages)
-        return Dialled(seconds, stream.path.kind, stream.path.technique, tries, stages)
+        attempts = tuple((entry.technique, entry.started) for entry in report.attempts)
+        path = stream.path
+        return Dialled(seconds, path.kind, path.technique, tries, stages, technique_there.decode(), attempts)
 
 
 def dial_and_fail(config: Config, name: str) -> OSError:

@@ -222,7 +222,7 @@ class Acceptor:
         for planned in plan:
             if planned.remote not in pending.dialled and pending.aim.allows(planned):
                 pending.dialled.add(planned.remote)
-                late = 0.0 if planned.technique == "tcp-open" else courtesy
+                late = courtesy if planned.technique in ("public", "lan") else 0.0
                 pending.nursery.start_soon(
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )

@@ -18,7 +18,7 @@ from ntcpsock._traversal.candidate import ipv4_host, name_of_connection, usable_
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
-from ntcpsock._traversal.plan import make_joint_plan, make_plan
+from ntcpsock._traversal.plan import PlannedAttempt, ipv6_head_start, make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
@@ -95,10 +95,11 @@ class DirectRace:
                 if self._given is not None:
                     race.prefer(self._given)
                 with race.more_may_come():
-                    self._enter(race, self._ports[0], self._card.candidates)
+                    plan = self._enter(race, self._ports[0], self._card.candidates)
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
-                    await nursery.start(self._joint_rounds, race, nursery)
+                    earliest = ipv6_head_start(plan, self._rtt)
+                    await nursery.start(self._joint_rounds, race, nursery, earliest)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -117,8 +118,8 @@ class DirectRace:
                 port.close()
         return connection
 
-    def _enter(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> None:
-        """Punch from `port`, and let in what reaches it."""
+    def _enter(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> tuple[PlannedAttempt, ...]:
+        """Punch from `port`, and let in what reaches it. The plan that is followed."""
         targets = usable_candidates(remote, "tcp", loopback_allowed=self._node.loopback_allowed)
         plan = make_plan(
             port.candidates,
@@ -131,6 +132,7 @@ class DirectRace:
         )
         race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
+        return plan
 
     def _remaining(self) -> float:
         return max(0.0, self._deadline - trio.current_time())
@@ -171,7 +173,7 @@ class DirectRace:
                 self._enter(race, port, answer.candidates if answer else self._card.candidates)
 
     async def _joint_rounds(
-        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+        self, race: Race, nursery: trio.Nursery, earliest: float, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """Announce each joint attempt in an offer of its own, and run it."""
         with race.more_may_come():
@@ -183,6 +185,7 @@ class DirectRace:
                 techniques=self._node.techniques,
                 budget=self._remaining(),
                 proven_host=ipv4_host(self._dial.observed_host, *self._dial.also_observed),
+                earliest=earliest,
             )
             begin = trio.current_time()
             for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):

@@ -32,6 +32,10 @@ MAX_TRIES = 64
 UNPROVEN_TRIES = 1
 UNPROVEN_BUDGET = 0.95
 
+# Where IPv6 will do, no IPv4 NAT is filled with hundreds of entries: it has had its time by then.
+IPV6_HEAD_START_RTTS = 3.0
+LONGEST_IPV6_HEAD_START = 0.5
+
 # Prediction costs both NATs entries: at once where one is known to change its mappings, late where nobody
 # knows, and last where both are known not to. Ports move on meanwhile, so it is repeated. Seconds.
 _PREDICT_DELAY = {True: 0.0, None: 1.5, False: 3.0}
@@ -86,9 +90,15 @@ def make_plan(
 
 
 def make_joint_plan(
-    local: NATProfile, remote: NATProfile, *, techniques: Collection[str], budget: float, proven_host: str
+    local: NATProfile,
+    remote: NATProfile,
+    *,
+    techniques: Collection[str],
+    budget: float,
+    proven_host: str,
+    earliest: float = 0.0,
 ) -> tuple[PlannedAttempt, ...]:
-    """The leader's joint attempts, earliest first: one round each.
+    """The leader's joint attempts, earliest first: one round each, none before `earliest` seconds.
 
     They aim at many ports of one address, an IPv4 one, which must be proven: without it there are none.
     """
@@ -96,7 +106,7 @@ def make_joint_plan(
         return ()
     planned = []
     if "tcp-predict" in techniques:
-        delay = _PREDICT_DELAY[_either_changes(local, remote)]
+        delay = max(earliest, _PREDICT_DELAY[_either_changes(local, remote)])
         while delay < min(budget, _PREDICT_DELAY[None] + PREDICT_BUDGET):
             planned.append(
                 PlannedAttempt(
@@ -105,6 +115,13 @@ def make_joint_plan(
             )
             delay += PREDICT_INTERVAL
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
+
+
+def ipv6_head_start(plan: Sequence[PlannedAttempt], rtt: float) -> float:
+    """Seconds by which direct attempts over IPv6 are ahead of joint ones; 0 where there are none."""
+    if not any(planned.technique == "ipv6" for planned in plan):
+        return 0.0
+    return min(LONGEST_IPV6_HEAD_START, IPV6_HEAD_START_RTTS * rtt)
 
 
 def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:

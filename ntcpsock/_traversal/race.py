@@ -67,7 +67,8 @@ class Race:
         self._given_ended: trio.Event | None = None
 
     def prefer(self, given: GivenSocket) -> None:
-        """Let the first attempt that is started next use the application's own socket, and rather have it win."""
+        """Let the first attempt over IPv4 that is started next use the application's own socket, and rather have it
+        win."""
         self._given = given
 
     def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
@@ -76,7 +77,9 @@ class Race:
             if (port, planned.remote) not in self._started and self._aim.allows(planned):
                 self._started.add((port, planned.remote))
                 self._running += 1
-                given, self._given = self._given, None
+                given = None
+                if not planned.remote.is_ipv6:  # as the application's socket
+                    given, self._given = self._given, None
                 if given is not None:
                     self._given_ended = trio.Event()
                 self._nursery.start_soon(self._attempt, planned, port, None, given)

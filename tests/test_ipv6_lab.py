@@ -1,0 +1,143 @@
+"""connect() over IPv6, and to hosts with public addresses, in the lab: 25 ms links, a path RTT of 100 ms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peer_programs as programs
+import pytest
+
+from ntcpsock._address import BrokerAddress
+from ntcpsock._config import Config
+from ntcpsock._state import load_identity
+from ntcpsock.testing.natlab import Lab
+from ntcpsock.testing.pytest_plugin import NatLabFactory
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+PATH_RTT = 0.1
+
+
+@dataclass
+class Stage:
+    """An open lab with servers in both families and a listening node called bob on host B; dials come from host A."""
+
+    lab: Lab
+    directory: Path
+    key: bytes
+
+    def config(self, name: str | None = None, *, ipv6: bool = False, **settings: Any) -> Config:
+        """ipv6: the broker's IPv6 address; it tells the other one in either case."""
+        addresses = self.lab.server_addresses6 if ipv6 else self.lab.server_addresses
+        broker = str(BrokerAddress(addresses[0], programs.BROKER_PORT, self.key))
+        state = self.directory / (name or "client")
+        return Config(**{"broker": broker, "name": name, "state_dir": state, **settings})
+
+    def listen(self, **settings: Any) -> None:
+        self.lab.host_b.start(programs.run_listener, self.config("bob", **settings))
+
+    def dial(self, count: int, name: str | None = None, **settings: Any) -> list[programs.Dialled]:
+        config = self.config(name, **settings)
+        running = self.lab.host_a.start(programs.dial_many, config, "bob", count)
+        return running.result(programs.PATIENCE + 5 * count)
+
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture
+def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
+    def make(nat_a: str, nat_b: str, **topology: Any) -> Stage:
+        lab = nat_lab(nat_a, nat_b, delay=PATH_RTT / 4, **topology)
+        key = load_identity(tmp_path / "servers" / "broker.key").public_key
+        lab.server.start(
+            programs.run_servers, lab.server_addresses, tmp_path / "servers", lab.server_addresses6
+        )
+        lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
+        return Stage(lab, tmp_path, key)
+
+    return make
+
+
+def ways(dials: list[programs.Dialled]) -> set[tuple[str, str, str]]:
+    return {(dialled.kind, dialled.technique, dialled.technique_there) for dialled in dials}
+
+
+@pytest.mark.parametrize(
+    ("ipv6", "listener"),
+    [
+        ("open", {}),
+        ("firewall", {}),
+        # Both are seen by the broker over IPv4, so it must have been told of IPv6 by proof: one SYN would not do.
+        ("reject", {}),
+        ("reject", {"allow": ("carol",)}),
+        pytest.param(("open", "reject"), {}, marks=pytest.mark.slow),
+        pytest.param(("reject", "firewall"), {"ipv6": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_ipv6_where_no_ipv4_nat_can_be_punched(
+    stage: MakeStage, ipv6: str | tuple[str, str], listener: dict[str, Any]
+) -> None:
+    made = stage("fully-random", "fully-random", ipv6=ipv6)
+    made.listen(**listener)
+    dials = made.dial(5, "carol")
+    assert ways(dials) == {("ipv6", "ipv6", "ipv6")}
+    assert len(dials) == 5
+
+
+def test_no_nat_is_filled_where_ipv6_will_do(stage: MakeStage) -> None:
+    made = stage("random", "default", ipv6="firewall")
+    made.listen()
+    (dialled,) = made.dial(1)
+    started = {technique for technique, _ in dialled.attempts}
+    assert "ipv6" in started
+    assert "tcp-predict" not in started
+
+
+def test_without_ipv6_on_one_side_nothing_is_tried_there(stage: MakeStage) -> None:
+    made = stage("default", "default", ipv6=("none", "firewall"))
+    made.listen(ipv6=True)
+    dials = made.dial(2)
+    assert ways(dials) == {("tcp", "tcp-open", "tcp-open")}
+    assert "ipv6" not in {technique for dialled in dials for technique, _ in dialled.attempts}
+
+
+def test_a_host_without_ipv4(stage: MakeStage) -> None:
+    made = stage("default", "default", ipv6="firewall")
+    made.lab.host_a.run(["ip", "-4", "address", "flush", "dev", "eth0"], check=True)
+    made.listen()
+    assert ways(made.dial(2, ipv6=True)) == {("ipv6", "ipv6", "ipv6")}
+
+
+def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:
+    """Addresses and a default route on both sides, and the provider drops it all."""
+    made = stage("default", "default", ipv6="open")
+    for network in ("2001:db8:33::/64", "2001:db8:44::/64"):
+        made.lab.public.run(["ip", "-6", "route", "replace", "blackhole", network], check=True)
+    made.listen()
+    dials = made.dial(3)
+    assert ways(dials) == {("tcp", "tcp-open", "tcp-open")}
+    for dialled in dials:
+        # The punch over IPv4 did not wait for the other: both started in the same instant.
+        starts = dict(reversed(dialled.attempts))
+        assert abs(starts["tcp-open"] - starts["ipv6"]) < PATH_RTT
+        assert [technique for technique, _ in dialled.attempts].count("tcp-open") == 1
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["public card", "private card"])
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b"),
+    [
+        ("fully-random", "none"),
+        ("none", "fully-random"),  # reversed: the listener connects to the dialer
+        pytest.param("firewall", "reject", marks=pytest.mark.slow),
+        pytest.param("default", "firewall", marks=pytest.mark.slow),
+    ],
+)
+def test_one_public_side_is_enough(stage: MakeStage, nat_a: str, nat_b: str, private: bool) -> None:
+    made = stage(nat_a, nat_b)
+    made.listen(**({"allow": ("carol",)} if private else {}))
+    assert ways(made.dial(3, "carol")) == {("tcp", "public", "public")}
