@@ -71,7 +71,6 @@ def ways(dials: list[programs.Dialled]) -> set[tuple[str, str, str]]:
     [
         ("open", {}),
         ("firewall", {}),
-        # Both are seen by the broker over IPv4, so it must have been told of IPv6 by proof: one SYN would not do.
         ("reject", {}),
         ("reject", {"allow": ("carol",)}),
         pytest.param(("open", "reject"), {}, marks=pytest.mark.slow),
@@ -86,6 +85,29 @@ def test_ipv6_where_no_ipv4_nat_can_be_punched(
     dials = made.dial(5, "carol")
     assert ways(dials) == {("ipv6", "ipv6", "ipv6")}
     assert len(dials) == 5
+
+
+# The first SYN of each port gets lost between the sites.
+LOSES_FIRST_SYNS = """
+table ip6 losing {
+  set seen { type inet_service; flags dynamic; }
+  chain forward {
+    type filter hook forward priority 0;
+    ip6 daddr { 2001:db8:33::/64, 2001:db8:44::/64 } ip6 saddr { 2001:db8:33::/64, 2001:db8:44::/64 } \
+      tcp flags & (syn | ack) == syn tcp sport != @seen add @seen { tcp sport } drop
+  }
+}
+"""
+
+
+def test_the_address_of_the_other_family_is_proved_so_that_more_than_one_syn_is_sent_there(
+    stage: MakeStage,
+) -> None:
+    """Both are seen by the broker over IPv4. A mere claim of an IPv6 address gets one SYN, which is lost here."""
+    made = stage("fully-random", "fully-random", ipv6="reject")
+    made.lab.public.run(["nft", "-f", "-"], input=LOSES_FIRST_SYNS, text=True, check=True)
+    made.listen()
+    assert ways(made.dial(2)) == {("ipv6", "ipv6", "ipv6")}
 
 
 def test_no_nat_is_filled_where_ipv6_will_do(stage: MakeStage) -> None:

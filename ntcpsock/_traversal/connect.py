@@ -55,9 +55,6 @@ async def connect(
                 with report.stage("answer", trio.current_time):
                     card = await _card_from_answer(dial)
             with report.stage("punch", trio.current_time):
-                if given is not None and not given.bind(warm.port):
-                    given.withdraw()
-                    given = None
                 connection = await _punch(node, dial, card, warm, report, given)
             with report.stage("bind", trio.current_time):
                 await _bind(connection, dial)

@@ -55,7 +55,7 @@ class DialContext(Protocol):
 class DirectRace:
     """The race of one dial over all rounds. `run` gives the winner, or raises.
 
-    given: the application's own socket, bound to the warm port; what `run` does not return it withdraws.
+    given: the application's own socket, not bound yet; what `run` does not return it withdraws.
     """
 
     def __init__(

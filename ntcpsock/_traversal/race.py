@@ -77,12 +77,19 @@ class Race:
             if (port, planned.remote) not in self._started and self._aim.allows(planned):
                 self._started.add((port, planned.remote))
                 self._running += 1
-                given = None
-                if not planned.remote.is_ipv6:  # as the application's socket
-                    given, self._given = self._given, None
-                if given is not None:
-                    self._given_ended = trio.Event()
+                given = self._take_given(planned, port)
                 self._nursery.start_soon(self._attempt, planned, port, None, given)
+
+    def _take_given(self, planned: PlannedAttempt, port: int) -> GivenSocket | None:
+        """The application's own socket, bound, where this attempt is the one to use it."""
+        if self._given is None or planned.remote.is_ipv6:
+            return None
+        given, self._given = self._given, None
+        if not given.bind(port):
+            given.withdraw()
+            return None
+        self._given_ended = trio.Event()
+        return given
 
     def start_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
         """Add a joint attempt, which starts at once: its round has been announced."""

@@ -69,8 +69,9 @@ class SidePath:
             take(datagram)
 
     def close(self) -> None:
+        """Until the next `send`."""
         if self._socket is not None:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
-        self._socket = None
-        self._opened = trio.Event()
+            self._socket = None
+            self._opened = trio.Event()
