@@ -16,6 +16,7 @@ from ntcpsock._node import Node
 from ntcpsock._servers.broker import serve_udp_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.gather import gather_udp
 from ntcpsock.trio import open_node
 
 BROKER_PORT = 6060
@@ -102,6 +103,19 @@ async def _answer(stream: NTCPStream) -> None:
             await stream.send_all(b"first")
             await stream.receive_some(1)
             stream.reset()
+
+
+def stun_servers(config: Config) -> tuple[Endpoint, ...]:
+    """What the broker tells a node of STUN servers, after each of them has answered over UDP."""
+
+    async def main() -> tuple[Endpoint, ...]:
+        async with open_node(config) as node:
+            with trio.fail_after(PATIENCE):
+                for server in node.stun_servers:
+                    (await gather_udp(server)).close()
+            return node.stun_servers
+
+    return trio.run(main)
 
 
 def dial_many(config: Config, name: str, count: int) -> list[Dialled]:

@@ -10,9 +10,10 @@ from typing import Any
 import peer_programs as programs
 import pytest
 
-from ntcpsock._address import BrokerAddress
+from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
 from ntcpsock._state import load_identity
+from ntcpsock.cli.stage import open_stage
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
@@ -132,6 +133,25 @@ def test_a_host_without_ipv4(stage: MakeStage) -> None:
     made.lab.host_a.run(["ip", "-4", "address", "flush", "dev", "eth0"], check=True)
     made.listen()
     assert ways(made.dial(2, ipv6=True)) == {("ipv6", "ipv6", "ipv6")}
+
+
+def test_servers_on_all_addresses_answer_from_the_one_that_was_asked(
+    nat_lab: NatLabFactory, tmp_path: Path
+) -> None:
+    lab = nat_lab("default", "default", ipv6="firewall", delay=PATH_RTT / 4)
+    with open_stage(lab.server) as opened:
+        told = parse_broker(opened.broker)
+        assert (told.host, told.port) == (lab.server_addresses[0], programs.BROKER_PORT)
+        for number, host in enumerate(lab.server_addresses + lab.server_addresses6):
+            broker = str(BrokerAddress(host, told.port, told.key))
+            config = Config(broker=broker, state_dir=tmp_path / str(number))
+            servers = lab.host_a.call(programs.stun_servers, config)
+            # At the address that was asked, and at one of the other family, which the broker told.
+            assert [server.port for server in servers] == [3478, 3479] * 2
+            hosts = [server.host for server in servers[::2]]
+            assert hosts[number >= 2] == host
+            assert {hosts[0]} < set(lab.server_addresses)
+            assert {hosts[1]} < set(lab.server_addresses6)
 
 
 def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:

@@ -74,6 +74,14 @@ def test_a_private_host_gets_one_check_in_each_round() -> None:
     assert [aim.allows(planned("10.0.0.9", port, 1)) for port in range(1, 6)] == [True] * 3 + [False] * 2
 
 
+def test_an_ipv6_network_gets_what_a_host_gets() -> None:
+    """Who owns one address of a /64 owns them all: a liar must not reach a victim at each of them."""
+    aim = Aim()
+    assert aim.allows(planned("2001:db8::9", 80, 1))
+    assert not any(aim.allows(planned(f"2001:db8::{n}", 80, 1)) for n in range(10, 99))
+    assert aim.allows(planned("2001:db8:0:1::9", 80, 1))
+
+
 def test_unproven_hosts_are_bounded() -> None:
     aim = Aim()
     allowed = sum(aim.allows(planned(f"203.0.113.{n}", 80, 1)) for n in range(1, 200))
@@ -102,5 +110,9 @@ def test_prediction_starts_when_it_is_likely_to_be_needed(ours: str, theirs: str
     assert len(plan) > 1
     assert {attempt.remote for attempt in plan} == {Endpoint(PROVEN, 0)}
     assert all(attempt.budget <= 8.0 for attempt in plan)
+    later = make_joint_plan(
+        *profiles, techniques=("tcp-predict",), budget=8.0, proven_host=PROVEN, earliest=0.4
+    )
+    assert later[0].delay == max(first, 0.4)
     assert not make_joint_plan(*profiles, techniques=("lan",), budget=8.0, proven_host=PROVEN)
     assert not make_joint_plan(*profiles, techniques=("tcp-predict",), budget=8.0, proven_host="")
