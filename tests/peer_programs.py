@@ -38,6 +38,8 @@ class Dialled:
     stages: tuple[str, ...]
     #: What the listener's side calls the way.
     technique_there: str = ""
+    #: The own address that the connection came to have.
+    local: str = ""
     #: The technique of each attempt, and when it started, in seconds after the connect's start.
     attempts: tuple[tuple[str, float], ...] = ()
 
@@ -143,7 +145,16 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         stages = tuple(stage.name for stage in report.stages)
         attempts = tuple((entry.technique, entry.started) for entry in report.attempts)
         path = stream.path
-        return Dialled(seconds, path.kind, path.technique, tries, stages, technique_there.decode(), attempts)
+        return Dialled(
+            seconds,
+            path.kind,
+            path.technique,
+            tries,
+            stages,
+            technique_there.decode(),
+            local=path.local[0],
+            attempts=attempts,
+        )
 
 
 def dial_and_fail(config: Config, name: str) -> OSError:

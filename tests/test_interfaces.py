@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from ntcpsock._traversal.interfaces import choose_ipv6, ipv4_addresses, ipv6_addresses, prefer_lasting_source
+from ntcpsock._traversal.interfaces import (
+    choose_ipv6,
+    default_devices,
+    default_devices6,
+    further_uplinks,
+    ipv4_addresses,
+    ipv6_addresses,
+    prefer_lasting_source,
+)
 
 LASTING, TEMPORARY, DAD_FAILED, DEPRECATED, TENTATIVE, PERMANENT = 0x00, 0x01, 0x08, 0x20, 0x40, 0x80
 LOOPBACK = "00000000000000000000000000000001 01 80 10 80       lo"
@@ -38,7 +46,32 @@ def test_ipv6(found: list[tuple[str, int]], chosen: list[str]) -> None:
     assert choose_ipv6(table) == chosen
 
 
+def test_default_routes() -> None:
+    head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+    rows = [
+        "wlan0 00000000 0103000A 0003 0 0 600 00000000 0 0 0\n",
+        "eth0 00000000 0101000A 0003 0 0 100 00000000 0 0 0\n",
+        "eth0 0001000A 00000000 0001 0 0 100 00FFFFFF 0 0 0\n",
+        "tun0 00000000 0108000A 0003 0 0 50 00000080 0 0 0\n",
+    ]
+    assert default_devices([head, *rows]) == ["eth0", "wlan0"]
+    assert default_devices([head]) == default_devices([]) == []
+
+
+def test_default_routes_of_ipv6() -> None:
+    nowhere, via = "0" * 32, "fe80" + "0" * 27 + "1"
+    rows = [
+        f"{nowhere} 00 {nowhere} 00 {via} 00000400 00000001 00000000 00000003     wlan0\n",
+        f"{nowhere} 00 {nowhere} 00 {via} 00000064 00000001 00000000 00000003     eth0\n",
+        f"20010db8{'0' * 24} 40 {nowhere} 00 {nowhere} 00000100 00000001 00000000 00000001     dock0\n",
+        f"{nowhere} 00 {nowhere} 00 {nowhere} ffffffff 00000001 00000000 00200200       lo\n",
+    ]
+    assert default_devices6(rows) == ["eth0", "wlan0"]
+    assert default_devices6([]) == []
+
+
 def test_this_machine() -> None:
+    assert set(further_uplinks()) <= {*ipv4_addresses(), *ipv6_addresses()}
     for address in ipv4_addresses():
         assert not address.startswith("127.")
         socket.inet_pton(socket.AF_INET, address)

@@ -128,10 +128,10 @@ async def test_a_warm_port_has_the_same_number_in_both_families() -> None:
 async def test_a_family_whose_servers_are_silent_costs_as_long_as_the_other_took(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, dead: str
 ) -> None:
-    async def observe(port: int, server: Endpoint, found: list[object]) -> None:
+    async def observe(port: int, server: Endpoint, source: str, found: list[object]) -> None:
         await trio.sleep(STUN_DEADLINE if server.host == dead else 0.2)
         if server.host != dead:
-            found.append((trio.socket.socket(), Endpoint(server.host, port)))
+            found.append(gather._Observation(trio.socket.socket(), Endpoint(server.host, port)))
 
     monkeypatch.setattr(gather, "_observe", observe)
     warm = await gather_tcp([Endpoint("::1", 3478), Endpoint("127.0.0.1", 3478)])
@@ -143,7 +143,7 @@ async def test_a_family_whose_servers_are_silent_costs_as_long_as_the_other_took
 async def test_all_servers_silent(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def observe(port: int, server: Endpoint, found: list[object]) -> None:
+    async def observe(port: int, server: Endpoint, source: str, found: list[object]) -> None:
         await trio.sleep(STUN_DEADLINE)
 
     monkeypatch.setattr(gather, "_observe", observe)

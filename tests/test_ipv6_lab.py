@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peer_programs as programs
 import pytest
+from lab_stage import Stage, start_servers, ways
 
 from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
-from ntcpsock._state import load_identity
 from ntcpsock.cli.stage import open_stage
-from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 PATH_RTT = 0.1
-
-
-@dataclass
-class Stage:
-    """An open lab with servers in both families and a listening node called bob on host B; dials come from host A."""
-
-    lab: Lab
-    directory: Path
-    key: bytes
-
-    def config(self, name: str | None = None, *, ipv6: bool = False, **settings: Any) -> Config:
-        """ipv6: the broker's IPv6 address; it tells the other one in either case."""
-        addresses = self.lab.server_addresses6 if ipv6 else self.lab.server_addresses
-        broker = str(BrokerAddress(addresses[0], programs.BROKER_PORT, self.key))
-        state = self.directory / (name or "client")
-        return Config(**{"broker": broker, "name": name, "state_dir": state, **settings})
-
-    def listen(self, **settings: Any) -> None:
-        self.lab.host_b.start(programs.run_listener, self.config("bob", **settings))
-
-    def dial(self, count: int, name: str | None = None, **settings: Any) -> list[programs.Dialled]:
-        config = self.config(name, **settings)
-        running = self.lab.host_a.start(programs.dial_many, config, "bob", count)
-        return running.result(programs.PATIENCE + 5 * count)
 
 
 MakeStage = Callable[..., Stage]
@@ -52,19 +26,9 @@ MakeStage = Callable[..., Stage]
 @pytest.fixture
 def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
     def make(nat_a: str, nat_b: str, **topology: Any) -> Stage:
-        lab = nat_lab(nat_a, nat_b, delay=PATH_RTT / 4, **topology)
-        key = load_identity(tmp_path / "servers" / "broker.key").public_key
-        lab.server.start(
-            programs.run_servers, lab.server_addresses, tmp_path / "servers", lab.server_addresses6
-        )
-        lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
-        return Stage(lab, tmp_path, key)
+        return start_servers(nat_lab(nat_a, nat_b, delay=PATH_RTT / 4, **topology), tmp_path)
 
     return make
-
-
-def ways(dials: list[programs.Dialled]) -> set[tuple[str, str, str]]:
-    return {(dialled.kind, dialled.technique, dialled.technique_there) for dialled in dials}
 
 
 @pytest.mark.parametrize(
@@ -181,5 +145,6 @@ def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:
 )
 def test_one_public_side_is_enough(stage: MakeStage, nat_a: str, nat_b: str, private: bool) -> None:
     made = stage(nat_a, nat_b)
-    made.listen(**({"allow": ("carol",)} if private else {}))
+    allow: dict[str, Any] = {"allow": ("carol",)} if private else {}
+    made.listen(**allow)
     assert ways(made.dial(3, "carol")) == {("tcp", "public", "public")}

@@ -98,6 +98,21 @@ def test_what_was_proved_beside_the_brokers_view_gets_all_tries() -> None:
     }
 
 
+def test_a_second_uplink_is_tried_a_little_later() -> None:
+    plan = make_plan(
+        DUAL_A,
+        DUAL_B,
+        techniques=ALL,
+        rtt=0.1,
+        budget=8.0,
+        proven_host="198.51.100.1",
+        uplinks=("10.3.0.2", "2001:db8:f::2"),
+    )
+    further = [(attempt.technique, attempt.source, attempt.delay) for attempt in plan if attempt.source]
+    assert further == [("ipv6", "2001:db8:f::2", 0.1), ("tcp-open", "10.3.0.2", 0.1)]
+    assert len(plan) == 5
+
+
 def test_ipv6_has_a_head_start_before_joint_attempts() -> None:
     plans = [
         make_plan(ours, DUAL_B, techniques=ALL, rtt=0.1, budget=8.0, proven_host="")

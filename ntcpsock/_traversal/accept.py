@@ -29,7 +29,7 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
-from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt, wildcard
+from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import Mailbox, Talk
@@ -94,7 +94,7 @@ class PendingDial:
     token: OneTimeToken
     report: Report
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    dialled: set[Endpoint] = field(default_factory=set)
+    dialled: set[tuple[Endpoint, str]] = field(default_factory=set)
     aim: Aim = field(default_factory=Aim)
     mailbox: Mailbox = field(default_factory=Mailbox)
     rounds: set[int] = field(default_factory=set)
@@ -215,13 +215,15 @@ class Acceptor:
             budget=DIAL_BUDGET,
             proven_host=delivery.observed_host,
             also_proven=delivery.also_observed,
+            uplinks=warm.uplinks,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
         courtesy = max(self._path_rtt(offer), SHORTEST_COURTESY) if self._node.encryption == "off" else 0.0
         for planned in plan:
-            if planned.remote not in pending.dialled and pending.aim.allows(planned):
-                pending.dialled.add(planned.remote)
+            way = (planned.remote, planned.source)
+            if way not in pending.dialled and pending.aim.allows(planned):
+                pending.dialled.add(way)
                 late = courtesy if planned.technique in ("public", "lan") else 0.0
                 pending.nursery.start_soon(
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
@@ -243,7 +245,10 @@ class Acceptor:
         if warm is None:
             return
         entry = pending.report.attempt(
-            planned.technique, wildcard(planned.remote, warm.port), planned.remote, trio.current_time()
+            planned.technique,
+            bound_to(warm.port, planned.remote, planned.source),
+            planned.remote,
+            trio.current_time(),
         )
 
         async def authenticate(sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:

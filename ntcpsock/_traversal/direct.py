@@ -129,6 +129,7 @@ class DirectRace:
             budget=self._remaining(),
             proven_host=self._dial.observed_host,
             also_proven=self._dial.also_observed,
+            uplinks=port.uplinks,
         )
         race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)

@@ -17,7 +17,12 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.candidate import is_loopback
-from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses, prefer_lasting_source
+from ntcpsock._traversal.interfaces import (
+    further_uplinks,
+    ipv4_addresses,
+    ipv6_addresses,
+    prefer_lasting_source,
+)
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.punch.driver import (
     choose_port,
@@ -36,9 +41,9 @@ STUN_DEADLINE = 3.0
 TCP_REFRESH_INTERVAL = 45.0
 UDP_REFRESH_INTERVAL = 20.0
 
-# Where one family's servers have answered, the other's get as long again: a network with broken IPv6 (or IPv4) must
-# not hold up what works.
-SHORTEST_WAIT_FOR_OTHER_FAMILY = 0.05
+# Where one family's servers have answered, those of the other, and over other uplinks, get as long again: what is
+# broken must not hold up what works.
+SHORTEST_WAIT_FOR_OTHER_WAYS = 0.05
 
 _MOST_HOST_CANDIDATES = 4
 _MOST_IPV6_HOST_CANDIDATES = 2
@@ -49,6 +54,7 @@ class WarmPort:
     """A TCP port ready to punch from. Whoever holds it closes it.
 
     listeners: of IPv4, and of IPv6 where the machine has it. stun_sockets: IPv4's first. profile: of the NAT of IPv4.
+    uplinks: own addresses from which a STUN server was reached another way than the default one.
     """
 
     port: int
@@ -57,6 +63,7 @@ class WarmPort:
     profile: NATProfile = field(default_factory=NATProfile)
     stun_sockets: list[trio.socket.SocketType] = field(default_factory=list)
     ipv6_hosts: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
 
     def close(self) -> None:
         for sock in (*self.listeners, *self.stun_sockets):
@@ -85,12 +92,21 @@ async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
     hosts = ipv6_addresses() if has_ipv6() else ()
     warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts)
     try:
-        seen = await _observe_all(warm, servers)
-        routed = [Endpoint(*sock.getsockname()[:2]) for sock in warm.stun_sockets]
-        warm.candidates = _tcp_candidates(port, routed, seen, hosts)
-        seen_over_ipv4 = [mapped for mapped in seen if not mapped.is_ipv6]
-        if seen_over_ipv4:
-            warm.profile = profile_from_observations(routed[0], seen_over_ipv4)
+        seen = await _observe_all(port, servers)
+        warm.stun_sockets += [observation.socket for observation in seen]
+        default = [observation for observation in seen if not observation.source]
+        elsewhere = [
+            observation
+            for observation in seen
+            if observation.source and observation.mapped.host not in {entry.mapped.host for entry in default}
+        ]
+        warm.uplinks = tuple(observation.source for observation in elsewhere)
+        warm.candidates = _tcp_candidates(port, default, elsewhere, hosts)
+        over_ipv4 = [observation for observation in default if not observation.mapped.is_ipv6]
+        if over_ipv4:
+            warm.profile = profile_from_observations(
+                over_ipv4[0].local, [observation.mapped for observation in over_ipv4]
+            )
     except BaseException:
         warm.close()
         raise
@@ -110,9 +126,25 @@ def _open_listeners(
     return tuple(listeners)
 
 
-async def _observe_all(warm: WarmPort, servers: Sequence[Endpoint]) -> list[Endpoint]:
-    """As what two servers of each family see the port, IPv4 first; their sockets stay in `warm`."""
-    found: list[tuple[trio.socket.SocketType, Endpoint]] = []
+@dataclass(frozen=True)
+class _Observation:
+    """What a server saw; source: the own address that was chosen for it, "" for the machine's choice."""
+
+    socket: trio.socket.SocketType
+    mapped: Endpoint
+    source: str = ""
+
+    @property
+    def local(self) -> Endpoint:
+        return Endpoint(*self.socket.getsockname()[:2])
+
+
+async def _observe_all(port: int, servers: Sequence[Endpoint]) -> list[_Observation]:
+    """As what two servers of each family see the port, IPv4 first, and one server over each further uplink.
+
+    Cancelling closes all their sockets.
+    """
+    found: list[_Observation] = []
     begin = trio.current_time()
     try:
         async with trio.open_nursery() as nursery:
@@ -121,24 +153,29 @@ async def _observe_all(warm: WarmPort, servers: Sequence[Endpoint]) -> list[Endp
                 family = [server for server in servers if server.is_ipv6 == ipv6][:2]
                 async with trio.open_nursery() as observers:
                     for server in family:
-                        observers.start_soon(_observe, warm.port, server, found)
+                        observers.start_soon(_observe, port, server, "", found)
                 now = trio.current_time()
-                if any(mapped.is_ipv6 == ipv6 for _, mapped in found):
-                    nursery.cancel_scope.deadline = now + max(now - begin, SHORTEST_WAIT_FOR_OTHER_FAMILY)
+                if any(observation.mapped.is_ipv6 == ipv6 for observation in found):
+                    nursery.cancel_scope.deadline = now + max(now - begin, SHORTEST_WAIT_FOR_OTHER_WAYS)
 
             for ipv6 in {server.is_ipv6 for server in servers}:
                 nursery.start_soon(observe_over, ipv6)
-    finally:
-        found.sort(key=lambda observation: observation[1].is_ipv6)
-        warm.stun_sockets += [sock for sock, _ in found]
-    return [mapped for _, mapped in found]
+            for source in further_uplinks() if servers and not is_loopback(servers[0].host) else ():
+                server = next((server for server in servers if server.is_ipv6 == (":" in source)), None)
+                if server is not None:
+                    nursery.start_soon(_observe, port, server, source, found)
+    except BaseException:
+        for observation in found:
+            observation.socket.close()
+        raise
+    return sorted(found, key=lambda observation: (bool(observation.source), observation.mapped.is_ipv6))
 
 
-async def _observe(port: int, server: Endpoint, found: list[tuple[trio.socket.SocketType, Endpoint]]) -> None:
+async def _observe(port: int, server: Endpoint, source: str, found: list[_Observation]) -> None:
     try:
-        sock = open_punch_socket(port, ipv6=server.is_ipv6)
+        sock = open_punch_socket(port, ipv6=server.is_ipv6, source=source)
     except OSError:
-        if server.is_ipv6:
+        if server.is_ipv6 or source:
             return
         raise
     try:
@@ -151,13 +188,17 @@ async def _observe(port: int, server: Endpoint, found: list[tuple[trio.socket.So
     except BaseException:
         sock.close()
         raise
-    found.append((sock, result.mapped))
+    found.append(_Observation(sock, result.mapped, source))
 
 
 def _tcp_candidates(
-    port: int, routed: Sequence[Endpoint], mapped: Sequence[Endpoint], ipv6_hosts: Sequence[str]
+    port: int,
+    default: Sequence[_Observation],
+    elsewhere: Sequence[_Observation],
+    ipv6_hosts: Sequence[str],
 ) -> tuple[Candidate, ...]:
     """Host candidates, the routed ones first, then what the servers saw."""
+    routed = [observation.local for observation in default]
     hosts = [endpoint.host for endpoint in routed if not endpoint.is_ipv6]
     hosts6 = [endpoint.host for endpoint in routed if endpoint.is_ipv6]
     # Over loopback everybody is on this machine; its other addresses would only be slower names for it.
@@ -170,9 +211,8 @@ def _tcp_candidates(
     ]
     host_candidates = [Candidate("host", "tcp", host, port) for host in chosen]
     known = {candidate.endpoint for candidate in host_candidates}
-    reflexive = [
-        Candidate("srflx", "tcp", *endpoint) for endpoint in dict.fromkeys(mapped) if endpoint not in known
-    ]
+    mapped = dict.fromkeys(observation.mapped for observation in (*default, *elsewhere))
+    reflexive = [Candidate("srflx", "tcp", *endpoint) for endpoint in mapped if endpoint not in known]
     return tuple(host_candidates + reflexive)[:MAX_CANDIDATES]
 
 

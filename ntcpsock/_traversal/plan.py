@@ -10,7 +10,7 @@ A label never forbids a punch (design, principle 5): what we believe of a NAT on
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._traversal.candidate import has_public_host, name_of_pair
@@ -20,6 +20,9 @@ from ntcpsock._traversal.punch.message import Candidate, NATProfile
 # from different public addresses. It is tried all the same, after the punch had its time.
 FOREIGN_LAN_DELAY_RTTS = 3.0
 SHORTEST_FOREIGN_LAN_DELAY = 0.3
+
+# The machine's own choice of an uplink comes first: others may be slow or cost money.
+UPLINK_DELAY_RTTS = 1.0
 
 #: Techniques that both sides do together, in a round that the leader announces.
 JOINT_TECHNIQUES = ("tcp-predict",)
@@ -47,13 +50,15 @@ PREDICT_BUDGET = 6.0
 class PlannedAttempt:
     """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
     the plan begins; `max_tries` bounds the SYNs to one endpoint. A joint technique learns the ports on the way:
-    its `remote` is the peer's public address with port 0."""
+    its `remote` is the peer's public address with port 0. source: the own address to come from, where that is not
+    the one that leads there by itself."""
 
     technique: str
     remote: Endpoint
     delay: float
     budget: float
     max_tries: int = MAX_TRIES
+    source: str = ""
 
 
 def make_plan(
@@ -65,13 +70,14 @@ def make_plan(
     budget: float,
     proven_host: str,
     also_proven: Collection[str] = (),
+    uplinks: Sequence[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
     """The direct attempts of one side, earliest first.
 
     local, remote: the TCP candidates of both sides, already freed of what may not be dialled;
     techniques: the names that are allowed; rtt: estimated path round-trip time in seconds;
     proven_host: where the broker sees the peer; also_proven: further addresses that the peer has proved to it.
-    Others are only the peer's word.
+    Others are only the peer's word. uplinks: own addresses that lead out another way (a multi-homed machine).
     """
     planned = []
     for candidate in remote:
@@ -86,6 +92,12 @@ def make_plan(
         else:
             until = min(budget, delay + UNPROVEN_BUDGET)
             planned.append(PlannedAttempt(technique, candidate.endpoint, delay, until, UNPROVEN_TRIES))
+    planned += [
+        replace(attempt, delay=attempt.delay + UPLINK_DELAY_RTTS * rtt, source=uplink)
+        for attempt in planned
+        for uplink in uplinks
+        if attempt.technique != "lan" and attempt.remote.is_ipv6 == (":" in uplink)
+    ]
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 

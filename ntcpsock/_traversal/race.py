@@ -17,7 +17,7 @@ from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import accept_connections, wildcard
+from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
@@ -58,7 +58,7 @@ class Race:
         self._settled = trio.Event()
         self._running = 0
         self._expecting = 0
-        self._started: set[tuple[int, Endpoint]] = set()
+        self._started: set[tuple[int, Endpoint, str]] = set()
         self.errors: list[OSError] = []
         #: What ended the race from outside, if anything did.
         self.verdict: OSError | None = None
@@ -74,15 +74,16 @@ class Race:
     def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
         """Add attempts from a local port; those already under way from it are not started twice."""
         for planned in plan:
-            if (port, planned.remote) not in self._started and self._aim.allows(planned):
-                self._started.add((port, planned.remote))
+            way = (port, planned.remote, planned.source)
+            if way not in self._started and self._aim.allows(planned):
+                self._started.add(way)
                 self._running += 1
                 given = self._take_given(planned, port)
                 self._nursery.start_soon(self._attempt, planned, port, None, given)
 
     def _take_given(self, planned: PlannedAttempt, port: int) -> GivenSocket | None:
         """The application's own socket, bound, where this attempt is the one to use it."""
-        if self._given is None or planned.remote.is_ipv6:
+        if self._given is None or planned.remote.is_ipv6 or planned.source:
             return None
         given, self._given = self._given, None
         if not given.bind(port):
@@ -133,7 +134,9 @@ class Race:
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
-        entry = self._report.attempt(planned.technique, wildcard(planned.remote, port), planned.remote, now)
+        entry = self._report.attempt(
+            planned.technique, bound_to(port, planned.remote, planned.source), planned.remote, now
+        )
         context = AttemptContext(
             planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given
         )

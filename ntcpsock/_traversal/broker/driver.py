@@ -275,7 +275,7 @@ async def open_broker_session(
     What the block raises leaves as it is, not in a group.
     """
     link = await _connect(address, identity, pins, keep_alive_interval, timeout)
-    link.prove_other_family()
+    link.prove_further_addresses()
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

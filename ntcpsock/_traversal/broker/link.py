@@ -16,7 +16,8 @@ from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongK
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM, Welcome
 from ntcpsock._traversal.broker.side import SidePath
-from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.interfaces import further_uplinks, prefer_lasting_source
 
 #: Address family and socket address, as `getaddrinfo` gives them.
 Destination = tuple[int, tuple[Any, ...]]
@@ -85,12 +86,17 @@ class Link:
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
         ]
 
-    def prove_other_family(self) -> None:
-        """Once greeted: have the broker see us in the other family too, where it and we have that."""
-        side = next((SidePath(*place) for place in self._places() if place[0] != self._family), None)
-        if side is not None:
-            self._sides.append(side)
-            self.machine.prove(len(self._sides), trio.current_time())
+    def prove_further_addresses(self) -> None:
+        """Once greeted: have the broker see us in the other family too, and at other uplinks, where we have that."""
+        firsts: dict[int, Destination] = {}
+        for place in self._places():
+            firsts.setdefault(place[0], place)
+        self._sides = [SidePath(*place) for family, place in firsts.items() if family != self._family]
+        for source in further_uplinks():
+            own = firsts.get(socket.AF_INET6 if ":" in source else socket.AF_INET)
+            if own is not None and not is_loopback(str(own[1][0])):
+                self._sides.append(SidePath(*own, source))
+        self.machine.prove(len(self._sides), trio.current_time())
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""

@@ -70,18 +70,19 @@ def has_ipv6() -> bool:
     return True
 
 
-def open_punch_socket(port: int, *, ipv6: bool = False) -> trio.socket.SocketType:
-    """A TCP socket bound to `port` on all addresses of a family, sharing it with every other socket made here.
+def open_punch_socket(port: int, *, ipv6: bool = False, source: str = "") -> trio.socket.SocketType:
+    """A TCP socket bound to `port` on all addresses of a family, or on `source`, sharing it with every other socket
+    made here.
 
     Every socket of the port needs both options *before* bind(), the one that asks the STUN server included.
     Where there is no SO_REUSEPORT (Windows), SO_REUSEADDR alone shares.
     """
-    return _to_trio(_bound_socket(port, ipv6))
+    return _to_trio(_bound_socket(port, ipv6, source))
 
 
 def open_punch_listener(port: int, *, ipv6: bool = False) -> trio.socket.SocketType:
     """A listening socket on the shared port: it takes the SYN that comes before, or between, our connect()s."""
-    sock = _bound_socket(port, ipv6)
+    sock = _bound_socket(port, ipv6, "")
     try:
         # The kernel's own listen(): in a patched process the class's would publish a wildcard listener.
         _socket.socket.listen(sock, _LISTEN_BACKLOG)
@@ -104,23 +105,23 @@ def _new_socket(ipv6: bool) -> stdlib_socket.socket:
     return sock
 
 
-def wildcard(remote: Endpoint, port: int) -> Endpoint:
+def bound_to(port: int, remote: Endpoint, source: str) -> Endpoint:
     """Where a socket that punches towards `remote` is bound."""
-    return _wildcard(remote.is_ipv6, port)
+    return Endpoint(source, port) if source else _wildcard(remote.is_ipv6, port)
 
 
 def _wildcard(ipv6: bool, port: int) -> Endpoint:
     return Endpoint("::" if ipv6 else "0.0.0.0", port)
 
 
-def _bound_socket(port: int, ipv6: bool) -> stdlib_socket.socket:
+def _bound_socket(port: int, ipv6: bool, source: str) -> stdlib_socket.socket:
     sock = _new_socket(ipv6)
     try:
         sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
         if hasattr(stdlib_socket, "SO_REUSEPORT"):
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        sock.bind(_wildcard(ipv6, port))
+        sock.bind((source, port) if source else _wildcard(ipv6, port))
     except BaseException:
         sock.close()
         raise
@@ -135,13 +136,16 @@ def _to_trio(sock: stdlib_socket.socket) -> trio.socket.SocketType:
         raise
 
 
-async def punch(port: int, remote: Endpoint, machine: PunchMachine) -> trio.socket.SocketType:
+async def punch(
+    port: int, remote: Endpoint, machine: PunchMachine, source: str = ""
+) -> trio.socket.SocketType:
     """Call connect() from `port` to `remote` as the machine says until it succeeds, each time on a fresh socket.
+    source: the own address to come from; "": the one that leads there.
 
     Raises OSError when the machine gives up; without a caller's deadline a silent path waits for the kernel's
     own time-out (about two minutes). Cancelling closes the socket.
     """
-    return await _punch(lambda: _connect_once(port, remote), machine)
+    return await _punch(lambda: _connect_once(port, remote, source), machine)
 
 
 async def punch_with(given: GivenSocket, remote: Endpoint, machine: PunchMachine) -> None:
@@ -163,8 +167,8 @@ async def _punch(connect: Callable[[], Awaitable[T]], machine: PunchMachine) -> 
     raise OSError(last, f"{os.strerror(last)} ({machine.finished})")
 
 
-async def _connect_once(port: int, remote: Endpoint) -> trio.socket.SocketType:
-    sock = open_punch_socket(port, ipv6=remote.is_ipv6)
+async def _connect_once(port: int, remote: Endpoint, source: str) -> trio.socket.SocketType:
+    sock = open_punch_socket(port, ipv6=remote.is_ipv6, source=source)
     try:
         await sock.connect(remote)
         if sock.getpeername()[:2] == sock.getsockname()[:2]:

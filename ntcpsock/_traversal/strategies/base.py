@@ -64,7 +64,7 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
     sock: trio.socket.SocketType | GivenSocket
     try:
         if context.given is None:
-            sock = await punch(context.port, context.remote, machine)
+            sock = await punch(context.port, context.remote, machine, context.planned.source)
         else:
             sock = context.given
             await punch_with(sock, context.remote, machine)
