@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
@@ -29,6 +30,7 @@ from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
+from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
@@ -240,7 +242,10 @@ class Node:
             self.broker_rtt,
             self.encryption,
         )
-        return encode_card(card, self._identity)
+        # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
+        while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
+            card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
+        return encoded
 
     @property
     def private(self) -> bool:

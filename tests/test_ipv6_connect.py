@@ -16,7 +16,9 @@ from ntcpsock._servers.broker import serve_udp_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._traversal import gather
+from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.gather import STUN_DEADLINE, gather_tcp, gather_udp
+from ntcpsock._traversal.punch.message import Candidate, decode_card_untrusted
 from ntcpsock.trio import open_node
 
 
@@ -97,6 +99,21 @@ async def test_both_families_are_gathered_and_the_second_one_is_proved(tmp_path:
                 assert await proved(bob, alice) == ("127.0.0.1", ("::1",))
                 assert await proved(alice, bob) == ("::1", ("127.0.0.1",))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_card_full_of_long_addresses_loses_the_last(tmp_path: Path) -> None:
+    long = [f"2001:db8:1234:5678:9abc:def0:1234:{number}" for number in range(1001, 1009)]
+    async with open_world(tmp_path) as world, world.node("alice") as alice:
+        async with await alice.open_listener(8000):
+            warm = alice.listening_port
+            assert warm is not None
+            warm.candidates = tuple(Candidate("srflx", "tcp", host, 65535) for host in long)
+            encoded = alice._card()
+            assert encoded is not None
+            assert len(encoded) <= MAX_CARD
+            card = decode_card_untrusted(encoded, alice._identity.public_key)
+            assert len(card.candidates) > 4
+            assert card.candidates == warm.candidates[: len(card.candidates)]
 
 
 async def test_a_warm_port_has_the_same_number_in_both_families() -> None:
