@@ -229,7 +229,7 @@ class BrokerSession:
                 _logger.info("broker %s: %s", self._link.address, "silent" if silent else "was restarted")
                 if silent:
                     # The network may be another one now: a new socket finds its way in it.
-                    self._link.reopen()
+                    self._link.move_on()
             case WrongKeyShown(key):
                 self._wrong_key = key
             case RegistrationLost(reason, name):

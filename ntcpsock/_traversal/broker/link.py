@@ -26,6 +26,10 @@ Destination = tuple[int, tuple[Any, ...]]
 _GRACE = 0.75
 
 
+# Seconds for which a lost broker is greeted at one of its addresses, before it is the next one's turn.
+_PATIENCE = 5.0
+
+
 class Link:
     """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task.
 
@@ -44,6 +48,7 @@ class Link:
         self._family, self._destination = destination
         self._others = others
         self._sides: list[SidePath] = []
+        self._moved = 0.0
         self._socket: trio.socket.SocketType | None = None
         self._raw: socket.socket | None = None
         self._opened = trio.Event()
@@ -108,6 +113,16 @@ class Link:
         )
 
     # The socket.
+
+    def move_on(self) -> None:
+        """A new socket, towards the broker's next address where it has several: this one led nowhere."""
+        here = self._family, self._destination
+        others = [place for place in dict.fromkeys(self._places()) if place != here]
+        if others:
+            self._others = [*others[1:], here]
+            self._family, self._destination = others[0]
+        self._moved = trio.current_time()
+        self.reopen()
 
     def reopen(self) -> None:
         """A new socket, from whatever own address now leads to the broker; none while nothing does."""
@@ -205,6 +220,9 @@ class Link:
                 await self._wake.wait()
             self.machine.handle_timer(trio.current_time())
             self._turn()
+            lost = self._greeted.is_set() and not self.machine.connected
+            if lost and trio.current_time() - self._moved > _PATIENCE:
+                self.move_on()
 
     def _turn(self) -> None:
         for event in self.machine.events():
