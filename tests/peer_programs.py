@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,6 +107,18 @@ async def _answer(stream: NTCPStream) -> None:
             await stream.send_all(b"first")
             await stream.receive_some(1)
             stream.reset()
+
+
+def wait_for_source_other_than(address: str, server: str) -> str:
+    """The address from which the system sends to `server`, once that is not `address`."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.connect((server, 9))
+            if (source := str(probe.getsockname()[0])) != address:
+                return source
+        time.sleep(0.05)
+    raise TimeoutError(f"still {address}")
 
 
 def stun_servers(config: Config) -> tuple[Endpoint, ...]:

@@ -99,6 +99,20 @@ def test_a_host_without_ipv4(stage: MakeStage) -> None:
     assert ways(made.dial(2, ipv6=True)) == {("ipv6", "ipv6", "ipv6")}
 
 
+@pytest.mark.slow
+def test_a_temporary_address_is_neither_offered_nor_used(stage: MakeStage) -> None:
+    """The system would send from it (RFC 6724 section 5, rule 7), and the firewall's hole would be another one."""
+    made = stage("fully-random", "fully-random", ipv6="firewall")
+    host, address = made.lab.host_a, made.lab.host_a.addresses6[0]
+    add = f"ip address del {address}/64 dev eth0; ip address add {address}/64 dev eth0 nodad mngtmpaddr"
+    host.run(["sh", "-c", f"echo 2 > /proc/sys/net/ipv6/conf/eth0/use_tempaddr; {add}"], check=True)
+    assert host.call(programs.wait_for_source_other_than, address, made.lab.server_addresses6[0])
+    made.listen()
+    dials = made.dial(2)
+    assert ways(dials) == {("ipv6", "ipv6", "ipv6")}
+    assert {dialled.local for dialled in dials} == {address}
+
+
 def test_servers_on_all_addresses_answer_from_the_one_that_was_asked(
     nat_lab: NatLabFactory, tmp_path: Path
 ) -> None:
