@@ -107,18 +107,48 @@ def is_link_local(host: str) -> bool:
 
 
 def may_be_dialled(endpoint: Endpoint) -> bool:
-    """Whether a peer may make us send to `endpoint`: unicast, not loopback, not unspecified, port > 0."""
+    """Whether a peer may make us send to `endpoint`: a host of `is_dialable_host`, port > 0."""
+    return 0 < endpoint.port <= 65535 and is_dialable_host(endpoint.host)
+
+
+def is_dialable_host(host: str) -> bool:
+    """Whether `host` is the numeric unicast address of another machine, and no second spelling of one.
+
+    Not loopback, unspecified or multicast. Of IPv6 neither what is good on one link only (a peer cannot say which
+    one of ours), nor IPv4 in disguise; of the translated prefixes only those that stand for a public IPv4 address.
+    """
     try:
-        address = ipaddress.ip_address(endpoint.host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    if not 0 < endpoint.port <= 65535:
+    if address.is_multicast or address.is_loopback or address.is_unspecified:
         return False
-    is_broadcast = address.version == 4 and int(address) == 0xFFFFFFFF
-    this_network = address.version == 4 and int(address) >> 24 == 0
-    return not (
-        address.is_multicast or address.is_loopback or address.is_unspecified or is_broadcast or this_network
+    if isinstance(address, ipaddress.IPv4Address):
+        return int(address) != 0xFFFFFFFF and int(address) >> 24 != 0
+    if address.scope_id or any(address in network for network in _NEVER_DIALLED):
+        return False
+    return all(
+        is_dialable_host(str(inner)) and not is_private_address(str(inner)) for inner in _embedded(address)
     )
+
+
+def _embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...]:
+    """The IPv4 addresses to which a relay or a translator brings what is sent to `address`: 6to4 (RFC 3056),
+    Teredo (RFC 4380 section 4: server and client), NAT64 (RFC 6052 section 2.1)."""
+    if address.sixtofour is not None:
+        return (address.sixtofour,)
+    if address.teredo is not None:
+        return address.teredo
+    if address in _NAT64:
+        return (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF),)
+    return ()
+
+
+def site_of(host: str) -> str:
+    """The part of a numeric address that stands for one customer: an IPv4 address, or an IPv6 /64."""
+    if ":" not in host:
+        return host
+    return str(int(ipaddress.IPv6Address(host)) >> 64)
 
 
 _LOCAL_NETWORKS = [
@@ -135,6 +165,14 @@ _LOCAL_NETWORKS = [
         "::1/128",
     )
 ]
+
+# IPv4-compatible and IPv4-mapped (RFC 4291 section 2.5.5), NAT64 of a local network (RFC 8215), discard-only
+# (RFC 6666), link-local, and the site-local of old (RFC 3879).
+_NEVER_DIALLED = [
+    ipaddress.IPv6Network(text)
+    for text in ("::/96", "::ffff:0:0/96", "64:ff9b:1::/48", "100::/64", "fe80::/10", "fec0::/10")
+]
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True)

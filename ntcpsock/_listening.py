@@ -258,7 +258,10 @@ class Listeners:
             with trio.move_on_after(ACCEPT_QUEUE_DEADLINE) as scope:
                 self._bringing_in.add(scope)
                 number = _names.number(peer)
-                if isinstance(stream, PlainStream) and listening.family == socket.AF_INET:
+                if (
+                    isinstance(stream, PlainStream)
+                    and listening.family == stream.kernel_socket.family == socket.AF_INET
+                ):
                     offered = _Offered(stream)
                 hop = await connect_hop(listening, number, arrival, offered.claim if offered else None)
         except OSError as error:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
+import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
@@ -32,13 +33,14 @@ from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
+from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
-from ntcpsock._traversal.punch.driver import local_addresses
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
@@ -90,7 +92,8 @@ class Node:
         self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
+        first = min(servers, key=lambda server: server.is_ipv6, default=None)
+        self._datagram_port = None if first is None else DatagramPort(first, self._card_changed)
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False
@@ -257,7 +260,10 @@ class Node:
             self.broker_rtt,
             self.encryption,
         )
-        return encode_card(card, self._identity)
+        # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
+        while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
+            card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
+        return encoded
 
     @property
     def private(self) -> bool:
@@ -296,9 +302,8 @@ class Node:
     def standpoint(self) -> Standpoint:
         """What peers' candidates are judged by."""
         services = {self._session.broker_host, *(server.host for server in self.stun_servers)}
-        return Standpoint(
-            self._session.welcome.observed.host, frozenset(services), frozenset(local_addresses())
-        )
+        interfaces = frozenset((*ipv4_addresses(), *ipv6_addresses()))
+        return Standpoint(self._session.welcome.observed.host, frozenset(services), interfaces)
 
     @property
     def late_techniques(self) -> Collection[str]:

@@ -189,12 +189,14 @@ async def _stun_servers(config: Config, announced: Sequence[Endpoint]) -> tuple[
     """The configured servers by number, else those that the broker names."""
     if not config.stun:
         return tuple(announced)
-    servers = []
+    servers: dict[Endpoint, None] = {}
     for text in config.stun:
         host, port = parse_host_port(text, DEFAULT_STUN_PORT)
         try:
-            found = await trio.socket.getaddrinfo(host, port, trio.socket.AF_INET, trio.socket.SOCK_STREAM)
+            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
         except OSError as error:
             raise BrokerUnreachable(f"STUN server {text}: {error}") from error
-        servers.append(Endpoint(*found[0][4][:2]))
+        # One address of each family.
+        firsts = {family: Endpoint(*address[:2]) for family, _, _, _, address in reversed(found)}
+        servers.update(dict.fromkeys(firsts.values()))
     return tuple(servers)

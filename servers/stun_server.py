@@ -11,15 +11,23 @@ from functools import partial
 import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT
+from ntcpsock._servers.places import all_listens, version_of
 from ntcpsock._servers.stun import StunAddresses, serve_stun
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDR", help="numeric address (default: all)")
+    parser.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDR",
+        help="numeric address, IPv4 or IPv6; may be repeated (default: all; ::, too, means all)",
+    )
     parser.add_argument("--port", type=int, default=DEFAULT_STUN_PORT)
     parser.add_argument(
-        "--other-address", metavar="ADDR2", help="second address of this host, for behaviour discovery"
+        "--other-address",
+        metavar="ADDR2",
+        help="second address of this host, for behaviour discovery; with one --listen of its family",
     )
     parser.add_argument(
         "--other-port", type=int, metavar="PORT2", help="second port (3479 beside --other-address)"
@@ -29,18 +37,26 @@ def parse_arguments() -> argparse.Namespace:
 
 async def main(arguments: argparse.Namespace) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        ready: list[str] = []
         async with trio.open_nursery() as nursery:
-            addresses: StunAddresses = await nursery.start(
-                partial(
-                    serve_stun,
-                    arguments.listen,
-                    arguments.port,
-                    other_address=arguments.other_address,
-                    other_port=arguments.other_port,
+            for listen in all_listens(arguments.listen or ["::"]):
+                other_address = arguments.other_address
+                if other_address is not None and version_of(other_address) != version_of(listen):
+                    other_address = None
+                addresses: StunAddresses = await nursery.start(
+                    partial(
+                        serve_stun,
+                        listen,
+                        arguments.port,
+                        other_address=other_address,
+                        other_port=arguments.other_port,
+                    )
                 )
-            )
-            other = f" other {addresses.other}" if addresses.other else ""
-            print(f"ready {addresses.primary}{other}", flush=True)
+                # Where the system chose the port, all addresses have the same.
+                arguments.port = addresses.primary.port
+                other = f" other {addresses.other}" if addresses.other else ""
+                ready.append(f"{addresses.primary}{other}")
+            print("ready", *ready, flush=True)
             async for _signal in signals:
                 nursery.cancel_scope.cancel()
                 break

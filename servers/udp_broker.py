@@ -12,6 +12,7 @@ import argparse
 import signal
 import sys
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import trio
@@ -19,11 +20,17 @@ import trio
 from ntcpsock._address import DEFAULT_BROKER_PORT, DEFAULT_STUN_PORT, Endpoint, parse_host_port
 from ntcpsock._config import default_state_dir
 from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
+from ntcpsock._servers.places import all_listens
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="ntcpsock's UDP broker")
-    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDR", help="numeric address (default: all)")
+    parser.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDR",
+        help="numeric address, IPv4 or IPv6; may be repeated (default: all; ::, too, means all)",
+    )
     parser.add_argument("--port", type=int, default=DEFAULT_BROKER_PORT, help="UDP port (default: 6060)")
     parser.add_argument(
         "--state-dir",
@@ -37,15 +44,21 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="a STUN server that nodes are told: numeric, or 0.0.0.0 for this host; may be repeated",
+        help="a STUN server that nodes are told: numeric, or this host as 0.0.0.0 and as ::; may be repeated",
     )
     return parser.parse_args()
 
 
 async def main(arguments: argparse.Namespace) -> None:
     stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
+    listen = all_listens(arguments.listen or ["::"])
     serve = partial(
-        serve_udp_broker, arguments.listen, arguments.port, state_dir=arguments.state_dir, stun=stun
+        serve_udp_broker,
+        listen,
+        arguments.port,
+        state_dir=arguments.state_dir,
+        stun=stun,
+        elsewhere=[address for address in listen if not ip_address(address).is_unspecified],
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

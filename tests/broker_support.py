@@ -55,6 +55,8 @@ class SimulatedNode:
     machine: ClientMachine
     address: Endpoint
     received: list[Event] = field(default_factory=list)
+    #: Where it proves to be as well.
+    others: list[Endpoint] = field(default_factory=list)
 
     def collect(self) -> None:
         for event in self.machine.events():
@@ -63,6 +65,14 @@ class SimulatedNode:
                 self.machine.accept_key(event.key, self.network.now)
         for datagram in self.machine.datagrams_to_send():
             self.network.send(datagram, self.address, BROKER)
+        for number, datagram in self.machine.proofs_to_send():
+            self.network.send(datagram, self.others[number], BROKER)
+
+    def prove(self, *others: Endpoint) -> None:
+        """From now on."""
+        self.others = list(others)
+        self.network.nodes.update(dict.fromkeys(others, self))
+        self.machine.prove(len(others), self.network.now)
 
     @property
     def deliveries(self) -> list[Deliver]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import struct
+import time
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
@@ -18,6 +20,7 @@ from ntcpsock._node import Node
 from ntcpsock._servers.broker import serve_udp_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.gather import gather_udp
 from ntcpsock.trio import open_node
 
 BROKER_PORT = 6060
@@ -38,18 +41,26 @@ class Dialled:
     technique: str
     tries: int
     stages: tuple[str, ...]
+    #: What the listener's side calls the way.
+    technique_there: str = ""
+    #: The own address that the connection came to have.
+    local: str = ""
+    #: The technique of each attempt, and when it started, in seconds after the connect's start.
+    attempts: tuple[tuple[str, float], ...] = ()
 
 
-def run_servers(addresses: tuple[str, str], state: Path) -> None:
-    """A broker, and then STUN on two addresses. Until killed."""
+def run_servers(addresses: tuple[str, str], state: Path, addresses6: tuple[str, ...] = ()) -> None:
+    """A broker, and then STUN on two addresses, of IPv6 too where they are given. Until killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            stun = [Endpoint(address, STUN_PORT) for address in addresses]
+            stun = [Endpoint(address, STUN_PORT) for address in addresses + addresses6]
+            listen = (addresses[0], *addresses6[:1])
             await nursery.start(
-                partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
+                partial(serve_udp_broker, listen, BROKER_PORT, state_dir=state, stun=stun, elsewhere=listen)
             )
-            await nursery.start(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
+            for both in filter(None, (addresses6, addresses)):
+                await nursery.start(partial(serve_stun, both[0], STUN_PORT, other_address=both[1]))
 
     trio.run(main)
 
@@ -87,7 +98,7 @@ async def answer(stream: NTCPStream) -> None:
         if command == b"e":  # echo until the other side half-closes, then a last word
             async for data in stream:
                 await stream.send_all(data)
-            await stream.send_all(b"last word")
+            await stream.send_all(b"last word by " + stream.path.technique.encode())
         elif command == b"d":  # a download: its number of blocks follows, until the half-close
             number = b""
             async for data in stream:
@@ -99,6 +110,31 @@ async def answer(stream: NTCPStream) -> None:
             await stream.send_all(b"first")
             await stream.receive_some(1)
             stream.reset()
+
+
+def wait_for_source_other_than(address: str, server: str) -> str:
+    """The address from which the system sends to `server`, once that is not `address`."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.connect((server, 9))
+            if (source := str(probe.getsockname()[0])) != address:
+                return source
+        time.sleep(0.05)
+    raise TimeoutError(f"still {address}")
+
+
+def stun_servers(config: Config) -> tuple[Endpoint, ...]:
+    """What the broker tells a node of STUN servers, after each of them has answered over UDP."""
+
+    async def main() -> tuple[Endpoint, ...]:
+        async with open_node(config) as node:
+            with trio.fail_after(PATIENCE):
+                for server in node.stun_servers:
+                    (await gather_udp(server)).close()
+            return node.stun_servers
+
+    return trio.run(main)
 
 
 def dial_many(config: Config, name: str, count: int) -> list[Dialled]:
@@ -119,11 +155,23 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         seconds = trio.current_time() - started
         await stream.send_all(b"ehello")
         await stream.send_eof()
-        assert await read_all(stream) == b"hellolast word"
+        answer, _, technique_there = (await read_all(stream)).partition(b" by ")
+        assert answer == b"hellolast word"
         report = stream.report
         tries = max(entry.tries for entry in report.attempts if entry.outcome == "ok")
         stages = tuple(stage.name for stage in report.stages)
-        return Dialled(seconds, stream.path.kind, stream.path.technique, tries, stages)
+        attempts = tuple((entry.technique, entry.started) for entry in report.attempts)
+        path = stream.path
+        return Dialled(
+            seconds,
+            path.kind,
+            path.technique,
+            tries,
+            stages,
+            technique_there.decode(),
+            local=path.local[0],
+            attempts=attempts,
+        )
 
 
 def dial_and_fail(config: Config, name: str, timeout: float | None = None) -> OSError:

@@ -16,6 +16,7 @@ from ntcpsock._address import (
     parse_broker,
     parse_host_port,
     parse_node_address,
+    site_of,
 )
 from ntcpsock._errors import ConfigurationError
 
@@ -126,8 +127,34 @@ def test_documentation_ranges_are_public(host: str, private: bool) -> None:
         ("::", 80, False),
         ("::1", 80, False),
         ("192.0.2.1", 0, False),
+        ("2001:db8::1", 80, True),
+        ("2a00::1", 0, False),
+        ("fd12::1", 80, True),
+        ("ff02::1", 80, False),
+        ("fe80::1", 80, False),
+        ("fe80::1%1", 80, False),
+        ("fec0::1", 80, False),
+        ("100::1", 80, False),
+        ("::ffff:192.0.2.1", 80, False),
+        ("::ffff:127.0.0.1", 80, False),
+        ("::192.0.2.1", 80, False),
+        # 6to4, NAT64 and Teredo stand for an IPv4 address: a public one, or none of ours to send to.
+        ("2002:c000:201::1", 80, True),
+        ("2002:a00:1::1", 80, False),
+        ("2002:7f00:1::1", 80, False),
+        ("64:ff9b::c000:201", 80, True),
+        ("64:ff9b::c0a8:101", 80, False),
+        ("64:ff9b:1::c000:201", 80, False),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", 80, True),
+        ("2001:0:4136:e378:8000:63bf:80ff:fffe", 80, False),
         ("host", 80, False),
     ],
 )
 def test_what_a_peer_may_make_us_dial(host: str, port: int, allowed: bool) -> None:
     assert may_be_dialled(Endpoint(host, port)) is allowed
+
+
+def test_the_site_of_an_address() -> None:
+    assert site_of("2001:db8::1") == site_of("2001:db8:0:0:ffff::2") != site_of("2001:db8:0:1::1")
+    assert site_of("fe80::1%2") == site_of("fe80::2%2")
+    assert site_of("192.0.2.1") != site_of("192.0.2.2")

@@ -109,6 +109,22 @@ def test_one_dial_checks_a_host_once_and_few_hosts() -> None:
     assert sum(aim.allows(check(f"10.0.0.{number}")) for number in range(50)) == MAX_UNPROVEN_HOSTS - 2
 
 
+def test_an_ipv6_network_gets_what_a_host_gets() -> None:
+    """Who owns one address of a /64 owns them all: a liar must not reach a victim at each of them."""
+    aim, shared = Aim(), SharedAim()
+    for allows in (aim.allows, lambda planned: shared.allows(planned, 0.0)):
+        assert allows(check("2001:db8::9", 80))
+        assert not any(allows(check(f"2001:db8::{n}", 80)) for n in range(10, 99))
+        assert allows(check("2001:db8:0:1::9", 80))
+
+
+def test_what_else_a_peer_has_proved_is_dialled_as_it_is() -> None:
+    assert US.also_proven(["2001:db8::9", "127.0.0.1"]) == ("2001:db8::9",)
+    named = [candidate("2001:db8::9", 22)]
+    assert US.targets(named, "tcp", PEER) == ()
+    assert US.targets(named, "tcp", PEER, ("2001:db8::9",)) == tuple(named)
+
+
 def test_one_dial_has_few_endpoints_even_where_the_peer_is_seen() -> None:
     aim = Aim()
     allowed = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from ntcpsock._errors import (
     PeerOffline,
 )
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker import BrokerServer, _endpoint, _socket_address, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
 from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.datagrams import endpoint_of, socket_address
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker import driver, link
 from ntcpsock._traversal.broker.driver import (
     MAX_DELIVERIES,
     BrokerSession,
@@ -34,6 +36,7 @@ from ntcpsock._traversal.broker.driver import (
     Introduction,
     open_broker_session,
 )
+from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_CARD
 
 ALICE, BOB = make_identity(1), make_identity(2)
@@ -51,7 +54,7 @@ async def running_broker(
         listen,
         port,
         state_dir=state_dir,
-        stun=[Endpoint("0.0.0.0", 3478), Endpoint("192.0.2.9", 3479)],
+        stun=[Endpoint("0.0.0.0", 3478), Endpoint("::", 3478), Endpoint("192.0.2.9", 3479)],
         limits=limits,
     )
     async with trio.open_nursery() as nursery:
@@ -68,12 +71,14 @@ class StoppableBroker:
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
 
-    async def start(self, port: int = 0, state_dir: Path | None = None) -> BrokerServer:
+    async def start(
+        self, port: int = 0, state_dir: Path | None = None, listen: Sequence[str] = ("127.0.0.1",)
+    ) -> BrokerServer:
         self._scope, self._stopped = trio.CancelScope(), trio.Event()
 
         async def serve(task_status: trio.TaskStatus[BrokerServer]) -> None:
             with self._scope:
-                await serve_udp_broker("127.0.0.1", port, state_dir=state_dir, task_status=task_status)
+                await serve_udp_broker(listen, port, state_dir=state_dir, task_status=task_status)
             self._stopped.set()
 
         server: BrokerServer = await self._nursery.start(serve)
@@ -168,6 +173,35 @@ async def test_a_name_with_a_dead_address_first_costs_a_quarter_of_a_second(
             async with session(address, ALICE) as alice:
                 assert alice.welcome.stun[0].host == "127.0.0.1"
     assert len(server.core) == 1
+
+
+async def test_a_lost_broker_is_looked_for_at_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine whose IPv6 breaks while it runs: the session goes on over IPv4, as the same instance."""
+    places = [(socket.AF_INET, ("127.0.0.2", 0)), (socket.AF_INET, ("127.0.0.1", 0))]
+
+    async def resolve(address: BrokerAddress) -> list[tuple[int, tuple[str, int]]]:
+        return [(family, (host, address.port)) for family, (host, _) in places]
+
+    monkeypatch.setattr(driver, "_resolve", resolve)
+    monkeypatch.setattr(driver, "ClientMachine", partial(ClientMachine, request_timeout=0.5))
+    monkeypatch.setattr(link, "_PATIENCE", 0.5)
+    async with trio.open_nursery() as nursery:
+        broker = StoppableBroker(nursery)
+        first = await broker.start(state_dir=tmp_path, listen=["127.0.0.1", "127.0.0.2"])
+        address = BrokerAddress("broker.example", first.address.port, first.key)
+        async with session(address, ALICE, keep_alive_interval=0.1) as alice:
+            await alice.set_registration(("alice",), (80,), b"card", None)
+            assert alice._link._destination[0] == "127.0.0.2"
+            for host in ("127.0.0.1", "127.0.0.2"):
+                await broker.stop()
+                await broker.start(first.address.port, tmp_path, listen=[host])
+                with trio.fail_after(60):
+                    while not (alice.connected and alice._link._destination[0] == host):
+                        await trio.sleep(0.02)
+                    assert await alice.lookup("alice") == ALICE.public_key
+        nursery.cancel_scope.cancel()
 
 
 async def test_errors_of_requests() -> None:
@@ -396,8 +430,8 @@ def test_sources_as_nodes_see_them(
     endpoint: Endpoint,
     back: tuple[str, int] | tuple[str, int, int, int],
 ) -> None:
-    assert _endpoint(address) == endpoint
-    assert _socket_address(endpoint, ipv6=len(back) == 4) == back
+    assert endpoint_of(address) == endpoint
+    assert socket_address(endpoint, ipv6=len(back) == 4) == back
 
 
 async def test_a_closed_session_says_so() -> None:

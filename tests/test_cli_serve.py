@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
-from ntcpsock._address import parse_broker
+from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
+from ntcpsock._servers import places
+from ntcpsock._servers.places import all_listens, reachable_address
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
-from ntcpsock.cli.serve import reachable_address
 from ntcpsock.cli.stage import open_loopback_stage
 from ntcpsock.trio import open_node
 
 SERVE = [sys.executable, "-m", "ntcpsock", "serve"]
+needs_ipv6 = pytest.mark.skipif(not places._has_ipv6(), reason="this host has no IPv6 loopback")
 FREE = ["--broker-port", "0", "--stun-port", "0"]
 
 
@@ -103,8 +106,6 @@ def test_mistakes(options: list[str], status: int, words: str, tmp_path: Path) -
 
 
 async def test_servers_answer(tmp_path: Path) -> None:
-    import trio
-
     with open_loopback_stage() as stage:
         config = Config(broker=stage.broker, state_dir=tmp_path)
         with trio.fail_after(60):
@@ -117,6 +118,64 @@ async def test_servers_answer(tmp_path: Path) -> None:
                     with trio.socket.socket() as stream:
                         await stream.connect(server)
                         assert (await binding_over_tcp(stream)).mapped == stream.getsockname()
+
+
+@needs_ipv6
+def test_both_families(tmp_path: Path) -> None:
+    command = [
+        *SERVE,
+        *FREE,
+        "--json",
+        "--state-dir",
+        str(tmp_path),
+        "--listen",
+        "::1",
+        "--listen",
+        "127.0.0.1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        event = json.loads(process.stdout.readline())
+        told = parse_broker(event["broker"])
+        assert told.host == "127.0.0.1"
+        assert [server.rpartition(":")[0] for server in event["stun"]] == ["127.0.0.1"] * 2 + ["[::1]"] * 2
+        for host in ("127.0.0.1", "::1"):
+            config = Config(broker=str(BrokerAddress(host, told.port, told.key)), state_dir=tmp_path / host)
+            assert trio.run(told_servers, config) == event["stun"]
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+async def told_servers(config: Config) -> list[str]:
+    with trio.fail_after(60):
+        async with open_node(config) as node:
+            return [str(server) for server in node.stun_servers]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--other-address", "127.0.0.2", "--other-address", "127.0.0.3"], "at most one of each family"),
+        ([f"--listen=127.0.0.{number}" for number in range(2, 6)], "at most 4 addresses"),
+    ],
+)
+def test_too_many_addresses(options: list[str], words: str, tmp_path: Path) -> None:
+    with start(*options, state=tmp_path) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in " ".join(stderr.split())
+
+
+@needs_ipv6
+def test_what_listening_addresses_stand_for() -> None:
+    assert all_listens(["::"]) == ("0.0.0.0", "::")
+    assert all_listens(["0.0.0.0"]) == ("0.0.0.0",)
+    assert all_listens(["2001:db8::1", "192.0.2.1", "192.0.2.1"]) == ("192.0.2.1", "2001:db8::1")
+
+
+def test_a_machine_without_ipv6_listens_on_all_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_has_ipv6", lambda: False)
+    assert all_listens(["::"]) == ("0.0.0.0",)
 
 
 def test_reachable_address() -> None:

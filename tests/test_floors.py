@@ -66,6 +66,8 @@ FLOORS = (
             "_traversal.*.driver",
             "_traversal.punch.given",
             "_traversal.broker.link",
+            "_traversal.broker.side",
+            "_traversal.interfaces",
             "_session.carrier",
             "_session.driver",
             "_session.plain",

@@ -8,15 +8,13 @@ import os
 import select
 import socket
 import struct
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from sync_support import PATIENCE, Background, listener, pair, receive_all, wait_until
-from world import World, open_world
+from world import Servers, World
 
 import ntcpsock
 from ntcpsock import NTCPSocket, _known, _listening, _portal
@@ -25,34 +23,6 @@ from ntcpsock._errors import EncryptionMismatch, PeerRefused
 
 plain = socket.socket
 NAME = ("alice.ntcp", 8000)
-
-
-class Servers(threading.Thread):
-    """Broker and STUN server in a thread; `uri` is the broker's."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(daemon=True)
-        self._directory = directory
-        self._ready = threading.Event()
-        self.world: World
-        self.token: Any = None
-        self._scope: Any = None
-        self.start()
-        assert self._ready.wait(PATIENCE)
-
-    def run(self) -> None:
-        trio.run(self._main)
-
-    async def _main(self) -> None:
-        with trio.CancelScope() as self._scope:
-            self.token = trio.lowlevel.current_trio_token()
-            async with open_world(self._directory) as self.world:
-                self._ready.set()
-                await trio.sleep_forever()
-
-    def stop(self) -> None:
-        self.token.run_sync_soon(self._scope.cancel)
-        self.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")

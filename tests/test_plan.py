@@ -14,8 +14,11 @@ from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
+    MAX_TRIES,
     UNPROVEN_PACE,
+    UNPROVEN_TRIES,
     PlannedAttempt,
+    ipv6_head_start,
     make_joint_plan,
     make_plan,
 )
@@ -30,7 +33,7 @@ from ntcpsock._traversal.punch.message import (
 )
 from ntcpsock._traversal.start import order_of_start, waiting_time
 
-ALL = ("public", "lan", "tcp-open")
+ALL = ("public", "lan", "ipv6", "tcp-open")
 
 
 def host(address: str, port: int = 1000) -> Candidate:
@@ -46,6 +49,11 @@ BEHIND_B = (host("192.168.1.9"), srflx("198.51.100.1"))
 ALSO_BEHIND_A = (host("10.0.0.3"), srflx("192.0.2.1", 1001))
 PUBLIC = (host("203.0.113.5"),)
 NO_STUN = (host("10.0.0.7"),)
+DUAL_A = (host("10.0.0.2"), host("2001:db8:a::2"), srflx("192.0.2.1"))
+DUAL_B = (host("192.168.1.9"), host("2001:db8:b::9"), srflx("198.51.100.1"))
+DUAL_PUBLIC = (host("203.0.113.5"), host("2001:db8:c::5"))
+ONLY_IPV6 = (host("2001:db8:d::4"),)
+TRANSLATED_IPV6 = (host("fd00::2"), srflx("2001:db8:e::2"))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +66,22 @@ NO_STUN = (host("10.0.0.7"),)
         (NO_STUN, BEHIND_A, [("lan", "10.0.0.2", 0.0), ("tcp-open", "192.0.2.1", 0.05)]),
         (BEHIND_A, NO_STUN, [("lan", "10.0.0.7", 0.0)]),
         (BEHIND_A, (), []),
+        # IPv6 together with the IPv4 punch.
+        (
+            DUAL_A,
+            DUAL_B,
+            [("ipv6", "2001:db8:b::9", 0.0), ("tcp-open", "198.51.100.1", 0.05), ("lan", "192.168.1.9", 0.3)],
+        ),
+        (DUAL_A, DUAL_PUBLIC, [("public", "203.0.113.5", 0.0), ("ipv6", "2001:db8:c::5", 0.05)]),
+        # A family that one side has not is nothing to try.
+        (BEHIND_A, DUAL_B, [("tcp-open", "198.51.100.1", 0.0), ("lan", "192.168.1.9", 0.3)]),
+        (ONLY_IPV6, DUAL_B, [("ipv6", "2001:db8:b::9", 0.0)]),
+        (DUAL_B, ONLY_IPV6, [("ipv6", "2001:db8:d::4", 0.0)]),
+        (BEHIND_A, ONLY_IPV6, []),
+        ((), ONLY_IPV6, [("ipv6", "2001:db8:d::4", 0.0)]),
+        # NPTv6 and NAT66: a unique local address is a neighbour's, or nobody's.
+        (ONLY_IPV6, TRANSLATED_IPV6, [("lan", "fd00::2", 0.0), ("ipv6", "2001:db8:e::2", 0.05)]),
+        (TRANSLATED_IPV6, ONLY_IPV6, [("ipv6", "2001:db8:d::4", 0.0)]),
     ],
 )
 def test_plans(
@@ -71,9 +95,7 @@ def test_plans(
 
 @pytest.mark.parametrize("technique", ALL)
 def test_only_allowed_techniques(technique: str) -> None:
-    plan = make_plan(
-        BEHIND_A, BEHIND_B + PUBLIC, techniques=(technique,), rtt=0.1, budget=1.0, proven_host=""
-    )
+    plan = make_plan(DUAL_A, DUAL_B + PUBLIC, techniques=(technique,), rtt=0.1, budget=1.0, proven_host="")
     assert {attempt.technique for attempt in plan} == {technique}
 
 
@@ -82,9 +104,54 @@ def test_a_foreign_lan_waits_for_the_punch_on_a_long_path() -> None:
     assert plan[-1].delay == 1.5
 
 
+def test_what_was_proved_beside_the_brokers_view_gets_all_tries() -> None:
+    plan = make_plan(
+        DUAL_A,
+        DUAL_B,
+        techniques=ALL,
+        rtt=0.1,
+        budget=8.0,
+        proven_host="198.51.100.1",
+        also_proven=("2001:db8:b::9",),
+    )
+    tries = {attempt.technique: attempt.max_tries for attempt in plan}
+    assert tries == {"ipv6": MAX_TRIES, "tcp-open": MAX_TRIES, "lan": UNPROVEN_TRIES}
+
+
+def test_a_second_uplink_is_tried_a_little_later() -> None:
+    plan = make_plan(
+        DUAL_A,
+        DUAL_B,
+        techniques=ALL,
+        rtt=0.1,
+        budget=8.0,
+        proven_host="198.51.100.1",
+        uplinks=("10.3.0.2", "2001:db8:f::2"),
+    )
+    further = [(attempt.technique, attempt.source, attempt.delay) for attempt in plan if attempt.source]
+    assert further == [("ipv6", "2001:db8:f::2", 0.1), ("tcp-open", "10.3.0.2", 0.1)]
+    assert len(plan) == 5
+
+
+def test_ipv6_has_a_head_start_before_joint_attempts() -> None:
+    plans = [
+        make_plan(ours, DUAL_B, techniques=ALL, rtt=0.1, budget=8.0, proven_host="")
+        for ours in (DUAL_A, BEHIND_A)
+    ]
+    assert [ipv6_head_start(plan, 0.1) for plan in plans] == [pytest.approx(0.3), 0.0]
+    assert ipv6_head_start(plans[0], 2.0) == 0.5
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(BEHIND_A, BEHIND_B), (BEHIND_A, PUBLIC), (PUBLIC, BEHIND_B), (BEHIND_A, ALSO_BEHIND_A)],
+    [
+        (DUAL_A, DUAL_B),
+        (ONLY_IPV6, TRANSLATED_IPV6),
+        (BEHIND_A, BEHIND_B),
+        (BEHIND_A, PUBLIC),
+        (PUBLIC, BEHIND_B),
+        (BEHIND_A, ALSO_BEHIND_A),
+    ],
 )
 def test_both_ends_call_a_connection_alike(
     ours: tuple[Candidate, ...], theirs: tuple[Candidate, ...]
@@ -96,6 +163,7 @@ def test_both_ends_call_a_connection_alike(
 
 def test_a_connection_from_an_unknown_port_has_a_name() -> None:
     assert name_of_connection(BEHIND_A, BEHIND_B, Endpoint("198.51.100.1", 9)) == "tcp-open"
+    assert name_of_connection(DUAL_A, DUAL_B, Endpoint("2001:db8:b::9", 9)) == "ipv6"
     assert name_of_pair(PUBLIC, srflx("198.51.100.1", 9)) == "public"
 
 
@@ -227,6 +295,7 @@ def test_costs() -> None:
 
 def test_a_liars_candidates() -> None:
     lies = [host("127.0.0.1"), host("0.0.0.0"), host("224.0.0.1"), Candidate("host", "udp", "192.0.2.1", 5)]
+    lies += [host("::"), host("fe80::1"), host("ff02::1"), host("::ffff:192.0.2.1"), host("2002:a00:1::1")]
     assert usable_candidates(lies, "tcp", loopback_allowed=False) == ()
     assert usable_candidates(lies, "tcp", loopback_allowed=True) == (host("127.0.0.1"),)
     many = [srflx("192.0.2.1", port) for port in range(1, 10_000)]

@@ -188,7 +188,7 @@ async def test_strangers_at_the_port_are_bounded_and_do_not_win(
     report = Report("test", "dialer", trio.current_time())
     async with trio.open_nursery() as nursery:
         race = Race(nursery, never_authenticates, report, rtt=0.1)
-        race.listen(listener, lambda _: "lan")
+        race.listen([listener], lambda _: "lan")
         for _ in range(race_module.MAX_UNAUTHENTICATED + 20):
             stranger = trio.socket.socket()
             await stranger.connect(listener.getsockname())

@@ -77,5 +77,9 @@ def test_prediction_starts_when_it_is_likely_to_be_needed(ours: str, theirs: str
     assert len(plan) > 1
     assert {attempt.remote for attempt in plan} == {Endpoint(PROVEN, 0)}
     assert all(attempt.budget <= 8.0 for attempt in plan)
+    later = make_joint_plan(
+        *profiles, techniques=("tcp-predict",), budget=8.0, proven_host=PROVEN, earliest=0.4
+    )
+    assert later[0].delay == max(first, 0.4)
     assert not make_joint_plan(*profiles, techniques=("lan",), budget=8.0, proven_host=PROVEN)
     assert not make_joint_plan(*profiles, techniques=("tcp-predict",), budget=8.0, proven_host="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class World:
     nursery: trio.Nursery
     stun: Endpoint
     broker_scope: trio.CancelScope
+    host: str
 
     @property
     def uri(self) -> str:
@@ -56,7 +58,7 @@ class World:
         async def run(*, task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED) -> None:
             with self.broker_scope:
                 await serve_udp_broker(
-                    "127.0.0.1",
+                    self.host,
                     port,
                     state_dir=self.directory / "broker",
                     stun=[self.stun],
@@ -67,10 +69,40 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path) -> AsyncIterator[World]:
+async def open_world(directory: Path, host: str = "127.0.0.1") -> AsyncIterator[World]:
     async with open_background_nursery() as nursery:
-        addresses = await nursery.start(partial(serve_stun, "127.0.0.1", 0))
+        addresses = await nursery.start(partial(serve_stun, host, 0))
         world = World.__new__(World)
+        world.host = host
         world.directory, world.nursery, world.stun = directory, nursery, addresses.primary
         await world.start_broker()
         yield world
+
+
+class Servers(threading.Thread):
+    """Broker and STUN server in a thread; `uri` is the broker's."""
+
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(daemon=True)
+        self._directory = directory
+        self._host = host
+        self._ready = threading.Event()
+        self.world: World
+        self.token: Any = None
+        self._scope: Any = None
+        self.start()
+        assert self._ready.wait(60)
+
+    def run(self) -> None:
+        trio.run(self._main)
+
+    async def _main(self) -> None:
+        with trio.CancelScope() as self._scope:
+            self.token = trio.lowlevel.current_trio_token()
+            async with open_world(self._directory, self._host) as self.world:
+                self._ready.set()
+                await trio.sleep_forever()
+
+    def stop(self) -> None:
+        self.token.run_sync_soon(self._scope.cancel)
+        self.join(60)

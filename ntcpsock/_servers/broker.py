@@ -11,6 +11,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ import trio
 from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, socket_address
 from ntcpsock._servers.names import NameStore
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_STUN_SERVERS
@@ -35,7 +37,7 @@ _EXPIRY_INTERVAL = 5.0
 
 @dataclass(frozen=True, slots=True)
 class BrokerServer:
-    """A running broker: where it is bound, and its public key."""
+    """A running broker: where it is bound (first), and its public key."""
 
     address: Endpoint
     key: bytes
@@ -49,20 +51,36 @@ class BrokerServer:
         return str(BrokerAddress(self.address.host, self.address.port, self.key))
 
 
+class _Source(Endpoint):
+    """Where a datagram came from, and how to send there from the address that was asked.
+
+    The core keeps it for each node, so a `way` is made once for each of our addresses.
+    """
+
+    way: _Way
+
+
+_Way = tuple[DatagramSocket, Ancillary]
+# Our addresses times interfaces; beyond that somebody adds and removes them, and ways are made anew.
+_MOST_WAYS = 1024
+
+
 async def serve_udp_broker(
-    listen: str,
+    listen: str | Sequence[str],
     port: int,
     *,
     state_dir: Path | None,
     stun: Sequence[Endpoint] = (),
+    elsewhere: Sequence[str] = (),
     limits: BrokerLimits | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
 
-    `listen` is a numeric IPv4 or IPv6 address ("::" takes IPv4 too); port 0 lets the system choose.
-    `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; the host
-    0.0.0.0 or :: in it means "where you reached this broker".
+    `listen` is one or more numeric IPv4 or IPv6 addresses ("::" alone takes IPv4 too); port 0 lets the system choose.
+    `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; a host that is
+    0.0.0.0 or :: in it means "this broker's own, IPv4 or IPv6". `elsewhere`: this host's addresses; a node is told
+    those of the other family than the one in which it came.
     Raises OSError where it cannot bind, ValueError for STUN servers that cannot be told to nodes,
     ConfigurationError for an unusable state directory.
     """
@@ -74,27 +92,34 @@ async def serve_udp_broker(
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
     try:
-        with _bind(listen, port) as sock:
-            host, bound_port = sock.getsockname()[:2]
-            core = BrokerCore(identity, names, stun=stun, limits=limits)
-            server = BrokerServer(Endpoint(host, bound_port), core.key, core, Counter())
+        with ExitStack() as stack:
+            sockets: list[DatagramSocket] = []
+            hosts = (listen,) if isinstance(listen, str) else listen
+            for host in hosts:
+                number = sockets[0].local.port if sockets else port
+                bound = stack.enter_context(_bind(host, number, dual=hosts == ("::",)))
+                sockets.append(DatagramSocket(bound))
+            address = sockets[0].local
+            places = [Endpoint(host, address.port) for host in elsewhere]
+            core = BrokerCore(identity, names, stun=stun, elsewhere=places, limits=limits)
+            server = BrokerServer(address, core.key, core, Counter())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expire, core)
+                for sock in sockets:
+                    nursery.start_soon(_serve, sock, core, server.unsent)
                 task_status.started(server)
-                await _serve(sock, core, server.unsent)
     finally:
         names.close()
     raise AssertionError("unreachable")
 
 
-def _bind(listen: str, port: int) -> socket.socket:
+def _bind(listen: str, port: int, *, dual: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        if listen == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        sock.setblocking(False)
         sock.bind((listen, port))
     except BaseException:
         sock.close()
@@ -102,23 +127,29 @@ def _bind(listen: str, port: int) -> socket.socket:
     return sock
 
 
-async def _serve(sock: socket.socket, core: BrokerCore, unsent: Counter[str]) -> NoReturn:
-    ipv6 = sock.family == socket.AF_INET6
+async def _serve(sock: DatagramSocket, core: BrokerCore, unsent: Counter[str]) -> NoReturn:
+    ways: dict[tuple[tuple[int, int, bytes], ...], _Way] = {}
     while True:
-        await trio.lowlevel.wait_readable(sock)
+        await trio.lowlevel.wait_readable(sock.fileno())
         for _ in range(_BATCH):
             try:
-                datagram, address = sock.recvfrom(MAX_DATAGRAM + 1)
+                datagram, source, asked = sock.receive(MAX_DATAGRAM + 1)
             except BlockingIOError:
                 break
             except OSError as error:
                 # What the network says of an earlier datagram of ours (WSAECONNRESET) concerns nobody here.
                 _logger.debug("recvfrom: %s", error)
                 break
-            now = trio.current_time()
-            for answer, destination in core.receive(datagram, _endpoint(address), now):
+            came_from = _Source(*source)
+            if len(ways) > _MOST_WAYS:
+                ways.clear()
+            came_from.way = ways.setdefault(tuple(asked), (sock, asked))
+            for answer, destination in core.receive(datagram, came_from, trio.current_time()):
+                # A node's address was given in by us with the way to it, whoever's datagram makes us send there.
+                assert isinstance(destination, _Source)
+                out, own_address = destination.way
                 try:
-                    sock.sendto(answer, _socket_address(destination, ipv6))
+                    out.send(answer, socket_address(destination, out.ipv6), own_address)
                 except OSError as error:
                     # A full buffer or no route: lost like any datagram, and asked for again.
                     unsent[str(error.strerror)] += 1
@@ -128,20 +159,3 @@ async def _expire(core: BrokerCore) -> NoReturn:
     while True:
         await trio.sleep(_EXPIRY_INTERVAL)
         core.expire(trio.current_time())
-
-
-def _endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
-    """The source as nodes should see it: mapped IPv4 as IPv4, a link-local address with its scope."""
-    host = address[0].removeprefix("::ffff:") if "." in address[0] else address[0]
-    if len(address) == 4 and address[3] and "%" not in host:
-        host = f"{host}%{address[3]}"
-    return Endpoint(host, address[1])
-
-
-def _socket_address(endpoint: Endpoint, ipv6: bool) -> tuple[str, int] | tuple[str, int, int, int]:
-    if not ipv6:
-        return endpoint.host, endpoint.port
-    host, _, scope = endpoint.host.partition("%")
-    if ":" not in host:
-        host = f"::ffff:{host}"
-    return host, endpoint.port, 0, int(scope) if scope.isdecimal() else 0

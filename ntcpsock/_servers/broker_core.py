@@ -47,6 +47,8 @@ from ntcpsock._traversal.broker.message import (
     KeepAlive,
     KeepAliveAck,
     Lookup,
+    Prove,
+    Proved,
     Reason,
     Refused,
     Register,
@@ -91,6 +93,7 @@ class BrokerCore:
         names: NameStore,
         *,
         stun: Sequence[Endpoint] = (),
+        elsewhere: Sequence[Endpoint] = (),
         limits: BrokerLimits | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -102,6 +105,7 @@ class BrokerCore:
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
+        self._elsewhere = tuple(elsewhere)
         self._registry = Registry(names, max_nodes=limits.nodes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
@@ -161,6 +165,8 @@ class BrokerCore:
         if isinstance(envelope.body, Hello):
             return self._hello(datagram, key, envelope, envelope.body, source, now)
         node = self._registry.by_session(envelope.session, now)
+        if isinstance(envelope.body, Prove) and node is not None and node.key == key:
+            return self._prove(datagram, node, envelope, envelope.body, source, now)
         if node is None or node.key != key or node.source != source:
             # After our restart, or after its NAT gave it another address, a node learns it here.
             return self._challenge(datagram, key, envelope.request, source, now)
@@ -192,7 +198,25 @@ class BrokerCore:
         # may have changed, and neither is a reason to forget what is registered.
         node.source = source
         self._registry.touch(node, now)
-        return [self._to(node, envelope.request, Welcome(node.session, source, self._stun))]
+        elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != source.is_ipv6)
+        return [self._to(node, envelope.request, Welcome(node.session, source, self._stun, elsewhere))]
+
+    def _prove(
+        self,
+        datagram: bytes,
+        node: NodeRecord,
+        envelope: ClientEnvelope,
+        prove: Prove,
+        source: Endpoint,
+        now: float,
+    ) -> list[Datagram]:
+        if not self._is_fresh(prove.cookie, node.key, source, now):
+            return self._challenge(datagram, node.key, envelope.request, source, now)
+        if not node.received.accept(envelope.counter):
+            return self._drop("replay")
+        node.prove(source.host, now)
+        frame, _ = self._to(node, envelope.request, Proved())
+        return [(frame, source)]
 
     def _challenge(
         self, datagram: bytes, key: bytes, request: int, source: Endpoint, now: float
@@ -264,14 +288,13 @@ class BrokerCore:
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
-        return [
-            self._to(target, 0, Deliver(node.key, node.instance, offer.sealed, name, node.source.host)),
-            self._to(
-                node,
-                envelope.request,
-                Introduced(target.key, target.instance, target.card, target.source.host),
-            ),
-        ]
+        delivery = Deliver(
+            node.key, node.instance, offer.sealed, name, node.source.host, node.proved_hosts(now)
+        )
+        introduction = Introduced(
+            target.key, target.instance, target.card, target.source.host, target.proved_hosts(now)
+        )
+        return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
 
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Reply)
@@ -282,7 +305,10 @@ class BrokerCore:
         if target is None:
             return self._drop("reply to nobody")
         name = node.names[0] if node.names else None
-        return [self._to(target, 0, Deliver(node.key, node.instance, reply.sealed, name, node.source.host))]
+        delivery = Deliver(
+            node.key, node.instance, reply.sealed, name, node.source.host, node.proved_hosts(now)
+        )
+        return [self._to(target, 0, delivery)]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         return [self._to(node, envelope.request, KeepAliveAck())]

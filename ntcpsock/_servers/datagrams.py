@@ -38,8 +38,9 @@ class DatagramSocket:
         self._sock = sock
         host, port = sock.getsockname()[:2]
         self.local = Endpoint(host, port)
+        self.ipv6 = sock.family == socket.AF_INET6
         self._is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        if self._is_wildcard and sock.family == socket.AF_INET6:
+        if self._is_wildcard and self.ipv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elif self._is_wildcard:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
@@ -51,11 +52,11 @@ class DatagramSocket:
         """The next datagram, cut to `size`. Raises BlockingIOError when there is none, and OSError."""
         if not self._is_wildcard:
             data, source = self._sock.recvfrom(size)
-            return Datagram(data, Endpoint(source[0], source[1]), [])
+            return Datagram(data, endpoint_of(source), [])
         data, ancillary, _flags, source = self._sock.recvmsg(size, _ANCILLARY_SIZE)
-        return Datagram(data, Endpoint(source[0], source[1]), [_turn_round(*entry) for entry in ancillary])
+        return Datagram(data, endpoint_of(source), [_turn_round(*entry) for entry in ancillary])
 
-    def send(self, data: bytes, destination: Endpoint, asked: Ancillary) -> None:
+    def send(self, data: bytes, destination: tuple[str | int, ...], asked: Ancillary) -> None:
         """Send, from the address that was asked. Raises BlockingIOError when the kernel's queue is full (UDP
         may lose it, so the caller drops it), and OSError."""
         if asked:
@@ -65,6 +66,24 @@ class DatagramSocket:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def endpoint_of(address: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
+    """A source as others should see it: mapped IPv4 as IPv4, a link-local address with its scope."""
+    host = address[0].removeprefix("::ffff:") if "." in address[0] else address[0]
+    if len(address) == 4 and address[3] and "%" not in host:
+        host = f"{host}%{address[3]}"
+    return Endpoint(host, address[1])
+
+
+def socket_address(endpoint: Endpoint, ipv6: bool) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The way back, for an IPv4 or an IPv6 socket."""
+    if not ipv6:
+        return endpoint.host, endpoint.port
+    host, _, scope = endpoint.host.partition("%")
+    if ":" not in host:
+        host = f"::ffff:{host}"
+    return host, endpoint.port, 0, int(scope) if scope.isdecimal() else 0
 
 
 def _turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+from ntcpsock._address import site_of
 
 _MOST_BUCKETS = 65536
 
@@ -23,7 +23,7 @@ class RateLimit:
 
     def take(self, host: str, now: float) -> bool:
         """Whether `host` may once more."""
-        source = source_of(host)
+        source = site_of(host)
         tokens, then = self._buckets.pop(source, (self._burst, now))
         tokens = min(self._burst, tokens + (now - then) * self._rate)
         allowed = tokens >= 1.0
@@ -31,10 +31,3 @@ class RateLimit:
         if len(self._buckets) > self._size:
             del self._buckets[next(iter(self._buckets))]
         return allowed
-
-
-def source_of(host: str) -> str:
-    """The part of an address that stands for one customer."""
-    if ":" not in host:
-        return host
-    return str(int(ipaddress.IPv6Address(host)) >> 64)

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.names import NameRecord, NameStore
-from ntcpsock._traversal.broker.message import MIN_TTL, Register, allowed_digest, allows, key_digest
+from ntcpsock._traversal.broker.message import (
+    MAX_PROVED,
+    MIN_TTL,
+    Register,
+    allowed_digest,
+    allows,
+    key_digest,
+)
 from ntcpsock._traversal.broker.replay import ReplayWindow
 
 #: Instances of one key: processes that share a state directory.
@@ -25,6 +32,7 @@ class NodeRecord:
         "key",
         "names",
         "ports",
+        "proved",
         "received",
         "registered",
         "registration",
@@ -53,6 +61,17 @@ class NodeRecord:
         self.ports: tuple[int, ...] = ()
         self.card: bytes | None = None
         self.allow: bytes | None = None
+        #: Further addresses that it has proved, the newest last, and until when each is believed.
+        self.proved: tuple[tuple[str, float], ...] = ()
+
+    def prove(self, host: str, now: float) -> None:
+        """It is at `host` too."""
+        others = [entry for entry in self.proved if entry[0] != host and entry[1] > now]
+        self.proved = (*others, (host, now + self.ttl))[-MAX_PROVED:]
+
+    def proved_hosts(self, now: float) -> tuple[str, ...]:
+        """Where it is beside the address of its session."""
+        return tuple(host for host, until in self.proved if until > now and host != self.source.host)
 
     def register(self, counter: int, registration: Register) -> None:
         """Replace what it offered before."""
@@ -68,7 +87,7 @@ class NodeRecord:
         """After Bye: no introductions, but the counters stay until no recorded Hello can pass."""
         self.registered = False
         self.registration = max(self.registration, counter)
-        self.names = self.ports = ()
+        self.names = self.ports = self.proved = ()
         self.card = self.allow = None
         self.ttl = MIN_TTL
 

@@ -24,13 +24,13 @@ from ntcpsock._session.stream import NTCPStream, receive_bind
 from ntcpsock._session.tls import Carrier, Certificate, server_handshake
 from ntcpsock._traversal.aim import Aim, SharedAim, Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.candidate import name_of_connection
+from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
-from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
+from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import Mailbox, Talk
@@ -101,7 +101,7 @@ class PendingDial:
     token: OneTimeToken
     report: Report
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    dialled: set[Endpoint] = field(default_factory=set)
+    dialled: set[tuple[Endpoint, str]] = field(default_factory=set)
     aim: Aim = field(default_factory=Aim)
     mailbox: Mailbox = field(default_factory=Mailbox)
     rounds: set[int] = field(default_factory=set)
@@ -214,15 +214,19 @@ class Acceptor:
         """Do what an offer asks for: attempts towards its candidates, and its joint technique."""
         assert pending.nursery is not None
         pending.rounds.add(offer.round)
+        delivery = pending.delivery
         standpoint = self._node.standpoint
-        proven_host = standpoint.proven(pending.delivery.observed_host)
+        proven_host = standpoint.proven(delivery.observed_host)
+        also_proven = standpoint.also_proven(delivery.also_observed)
         plan = make_plan(
             warm.candidates,
-            standpoint.targets(offer.candidates, "tcp", proven_host),
+            standpoint.targets(offer.candidates, "tcp", proven_host, also_proven),
             techniques=self._node.techniques,
             rtt=self._path_rtt(offer),
             budget=DIAL_BUDGET,
             proven_host=proven_host,
+            also_proven=also_proven,
+            uplinks=warm.uplinks,
             wait=self._waiting_time(offer, warm),
             late=self._node.late_techniques,
         )
@@ -230,12 +234,14 @@ class Acceptor:
         # application's own socket, and ours would meet the listener beside that.
         courtesy = max(self._path_rtt(offer), SHORTEST_COURTESY) if self._node.encryption == "off" else 0.0
         for planned in plan:
-            if planned.remote not in pending.dialled and pending.aim.allows(planned):
-                pending.dialled.add(planned.remote)
-                late = 0.0 if planned.technique == "tcp-open" else courtesy
+            way = (planned.remote, planned.source)
+            if way not in pending.dialled and pending.aim.allows(planned):
+                pending.dialled.add(way)
+                late = courtesy if planned.technique in ("public", "lan") else 0.0
                 pending.nursery.start_soon(
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
+        proven_host = ipv4_host(proven_host, *also_proven)
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             pending.joint_rounds += 1
             if pending.joint_rounds <= MAX_JOINT_ROUNDS:
@@ -276,7 +282,10 @@ class Acceptor:
             self._count("too many unproven addresses")
             return
         entry = pending.report.attempt(
-            planned.technique, ("0.0.0.0", warm.port), planned.remote, trio.current_time()
+            planned.technique,
+            bound_to(warm.port, planned.remote, planned.source),
+            planned.remote,
+            trio.current_time(),
         )
         entry.budget = planned.cost(self._path_rtt(pending.offer))
 
@@ -397,7 +406,8 @@ class Acceptor:
             warm = self._node.listening_port
             standpoint = self._node.standpoint
             proven_host = standpoint.proven(pending.delivery.observed_host)
-            usable = standpoint.targets(pending.offer.candidates, "tcp", proven_host)
+            also_proven = standpoint.also_proven(pending.delivery.also_observed)
+            usable = standpoint.targets(pending.offer.candidates, "tcp", proven_host, also_proven)
             technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started
@@ -446,4 +456,7 @@ def make_stream(
 
 
 def kind_of(technique: str) -> PathKind:
-    return "lan" if technique == "lan" else "tcp"
+    return _KINDS.get(technique, "tcp")
+
+
+_KINDS: dict[str, PathKind] = {"lan": "lan", "ipv6": "ipv6"}

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ntcpsock._address import is_link_local, is_private_address
+from ntcpsock._address import is_link_local, is_private_address, site_of
 from ntcpsock._traversal.candidate import is_loopback, usable_candidates
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import Candidate, Transport
 
-# Checks to one unproven host in one dial. A private address is a neighbour of ours or nobody; each round has a
-# new port of the peer's, so that one lost SYN does not cost the direct way.
+# Checks to one unproven host, or IPv6 /64, in one dial. A private address is a neighbour of ours or nobody; each
+# round has a new port of the peer's, so that one lost SYN does not cost the direct way.
 CHECKS_OF_PUBLIC_HOST = 1
 CHECKS_OF_PRIVATE_HOST = 3
 
 # Unproven hosts in one dial.
 MAX_UNPROVEN_HOSTS = 8
 
-# Endpoints of the proven host in one dial: three rounds of a few.
-MAX_PROVEN_ENDPOINTS = 12
+# Endpoints of proven hosts in one dial: three rounds of a few, over both families.
+MAX_PROVEN_ENDPOINTS = 24
 
 # All offers of all dialers together: seconds between two checks of one unproven public host, and how many checks
 # may come at once and follow in a second. Hosts are remembered for longer than they have to pause.
@@ -60,15 +60,26 @@ class Standpoint:
             return ""
         return "" if is_private_address(host) and not is_private_address(self.observed) else host
 
+    def also_proven(self, hosts: Iterable[str]) -> tuple[str, ...]:
+        """Of further addresses that a peer has proved to the broker, those that mean the same place to us."""
+        return tuple(host for host in hosts if self.proven(host))
+
     def targets(
-        self, candidates: Iterable[Candidate], transport: Transport, proven: str
+        self,
+        candidates: Iterable[Candidate],
+        transport: Transport,
+        proven: str,
+        also_proven: Collection[str] = (),
     ) -> tuple[Candidate, ...]:
-        """Those of a peer's candidates that we are ready to send to. proven: what `proven()` gave for it."""
+        """Those of a peer's candidates that we are ready to send to. proven: what `proven()` gave for it;
+        also_proven: further addresses that it has proved."""
         loopback = is_loopback(self.observed)
         return tuple(
             candidate
             for candidate in usable_candidates(candidates, transport, loopback_allowed=loopback)
-            if candidate.host == proven or self._may_be_checked(candidate, proven)
+            if candidate.host == proven
+            or candidate.host in also_proven
+            or self._may_be_checked(candidate, proven)
         )
 
     def _may_be_checked(self, candidate: Candidate, proven: str) -> bool:
@@ -95,12 +106,13 @@ class Aim:
             self._proven += 1
             return self._proven <= MAX_PROVEN_ENDPOINTS
         host = planned.remote.host
-        if host not in self._checks and len(self._checks) >= MAX_UNPROVEN_HOSTS:
+        site = site_of(host)
+        if site not in self._checks and len(self._checks) >= MAX_UNPROVEN_HOSTS:
             return False
         limit = CHECKS_OF_PRIVATE_HOST if is_private_address(host) else CHECKS_OF_PUBLIC_HOST
-        if self._checks[host] >= limit:
+        if self._checks[site] >= limit:
             return False
-        self._checks[host] += 1
+        self._checks[site] += 1
         return True
 
 
@@ -118,13 +130,13 @@ class SharedAim:
             return True
         self._left = min(CHECKS_AT_ONCE, self._left + (now - self._counted) * CHECKS_PER_SECOND)
         self._counted = now
-        host = planned.remote.host
-        if self._left < 1 or now - self._last_check.get(host, -math.inf) < PUBLIC_HOST_PAUSE:
+        site = site_of(planned.remote.host)
+        if self._left < 1 or now - self._last_check.get(site, -math.inf) < PUBLIC_HOST_PAUSE:
             return False
         self._left -= 1
-        if not is_private_address(host):
-            self._last_check[host] = now
-            self._last_check.move_to_end(host)
+        if not is_private_address(planned.remote.host):
+            self._last_check[site] = now
+            self._last_check.move_to_end(site)
             if len(self._last_check) > _REMEMBERED_HOSTS:
                 self._last_check.popitem(last=False)
         return True

@@ -8,13 +8,11 @@ from typing import Literal
 from ntcpsock._address import Endpoint, is_private_address, may_be_dialled
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, Transport
 
-DirectTechnique = Literal["public", "lan", "tcp-open"]
-
-_LOOPBACK = ("127.", "::1")
+DirectTechnique = Literal["public", "lan", "ipv6", "tcp-open"]
 
 
 def is_loopback(host: str) -> bool:
-    return host.startswith(_LOOPBACK)
+    return host == "::1" or host.startswith("127.")
 
 
 def usable_candidates(
@@ -33,9 +31,16 @@ def usable_candidates(
     return tuple(chosen.values())[:MAX_CANDIDATES]
 
 
+def ipv4_host(*hosts: str) -> str:
+    """The first IPv4 address, or ""."""
+    return next((host for host in hosts if host and ":" not in host), "")
+
+
 def is_public_host(candidate: Candidate) -> bool:
-    """Whether the candidate is an interface of the node itself with an address that the Internet routes."""
-    return candidate.type == "host" and not is_private_address(candidate.host)
+    """Whether the candidate is an interface of the node itself with an IPv4 address that the Internet routes."""
+    return (
+        candidate.type == "host" and not candidate.endpoint.is_ipv6 and not is_private_address(candidate.host)
+    )
 
 
 def has_public_host(candidates: Sequence[Candidate]) -> bool:
@@ -47,6 +52,8 @@ def name_of_pair(local: Sequence[Candidate], remote: Candidate) -> DirectTechniq
     as long as they know each other's candidates."""
     if is_private_address(remote.host):
         return "lan"
+    if remote.endpoint.is_ipv6:
+        return "ipv6"
     if is_public_host(remote) or has_public_host(local):
         return "public"
     return "tcp-open"

@@ -56,9 +56,6 @@ async def connect(
                 with report.stage("answer", trio.current_time):
                     card = await _card_from_answer(dial)
             with report.stage("punch", trio.current_time):
-                if given is not None and not given.bind(warm.port):
-                    given.withdraw()
-                    given = None
                 connection = await _punch(node, dial, card, warm, report, given)
             with report.stage("bind", trio.current_time):
                 await _bind(connection, dial)
@@ -79,6 +76,7 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
             f"whose key is {encode_node_id(dial.key)}"
         )
     dial.observed_host = introduction.observed_host
+    dial.also_observed = introduction.also_observed
     if introduction.card is None:
         return None
     try:

@@ -16,12 +16,12 @@ from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
 from ntcpsock._traversal.aim import Standpoint
-from ntcpsock._traversal.candidate import name_of_connection
+from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
-from ntcpsock._traversal.plan import PlannedAttempt, make_joint_plan, make_plan
+from ntcpsock._traversal.plan import PlannedAttempt, ipv6_head_start, make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
@@ -65,7 +65,7 @@ class DialContext(Protocol):
 class DirectRace:
     """The race of one dial over all rounds. `run` gives the winner, or raises.
 
-    given: the application's own socket, bound to the warm port; what `run` does not return it withdraws.
+    given: the application's own socket, not bound yet; what `run` does not return it withdraws.
     """
 
     def __init__(
@@ -108,10 +108,11 @@ class DirectRace:
                 if self._given is not None:
                     race.prefer(self._given)
                 with race.more_may_come():
-                    self._enter(race, self._ports[0], self._card.candidates, 1)
+                    plan = self._enter(race, self._ports[0], self._card.candidates, 1)
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
-                    await nursery.start(self._joint_rounds, race, nursery)
+                    earliest = ipv6_head_start(plan, self._rtt)
+                    await nursery.start(self._joint_rounds, race, nursery, earliest)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -132,10 +133,12 @@ class DirectRace:
 
     def _enter(
         self, race: Race, port: WarmPort, remote: Sequence[Candidate], round_number: int | None
-    ) -> None:
-        """Punch from `port`, and let in what reaches it. round_number: of the round that begins with it; None where
-        candidates come later, and both sides are under way."""
-        targets = self._node.standpoint.targets(remote, "tcp", self._proven_host)
+    ) -> tuple[PlannedAttempt, ...]:
+        """Punch from `port`, and let in what reaches it; the plan that is followed.
+
+        round_number: of the round that begins with it; None where candidates come later, and both sides are under
+        way."""
+        targets = self._node.standpoint.targets(remote, "tcp", self._proven_host, self._also_proven)
         plan = make_plan(
             port.candidates,
             targets,
@@ -143,16 +146,23 @@ class DirectRace:
             rtt=self._rtt,
             budget=self._remaining(),
             proven_host=self._proven_host,
+            also_proven=self._also_proven,
+            uplinks=port.uplinks,
             wait=0.0 if round_number is None else self._waiting_time(port, round_number),
             late=self._node.late_techniques,
         )
         if round_number is not None:
-            race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+            race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
+        return plan
 
     @property
     def _proven_host(self) -> str:
         return self._node.standpoint.proven(self._dial.observed_host)
+
+    @property
+    def _also_proven(self) -> tuple[str, ...]:
+        return self._node.standpoint.also_proven(self._dial.also_observed)
 
     def _waiting_time(self, port: WarmPort, round_number: int) -> float:
         if round_number == 1 and not self._is_ahead:
@@ -205,7 +215,7 @@ class DirectRace:
                 self._enter(race, port, answer.candidates if answer else self._card.candidates, number)
 
     async def _joint_rounds(
-        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+        self, race: Race, nursery: trio.Nursery, earliest: float, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """Each joint attempt, when it is this pair's turn for one."""
         with race.more_may_come():
@@ -215,7 +225,8 @@ class DirectRace:
                 self._card.profile,
                 techniques=self._node.techniques,
                 budget=self._remaining(),
-                proven_host=self._proven_host,
+                proven_host=ipv4_host(self._proven_host, *self._also_proven),
+                earliest=earliest,
                 late=self._node.late_techniques,
             )
             begin = trio.current_time()

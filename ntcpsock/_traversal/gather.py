@@ -1,13 +1,15 @@
 """Warm candidates: ports that are gathered before anybody asks, and kept alive.
 
 A warm TCP port is a port with a listener and a connection to a STUN server, both bound to it; the server's
-view of that connection is the port's server-reflexive candidate. A dial uses up a port (the 4-tuple of a
-closed connection stays blocked for a minute); a listening node uses one port for all dials that reach it.
+view of that connection is the port's server-reflexive candidate. Where the machine has IPv6, the same port number
+is held there too. A dial uses up a port (the 4-tuple of a closed connection stays blocked for a minute); a
+listening node uses one port for all dials that reach it.
 """
 
 from __future__ import annotations
 
 import errno
+import socket as stdlib_socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +17,16 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.interfaces import (
+    further_uplinks,
+    ipv4_addresses,
+    ipv6_addresses,
+    prefer_lasting_source,
+)
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.punch.driver import (
     choose_port,
-    local_addresses,
+    has_ipv6,
     open_punch_listener,
     open_punch_socket,
 )
@@ -33,27 +41,38 @@ STUN_DEADLINE = 3.0
 TCP_REFRESH_INTERVAL = 45.0
 UDP_REFRESH_INTERVAL = 20.0
 
+# Where one family's servers have answered, those of the other, and over other uplinks, get as long again: what is
+# broken must not hold up what works.
+SHORTEST_WAIT_FOR_OTHER_WAYS = 0.05
+
 _MOST_HOST_CANDIDATES = 4
+_MOST_IPV6_HOST_CANDIDATES = 2
 
 
 @dataclass
 class WarmPort:
-    """A TCP port ready to punch from. Whoever holds it closes it."""
+    """A TCP port ready to punch from. Whoever holds it closes it.
+
+    listeners: of IPv4, and of IPv6 where the machine has it. stun_sockets: IPv4's first. profile: of the NAT of IPv4.
+    uplinks: own addresses from which a STUN server was reached another way than the default one.
+    """
 
     port: int
-    listener: trio.socket.SocketType
+    listeners: tuple[trio.socket.SocketType, ...]
     candidates: tuple[Candidate, ...] = ()
     profile: NATProfile = field(default_factory=NATProfile)
     stun_sockets: list[trio.socket.SocketType] = field(default_factory=list)
+    ipv6_hosts: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
 
     def close(self) -> None:
-        self.listener.close()
-        for sock in self.stun_sockets:
+        for sock in (*self.listeners, *self.stun_sockets):
             sock.close()
 
     async def refresh(self) -> bool:
-        """Ask the STUN server again over the same connection. Whether the port is (still) seen as before."""
-        if not self.stun_sockets:
+        """Ask the STUN server again over the same connection. Whether the port is (still) seen as before, and the
+        machine has the same IPv6 addresses."""
+        if not self.stun_sockets or self.ipv6_hosts != ipv6_addresses():
             return False
         try:
             with trio.fail_after(STUN_DEADLINE):
@@ -70,24 +89,95 @@ async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
     free port. Cancelling closes everything.
     """
     port = choose_port()
-    warm = WarmPort(port, open_punch_listener(port))
+    hosts = ipv6_addresses() if has_ipv6() else ()
+    warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts)
     try:
-        mapped: list[Endpoint] = []
-        async with trio.open_nursery() as nursery:
-            for server in servers[:2]:
-                nursery.start_soon(_observe, warm, server, mapped)
-        locals_ = [Endpoint(*sock.getsockname()[:2]) for sock in warm.stun_sockets]
-        warm.candidates = _tcp_candidates(port, locals_, mapped)
-        if locals_:
-            warm.profile = profile_from_observations(locals_[0], mapped)
+        seen = await _observe_all(port, servers)
+        warm.stun_sockets += [observation.socket for observation in seen]
+        default = [observation for observation in seen if not observation.source]
+        elsewhere = [
+            observation
+            for observation in seen
+            if observation.source and observation.mapped.host not in {entry.mapped.host for entry in default}
+        ]
+        warm.uplinks = tuple(observation.source for observation in elsewhere)
+        warm.candidates = _tcp_candidates(port, default, elsewhere, hosts)
+        over_ipv4 = [observation for observation in default if not observation.mapped.is_ipv6]
+        if over_ipv4:
+            warm.profile = profile_from_observations(
+                over_ipv4[0].local, [observation.mapped for observation in over_ipv4]
+            )
     except BaseException:
         warm.close()
         raise
     return warm
 
 
-async def _observe(warm: WarmPort, server: Endpoint, mapped: list[Endpoint]) -> None:
-    sock = open_punch_socket(warm.port)
+def _open_listeners(
+    port: int, servers: Sequence[Endpoint], hosts: Sequence[str]
+) -> tuple[trio.socket.SocketType, ...]:
+    listeners = [open_punch_listener(port)]
+    if hosts or (has_ipv6() and any(server.is_ipv6 for server in servers)):
+        try:
+            listeners.append(open_punch_listener(port, ipv6=True))
+        except BaseException:
+            listeners[0].close()
+            raise
+    return tuple(listeners)
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """What a server saw; source: the own address that was chosen for it, "" for the machine's choice."""
+
+    socket: trio.socket.SocketType
+    mapped: Endpoint
+    source: str = ""
+
+    @property
+    def local(self) -> Endpoint:
+        return Endpoint(*self.socket.getsockname()[:2])
+
+
+async def _observe_all(port: int, servers: Sequence[Endpoint]) -> list[_Observation]:
+    """As what two servers of each family see the port, IPv4 first, and one server over each further uplink.
+
+    Cancelling closes all their sockets.
+    """
+    found: list[_Observation] = []
+    begin = trio.current_time()
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def observe_over(ipv6: bool) -> None:
+                family = [server for server in servers if server.is_ipv6 == ipv6][:2]
+                async with trio.open_nursery() as observers:
+                    for server in family:
+                        observers.start_soon(_observe, port, server, "", found)
+                now = trio.current_time()
+                if any(observation.mapped.is_ipv6 == ipv6 for observation in found):
+                    nursery.cancel_scope.deadline = now + max(now - begin, SHORTEST_WAIT_FOR_OTHER_WAYS)
+
+            for ipv6 in {server.is_ipv6 for server in servers}:
+                nursery.start_soon(observe_over, ipv6)
+            for source in further_uplinks() if servers and not is_loopback(servers[0].host) else ():
+                server = next((server for server in servers if server.is_ipv6 == (":" in source)), None)
+                if server is not None:
+                    nursery.start_soon(_observe, port, server, source, found)
+    except BaseException:
+        for observation in found:
+            observation.socket.close()
+        raise
+    return sorted(found, key=lambda observation: (bool(observation.source), observation.mapped.is_ipv6))
+
+
+async def _observe(port: int, server: Endpoint, source: str, found: list[_Observation]) -> None:
+    try:
+        sock = open_punch_socket(port, ipv6=server.is_ipv6, source=source)
+    except OSError:
+        if server.is_ipv6 or source:
+            return
+        raise
     try:
         with trio.fail_after(STUN_DEADLINE):
             await sock.connect(server)
@@ -98,24 +188,31 @@ async def _observe(warm: WarmPort, server: Endpoint, mapped: list[Endpoint]) -> 
     except BaseException:
         sock.close()
         raise
-    warm.stun_sockets.append(sock)
-    mapped.append(result.mapped)
+    found.append(_Observation(sock, result.mapped, source))
 
 
 def _tcp_candidates(
-    port: int, routed: Sequence[Endpoint], mapped: Sequence[Endpoint]
+    port: int,
+    default: Sequence[_Observation],
+    elsewhere: Sequence[_Observation],
+    ipv6_hosts: Sequence[str],
 ) -> tuple[Candidate, ...]:
-    """Host candidates, the routed one first, then what the servers saw."""
-    hosts = [endpoint.host for endpoint in routed]
+    """Host candidates, the routed ones first, then what the servers saw."""
+    routed = [observation.local for observation in default]
+    hosts = [endpoint.host for endpoint in routed if not endpoint.is_ipv6]
+    hosts6 = [endpoint.host for endpoint in routed if endpoint.is_ipv6]
     # Over loopback everybody is on this machine; its other addresses would only be slower names for it.
-    if not any(is_loopback(host) for host in hosts):
-        hosts += local_addresses()
-    host_candidates = [Candidate("host", "tcp", host, port) for host in dict.fromkeys(hosts)]
-    host_candidates = host_candidates[:_MOST_HOST_CANDIDATES]
-    known = {candidate.endpoint for candidate in host_candidates}
-    reflexive = [
-        Candidate("srflx", "tcp", *endpoint) for endpoint in dict.fromkeys(mapped) if endpoint not in known
+    if not any(is_loopback(host) for host in hosts + hosts6):
+        hosts += ipv4_addresses()
+        hosts6 += ipv6_hosts
+    chosen = [
+        *list(dict.fromkeys(hosts))[:_MOST_HOST_CANDIDATES],
+        *list(dict.fromkeys(hosts6))[:_MOST_IPV6_HOST_CANDIDATES],
     ]
+    host_candidates = [Candidate("host", "tcp", host, port) for host in chosen]
+    known = {candidate.endpoint for candidate in host_candidates}
+    mapped = dict.fromkeys(observation.mapped for observation in (*default, *elsewhere))
+    reflexive = [Candidate("srflx", "tcp", *endpoint) for endpoint in mapped if endpoint not in known]
     return tuple(host_candidates + reflexive)[:MAX_CANDIDATES]
 
 
@@ -146,10 +243,10 @@ class WarmDatagramPort:
 
 async def gather_udp(server: Endpoint) -> WarmDatagramPort:
     """A UDP socket whose candidates `server` told. Raises OSError (ETIMEDOUT) without an answer."""
-    sock = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
-    warm = WarmDatagramPort(sock, server)
+    sock = _open_datagram_socket(server)
+    warm = WarmDatagramPort(trio.socket.from_stdlib_socket(sock), server)
     try:
-        await sock.bind(("0.0.0.0", 0))
+        await warm.socket.bind(("::" if server.is_ipv6 else "0.0.0.0", 0))
         if not await warm.refresh():
             raise OSError(errno.ETIMEDOUT, f"no STUN answer from {server} over UDP")
     except BaseException:
@@ -158,10 +255,16 @@ async def gather_udp(server: Endpoint) -> WarmDatagramPort:
     return warm
 
 
+def _open_datagram_socket(server: Endpoint) -> stdlib_socket.socket:
+    if not server.is_ipv6:
+        return stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM)
+    sock = stdlib_socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_DGRAM)
+    prefer_lasting_source(sock)
+    return sock
+
+
 def _source_address(destination: Endpoint) -> str:
     """The local address from which the kernel would send to `destination`; nothing is sent."""
-    import socket as stdlib_socket
-
-    with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as probe:
+    with _open_datagram_socket(destination) as probe:
         probe.connect(destination)
         return str(probe.getsockname()[0])

@@ -57,6 +57,7 @@ class HeldPorts:
 @asynccontextmanager
 async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
     """Observe the NAT in this moment. Servers that do not answer are left out; raises OSError without a free port."""
+    servers = [server for server in servers if not server.is_ipv6]
     held = HeldPorts(budget=_descriptor_budget())
     try:
         if servers:

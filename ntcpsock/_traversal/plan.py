@@ -25,6 +25,9 @@ from ntcpsock._traversal.punch.message import Candidate, NATProfile
 FOREIGN_LAN_DELAY_RTTS = 3.0
 SHORTEST_FOREIGN_LAN_DELAY = 0.3
 
+# The machine's own choice of an uplink comes first: others may be slow or cost money.
+UPLINK_DELAY_RTTS = 1.0
+
 #: Techniques that both sides do together, in a round that the leader announces.
 JOINT_TECHNIQUES = ("tcp-predict",)
 
@@ -41,6 +44,10 @@ UNPROVEN_BUDGET = 5.0
 # What has never worked on this network starts so many seconds after what has.
 LATE = 1.0
 
+# Where IPv6 will do, no IPv4 NAT is filled with hundreds of entries: it has had its time by then.
+IPV6_HEAD_START_RTTS = 3.0
+LONGEST_IPV6_HEAD_START = 0.5
+
 # Prediction costs both NATs entries: at once where one is known to change its mappings, late where nobody
 # knows, and last where both are known not to. Ports move on meanwhile, so it is repeated. Seconds.
 _PREDICT_DELAY = {True: 0.0, None: 1.5, False: 3.0}
@@ -52,7 +59,8 @@ PREDICT_BUDGET = 6.0
 class PlannedAttempt:
     """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
     the plan begins; `max_tries` bounds the SYNs to one endpoint, `patience` the seconds that one may stay unanswered.
-    A joint technique learns the ports on the way: its `remote` is the peer's public address with port 0."""
+    A joint technique learns the ports on the way: its `remote` is the peer's public address with port 0. source: the
+    own address to come from, where that is not the one that leads there by itself."""
 
     technique: str
     remote: Endpoint
@@ -60,6 +68,7 @@ class PlannedAttempt:
     budget: float
     max_tries: int = MAX_TRIES
     patience: float = math.inf
+    source: str = ""
 
     @property
     def is_check(self) -> bool:
@@ -87,6 +96,8 @@ def make_plan(
     rtt: float,
     budget: float,
     proven_host: str,
+    also_proven: Collection[str] = (),
+    uplinks: Sequence[str] = (),
     wait: float = 0.0,
     late: Collection[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
@@ -94,13 +105,14 @@ def make_plan(
 
     local, remote: the TCP candidates of both sides, already freed of what may not be dialled;
     techniques: the names that are allowed; rtt: estimated path round-trip time in seconds;
-    proven_host: where the broker sees the peer. Other addresses are only the peer's word.
+    proven_host: where the broker sees the peer; also_proven: further addresses that the peer has proved to it.
+    Others are only the peer's word. uplinks: own addresses that lead out another way (a multi-homed machine).
     wait: this side's waiting time (`start.py`); late: techniques that have never worked on this network.
     """
     planned = []
     for candidate in remote:
         technique = name_of_pair(local, candidate)
-        if technique not in techniques:
+        if technique not in techniques or not _has_family_of(candidate, local):
             continue
         delay = 0.0 if technique == "lan" else wait
         if technique == "lan" and not _may_share_network(local, remote):
@@ -110,10 +122,16 @@ def make_plan(
         replace(attempt, delay=attempt.delay + LATE) if attempt.technique in late else attempt
         for attempt in planned
     ]
+    planned += [
+        replace(attempt, delay=attempt.delay + UPLINK_DELAY_RTTS * rtt, source=uplink)
+        for attempt in planned
+        for uplink in uplinks
+        if attempt.technique != "lan" and attempt.remote.is_ipv6 == (":" in uplink)
+    ]
     planned.sort(key=lambda attempt: attempt.delay)
     next_check = 0.0
     for number, attempt in enumerate(planned):
-        if attempt.remote.host != proven_host:
+        if attempt.remote.host != proven_host and attempt.remote.host not in also_proven:
             delay = max(attempt.delay, next_check)
             next_check = delay + UNPROVEN_PACE
             planned[number] = replace(
@@ -133,17 +151,19 @@ def make_joint_plan(
     techniques: Collection[str],
     budget: float,
     proven_host: str,
+    earliest: float = 0.0,
     late: Collection[str] = (),
 ) -> tuple[PlannedAttempt, ...]:
-    """The leader's joint attempts, earliest first: one round each.
+    """The leader's joint attempts, earliest first: one round each, none before `earliest` seconds.
 
-    They aim at many ports of one address, so that address must be proven: without it there are none.
+    They aim at many ports of one address, an IPv4 one, which must be proven: without it there are none.
     """
     if not proven_host:
         return ()
     planned = []
     if "tcp-predict" in techniques:
-        delay = _PREDICT_DELAY[_either_changes(local, remote)] + (LATE if "tcp-predict" in late else 0.0)
+        usual = _PREDICT_DELAY[_either_changes(local, remote)] + (LATE if "tcp-predict" in late else 0.0)
+        delay = max(earliest, usual)
         while delay < min(budget, _PREDICT_DELAY[None] + PREDICT_BUDGET):
             planned.append(
                 PlannedAttempt(
@@ -154,10 +174,23 @@ def make_joint_plan(
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 
+def ipv6_head_start(plan: Sequence[PlannedAttempt], rtt: float) -> float:
+    """Seconds by which direct attempts over IPv6 are ahead of joint ones; 0 where there are none."""
+    if not any(planned.technique == "ipv6" for planned in plan):
+        return 0.0
+    return min(LONGEST_IPV6_HEAD_START, IPV6_HEAD_START_RTTS * rtt)
+
+
 def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:
     if local.changes or remote.changes:
         return True
     return None if None in (local.changes, remote.changes) else False
+
+
+def _has_family_of(remote: Candidate, local: Sequence[Candidate]) -> bool:
+    """Whether we have an address of the candidate's family; with none at all we do not know."""
+    families = {candidate.endpoint.is_ipv6 for candidate in local}
+    return not families or remote.endpoint.is_ipv6 in families
 
 
 def _may_share_network(local: Sequence[Candidate], remote: Sequence[Candidate]) -> bool:
@@ -171,5 +204,6 @@ def _public_faces(candidates: Sequence[Candidate]) -> set[str]:
         candidate.host
         for candidate in candidates
         if (candidate.type == "srflx" or has_public_host([candidate]))
+        and not candidate.endpoint.is_ipv6
         and not is_private_address(candidate.host)
     }

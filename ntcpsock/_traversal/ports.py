@@ -149,7 +149,10 @@ class ListeningPort:
 
     async def _accept(self, warm: WarmPort) -> None:
         async with trio.open_nursery() as nursery:
-            await accept_connections(warm.listener, lambda sock, _: nursery.start_soon(self._serve, sock))
+            for listener in warm.listeners:
+                nursery.start_soon(
+                    accept_connections, listener, lambda sock, _: nursery.start_soon(self._serve, sock)
+                )
 
 
 class DatagramPort:

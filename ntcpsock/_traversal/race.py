@@ -17,7 +17,7 @@ from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import accept_connections
+from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
@@ -58,7 +58,7 @@ class Race:
         self._settled = trio.Event()
         self._running = 0
         self._expecting = 0
-        self._started: set[tuple[int, Endpoint]] = set()
+        self._started: set[tuple[int, Endpoint, str]] = set()
         self.errors: list[OSError] = []
         #: Techniques that failed where the broker sees the peer.
         self.failed: set[str] = set()
@@ -69,28 +69,40 @@ class Race:
         self._given_ended: trio.Event | None = None
 
     def prefer(self, given: GivenSocket) -> None:
-        """Let the first attempt that is started next use the application's own socket, and rather have it win."""
+        """Let the first attempt over IPv4 that is started next use the application's own socket, and rather have it
+        win."""
         self._given = given
 
     def start(self, plan: Iterable[PlannedAttempt], port: int) -> None:
         """Add attempts from a local port; those already under way from it are not started twice."""
         for planned in plan:
-            if (port, planned.remote) not in self._started and self._aim.allows(planned):
-                self._started.add((port, planned.remote))
+            way = (port, planned.remote, planned.source)
+            if way not in self._started and self._aim.allows(planned):
+                self._started.add(way)
                 self._running += 1
-                given, self._given = self._given, None
-                if given is not None:
-                    self._given_ended = trio.Event()
+                given = self._take_given(planned, port)
                 self._nursery.start_soon(self._attempt, planned, port, None, given)
+
+    def _take_given(self, planned: PlannedAttempt, port: int) -> GivenSocket | None:
+        """The application's own socket, bound, where this attempt is the one to use it."""
+        if self._given is None or planned.remote.is_ipv6 or planned.source:
+            return None
+        given, self._given = self._given, None
+        if not given.bind(port):
+            given.withdraw()
+            return None
+        self._given_ended = trio.Event()
+        return given
 
     async def run_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
         """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
         self._running += 1
         await self._attempt(replace(planned, delay=0.0), port, talk, None)
 
-    def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
-        """Let connections that come in on `listener` take part. The caller closes the listener."""
-        self._nursery.start_soon(self._accept, listener, name_incoming)
+    def listen(self, listeners: Iterable[trio.socket.SocketType], name_incoming: NameIncoming) -> None:
+        """Let connections that come in on `listeners` take part. The caller closes them."""
+        for listener in listeners:
+            self._nursery.start_soon(self._accept, listener, name_incoming)
 
     @contextmanager
     def more_may_come(self) -> Iterator[None]:
@@ -124,7 +136,9 @@ class Race:
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
-        entry = self._report.attempt(planned.technique, ("0.0.0.0", port), planned.remote, now)
+        entry = self._report.attempt(
+            planned.technique, bound_to(port, planned.remote, planned.source), planned.remote, now
+        )
         entry.budget = planned.cost(self._rtt)
         context = AttemptContext(
             planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given

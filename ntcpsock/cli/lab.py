@@ -139,8 +139,10 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterato
     from ntcpsock.testing.natlab import open_lab
 
     with open_lab(nat_a, nat_b, delay=delay, **more) as lab:
-        first, second = lab.server_addresses
-        with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
+        options = []
+        for first, second in filter(None, (lab.server_addresses, lab.server_addresses6)):
+            options += ["--listen", first, "--other-address", second]
+        with open_stage(lab.server, *options) as stage:
             yield lab, stage
 
 

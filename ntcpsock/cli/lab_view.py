@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ntcpsock._address import Endpoint
 from ntcpsock.cli.timeline import timeline
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 def show_pair(lab: Lab, events: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """The way, then one try as a timeline, or many as a table with the slowest one's timeline."""
     console = console or Console()
-    console.print(picture(_routers(lab.nat_a, lab.cgn_a), _routers(lab.nat_b, lab.cgn_b), lab.delay))
+    sides = [
+        _side(*side) for side in zip((lab.nat_a, lab.nat_b), (lab.cgn_a, lab.cgn_b), lab.ipv6, strict=True)
+    ]
+    console.print(picture(sides[0], sides[1], lab.delay))
     if not events:
         console.print("[red]nothing was tried[/]")
         return
@@ -53,8 +57,9 @@ def picture(nat_a: str, nat_b: str, delay: float) -> Text:
     return line
 
 
-def _routers(nat: Router, cgn: Router | None) -> str:
-    return str(nat.kind) if cgn is None else f"{nat.kind} behind {cgn.kind}"
+def _side(nat: Router, cgn: Router | None, ipv6: str) -> str:
+    words = str(nat.kind) if cgn is None else f"{nat.kind} behind {cgn.kind}"
+    return words if ipv6 == "none" else f"{words}, IPv6 {ipv6}"
 
 
 def _headline(lab: Lab, event: dict[str, Any], *, slowest: bool) -> Text:
@@ -92,4 +97,4 @@ def _time(lab: Lab, seconds: float) -> str:
 
 
 def _place(endpoint: Sequence[Any]) -> str:
-    return f"{endpoint[0]}:{endpoint[1]}"
+    return str(Endpoint(*endpoint))

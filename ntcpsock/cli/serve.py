@@ -6,8 +6,7 @@ import errno
 import ipaddress
 import json
 import signal
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ntcpsock._address import DEFAULT_BROKER_PORT, DEFAULT_STUN_PORT, BrokerAddress, Endpoint
+from ntcpsock._address import (
+    DEFAULT_BROKER_PORT,
+    DEFAULT_STUN_PORT,
+    BrokerAddress,
+    Endpoint,
+    is_private_address,
+)
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
+from ntcpsock._servers.places import all_listens, reachable_address, version_of
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
 
@@ -29,14 +35,26 @@ if TYPE_CHECKING:
 
 DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
 
+# Two STUN servers of each are announced, and a Welcome has room for eight.
+MAX_LISTENS = 4
+
 
 def serve(
     listen: Annotated[
-        str, typer.Option("--listen", metavar="ADDR", help="Address to listen on.")
-    ] = "0.0.0.0",
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDR",
+            help="Address to listen on, IPv4 or IPv6; may be repeated. 0.0.0.0: all of IPv4; ::, and no address: all.",
+        ),
+    ] = None,
     other_address: Annotated[
-        str | None,
-        typer.Option("--other-address", metavar="ADDR", help="Second address of the STUN server (RFC 5780)."),
+        list[str] | None,
+        typer.Option(
+            "--other-address",
+            metavar="ADDR",
+            help="Second address of the STUN server (RFC 5780), for the --listen of its family.",
+        ),
     ] = None,
     broker_port: Annotated[
         int, typer.Option("--broker-port", min=0, max=65535, metavar="PORT")
@@ -54,10 +72,23 @@ def serve(
 
     Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes.
     """
-    for option, address in (("--listen", listen), ("--other-address", other_address)):
-        if address is not None and not _is_address(address):
+    for option, addresses in (("--listen", listen), ("--other-address", other_address)):
+        if not all(_is_address(address) for address in addresses or ()):
             raise typer.BadParameter("expected a numeric address", param_hint=option)
-    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, state_dir)
+    families = [version_of(address) for address in other_address or ()]
+    if len(families) != len(set(families)):
+        raise typer.BadParameter("at most one of each family", param_hint="--other-address")
+    listens = all_listens(listen or ["::"])
+    if len(listens) > MAX_LISTENS:
+        raise typer.BadParameter(f"at most {MAX_LISTENS} addresses", param_hint="--listen")
+    options = Options(
+        listens,
+        tuple(other_address or ()),
+        broker_port,
+        stun_port,
+        other_stun_port,
+        state_dir,
+    )
 
     async def main() -> None:
         await _serve(options, as_json)
@@ -67,14 +98,21 @@ def serve(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where the servers of one `ntcp serve` are. Port 0: any free one."""
+    """Where the servers of one `ntcp serve` are. listen: IPv4 first. Port 0: any free one."""
 
-    listen: str
-    other_address: str | None
+    listen: tuple[str, ...]
+    other_addresses: tuple[str, ...]
     broker_port: int
     stun_port: int
     other_stun_port: int
     state_dir: Path | None
+
+    def other_address(self, listen: str) -> str | None:
+        """The second address for the STUN server at `listen`: only the first of its family has one."""
+        family = version_of(listen)
+        if listen != next(address for address in self.listen if version_of(address) == family):
+            return None
+        return next((other for other in self.other_addresses if version_of(other) == family), None)
 
 
 async def _serve(options: Options, as_json: bool) -> None:
@@ -102,39 +140,51 @@ class Ready:
 
 
 async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
-    """Start both servers in `nursery`. Raises OSError, in words, for an address that cannot be had."""
-    with _explained("STUN", options.listen, options.stun_port, "--stun-port"):
-        stun: StunAddresses = await nursery.start(_serve_stun, options)
-    # Two servers to the clients, which so learn how their NAT's mappings vary. A wildcard address means
-    # to them: the host at which you reached the broker. So it stays right behind a forwarding router,
-    # and on each of several interfaces.
-    announced = tuple(dict.fromkeys((stun.endpoints[0], stun.endpoints[-1])))
-    with _explained("broker", options.listen, options.broker_port, "--broker-port"):
-        broker: BrokerServer = await nursery.start(_serve_broker, options, announced)
-    host = reachable_address(options.listen)
+    """Start all servers in `nursery`. Raises OSError, in words, for an address that cannot be had."""
+    announced: list[Endpoint] = []
+    stun_ports = (options.stun_port, options.other_stun_port)
+    for address in options.listen:
+        with _explained("STUN", address, stun_ports[0], "--stun-port"):
+            stun: StunAddresses = await nursery.start(_serve_stun, options, address, stun_ports)
+        # Two servers of each family to the clients, which so learn how their NAT's mappings vary. A wildcard
+        # address means to them: the host at which you reached the broker. So it stays right behind a forwarding
+        # router, and on each of several interfaces.
+        announced += dict.fromkeys((stun.endpoints[0], stun.endpoints[-1]))
+        # Where the system chose the ports, all addresses have the same.
+        stun_ports = (stun.endpoints[0].port, stun.endpoints[-1].port)
+    reachable = tuple(dict.fromkeys(reachable_address(address) for address in options.listen))
+    with _explained("broker", options.listen[0], options.broker_port, "--broker-port"):
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, reachable)
+    host = next(
+        (address for address in reachable if not ipaddress.ip_address(address).is_loopback), reachable[0]
+    )
     return Ready(
         BrokerAddress(host, broker.address.port, broker.key),
         tuple(Endpoint(reachable_address(server.host), server.port) for server in announced),
     )
 
 
-async def _serve_stun(options: Options, task_status: trio.TaskStatus[StunAddresses]) -> None:
+async def _serve_stun(
+    options: Options, listen: str, ports: tuple[int, int], task_status: trio.TaskStatus[StunAddresses]
+) -> None:
     from ntcpsock._servers.stun import serve_stun
 
+    port, other_port = ports
     await serve_stun(
-        options.listen,
-        options.stun_port,
-        other_address=options.other_address,
+        listen,
+        port,
+        other_address=options.other_address(listen),
         # Port 0 means: wherever there is room. So does it for the second port, unless it was given.
-        other_port=options.other_stun_port
-        if options.stun_port or options.other_stun_port != DEFAULT_OTHER_STUN_PORT
-        else 0,
+        other_port=other_port if port or other_port != DEFAULT_OTHER_STUN_PORT else 0,
         task_status=task_status,
     )
 
 
 async def _serve_broker(
-    options: Options, announced: tuple[Endpoint, ...], task_status: trio.TaskStatus[BrokerServer]
+    options: Options,
+    announced: Sequence[Endpoint],
+    reachable: Sequence[str],
+    task_status: trio.TaskStatus[BrokerServer],
 ) -> None:
     from ntcpsock._servers.broker import serve_udp_broker
 
@@ -143,27 +193,12 @@ async def _serve_broker(
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
         stun=announced,
+        # A wildcard's address may be one of many, and good in one network only: a private one is not told.
+        elsewhere=[
+            address for address in reachable if address in options.listen or not is_private_address(address)
+        ],
         task_status=task_status,
     )
-
-
-def reachable_address(listen: str) -> str:
-    """`listen`, or the host's first address where that is the wildcard."""
-    address = ipaddress.ip_address(listen)
-    if not address.is_unspecified:
-        return listen
-    family, probe, loopback = (
-        (socket.AF_INET6, "2001:db8::1", "::1")
-        if address.version == 6
-        else (socket.AF_INET, "192.0.2.1", "127.0.0.1")
-    )
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            # Connecting a UDP socket sends nothing: it asks the kernel for the way out.
-            sock.connect((probe, 9))
-            return str(sock.getsockname()[0])
-        except OSError:
-            return loopback
 
 
 @contextmanager

@@ -165,7 +165,9 @@ class BrokerSession:
         """
         answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
         if isinstance(answer, Introduced):
-            return Introduction(answer.key, answer.instance, answer.card, answer.observed_host)
+            return Introduction(
+                answer.key, answer.instance, answer.card, answer.observed_host, answer.also_observed
+            )
         who = f"{name}.ntcp" if name is not None else encode_node_id(to)
         if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
             raise NameNotFound(f"nobody has the name {who}")
@@ -217,6 +219,7 @@ class BrokerSession:
                     message.sender_name,
                     message.sealed,
                     message.observed_host,
+                    message.also_observed,
                 )
                 try:
                     self._send_delivery.send_nowait(delivery)
@@ -231,7 +234,7 @@ class BrokerSession:
                 _logger.info("broker %s: %s", self._link.address, "silent" if silent else "was restarted")
                 if silent:
                     # The network may be another one now: a new socket finds its way in it.
-                    self._link.reopen()
+                    self._link.move_on()
             case WrongKeyShown(key):
                 self._wrong_key = key
             case RegistrationLost(reason, name):
@@ -277,6 +280,7 @@ async def open_broker_session(
     What the block raises leaves as it is, not in a group.
     """
     link = await _connect(address, identity, pins, keep_alive_interval, timeout)
+    link.prove_further_addresses()
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -313,7 +317,8 @@ async def _connect(
                 await before.wait()
         # An instance for each address: two addresses of one broker must not look like one node that moves.
         machine = ClientMachine(Sealer(identity), key, keep_alive_interval=keep_alive_interval, ttl=ttl)
-        link = Link(machine, address, destination)
+        others = [place for place in destinations if place != destination]
+        link = Link(machine, address, destination, others)
         try:
             await link.greet()
             if address.key is None:

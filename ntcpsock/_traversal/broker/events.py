@@ -83,6 +83,8 @@ class Delivery:
     sealed: bytes
     #: The address at which the broker sees the sender, or "".
     observed_host: str = ""
+    #: Further addresses that the sender has proved to the broker.
+    also_observed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,5 @@ class Introduction:
     card: bytes | None
     #: The address at which the broker sees that node, or "".
     observed_host: str = ""
+    #: Further addresses that the node has proved to the broker.
+    also_observed: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -15,6 +15,9 @@ from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM, Welcome
+from ntcpsock._traversal.broker.side import SidePath
+from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.interfaces import further_uplinks, prefer_lasting_source
 
 #: Address family and socket address, as `getaddrinfo` gives them.
 Destination = tuple[int, tuple[Any, ...]]
@@ -23,13 +26,29 @@ Destination = tuple[int, tuple[Any, ...]]
 _GRACE = 0.75
 
 
-class Link:
-    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task."""
+# Seconds for which a lost broker is greeted at one of its addresses, before it is the next one's turn.
+_PATIENCE = 5.0
 
-    def __init__(self, machine: ClientMachine, address: BrokerAddress, destination: Destination) -> None:
+
+class Link:
+    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task.
+
+    others: further destinations of the same broker.
+    """
+
+    def __init__(
+        self,
+        machine: ClientMachine,
+        address: BrokerAddress,
+        destination: Destination,
+        others: Sequence[Destination] = (),
+    ) -> None:
         self.machine = machine
         self.address = address
         self._family, self._destination = destination
+        self._others = others
+        self._sides: list[SidePath] = []
+        self._moved = 0.0
         self._socket: trio.socket.SocketType | None = None
         self._raw: socket.socket | None = None
         self._opened = trio.Event()
@@ -53,16 +72,41 @@ class Link:
 
     @property
     def welcome(self) -> Welcome:
-        """The latest Welcome; STUN servers that share the broker's host have its address filled in."""
+        """The latest Welcome; STUN servers that share the broker's host have its address filled in, and are left out
+        where it has none in their family."""
         welcome = self.machine.welcome
         assert welcome is not None
-        stun = tuple(
-            Endpoint(str(self._destination[0]), server.port)
-            if ipaddress.ip_address(server.host).is_unspecified
-            else server
-            for server in welcome.stun
-        )
-        return Welcome(welcome.session, welcome.observed, stun)
+        stun = []
+        for server in welcome.stun:
+            host: str | None = server.host
+            if ipaddress.ip_address(server.host).is_unspecified:
+                family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
+                host = next((str(address[0]) for known, address in self._places() if known == family), None)
+            if host is not None:
+                stun.append(Endpoint(host, server.port))
+        return Welcome(welcome.session, welcome.observed, tuple(stun), welcome.elsewhere)
+
+    def _places(self) -> list[Destination]:
+        """Where the broker is, the place in use first."""
+        welcome = self.machine.welcome
+        told = () if welcome is None else welcome.elsewhere
+        return [
+            (self._family, self._destination),
+            *self._others,
+            *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
+        ]
+
+    def prove_further_addresses(self) -> None:
+        """Once greeted: have the broker see us in the other family too, and at other uplinks, where we have that."""
+        firsts: dict[int, Destination] = {}
+        for place in self._places():
+            firsts.setdefault(place[0], place)
+        self._sides = [SidePath(*place) for family, place in firsts.items() if family != self._family]
+        for source in further_uplinks():
+            own = firsts.get(socket.AF_INET6 if ":" in source else socket.AF_INET)
+            if own is not None and not is_loopback(str(own[1][0])):
+                self._sides.append(SidePath(*own, source))
+        self.machine.prove(len(self._sides), trio.current_time())
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
@@ -75,12 +119,24 @@ class Link:
 
     # The socket.
 
+    def move_on(self) -> None:
+        """A new socket, towards the broker's next address where it has several: this one led nowhere."""
+        here = self._family, self._destination
+        others = [place for place in dict.fromkeys(self._places()) if place != here]
+        if others:
+            self._others = [*others[1:], here]
+            self._family, self._destination = others[0]
+        self._moved = trio.current_time()
+        self.reopen()
+
     def reopen(self) -> None:
         """A new socket, from whatever own address now leads to the broker; none while nothing does."""
         self.close()
         raw = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             raw.setblocking(False)
+            if self._family == socket.AF_INET6:
+                prefer_lasting_source(raw)
             # Connected: the kernel drops what others send, and tells us of ICMP errors.
             raw.connect(self._destination)
         except OSError as error:
@@ -92,7 +148,9 @@ class Link:
         self._opened.set()
 
     def close(self) -> None:
-        """Close the socket; `flush` would open another one."""
+        """Close the sockets; `flush` would open others."""
+        for side in self._sides:
+            side.close()
         if self._socket is not None:
             self._socket.close()
         self._socket = self._raw = None
@@ -111,6 +169,8 @@ class Link:
                 self._raw.send(datagram)
             except OSError as error:
                 self._suspect(error)
+        for index, datagram in self.machine.proofs_to_send():
+            self._sides[index].send(datagram, trio.current_time())
         self._wake.set()
 
     # The tasks.
@@ -135,6 +195,8 @@ class Link:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
+            for side in self._sides:
+                nursery.start_soon(side.run, self._take)
 
     async def _receive(self) -> None:
         while True:
@@ -149,8 +211,11 @@ class Link:
             except OSError as error:
                 self._suspect(error)
                 continue
-            self.machine.receive_datagram(datagram, trio.current_time())
-            self._turn()
+            self._take(datagram)
+
+    def _take(self, datagram: bytes) -> None:
+        self.machine.receive_datagram(datagram, trio.current_time())
+        self._turn()
 
     async def _keep_time(self) -> None:
         while True:
@@ -160,6 +225,9 @@ class Link:
                 await self._wake.wait()
             self.machine.handle_timer(trio.current_time())
             self._turn()
+            lost = self._greeted.is_set() and not self.machine.connected
+            if lost and trio.current_time() - self._moved > _PATIENCE:
+                self.move_on()
 
     def _turn(self) -> None:
         for event in self.machine.events():

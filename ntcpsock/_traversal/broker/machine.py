@@ -34,11 +34,13 @@ from ntcpsock._traversal.broker.message import (
     Introduce,
     KeepAlive,
     Lookup,
+    Proved,
     Register,
     Reply,
     Welcome,
 )
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
+from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
 from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
@@ -79,6 +81,7 @@ class ClientMachine:
         self._state = _State.IDLE
         self._inbox = Inbox(sealer)
         self._outbox = Outbox(sealer, random_bytes)
+        self._proofs = Proofs(self._outbox, keep_alive_interval)
         self._events: list[events.Event] = []
         self._requests = PendingRequests()
         self._round_trip = RoundTrip()
@@ -121,17 +124,23 @@ class ClientMachine:
                 self._keep_alive_request = self._request(KeepAlive(), now)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
+        if self._state is _State.CONNECTED and self.broker_key is not None:
+            self._proofs.send_due(self.broker_key, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
         times = [self._requests.next_timer(), self._greeting.due if self._greeting is not None else None]
         if self._state is _State.CONNECTED:
-            times.append(self._keep_alive_due)
+            times += [self._keep_alive_due, self._proofs.next_timer()]
         return min((time for time in times if time is not None), default=None)
 
     def datagrams_to_send(self) -> list[bytes]:
         """What is to be sent to the broker, once."""
         return self._outbox.take()
+
+    def proofs_to_send(self) -> list[tuple[int, bytes]]:
+        """What is to be sent to the broker from further addresses, by their numbers; once."""
+        return self._proofs.take()
 
     def events(self) -> list[events.Event]:
         """What has happened since the last call."""
@@ -205,6 +214,10 @@ class ClientMachine:
         self._requests.sent_unanswered(number)
         self._send(number, body)
         return True
+
+    def prove(self, count: int, now: float) -> None:
+        """Prove so many further addresses, numbered from 0, from now on and in every new session."""
+        self._proofs.set_count(count, now)
 
     def close(self) -> None:
         """Say Bye, once; after this the machine is silent."""
@@ -287,6 +300,9 @@ class ClientMachine:
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
         greeting = self._greeting
+        key = self.broker_key
+        if key is not None and self._proofs.challenged(number, challenge.cookie, key, now):
+            return
         if greeting is not None:
             sent = greeting.answered(number)
             if sent is None:
@@ -317,6 +333,7 @@ class ClientMachine:
         self._state = _State.CONNECTED
         self._greeting = None
         self._keep_alive_due = now + self._keep_alive_interval
+        self._proofs.restart(now)
         self._events.append(events.Connected(welcome))
         for number, request in self._requests.restart(self._round_trip.rto):
             self._transmit(number, request, now)
@@ -331,6 +348,10 @@ class ClientMachine:
                 self._receive_answer(envelope.request, envelope.body, now)
 
     def _receive_answer(self, number: int, body: FromBroker, now: float) -> None:
+        if isinstance(body, Proved):
+            if not self._proofs.proved(number, now):
+                self._inbox.drop("answer to nothing")
+            return
         request = self._requests.get(number)
         if request is None or not is_answer(body, request.body):
             self._inbox.drop("answer to nothing")

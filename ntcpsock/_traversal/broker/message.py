@@ -30,6 +30,10 @@ MAX_NAME = 128
 MAX_NAMES = 8
 MAX_PORTS = 64
 MAX_STUN_SERVERS = 8
+#: Addresses of a broker beside the one that was reached.
+MAX_ELSEWHERE = 4
+#: Addresses of a node beside the one of its session.
+MAX_PROVED = 3
 #: Entries of an allow list; each travels as a digest.
 MAX_ALLOWED = 48
 ALLOWED_DIGEST_LENGTH = 16
@@ -55,6 +59,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 #: Digests of the admitted, `ALLOWED_DIGEST_LENGTH` bytes each; see `allowed_digest`.
 AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
 ObservedHost = Annotated[str, Meta(max_length=64)]
+AlsoObserved = Annotated[tuple[ObservedHost, ...], Meta(max_length=MAX_PROVED)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -142,6 +147,15 @@ class Bye(Body, frozen=True, tag=7):
     """Forget this instance. Not acknowledged."""
 
 
+class Prove(Body, frozen=True, tag=8):
+    """This instance is at this source address too: in the other family, or behind another uplink.
+
+    Sent from there within the session. Without a good cookie a Challenge answers it.
+    """
+
+    cookie: Annotated[bytes, Meta(max_length=COOKIE_LENGTH)] = b""
+
+
 # From the broker
 
 
@@ -154,15 +168,17 @@ class Challenge(Body, frozen=True, tag=32):
 class Welcome(Body, frozen=True, tag=33):
     """A session is open.
 
-    `stun` with an unspecified host (0.0.0.0 or ::) means the host at which the broker was reached.
+    `stun` with an unspecified host means the broker's own: its IPv4 address for 0.0.0.0, its IPv6 address for ::.
+    `elsewhere`: where the broker is reached in the other family.
     """
 
     session: Session
     observed: Endpoint
     stun: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_STUN_SERVERS)] = ()
+    elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
 
     def __post_init__(self) -> None:
-        for endpoint in (self.observed, *self.stun):
+        for endpoint in (self.observed, *self.stun, *self.elsewhere):
             _check_endpoint(endpoint)
 
 
@@ -191,6 +207,8 @@ class Introduced(Body, frozen=True, tag=37):
     card: Card | None = None
     #: The address at which the broker sees that node: what it may be aimed at without further proof.
     observed_host: ObservedHost = ""
+    #: Further addresses that it has proved.
+    also_observed: AlsoObserved = ()
 
 
 class Unreachable(Body, frozen=True, tag=38):
@@ -208,15 +226,30 @@ class Deliver(Body, frozen=True, tag=39):
     sender_name: Name | None = None
     #: The address at which the broker sees the sender.
     observed_host: ObservedHost = ""
+    #: Further addresses that it has proved.
+    also_observed: AlsoObserved = ()
 
 
 class KeepAliveAck(Body, frozen=True, tag=40):
     """The broker has heard."""
 
 
-FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye
+class Proved(Body, frozen=True, tag=41):
+    """The broker takes the source address for the node's, and tells it to whom the node is introduced."""
+
+
+FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove
 FromBroker = (
-    Challenge | Welcome | Registered | Refused | Found | Introduced | Unreachable | Deliver | KeepAliveAck
+    Challenge
+    | Welcome
+    | Registered
+    | Refused
+    | Found
+    | Introduced
+    | Unreachable
+    | Deliver
+    | KeepAliveAck
+    | Proved
 )
 
 

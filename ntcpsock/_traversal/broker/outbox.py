@@ -38,10 +38,14 @@ class Outbox:
 
     def seal(self, broker_key: bytes, number: int, body: FromNode) -> None:
         """Put a message in. Raises BadMessage for a `broker_key` that is none."""
+        self._frames.append(self.sealed(broker_key, number, body))
+
+    def sealed(self, broker_key: bytes, number: int, body: FromNode) -> bytes:
+        """A message's frame, for whoever sends it another way. Raises BadMessage as `seal`."""
         self._counter += 1
         session = NO_SESSION if isinstance(body, Hello) else self.session
         payload = encode_from_node(session, self._counter, number, body)
-        self._frames.append(self._sealer.seal(broker_key, payload))
+        return self._sealer.seal(broker_key, payload)
 
     def ask_key(self, nonce: bytes) -> None:
         """Put a KeyRequest in."""

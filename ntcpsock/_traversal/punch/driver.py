@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import functools
 import os
 import random
 import socket as stdlib_socket
@@ -15,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._traversal.interfaces import prefer_lasting_source
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 
@@ -39,36 +41,48 @@ _rng = random.SystemRandom()
 
 
 def choose_port() -> int:
-    """A TCP port of PORT_RANGE that nothing on this machine uses now. Raises OSError (EADDRINUSE).
+    """A TCP port of PORT_RANGE that nothing on this machine uses now, in either family. Raises OSError (EADDRINUSE).
 
     Never 0: a socket bound to port 0 loses its port when a connect() fails.
     """
     for _ in range(_BIND_TRIES):
         port = _rng.randint(*PORT_RANGE)
         # Without SO_REUSEPORT the bind fails even beside sockets that would share the port.
-        with stdlib_socket.socket() as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                continue
+        try:
+            for ipv6 in (False, True) if has_ipv6() else (False,):
+                with _new_socket(ipv6) as probe:
+                    probe.bind(_wildcard(ipv6, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
         return port
     raise OSError(errno.EADDRINUSE, f"no free TCP port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
 
 
-def open_punch_socket(port: int) -> trio.socket.SocketType:
-    """A TCP socket bound to `port` on all addresses, sharing it with every other socket made here.
+@functools.cache
+def has_ipv6() -> bool:
+    """Whether the system has IPv6 at all; it may have no address."""
+    try:
+        _new_socket(ipv6=True).close()
+    except OSError:
+        return False
+    return True
+
+
+def open_punch_socket(port: int, *, ipv6: bool = False, source: str = "") -> trio.socket.SocketType:
+    """A TCP socket bound to `port` on all addresses of a family, or on `source`, sharing it with every other socket
+    made here.
 
     Every socket of the port needs both options *before* bind(), the one that asks the STUN server included.
     Where there is no SO_REUSEPORT (Windows), SO_REUSEADDR alone shares.
     """
-    return _to_trio(_bound_socket(port))
+    return _to_trio(_bound_socket(port, ipv6, source))
 
 
-def open_punch_listener(port: int) -> trio.socket.SocketType:
+def open_punch_listener(port: int, *, ipv6: bool = False) -> trio.socket.SocketType:
     """A listening socket on the shared port: it takes the SYN that comes before, or between, our connect()s."""
-    sock = _bound_socket(port)
+    sock = _bound_socket(port, ipv6, "")
     try:
         # The kernel's own listen(): in a patched process the class's would publish a wildcard listener.
         _socket.socket.listen(sock, _LISTEN_BACKLOG)
@@ -78,14 +92,36 @@ def open_punch_listener(port: int) -> trio.socket.SocketType:
     return _to_trio(sock)
 
 
-def _bound_socket(port: int) -> stdlib_socket.socket:
-    sock = stdlib_socket.socket()
+def _new_socket(ipv6: bool) -> stdlib_socket.socket:
+    if not ipv6:
+        return stdlib_socket.socket()
+    sock = stdlib_socket.socket(stdlib_socket.AF_INET6)
+    try:
+        sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        prefer_lasting_source(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def bound_to(port: int, remote: Endpoint, source: str) -> Endpoint:
+    """Where a socket that punches towards `remote` is bound."""
+    return Endpoint(source, port) if source else _wildcard(remote.is_ipv6, port)
+
+
+def _wildcard(ipv6: bool, port: int) -> Endpoint:
+    return Endpoint("::" if ipv6 else "0.0.0.0", port)
+
+
+def _bound_socket(port: int, ipv6: bool, source: str) -> stdlib_socket.socket:
+    sock = _new_socket(ipv6)
     try:
         sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
         if hasattr(stdlib_socket, "SO_REUSEPORT"):
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        sock.bind(("0.0.0.0", port))
+        sock.bind((source, port) if source else _wildcard(ipv6, port))
     except BaseException:
         sock.close()
         raise
@@ -100,13 +136,16 @@ def _to_trio(sock: stdlib_socket.socket) -> trio.socket.SocketType:
         raise
 
 
-async def punch(port: int, remote: Endpoint, machine: PunchMachine) -> trio.socket.SocketType:
+async def punch(
+    port: int, remote: Endpoint, machine: PunchMachine, source: str = ""
+) -> trio.socket.SocketType:
     """Call connect() from `port` to `remote` as the machine says until it succeeds, each time on a fresh socket.
+    source: the own address to come from; "": the one that leads there.
 
     Raises OSError when the machine gives up; without a caller's deadline a silent path waits for the kernel's
     own time-out (about two minutes). Cancelling closes the socket.
     """
-    return await _punch(lambda: _connect_once(port, remote), machine)
+    return await _punch(lambda: _connect_once(port, remote, source), machine)
 
 
 async def punch_with(given: GivenSocket, remote: Endpoint, machine: PunchMachine) -> None:
@@ -128,8 +167,8 @@ async def _punch(connect: Callable[[], Awaitable[T]], machine: PunchMachine) -> 
     raise OSError(last, f"{os.strerror(last)} ({machine.finished})")
 
 
-async def _connect_once(port: int, remote: Endpoint) -> trio.socket.SocketType:
-    sock = open_punch_socket(port)
+async def _connect_once(port: int, remote: Endpoint, source: str) -> trio.socket.SocketType:
+    sock = open_punch_socket(port, ipv6=remote.is_ipv6, source=source)
     try:
         await sock.connect(remote)
         if sock.getpeername()[:2] == sock.getsockname()[:2]:
@@ -183,22 +222,3 @@ def path_rtt(sock: stdlib_socket.socket) -> float | None:
     except OSError:
         return None
     return float(_TCP_INFO_RTT.unpack(info)[0]) / 1e6 if len(info) == _TCP_INFO_RTT.size else None
-
-
-def local_addresses() -> tuple[str, ...]:
-    """This machine's IPv4 addresses, loopback left out. Empty where the platform does not tell."""
-    if not sys.platform.startswith("linux"):
-        return ()
-    import fcntl
-
-    siocgifaddr = 0x8915
-    found: list[str] = []
-    with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as sock:
-        for _, name in stdlib_socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(sock, siocgifaddr, request)
-            except OSError:  # an interface without an IPv4 address
-                continue
-            found.append(stdlib_socket.inet_ntoa(answer[20:24]))
-    return tuple(address for address in found if not address.startswith("127."))

@@ -18,7 +18,8 @@ SHORTEST_RETRY_SPAN = 0.02
 # No route, host down, filtered with an ICMP error: real, but possibly passing. Seconds.
 UNREACHABLE_PAUSE = 0.5
 
-_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED})
+# EACCES is what Linux makes of ICMPv6's "administratively prohibited", a firewall's answer (RFC 6092, REC-34).
+_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EACCES})
 _UNREACHABLE = frozenset(
     {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT}
 )

@@ -69,7 +69,7 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
     try:
         with trio.fail_after(context.planned.patience):
             if context.given is None:
-                sock = await punch(context.port, context.remote, machine)
+                sock = await punch(context.port, context.remote, machine, context.planned.source)
             else:
                 sock = context.given
                 await punch_with(sock, context.remote, machine)

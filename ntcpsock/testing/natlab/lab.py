@@ -109,6 +109,8 @@ class Lab:
         self.server = Host("server", self._tag + "server", SERVER_ADDRESSES[0])
         self.server_addresses = SERVER_ADDRESSES
         """Two public addresses of the server host."""
+        self.ipv6 = wishes.ipv6
+        """How host A and host B have IPv6."""
         self.server_addresses6: tuple[str, ...] = SERVER_ADDRESSES6 if wishes.has_ipv6 else ()
         """The same for IPv6, where the lab has it."""
         for router in self.routers:
