@@ -22,6 +22,7 @@ from ntcpsock._errors import (
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
+from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
@@ -33,6 +34,7 @@ from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.plan import RAW_TECHNIQUES
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
@@ -238,6 +240,7 @@ class Node:
             warm.profile,
             self.broker_rtt,
             self.encryption,
+            self.offers_raw,
         )
         return encode_card(card, self._identity)
 
@@ -277,6 +280,21 @@ class Node:
     @property
     def loopback_allowed(self) -> bool:
         return is_loopback(self._session.welcome.observed.host)
+
+    @property
+    def missing_for_raw(self) -> str | None:
+        """What this process lacks for raw packets; None for nothing."""
+        return missing_for_raw()
+
+    @property
+    def offers_raw(self) -> bool:
+        """Whether dialers may plan techniques with raw packets."""
+        return any(technique in RAW_TECHNIQUES for technique in self.techniques) and not self.missing_for_raw
+
+    @property
+    def broker_spoofs(self) -> bool:
+        """Whether the broker's operator allows it to send SYN-ACKs for `tcp-stunt1`."""
+        return self._session.welcome.spoofs
 
     @property
     def listening_port(self) -> WarmPort | None:

@@ -37,14 +37,21 @@ class Dialled:
     stages: tuple[str, ...]
 
 
-def run_servers(addresses: tuple[str, str], state: Path) -> None:
+def run_servers(addresses: tuple[str, str], state: Path, allow_spoofing: bool = False) -> None:
     """A broker, and then STUN on two addresses. Until killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             stun = [Endpoint(address, STUN_PORT) for address in addresses]
             await nursery.start(
-                partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
+                partial(
+                    serve_udp_broker,
+                    addresses[0],
+                    BROKER_PORT,
+                    state_dir=state,
+                    stun=stun,
+                    allow_spoofing=allow_spoofing,
+                )
             )
             await nursery.start(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
 

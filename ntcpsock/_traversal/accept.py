@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -75,6 +76,8 @@ class AcceptContext(Protocol):
     def loopback_allowed(self) -> bool: ...
     @property
     def private(self) -> bool: ...
+    @property
+    def offers_raw(self) -> bool: ...
     @property
     def listening_port(self) -> WarmPort | None: ...
     def listens(self, port: int) -> bool: ...
@@ -164,6 +167,7 @@ class Acceptor:
             warm.candidates,
             warm.profile,
             self._node.broker_rtt,
+            raw=self._node.offers_raw,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
@@ -226,7 +230,14 @@ class Acceptor:
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
-            talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+            talk = Talk(
+                offer.dial_id,
+                offer.round,
+                pending.mailbox,
+                pending.nursery,
+                self._tell(pending),
+                partial(self._node.introductions.spoof, offer.dial_id, pending.delivery.sender),
+            )
             joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
             pending.nursery.start_soon(self._attempt, pending, joint, talk)
 

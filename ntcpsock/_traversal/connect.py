@@ -92,7 +92,14 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
 async def _card_from_answer(dial: Dial) -> Card:
     """What the answer says, in the form of a card: it is sealed, so it proves its sender as a signature does."""
     answer = await dial.wait_accepted()
-    return Card(answer.fingerprint, answer.candidates, (dial.port,), answer.profile, answer.broker_rtt)
+    return Card(
+        answer.fingerprint,
+        answer.candidates,
+        (dial.port,),
+        answer.profile,
+        answer.broker_rtt,
+        raw=answer.raw,
+    )
 
 
 async def _punch(

@@ -9,8 +9,9 @@ from typing import Protocol
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import Encryption
+from ntcpsock._config import TECHNIQUES, Encryption
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
+from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
@@ -18,7 +19,7 @@ from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
-from ntcpsock._traversal.plan import make_joint_plan, make_plan
+from ntcpsock._traversal.plan import make_joint_plan, make_plan, raw_obstacles
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
@@ -47,6 +48,10 @@ class DialContext(Protocol):
     def broker_rtt(self) -> float: ...
     @property
     def loopback_allowed(self) -> bool: ...
+    @property
+    def missing_for_raw(self) -> str | None: ...
+    @property
+    def broker_spoofs(self) -> bool: ...
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
@@ -179,7 +184,7 @@ class DirectRace:
             plan = make_joint_plan(
                 warm.profile,
                 self._card.profile,
-                techniques=self._node.techniques,
+                techniques=self._possible_techniques(race),
                 budget=self._remaining(),
                 proven_host=self._dial.observed_host,
             )
@@ -187,7 +192,7 @@ class DirectRace:
             for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
                 await trio.sleep_until(begin + planned.delay)
                 budget = planned.budget - (trio.current_time() - begin)
-                talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell)
+                talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell, self._spoof)
                 offer = self._dial.offer(number, warm, self._node.broker_rtt, planned.technique)
                 race.start_joint(replace(planned, budget=budget), warm.port, talk)
                 try:
@@ -195,8 +200,25 @@ class DirectRace:
                 except OSError:
                     return
 
+    def _possible_techniques(self, race: Race) -> list[str]:
+        """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""
+        chosen = self._node.techniques
+        obstacles = raw_obstacles(
+            chosen,
+            here=self._node.missing_for_raw,
+            there=self._card.raw,
+            broker_spoofs=self._node.broker_spoofs,
+        )
+        if set(chosen) != set(TECHNIQUES):
+            for technique, obstacle in obstacles.items():
+                race.impossible(technique, Endpoint(self._dial.observed_host, 0), obstacle)
+        return [technique for technique in chosen if technique not in obstacles]
+
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)
+
+    async def _spoof(self, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
+        await self._node.introductions.spoof(self._dial.dial_id, self._dial.key, local, remote, syn)
 
 
 def _uses(connection: Connection | None, given: GivenSocket) -> bool:

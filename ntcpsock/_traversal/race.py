@@ -6,6 +6,7 @@ on the punching port beside those that we make.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,6 +86,12 @@ class Race:
         """Add a joint attempt, which starts at once: its round has been announced."""
         self._running += 1
         self._nursery.start_soon(self._attempt, replace(planned, delay=0.0), port, talk, None)
+
+    def impossible(self, technique: str, remote: Endpoint, obstacle: str) -> None:
+        """Report a technique that was asked for and cannot be tried."""
+        now = trio.current_time()
+        error = PermissionError(errno.EPERM, obstacle)
+        self._fail(self._report.attempt(technique, None, remote, now), error)
 
     def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listener` take part. The caller closes the listener."""

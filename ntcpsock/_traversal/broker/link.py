@@ -57,7 +57,7 @@ class Link:
             else server
             for server in welcome.stun
         )
-        return Welcome(welcome.session, welcome.observed, stun)
+        return Welcome(welcome.session, welcome.observed, stun, welcome.spoofs)
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
