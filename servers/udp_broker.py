@@ -39,13 +39,24 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HOST:PORT",
         help="a STUN server that nodes are told: numeric, or 0.0.0.0 for this host; may be repeated",
     )
+    parser.add_argument(
+        "--allow-spoofing",
+        action="store_true",
+        help="let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
+        "needs CAP_NET_RAW",
+    )
     return parser.parse_args()
 
 
 async def main(arguments: argparse.Namespace) -> None:
     stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
     serve = partial(
-        serve_udp_broker, arguments.listen, arguments.port, state_dir=arguments.state_dir, stun=stun
+        serve_udp_broker,
+        arguments.listen,
+        arguments.port,
+        state_dir=arguments.state_dir,
+        stun=stun,
+        allow_spoofing=arguments.allow_spoofing,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

@@ -20,10 +20,11 @@ from typing import NoReturn
 import trio
 
 from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._errors import ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._raw.inject import Injector
 from ntcpsock._raw.packet import build_syn_ack
-from ntcpsock._raw.privileges import check_raw
+from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
@@ -73,8 +74,8 @@ async def serve_udp_broker(
     `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; the host
     0.0.0.0 or :: in it means "where you reached this broker". `allow_spoofing` lets two nodes that both ask for it
     have SYN-ACKs under each other's address (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
-    Raises OSError where it cannot bind, PermissionError where it may not spoof, ValueError for STUN servers that
-    cannot be told to nodes, ConfigurationError for an unusable state directory.
+    Raises OSError where it cannot bind, ValueError for STUN servers that cannot be told to nodes,
+    ConfigurationError for an unusable state directory, and where it may not spoof.
     """
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
@@ -120,10 +121,11 @@ def _bind(listen: str, port: int) -> socket.socket:
 
 
 class _Spoofer:
-    """Sends what the core's rules let through. Raises PermissionError where this process may not."""
+    """Sends what the core's rules let through. Raises ConfigurationError where this process may not."""
 
     def __init__(self) -> None:
-        check_raw("--allow-spoofing", capturing=False)
+        if lack := missing_for_raw(capturing=False):
+            raise ConfigurationError(f"--allow-spoofing lacks {lack}")
         self._injector = Injector()
         self._send, self._receive = trio.open_memory_channel[SynAck](_MAX_SYN_ACKS)
 

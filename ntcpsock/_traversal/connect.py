@@ -5,6 +5,8 @@ The dialer's side. It reads like that sentence; each step is a stage of the repo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from ntcpsock._address import encode_node_id, full_name
@@ -108,7 +110,7 @@ async def _punch(
     race = DirectRace(node, dial, card, warm, report, given)
     connection = await race.run()
     if connection is None:
-        report.advice = _advice(warm, card)
+        report.advice = _advice(warm, card, race.errors)
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
         raise TraversalFailed(
@@ -134,8 +136,10 @@ async def _bind(connection: Connection, dial: Dial) -> None:
         raise
 
 
-def _advice(warm: WarmPort, card: Card) -> str:
+def _advice(warm: WarmPort, card: Card, errors: Sequence[OSError]) -> str:
     """The one change that would help, as far as both profiles tell."""
+    if errors and all(isinstance(error, PermissionError) for error in errors):
+        return f"Nothing that is allowed could be tried: {errors[0].strerror}."
     if (
         not any(candidate.type == "srflx" for candidate in warm.candidates)
         and warm.profile.translated is None

@@ -90,8 +90,8 @@ class Race:
     def impossible(self, technique: str, remote: Endpoint, obstacle: str) -> None:
         """Report a technique that was asked for and cannot be tried."""
         now = trio.current_time()
-        error = PermissionError(errno.EPERM, obstacle)
-        self._fail(self._report.attempt(technique, None, remote, now), error)
+        self._report.end(self._report.attempt(technique, None, remote, now), now, obstacle)
+        self.errors.append(PermissionError(errno.EPERM, obstacle))
 
     def listen(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listener` take part. The caller closes the listener."""

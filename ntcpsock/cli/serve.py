@@ -48,6 +48,14 @@ def serve(
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
     ] = DEFAULT_OTHER_STUN_PORT,
     state_dir: StateDir = None,
+    allow_spoofing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-spoofing",
+            help="Let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1). "
+            "Needs CAP_NET_RAW.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
     """Run a STUN server and a broker until SIGINT or SIGTERM.
@@ -57,7 +65,9 @@ def serve(
     for option, address in (("--listen", listen), ("--other-address", other_address)):
         if address is not None and not _is_address(address):
             raise typer.BadParameter("expected a numeric address", param_hint=option)
-    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, state_dir)
+    options = Options(
+        listen, other_address, broker_port, stun_port, other_stun_port, state_dir, allow_spoofing
+    )
 
     async def main() -> None:
         await _serve(options, as_json)
@@ -75,6 +85,7 @@ class Options:
     stun_port: int
     other_stun_port: int
     state_dir: Path | None
+    allow_spoofing: bool = False
 
 
 async def _serve(options: Options, as_json: bool) -> None:
@@ -143,6 +154,7 @@ async def _serve_broker(
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
         stun=announced,
+        allow_spoofing=options.allow_spoofing,
         task_status=task_status,
     )
 

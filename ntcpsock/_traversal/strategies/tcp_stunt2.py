@@ -65,7 +65,8 @@ async def _open_hole(context: AttemptContext, meeting: Rendezvous) -> None:
         if meeting.low_ttl is not None:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, meeting.low_ttl)
         context.entry.tries += 1
-        await connect_in_time(sock, meeting.remote, _seconds(context, SHORTEST_HOLE))
+        error = await connect_in_time(sock, meeting.remote, _seconds(context, SHORTEST_HOLE))
+        context.entry.notes["opened by"] = "a SYN" if error is None else f"a SYN, {error.strerror}"
 
 
 async def _accept_from(listener: trio.socket.SocketType, host: str) -> trio.socket.SocketType:
