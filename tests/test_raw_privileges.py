@@ -52,7 +52,7 @@ def test_all_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privileges.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert missing_for_raw() == "raw packets are implemented for Linux only"
 
 

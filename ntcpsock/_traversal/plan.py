@@ -43,7 +43,7 @@ PREDICT_BUDGET = 6.0
 
 # For the NATs that refuse a simultaneous open, so they start when that has had its time; once each. Seconds.
 _LATE_DELAY = {"tcp-stunt2": 2.5, "tcp-natblaster": 3.5, "tcp-stunt1": 4.5}
-LATE_BUDGET = 4.0
+LATE_BUDGET = 5.0
 
 
 @dataclass(frozen=True, slots=True)

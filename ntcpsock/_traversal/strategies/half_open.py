@@ -19,7 +19,7 @@ from ntcpsock._raw.privileges import check_raw
 from ntcpsock._traversal.hops import IP_MINTTL
 from ntcpsock._traversal.punch.driver import open_punch_socket
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
-from ntcpsock._traversal.strategies.rendezvous import Rendezvous, agree, connect_in_time
+from ntcpsock._traversal.strategies.rendezvous import Rendezvous, agree, connect_in_time, low_ttl_of
 
 _WORD = "syn"
 
@@ -50,10 +50,11 @@ async def connect_half_open(context: AttemptContext, answer: Answer) -> Connecti
     """Raises OSError: EPERM with what is missing for raw packets, what `agree` raises, and the kernel's reasons."""
     check_raw(context.planned.technique)
     async with agree(context) as meeting:
+        low_ttl = await low_ttl_of(context, meeting)
         filter_text = syn_filter(meeting.port, meeting.remote)
         async with open_capture(filter_text, parse_syn_untrusted) as capture:
             with open_punch_socket(meeting.port) as sock:
-                _shorten(sock, meeting.low_ttl)
+                _shorten(sock, low_ttl)
                 context.entry.tries += 1
                 return await _meet(context, meeting, sock, capture, answer)
 

@@ -25,24 +25,21 @@ from ntcpsock._traversal.prediction import (
 )
 from ntcpsock._traversal.strategies.base import AttemptContext
 
-_WORD = "port"
-
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """port: ours, on this machine; mapped: the same as the world sees it; remote: the other side's; low_ttl: of a
-    segment that passes our own NAT and does not reach the other side's, None where it could not be found."""
+    """port: ours, on this machine; mapped: the same as the world sees it; remote: the other side's."""
 
     port: int
     mapped: Endpoint
     remote: Endpoint
-    low_ttl: int | None
 
 
 @asynccontextmanager
-async def agree(context: AttemptContext) -> AsyncIterator[Rendezvous]:
+async def agree(context: AttemptContext, word: str = "port") -> AsyncIterator[Rendezvous]:
     """Observe a fresh port, tell the other side and hear its own; the mapping is held as long as the block.
 
+    word: another one each time that an attempt does it.
     Raises OSError: ENODATA where nothing was observed, EHOSTUNREACH where a NAT gives each connection any port,
     EPROTO where the other side's word cannot be used.
     """
@@ -51,20 +48,23 @@ async def agree(context: AttemptContext) -> AsyncIterator[Rendezvous]:
         ours = predict(held.observations)
         if ours is None:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port is known")
-        context.talk.say(_WORD, encode_prediction(ours))
-        low_ttl = await find_low_ttl(context.remote.host, frozenset({ours.host}))
+        context.talk.say(word, encode_prediction(ours))
         try:
-            theirs = decode_prediction_untrusted(await context.talk.hear(_WORD), context.remote.host)
+            theirs = decode_prediction_untrusted(await context.talk.hear(word), context.remote.host)
         except BadMessage as error:
             raise OSError(errno.EPROTO, f"the other side's port: {error}") from error
         mapped, remote = _endpoint(ours, "this"), _endpoint(theirs, "the other")
         port = held.observations[-1].local_port if ours.shape == "exact" else held.fresh(1)[0]
-        context.entry.notes = {
-            "ours": str(mapped),
-            "theirs": str(remote),
-            "low TTL": "not found" if low_ttl is None else str(low_ttl),
-        }
-        yield Rendezvous(port, mapped, remote, low_ttl)
+        context.entry.notes |= {"ours": str(mapped), "theirs": str(remote)}
+        yield Rendezvous(port, mapped, remote)
+
+
+async def low_ttl_of(context: AttemptContext, meeting: Rendezvous) -> int | None:
+    """The TTL of a segment that passes our own NAT and does not reach the other side's; None where it could not be
+    found, and an ordinary one has to do."""
+    ttl = await find_low_ttl(meeting.remote.host, frozenset({meeting.mapped.host}))
+    context.entry.notes["low TTL"] = "not found" if ttl is None else str(ttl)
+    return ttl
 
 
 def _endpoint(prediction: Prediction, side: str) -> Endpoint:
