@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,17 @@ import pytest
 from ntcpsock._address import BrokerAddress
 from ntcpsock._config import TECHNIQUES, Config
 from ntcpsock._errors import TraversalFailed
+from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._state import load_identity
+from ntcpsock.cli.stage import open_stage
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(missing_for_raw() is not None, reason=f"needs {missing_for_raw()}"),
+]
 
 # No simultaneous open; no SYN from outside at all; that, and sequences checked as Linux does.
 ONE_SIDED, NO_SYN_IN, CLIENT_ONLY = "one-sided", "no-syn-in", "no-syn-in+conntrack"
@@ -25,6 +34,8 @@ ONE_SIDED, NO_SYN_IN, CLIENT_ONLY = "one-sided", "no-syn-in", "no-syn-in+conntra
 
 @dataclass
 class Stage:
+    """An open lab with servers; a listening node called bob behind NAT B, dials from host A."""
+
     lab: Lab
     directory: Path
     uri: str
@@ -49,13 +60,16 @@ MakeStage = Callable[..., Stage]
 
 @pytest.fixture
 def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
-    def make(kind: str, *, allow_spoofing: bool = False) -> Stage:
-        lab = nat_lab(kind, kind, delay=0.025)
-        key = load_identity(tmp_path / "servers" / "broker.key").public_key
-        lab.server.start(programs.run_servers, lab.server_addresses, tmp_path / "servers", allow_spoofing)
+    count = itertools.count()
+
+    def make(nat_a: str, nat_b: str | None = None, *, allow_spoofing: bool = False, **more: Any) -> Stage:
+        lab = nat_lab(nat_a, nat_b or nat_a, delay=0.025, **more)
+        directory = tmp_path / str(next(count))
+        key = load_identity(directory / "servers" / "broker.key").public_key
+        lab.server.start(programs.run_servers, lab.server_addresses, directory / "servers", allow_spoofing)
         lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
         address = BrokerAddress(lab.server_addresses[0], programs.BROKER_PORT, key)
-        return Stage(lab, tmp_path, str(address))
+        return Stage(lab, directory, str(address))
 
     return make
 
@@ -71,20 +85,116 @@ ALONE = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "technique"), ALONE)
-def test_it_alone_connects(stage: MakeStage, kind: str, technique: str) -> None:
-    made = stage(kind, allow_spoofing=technique == "tcp-stunt1")
-    made.listen()
-    dials = made.dial(10, techniques=(technique,))
-    print([round(d.seconds, 2) for d in dials])
-    assert [(dialled.kind, dialled.technique) for dialled in dials] == [("tcp", technique)] * 10
+def check_all_connect(stage: Stage, technique: str, count: int, **settings: Any) -> None:
+    stage.listen(**settings)
+    dials = stage.dial(count, techniques=(technique,), **settings)
+    assert [(dialled.kind, dialled.technique) for dialled in dials] == [("tcp", technique)] * count
 
 
 @pytest.mark.parametrize(("kind", "technique"), ALONE)
-def test_without_it_nothing_does(stage: MakeStage, kind: str, technique: str) -> None:
+def test_it_connects(stage: MakeStage, kind: str, technique: str) -> None:
+    check_all_connect(stage(kind, allow_spoofing=technique == "tcp-stunt1"), technique, 2)
+
+
+def test_without_it_nothing_connects(stage: MakeStage) -> None:
+    """All three pairs at once, for the time of one: every other technique has its turn."""
+    failing = []
+    for kind, technique in ALONE:
+        # As brokers are delivered: one that spoofs would let tcp-stunt1 through the other two pairs as well.
+        made = stage(kind, allow_spoofing=technique == "tcp-stunt1")
+        made.listen()
+        config = made.config(techniques=others(technique), connect_timeout=30.0)
+        failing.append((technique, made.lab.host_a.start(programs.dial_and_fail, config, "bob")))
+    for technique, call in failing:
+        error = call.result(2 * programs.PATIENCE)
+        assert isinstance(error, TraversalFailed)
+        assert error.report is not None
+        tried = {entry.technique for entry in error.report.attempts}
+        # "public" needs a public address.
+        assert tried == {*others(technique)} - {"public"}
+        if technique != "tcp-stunt1":
+            (refused,) = [e for e in error.report.attempts if e.technique == "tcp-stunt1"]
+            assert "its operator has not switched --allow-spoofing on" in refused.outcome
+
+
+def test_without_privileges(nat_lab: NatLabFactory) -> None:
+    """tcp-stunt2 needs none; whoever asks for the others hears what they lack, and whoever does not, nothing."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv")
+    unprivileged = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
+    peer = (sys.executable, "-m", "ntcpsock.cli.lab_peer")
+    lab = nat_lab(ONE_SIDED, ONE_SIDED, delay=0.025)
+    first, second = lab.server_addresses
+    with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
+        settings = stage.environment("b")
+        stage.start(lab.host_b, "b", [*unprivileged, *peer, "echo", "b:7000"], settings).wait_for(
+            "listening", programs.PATIENCE
+        )
+
+        def dial(*prefix: str, techniques: str | None = None) -> dict[str, Any]:
+            more = {} if techniques is None else {"NTCP_TECHNIQUES": techniques}
+            process = stage.start(
+                lab.host_a, "a", [*prefix, *peer, "dial", "b:7000"], stage.environment("a", **more)
+            )
+            event = process.next(programs.PATIENCE)
+            assert event is not None
+            return event
+
+        connected = dial(*unprivileged)
+        assert connected["technique"] == "tcp-stunt2"
+        tried = {entry["technique"] for entry in connected["report"]["attempts"]}
+        assert not tried & {"tcp-natblaster", "tcp-stunt1"}
+
+        refused = dial(*unprivileged, techniques="tcp-natblaster")
+        (entry,) = refused["report"]["attempts"]
+        assert entry["technique"] == "tcp-natblaster"
+        assert entry["outcome"].startswith(
+            "tcp-natblaster lacks the right to send raw packets: run it as root"
+        )
+        assert "tcp-natblaster lacks the right to send raw packets" in refused["message"]
+        assert refused["errno_name"] == "EHOSTUNREACH"
+        assert refused["report"]["attempts"][0]["ended"] < 5
+
+        (entry,) = dial(techniques="tcp-natblaster")["report"]["attempts"]
+        assert "the other side cannot, or does not want to, send raw packets" in entry["outcome"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encryption", ["tls", "off"])
+@pytest.mark.parametrize(("kind", "technique"), ALONE)
+def test_ten_of_ten(stage: MakeStage, kind: str, technique: str, encryption: str) -> None:
     made = stage(kind, allow_spoofing=technique == "tcp-stunt1")
+    check_all_connect(made, technique, 10, encryption=encryption)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b", "technique", "more"),
+    [
+        # One NAT that does not check sequence numbers is enough, on either side.
+        (ONE_SIDED, "linux", "tcp-stunt2", {}),
+        ("linux", ONE_SIDED, "tcp-stunt2", {}),
+        # The next port of a NAT that counts is known, too.
+        (f"apdm+sequential+{ONE_SIDED}", ONE_SIDED, "tcp-stunt2", {}),
+        # A SYN that arrived would be answered by a reset, and end both connections.
+        (f"{NO_SYN_IN}+rst", f"{NO_SYN_IN}+rst", "tcp-natblaster", {}),
+        # The outermost NAT is further away.
+        (NO_SYN_IN, NO_SYN_IN, "tcp-natblaster", {"cgn_a": "cgn"}),
+        # nftables, as real routers have it.
+        ("reject", "reject", "tcp-stunt1", {}),
+    ],
+)
+def test_other_pairs(stage: MakeStage, nat_a: str, nat_b: str, technique: str, more: dict[str, Any]) -> None:
+    made = stage(nat_a, nat_b, allow_spoofing=technique == "tcp-stunt1", **more)
+    check_all_connect(made, technique, 3)
+
+
+@pytest.mark.slow
+def test_linux_routers_refuse_the_numbers_of_another_syn(stage: MakeStage) -> None:
+    """tcp-open is for them."""
+    made = stage("linux")
     made.listen()
-    error = made.dial_and_fail(techniques=others(technique))
+    error = made.dial_and_fail(techniques=("tcp-stunt2",))
     assert isinstance(error, TraversalFailed)
-    assert error.report
-    print(error.report)
+    assert error.report is not None
+    assert {entry.technique for entry in error.report.attempts} == {"tcp-stunt2"}

@@ -92,6 +92,9 @@ async def _meet(
             await answered.wait()
         if failure:
             raise failure[0]
+        # What the kernel sends from now on is meant to arrive. Its ACK was not, and nobody misses it: the other
+        # side's kernel has its connection from the SYN-ACK.
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _DEFAULT_TTL)
         sock.setsockopt(socket.IPPROTO_IP, IP_MINTTL, 0)
         # The block that closes `sock` must find nothing to close: it is the carrier's from here on.
         carrier = await context.authenticate(_taken_over(sock))
@@ -116,8 +119,6 @@ async def _exchange(
         theirs = decode_syn_untrusted(await context.talk.hear(_WORD))
     except BadMessage as error:
         raise OSError(errno.EPROTO, f"the other side's SYN: {error}") from error
-    # What the kernel sends from now on is meant to arrive.
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _DEFAULT_TTL)
     return HalfOpen(meeting, Endpoint(*sock.getsockname()[:2]), ours, theirs)
 
 
