@@ -296,6 +296,8 @@ class BrokerCore:
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Spoof)
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
         outcome = SpoofOutcome.OFF
         if self._spoofing is not None:
             outcome, segments = self._spoofing.ask(node.key, node.source.host, envelope.body, now)
