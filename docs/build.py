@@ -46,6 +46,7 @@ GUIDE = (
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
+    ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
 )

@@ -15,7 +15,16 @@ from typing import Any, Literal
 from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
 from ntcpsock._errors import ConfigurationError
 
-TECHNIQUES = ("public", "lan", "ipv6", "tcp-open", "tcp-predict")
+TECHNIQUES = (
+    "public",
+    "lan",
+    "ipv6",
+    "tcp-open",
+    "tcp-predict",
+    "tcp-stunt2",
+    "tcp-natblaster",
+    "tcp-stunt1",
+)
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")

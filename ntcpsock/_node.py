@@ -25,6 +25,7 @@ from ntcpsock._experience import Experience, network_id
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
+from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
@@ -40,6 +41,7 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.plan import RAW_TECHNIQUES
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
@@ -259,6 +261,7 @@ class Node:
             warm.profile,
             self.broker_rtt,
             self.encryption,
+            self.offers_raw,
         )
         # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
         while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
@@ -328,6 +331,21 @@ class Node:
             self._experience.note(network, technique, key, False)
         if worked is None:
             self._experience.save()
+
+    @property
+    def missing_for_raw(self) -> str | None:
+        """What this process lacks for raw packets; None for nothing."""
+        return missing_for_raw()
+
+    @property
+    def offers_raw(self) -> bool:
+        """Whether dialers may plan techniques with raw packets."""
+        return any(technique in RAW_TECHNIQUES for technique in self.techniques) and not self.missing_for_raw
+
+    @property
+    def broker_spoofs(self) -> bool:
+        """Whether the broker's operator allows it to send SYN-ACKs for `tcp-stunt1`."""
+        return self._session.welcome.spoofs
 
     @property
     def listening_port(self) -> WarmPort | None:

@@ -46,6 +46,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HOST:PORT",
         help="a STUN server that nodes are told: numeric, or this host as 0.0.0.0 and as ::; may be repeated",
     )
+    parser.add_argument(
+        "--allow-spoofing",
+        action="store_true",
+        help="let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
+        "needs CAP_NET_RAW",
+    )
     return parser.parse_args()
 
 
@@ -59,6 +65,7 @@ async def main(arguments: argparse.Namespace) -> None:
         state_dir=arguments.state_dir,
         stun=stun,
         elsewhere=[address for address in listen if not ip_address(address).is_unspecified],
+        allow_spoofing=arguments.allow_spoofing,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
+from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._traversal.broker.events import Answered, Connected, Delivered, Event, KeyShown
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
@@ -22,6 +23,7 @@ from ntcpsock._traversal.broker.message import (
     Introduce,
     Lookup,
     Register,
+    Spoof,
     Welcome,
     encode_allow,
 )
@@ -82,7 +84,7 @@ class SimulatedNode:
     def welcomes(self) -> list[Welcome]:
         return [event.welcome for event in self.received if isinstance(event, Connected)]
 
-    def ask(self, body: Lookup | Introduce | Register) -> FromBroker | None:
+    def ask(self, body: Lookup | Introduce | Register | Spoof) -> FromBroker | None:
         """The answer, or None when the request timed out."""
         machine, now = self.machine, self.network.now
         number = machine.register(body, now) if isinstance(body, Register) else machine.request(body, now)
@@ -112,6 +114,7 @@ class SimulatedNetwork:
         reordering: float = 0.0,
         names: NameStore | None = None,
         limits: BrokerLimits | None = None,
+        allow_spoofing: bool = False,
     ) -> None:
         self.now = 1000.0
         self.chance = random.Random(seed)
@@ -119,6 +122,7 @@ class SimulatedNetwork:
         self.broker_identity = make_identity(999)
         self.names = names if names is not None else NameStore(None)
         self.limits = limits
+        self.allow_spoofing = allow_spoofing
         self.core = self.new_core()
         self.broker_is_up = True
         self.nodes: dict[Endpoint, SimulatedNode] = {}
@@ -133,6 +137,7 @@ class SimulatedNetwork:
             self.names,
             stun=[Endpoint("198.51.100.1", 3478)],
             limits=self.limits,
+            spoofing=SpoofingDesk() if self.allow_spoofing else None,
             random_bytes=self.chance.randbytes,
         )
 

@@ -49,7 +49,12 @@ class Dialled:
     attempts: tuple[tuple[str, float], ...] = ()
 
 
-def run_servers(addresses: tuple[str, str], state: Path, addresses6: tuple[str, ...] = ()) -> None:
+def run_servers(
+    addresses: tuple[str, str],
+    state: Path,
+    addresses6: tuple[str, ...] = (),
+    allow_spoofing: bool = False,
+) -> None:
     """A broker, and then STUN on two addresses, of IPv6 too where they are given. Until killed."""
 
     async def main() -> None:
@@ -57,7 +62,15 @@ def run_servers(addresses: tuple[str, str], state: Path, addresses6: tuple[str, 
             stun = [Endpoint(address, STUN_PORT) for address in addresses + addresses6]
             listen = (addresses[0], *addresses6[:1])
             await nursery.start(
-                partial(serve_udp_broker, listen, BROKER_PORT, state_dir=state, stun=stun, elsewhere=listen)
+                partial(
+                    serve_udp_broker,
+                    listen,
+                    BROKER_PORT,
+                    state_dir=state,
+                    stun=stun,
+                    elsewhere=listen,
+                    allow_spoofing=allow_spoofing,
+                )
             )
             for both in filter(None, (addresses6, addresses)):
                 await nursery.start(partial(serve_stun, both[0], STUN_PORT, other_address=both[1]))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._errors import BadMessage
+from ntcpsock._raw.packet import Syn
 from ntcpsock._traversal.broker.frame import (
     HEADER_LENGTH,
     OVERHEAD,
@@ -48,6 +49,9 @@ from ntcpsock._traversal.broker.message import (
     Register,
     Registered,
     Reply,
+    Spoof,
+    Spoofed,
+    SpoofOutcome,
     Unreachable,
     Welcome,
     allowed_digest,
@@ -64,6 +68,8 @@ from ntcpsock._traversal.broker.replay import WINDOW, ReplayWindow
 ALICE, BOB, EVE = make_identity(1), make_identity(2), make_identity(3)
 KEY = ALICE.public_key
 
+HERE, THERE = Endpoint("192.0.2.1", 23000), Endpoint("198.51.100.1", 24000)
+
 FROM_NODE: list[FromNode] = [
     Hello(b"i" * 8),
     Hello(b"i" * 8, b"c" * 16),
@@ -75,6 +81,8 @@ FROM_NODE: list[FromNode] = [
     Reply(KEY, b"i" * 8, SEALED),
     KeepAlive(),
     Bye(),
+    Spoof(b"d" * 16, KEY, HERE, THERE, Syn(2**32 - 1, 65535, 1460, 14, True, 2**32 - 1)),
+    Spoof(b"d" * 16, KEY, HERE, THERE, Syn(0, 0)),
 ]
 FROM_BROKER: list[FromBroker] = [
     Challenge(b"c" * 16),
@@ -90,6 +98,8 @@ FROM_BROKER: list[FromBroker] = [
     Deliver(KEY, b"i" * 8, SEALED, "alice"),
     Deliver(KEY, b"i" * 8, SEALED),
     KeepAliveAck(),
+    Welcome(b"s" * 8, Endpoint("192.0.2.1", 5), (), (), True),
+    *(Spoofed(outcome) for outcome in SpoofOutcome),
 ]
 
 # Frames
@@ -231,6 +241,11 @@ def test_message_from_broker_round_trip(body: FromBroker) -> None:
         Introduce(KEY, 80, b"s" * (MAX_SEALED + 1)),
         Introduce(KEY, 80, SEALED[1:]),
         Reply(KEY, b"", SEALED),
+        Spoof(b"d" * 15, KEY, HERE, THERE, Syn(0, 0)),
+        Spoof(b"d" * 16, KEY[1:], HERE, THERE, Syn(0, 0)),
+        Spoof(b"d" * 16, KEY, HERE, THERE, Syn(2**32, 0)),
+        Spoof(b"d" * 16, KEY, HERE, THERE, Syn(0, 0, 0)),
+        Spoof(b"d" * 16, KEY, HERE, THERE, Syn(0, 0, 1460, 15)),
     ],
 )
 def test_fields_of_nodes_are_bounded(body: FromNode) -> None:
@@ -254,6 +269,7 @@ def test_a_private_registration_has_no_card_and_whole_digests() -> None:
         [b"s" * 8, 1, 1, [33, b"s" * 8, ["192.0.2.1", 65536], []]],
         [b"s" * 8, 1, 1, [33, b"s" * 8, ["fe80::1%" + "x" * 80, 1], []]],
         [b"s" * 8, 1, 1, [35, 99]],
+        [b"s" * 8, 1, 1, [41, 99]],
         [b"s" * 8, -1, 1, [34]],
         [b"s" * 8, 2**63, 1, [34]],
         [b"s" * 8, 1, 2**32, [34]],

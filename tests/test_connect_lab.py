@@ -121,7 +121,8 @@ def test_a_pair_that_cannot_be_punched_says_why(stage: MakeStage) -> None:
     assert error.report is not None
     assert error.report.failed_stage == "punch"
     assert error.report.advice is not None
-    assert {entry.technique for entry in error.report.attempts} == {"tcp-open", "tcp-predict", "lan"}
+    tried = {entry.technique for entry in error.report.attempts} - {"tcp-natblaster"}  # where it may
+    assert tried == {"tcp-open", "tcp-predict", "lan", "tcp-stunt2"}
 
 
 @pytest.mark.parametrize("nat", ["default", "reject"])

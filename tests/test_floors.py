@@ -78,6 +78,12 @@ FLOORS = (
         "a driver moves the bytes of one protocol; what to do with the outcome is decided above",
     ),
     Floor(
+        "F2 raw",
+        ("_raw.capture", "_raw.inject", "_raw.privileges"),
+        frozenset({"F0 words", "F1 protocols", "F2 drivers"}),
+        "raw packets in and out, for whoever may; what they are for is decided above",
+    ),
+    Floor(
         "F2 notions",
         ("_traversal.candidate", "_traversal.nat"),
         frozenset({"F0 words", "F1 protocols", "F2 notions"}),
@@ -104,6 +110,7 @@ FLOORS = (
         "F3 decisions",
         (
             "_traversal.gather",
+            "_traversal.hops",
             "_traversal.observe",
             "_traversal.ports",
             "_traversal.signals",
@@ -111,7 +118,15 @@ FLOORS = (
             "_traversal.strategies.*",
         ),
         frozenset(
-            {"F0 words", "F1 protocols", "F2 notions", "F2 drivers", "F3 pure decisions", "F3 decisions"}
+            {
+                "F0 words",
+                "F1 protocols",
+                "F2 notions",
+                "F2 drivers",
+                "F2 raw",
+                "F3 pure decisions",
+                "F3 decisions",
+            }
         ),
         "a strategy is one attempt; it does not know the race that it is in",
     ),
@@ -135,6 +150,7 @@ FLOORS = (
                 "F2 state",
                 "F2 notions",
                 "F2 drivers",
+                "F2 raw",
                 "F3 pure decisions",
                 "F3 decisions",
                 "F4 orchestration",
@@ -219,7 +235,7 @@ FLOORS = (
     Floor(
         "servers",
         ("_servers", "_servers.*"),
-        frozenset({"F0 words", "F1 protocols", "F2 state", "servers"}),
+        frozenset({"F0 words", "F1 protocols", "F2 state", "F2 raw", "servers"}),
         "servers share the wire formats with the client, never its behaviour",
     ),
     Floor(

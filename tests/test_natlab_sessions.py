@@ -316,3 +316,66 @@ def test_words_round_trip() -> None:
 def test_wrong_words(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_behaviour(text)
+
+
+# Openings: sequences of segments between INNER and one remote, as a row of (direction, flags), and which of them pass.
+
+_OUT, _IN = "out", "in"
+_SYN, _SYN_ACK, _ACK, _RST = p.SYN, p.SYN | p.ACK, p.ACK, p.RST | p.ACK
+_ERROR = -1  # ICMP time exceeded about what left
+
+
+def _passes(world: World, steps: list[tuple[str, int]]) -> list[bool]:
+    outside = (PUBLIC, INNER[1])
+    passed = []
+    for number, (direction, flags) in enumerate(steps):
+        if flags == _ERROR:
+            quoted = p.tcp(outside, REMOTES[0], p.SYN, 500)
+            passed.append(world.into(p.icmp_error("11.22.0.1", PUBLIC, quoted, 11, 0)) is not None)
+        elif direction == _OUT:
+            passed.append(world.out(p.tcp(INNER, REMOTES[0], flags, 500 + number)) is not None)
+        else:
+            passed.append(world.into(p.tcp(REMOTES[0], outside, flags, 900 + number)) is not None)
+    return passed
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "passed"),
+    [
+        # A connection from inside passes everywhere.
+        *(
+            (words, [(_OUT, _SYN), (_IN, _SYN_ACK), (_OUT, _ACK)], [True] * 3)
+            for words in ("any-opening", "one-sided", "no-syn-in")
+        ),
+        # Crossing SYNs.
+        ("any-opening", [(_OUT, _SYN), (_IN, _SYN)], [True, True]),
+        ("one-sided", [(_OUT, _SYN), (_IN, _SYN)], [True, False]),
+        ("no-syn-in", [(_OUT, _SYN), (_IN, _SYN)], [True, False]),
+        ("no-syn-in+eif", [(_OUT, _SYN), (_IN, _SYN)], [True, False]),
+        # A SYN after an attempt that an error or a reset has ended; the answer has another number.
+        *(
+            (words, [(_OUT, _SYN), (_IN, end), (_IN, _SYN), (_OUT, _SYN_ACK), (_IN, _ACK)], passed)
+            for end in (_ERROR, _RST)
+            for words, passed in (
+                ("any-opening", [True] * 5),
+                ("one-sided", [True] * 5),
+                ("no-syn-in", [True, True, False, True, True]),
+            )
+        ),
+        # A SYN that is repeated stands in the way again.
+        ("one-sided", [(_OUT, _SYN), (_IN, _ERROR), (_OUT, _SYN), (_IN, _SYN)], [True, True, True, False]),
+        # SYN-ACKs from both sides.
+        ("any-opening", [(_OUT, _SYN), (_OUT, _SYN_ACK), (_IN, _SYN_ACK)], [True] * 3),
+        ("no-syn-in", [(_OUT, _SYN), (_OUT, _SYN_ACK), (_IN, _SYN_ACK)], [True] * 3),
+        ("one-sided", [(_OUT, _SYN), (_OUT, _SYN_ACK), (_IN, _SYN_ACK)], [True, False, True]),
+        (
+            "one-sided",
+            [(_OUT, _SYN), (_IN, _ERROR), (_OUT, _SYN_ACK), (_IN, _SYN_ACK)],
+            [True, True, False, False],
+        ),
+        ("conntrack", [(_OUT, _SYN), (_OUT, _SYN_ACK)], [True, False]),
+        ("one-sided", [(_OUT, _SYN_ACK)], [False]),
+    ],
+)
+def test_which_openings_pass(words: str, steps: list[tuple[str, int]], passed: list[bool]) -> None:
+    assert _passes(World(parse_behaviour(words)), steps) == passed

@@ -215,7 +215,7 @@ def test_labels_never_forbid() -> None:
     assert len(PROFILES) == 6 * 4 * 4
     rng = random.Random(1)
     expected = tuple(places(plan) for plan in plans_of_both(NATProfile(), NATProfile()))
-    assert {technique for technique, _ in expected[0]} == {"tcp-open", "lan", "tcp-predict"}
+    assert {technique for technique, _ in expected[0]} == {"tcp-open", "lan", *JOINT_TECHNIQUES}
     delays = set()
     for ours, theirs in itertools.product(PROFILES, PROFILES):
         late = frozenset(rng.sample(EVERY, rng.randrange(3)))

@@ -11,18 +11,24 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import trio
 
 from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._errors import ConfigurationError
 from ntcpsock._identity import Identity
+from ntcpsock._raw.inject import Injector
+from ntcpsock._raw.packet import build_syn_ack
+from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, socket_address
 from ntcpsock._servers.names import NameStore
+from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_STUN_SERVERS
 
@@ -33,6 +39,8 @@ _BATCH = 64
 # Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _EXPIRY_INTERVAL = 5.0
+# Segments that wait to be built and sent.
+_MAX_SYN_ACKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ async def serve_udp_broker(
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
     limits: BrokerLimits | None = None,
+    allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -80,9 +89,10 @@ async def serve_udp_broker(
     `listen` is one or more numeric IPv4 or IPv6 addresses ("::" alone takes IPv4 too); port 0 lets the system choose.
     `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; a host that is
     0.0.0.0 or :: in it means "this broker's own, IPv4 or IPv6". `elsewhere`: this host's addresses; a node is told
-    those of the other family than the one in which it came.
+    those of the other family than the one in which it came. `allow_spoofing` lets two nodes that both ask for it
+    have SYN-ACKs under each other's address (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
     Raises OSError where it cannot bind, ValueError for STUN servers that cannot be told to nodes,
-    ConfigurationError for an unusable state directory.
+    ConfigurationError for an unusable state directory, and where it may not spoof.
     """
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
@@ -91,7 +101,9 @@ async def serve_udp_broker(
         ipaddress.ip_address(server_address.host)
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
+    spoofer: _Spoofer | None = None
     try:
+        spoofer = _Spoofer() if allow_spoofing else None
         with ExitStack() as stack:
             sockets: list[DatagramSocket] = []
             hosts = (listen,) if isinstance(listen, str) else listen
@@ -101,15 +113,20 @@ async def serve_udp_broker(
                 sockets.append(DatagramSocket(bound))
             address = sockets[0].local
             places = [Endpoint(host, address.port) for host in elsewhere]
-            core = BrokerCore(identity, names, stun=stun, elsewhere=places, limits=limits)
+            spoofing = SpoofingDesk() if allow_spoofing else None
+            core = BrokerCore(identity, names, stun=stun, elsewhere=places, limits=limits, spoofing=spoofing)
             server = BrokerServer(address, core.key, core, Counter())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expire, core)
+                if spoofer is not None:
+                    nursery.start_soon(spoofer.run)
                 for sock in sockets:
-                    nursery.start_soon(_serve, sock, core, server.unsent)
+                    nursery.start_soon(_serve, sock, core, server.unsent, spoofer)
                 task_status.started(server)
     finally:
         names.close()
+        if spoofer is not None:
+            spoofer.close()
     raise AssertionError("unreachable")
 
 
@@ -127,7 +144,39 @@ def _bind(listen: str, port: int, *, dual: bool) -> socket.socket:
     return sock
 
 
-async def _serve(sock: DatagramSocket, core: BrokerCore, unsent: Counter[str]) -> NoReturn:
+class _Spoofer:
+    """Sends what the core's rules let through. Raises ConfigurationError where this process may not."""
+
+    def __init__(self) -> None:
+        if lack := missing_for_raw(capturing=False):
+            raise ConfigurationError(f"--allow-spoofing lacks {lack}")
+        self._injector = Injector()
+        self._send, self._receive = trio.open_memory_channel[SynAck](_MAX_SYN_ACKS)
+
+    def put(self, segments: list[SynAck]) -> None:
+        """Never waits: what finds no room is lost as if on the way, and asked for again."""
+        for segment in segments:
+            with suppress(trio.WouldBlock):
+                self._send.send_nowait(segment)
+        segments.clear()
+
+    async def run(self) -> None:
+        async for segment in self._receive:
+            make = partial(build_syn_ack, segment.source, segment.target, segment.ours, segment.theirs)
+            try:
+                await self._injector.send(make, segment.target.host)
+            except OSError as error:
+                _logger.warning("cannot send a SYN-ACK to %s: %s", segment.target, error)
+            else:
+                _logger.info("sent a SYN-ACK of %s to %s", segment.source, segment.target)
+
+    def close(self) -> None:
+        self._injector.close()
+
+
+async def _serve(
+    sock: DatagramSocket, core: BrokerCore, unsent: Counter[str], spoofer: _Spoofer | None
+) -> NoReturn:
     ways: dict[tuple[tuple[int, int, bytes], ...], _Way] = {}
     while True:
         await trio.lowlevel.wait_readable(sock.fileno())
@@ -153,6 +202,8 @@ async def _serve(sock: DatagramSocket, core: BrokerCore, unsent: Counter[str]) -
                 except OSError as error:
                     # A full buffer or no route: lost like any datagram, and asked for again.
                     unsent[str(error.strerror)] += 1
+            if spoofer is not None:
+                spoofer.put(core.syn_acks)
 
 
 async def _expire(core: BrokerCore) -> NoReturn:

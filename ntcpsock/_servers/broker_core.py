@@ -22,6 +22,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
 from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
@@ -54,6 +55,9 @@ from ntcpsock._traversal.broker.message import (
     Register,
     Registered,
     Reply,
+    Spoof,
+    Spoofed,
+    SpoofOutcome,
     Unreachable,
     Welcome,
     decode_from_node,
@@ -95,6 +99,7 @@ class BrokerCore:
         stun: Sequence[Endpoint] = (),
         elsewhere: Sequence[Endpoint] = (),
         limits: BrokerLimits | None = None,
+        spoofing: SpoofingDesk | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         limits = limits or BrokerLimits()
@@ -110,12 +115,16 @@ class BrokerCore:
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
+        self._spoofing = spoofing
+        #: Segments to be sent under another address than ours; whoever sends them empties it.
+        self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
             Register: self._register,
             Lookup: self._lookup,
             Introduce: self._introduce,
             Reply: self._reply,
             KeepAlive: self._keep_alive,
+            Spoof: self._spoof,
             Bye: self._bye,
         }
 
@@ -199,7 +208,8 @@ class BrokerCore:
         node.source = source
         self._registry.touch(node, now)
         elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != source.is_ipv6)
-        return [self._to(node, envelope.request, Welcome(node.session, source, self._stun, elsewhere))]
+        welcome = Welcome(node.session, source, self._stun, elsewhere, self._spoofing is not None)
+        return [self._to(node, envelope.request, welcome)]
 
     def _prove(
         self,
@@ -309,6 +319,16 @@ class BrokerCore:
             node.key, node.instance, reply.sealed, name, node.source.host, node.proved_hosts(now)
         )
         return [self._to(target, 0, delivery)]
+
+    def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Spoof)
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
+        outcome = SpoofOutcome.OFF
+        if self._spoofing is not None:
+            outcome, segments = self._spoofing.ask(node.key, node.source.host, envelope.body, now)
+            self.syn_acks += segments
+        return [self._to(node, envelope.request, Spoofed(outcome))]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         return [self._to(node, envelope.request, KeepAliveAck())]

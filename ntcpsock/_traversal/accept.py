@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -29,7 +30,7 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.pairs import Pairs
-from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
+from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, JOINT_TECHNIQUES, PlannedAttempt, make_plan
 from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
@@ -47,7 +48,7 @@ DIAL_BUDGET = 12.0
 SHORTEST_COURTESY = 0.05
 # Seconds for one joint attempt, and how many of them one dial may ask for.
 JOINT_BUDGET = 6.0
-MAX_JOINT_ROUNDS = 5
+MAX_JOINT_ROUNDS = 8
 
 # Dials under way: from all nodes, and from one.
 MAX_PENDING = 512
@@ -82,6 +83,8 @@ class AcceptContext(Protocol):
     def pairs(self) -> Pairs: ...
     @property
     def private(self) -> bool: ...
+    @property
+    def offers_raw(self) -> bool: ...
     @property
     def listening_port(self) -> WarmPort | None: ...
     def listens(self, port: int) -> bool: ...
@@ -173,6 +176,7 @@ class Acceptor:
             warm.candidates,
             warm.profile,
             self._node.broker_rtt,
+            raw=self._node.offers_raw,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
@@ -245,11 +249,17 @@ class Acceptor:
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             pending.joint_rounds += 1
             if pending.joint_rounds <= MAX_JOINT_ROUNDS:
-                talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+                spoof = partial(self._node.introductions.spoof, offer.dial_id, pending.delivery.sender)
+                talk = Talk(
+                    offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending), spoof
+                )
                 joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
                 pending.nursery.start_soon(self._follow, pending, joint, talk)
 
     async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
+        if joint.technique not in COSTLY_TECHNIQUES:
+            await self._attempt(pending, joint, talk)
+            return
         with self._node.pairs.follow(pending.delivery.sender) as scope:
             if scope is None:
                 self._count("joint attempts of this pair, or of all, are under way")

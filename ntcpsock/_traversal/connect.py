@@ -15,7 +15,7 @@ from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import make_stream
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DialContext, DirectRace
-from ntcpsock._traversal.explain import explain, note_sides
+from ntcpsock._traversal.explain import Explanation, explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -91,7 +91,14 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
 async def _card_from_answer(dial: Dial) -> Card:
     """What the answer says, in the form of a card: it is sealed, so it proves its sender as a signature does."""
     answer = await dial.wait_accepted()
-    return Card(answer.fingerprint, answer.candidates, (dial.port,), answer.profile, answer.broker_rtt)
+    return Card(
+        answer.fingerprint,
+        answer.candidates,
+        (dial.port,),
+        answer.profile,
+        answer.broker_rtt,
+        raw=answer.raw,
+    )
 
 
 async def _punch(
@@ -107,6 +114,8 @@ async def _punch(
     node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
         why = explain(report)
+        if race.errors and all(isinstance(error, PermissionError) for error in race.errors):
+            why = Explanation("Nothing that is allowed could be tried.", f"{race.errors[0].strerror}.")
         report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]

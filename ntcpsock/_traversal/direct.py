@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import Encryption
+from ntcpsock._config import TECHNIQUES, Encryption
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
+from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
@@ -21,7 +23,14 @@ from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
-from ntcpsock._traversal.plan import PlannedAttempt, ipv6_head_start, make_joint_plan, make_plan
+from ntcpsock._traversal.plan import (
+    COSTLY_TECHNIQUES,
+    PlannedAttempt,
+    ipv6_head_start,
+    make_joint_plan,
+    make_plan,
+    raw_obstacles,
+)
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
@@ -57,6 +66,10 @@ class DialContext(Protocol):
     def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None: ...
     @property
     def pairs(self) -> Pairs: ...
+    @property
+    def missing_for_raw(self) -> str | None: ...
+    @property
+    def broker_spoofs(self) -> bool: ...
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
@@ -223,26 +236,36 @@ class DirectRace:
             plan = make_joint_plan(
                 self._ports[0].profile,
                 self._card.profile,
-                techniques=self._node.techniques,
+                techniques=self._possible_techniques(race),
                 budget=self._remaining(),
                 proven_host=ipv4_host(self._proven_host, *self._also_proven),
                 earliest=earliest,
                 late=self._node.late_techniques,
             )
             begin = trio.current_time()
-            for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
-                await trio.sleep_until(begin + planned.delay)
-                async with self._node.pairs.lead(self._dial.key):
-                    left = planned.budget - (trio.current_time() - begin)
-                    if left > 0:
-                        await self._joint_round(race, nursery, number, replace(planned, budget=left))
+            async with trio.open_nursery() as rounds:
+                for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
+                    rounds.start_soon(self._joint_round, race, nursery, number, planned, begin)
 
     async def _joint_round(
+        self, race: Race, nursery: trio.Nursery, number: int, planned: PlannedAttempt, begin: float
+    ) -> None:
+        """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""
+        await trio.sleep_until(begin + planned.delay)
+        turn = (
+            self._node.pairs.lead(self._dial.key) if planned.technique in COSTLY_TECHNIQUES else nullcontext()
+        )
+        async with turn:
+            left = planned.budget - (trio.current_time() - begin)
+            if left > 0:
+                await self._make_together(race, nursery, number, replace(planned, budget=left))
+
+    async def _make_together(
         self, race: Race, nursery: trio.Nursery, number: int, planned: PlannedAttempt
     ) -> None:
         """Announce a joint attempt in an offer of its own, and make it."""
         warm = self._ports[0]
-        talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell)
+        talk = Talk(self._dial.dial_id, number, self._dial.mailbox, nursery, self._tell, self._spoof)
         offer = self._dial.offer(number, warm, self._node.broker_rtt, planned.technique)
         async with trio.open_nursery() as together:
 
@@ -260,8 +283,25 @@ class DirectRace:
             together.start_soon(announce)
             await race.run_joint(planned, warm.port, talk)
 
+    def _possible_techniques(self, race: Race) -> list[str]:
+        """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""
+        chosen = self._node.techniques
+        obstacles = raw_obstacles(
+            chosen,
+            here=self._node.missing_for_raw,
+            there=self._card.raw,
+            broker_spoofs=self._node.broker_spoofs,
+        )
+        if set(chosen) != set(TECHNIQUES):
+            for technique, obstacle in obstacles.items():
+                race.impossible(technique, Endpoint(self._dial.observed_host, 0), obstacle)
+        return [technique for technique in chosen if technique not in obstacles]
+
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)
+
+    async def _spoof(self, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
+        await self._node.introductions.spoof(self._dial.dial_id, self._dial.key, local, remote, syn)
 
 
 def _uses(connection: Connection | None, given: GivenSocket) -> bool:

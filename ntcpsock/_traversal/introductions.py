@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import trio
 
-from ntcpsock._address import decode_node_id, normalize_name
+from ntcpsock._address import Endpoint, decode_node_id, normalize_name
 from ntcpsock._errors import BadMessage, NameNotFound
 from ntcpsock._identity import Identity
+from ntcpsock._raw.packet import Syn
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
 from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.broker.message import Spoof, SpoofOutcome
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.punch.message import (
     Answer,
@@ -25,6 +28,18 @@ from ntcpsock._traversal.punch.message import (
 
 # An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
 OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
+
+_SPOOF_REFUSALS = {
+    SpoofOutcome.OFF: (
+        errno.EPERM,
+        "the broker sends no SYN-ACKs: its operator has not switched --allow-spoofing on",
+    ),
+    SpoofOutcome.FORBIDDEN: (
+        errno.EPERM,
+        "the broker sends no SYN-ACK between these two addresses: it sees one side at another one",
+    ),
+    SpoofOutcome.BUSY: (errno.EBUSY, "the broker has sent too many SYN-ACKs for now"),
+}
 
 # Offers being worked on at once; more are dropped, their dialers repeat them.
 MAX_OFFERS = 512
@@ -116,6 +131,16 @@ class Introductions:
         self._session.send_reply(
             delivery.sender, delivery.sender_instance, self._sealer.seal(delivery.sender, payload)
         )
+
+    async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
+        """Ask the broker for a SYN-ACK from `remote`, the peer's, to `local`, ours, that answers our `syn`. It is out
+        only when both sides have asked.
+
+        Raises OSError: EPERM where the broker does not do that, or not for these addresses; EBUSY.
+        """
+        outcome = await self._session.spoof(Spoof(dial_id, peer, local, remote, syn))
+        if outcome in _SPOOF_REFUSALS:
+            raise OSError(*_SPOOF_REFUSALS[outcome])
 
     async def serve(
         self,

@@ -29,7 +29,13 @@ SHORTEST_FOREIGN_LAN_DELAY = 0.3
 UPLINK_DELAY_RTTS = 1.0
 
 #: Techniques that both sides do together, in a round that the leader announces.
-JOINT_TECHNIQUES = ("tcp-predict",)
+JOINT_TECHNIQUES = ("tcp-predict", "tcp-stunt2", "tcp-natblaster", "tcp-stunt1")
+
+#: Those that hold hundreds of sockets and NAT entries: one at a time between two nodes.
+COSTLY_TECHNIQUES = ("tcp-predict",)
+
+#: Those that need raw packets at both ends.
+RAW_TECHNIQUES = ("tcp-natblaster", "tcp-stunt1")
 
 # connect() calls towards one candidate: the cure against NATs that answer with RST needs some.
 MAX_TRIES = 64
@@ -53,6 +59,10 @@ LONGEST_IPV6_HEAD_START = 0.5
 _PREDICT_DELAY = {True: 0.0, None: 1.5, False: 3.0}
 PREDICT_INTERVAL = 1.6
 PREDICT_BUDGET = 6.0
+
+# For the NATs that refuse a simultaneous open, so they start when that has had its time; once each. Seconds.
+_LATE_DELAY = {"tcp-stunt2": 2.5, "tcp-natblaster": 3.5, "tcp-stunt1": 4.5}
+LATE_BUDGET = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,15 @@ def make_joint_plan(
                 )
             )
             delay += PREDICT_INTERVAL
+    last = [technique for technique in _LATE_DELAY if technique in techniques]
+    # Without anything before them there is nothing to wait for.
+    begin = 0.0 if set(techniques) - set(last) else min((_LATE_DELAY[name] for name in last), default=0.0)
+    for technique in last:
+        delay = max(earliest, _LATE_DELAY[technique] - begin) + (LATE if technique in late else 0.0)
+        if delay < budget:
+            planned.append(
+                PlannedAttempt(technique, Endpoint(proven_host, 0), delay, min(budget, delay + LATE_BUDGET))
+            )
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 
@@ -179,6 +198,32 @@ def ipv6_head_start(plan: Sequence[PlannedAttempt], rtt: float) -> float:
     if not any(planned.technique == "ipv6" for planned in plan):
         return 0.0
     return min(LONGEST_IPV6_HEAD_START, IPV6_HEAD_START_RTTS * rtt)
+
+
+def raw_obstacles(
+    techniques: Collection[str], *, here: str | None, there: bool, broker_spoofs: bool
+) -> dict[str, str]:
+    """Which of the techniques with raw packets are impossible between these two nodes, and what they lack.
+
+    here: what this side lacks for raw packets, None for nothing; there: whether the other side can; broker_spoofs:
+    whether the broker's operator allows it to send the SYN-ACKs of `tcp-stunt1`.
+    """
+    obstacles = {}
+    for technique in RAW_TECHNIQUES:
+        if technique not in techniques:
+            continue
+        if here is not None:
+            obstacles[technique] = f"{technique} lacks {here}"
+        elif not there:
+            obstacles[technique] = (
+                f"{technique}: the other side cannot, or does not want to, send raw packets: it needs root or "
+                "CAP_NET_RAW, the extra ntcpsock[raw], and this technique in its settings"
+            )
+        elif technique == "tcp-stunt1" and not broker_spoofs:
+            obstacles[technique] = (
+                f"{technique}: the broker sends no SYN-ACKs: its operator has not switched --allow-spoofing on"
+            )
+    return obstacles
 
 
 def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:

@@ -6,6 +6,7 @@ on the punching port beside those that we make.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -93,6 +94,12 @@ class Race:
             return None
         self._given_ended = trio.Event()
         return given
+
+    def impossible(self, technique: str, remote: Endpoint, obstacle: str) -> None:
+        """Report a technique that was asked for and cannot be tried."""
+        now = trio.current_time()
+        self._report.end(self._report.attempt(technique, None, remote, now), now, obstacle)
+        self.errors.append(PermissionError(errno.EPERM, obstacle))
 
     async def run_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
         """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""

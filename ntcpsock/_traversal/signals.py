@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import trio
 
+from ntcpsock._address import Endpoint
+from ntcpsock._raw.packet import Syn
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
 
 # A signal is a datagram that nobody acknowledges: said again after these pauses in seconds.
@@ -44,15 +46,24 @@ class Mailbox:
         return body
 
 
+#: Ask the broker for a SYN-ACK from the second endpoint, the other side's, to the first, ours, that answers this SYN
+#: of ours. Raises OSError.
+Spoof = Callable[[Endpoint, Endpoint, Syn], Awaitable[None]]
+
+
 @dataclass(frozen=True)
 class Talk:
-    """One round's talk as an attempt sees it. `send` brings a payload to the other side, once, unacknowledged."""
+    """One round's talk as an attempt sees it.
+
+    send: brings a payload to the other side, once, unacknowledged; spoof: asks the broker, for `tcp-stunt1`.
+    """
 
     dial_id: bytes
     round_number: int
     mailbox: Mailbox
     nursery: trio.Nursery
     send: Callable[[bytes], Awaitable[None]]
+    spoof: Spoof | None = None
 
     def say(self, name: str, body: bytes) -> None:
         """Tell the other side, and tell it again: the task lives as long as the dial's attempts."""

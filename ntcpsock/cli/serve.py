@@ -66,6 +66,14 @@ def serve(
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
     ] = DEFAULT_OTHER_STUN_PORT,
     state_dir: StateDir = None,
+    allow_spoofing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-spoofing",
+            help="Let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1). "
+            "Needs CAP_NET_RAW.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
     """Run a STUN server and a broker until SIGINT or SIGTERM.
@@ -88,6 +96,7 @@ def serve(
         stun_port,
         other_stun_port,
         state_dir,
+        allow_spoofing,
     )
 
     async def main() -> None:
@@ -106,6 +115,7 @@ class Options:
     stun_port: int
     other_stun_port: int
     state_dir: Path | None
+    allow_spoofing: bool = False
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -197,6 +207,7 @@ async def _serve_broker(
         elsewhere=[
             address for address in reachable if address in options.listen or not is_private_address(address)
         ],
+        allow_spoofing=options.allow_spoofing,
         task_status=task_status,
     )
 

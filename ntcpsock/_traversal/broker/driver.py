@@ -52,6 +52,9 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Reply,
+    Spoof,
+    Spoofed,
+    SpoofOutcome,
     Unreachable,
     Welcome,
     encode_allow,
@@ -172,6 +175,11 @@ class BrokerSession:
         if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
             raise NameNotFound(f"nobody has the name {who}")
         raise PeerOffline(f"{who} is not connected to the broker")
+
+    async def spoof(self, request: Spoof) -> SpoofOutcome:
+        """Ask for a SYN-ACK under the peer's address, which has to ask for ours. Raises BrokerUnreachable."""
+        answer = await self._ask(lambda now: self._machine.request(request, now))
+        return answer.outcome if isinstance(answer, Spoofed) else SpoofOutcome.BUSY
 
     def send_reply(self, to: bytes, instance: bytes, sealed: bytes) -> None:
         """Send an answer to the instance that an offer came from, once: the dialer repeats until it has one."""

@@ -84,7 +84,7 @@ class Link:
                 host = next((str(address[0]) for known, address in self._places() if known == family), None)
             if host is not None:
                 stun.append(Endpoint(host, server.port))
-        return Welcome(welcome.session, welcome.observed, tuple(stun), welcome.elsewhere)
+        return Welcome(welcome.session, welcome.observed, tuple(stun), welcome.elsewhere, welcome.spoofs)
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""

@@ -37,6 +37,7 @@ from ntcpsock._traversal.broker.message import (
     Proved,
     Register,
     Reply,
+    Spoof,
     Welcome,
 )
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
@@ -190,7 +191,7 @@ class ClientMachine:
         self._registration.request = self._request(registration, now)
         return self._registration.request
 
-    def request(self, body: Lookup | Introduce, now: float) -> int:
+    def request(self, body: Lookup | Introduce | Spoof, now: float) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
 
         Raises BadMessage where a field is out of bounds.

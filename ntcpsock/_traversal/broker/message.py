@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
+from ntcpsock._raw.packet import Syn
 from ntcpsock._traversal.broker.frame import OVERHEAD
 
 #: With IPv6 and UDP headers still below 1280, the smallest MTU of IPv6 (RFC 8200 section 5).
@@ -40,6 +41,7 @@ ALLOWED_DIGEST_LENGTH = 16
 COOKIE_LENGTH = 16
 SESSION_LENGTH = 8
 INSTANCE_LENGTH = 8
+DIAL_ID_LENGTH = 16
 #: Seconds after which a silent node is forgotten: at least longer than a cookie is good for, so that the
 #: counters that refuse a recorded Hello outlive it.
 MIN_TTL = 60
@@ -75,6 +77,21 @@ class Reason(IntEnum):
     #: This key has as many names as one key may have.
     TOO_MANY_NAMES = 4
     #: The broker has reached a limit of its own; later it may work.
+    BUSY = 5
+
+
+class SpoofOutcome(IntEnum):
+    """What became of a Spoof."""
+
+    #: The other side has not asked for the same yet: ask again.
+    WAITING = 1
+    #: Both have asked, and both SYN-ACKs are out.
+    SENT = 2
+    #: The operator has not switched it on.
+    OFF = 3
+    #: Not for these addresses: each node may ask for its own alone, as the broker sees it.
+    FORBIDDEN = 4
+    #: Too often; later it may work.
     BUSY = 5
 
 
@@ -147,6 +164,26 @@ class Bye(Body, frozen=True, tag=7):
     """Forget this instance. Not acknowledged."""
 
 
+class Spoof(Body, frozen=True, tag=9):
+    """Ask for a SYN-ACK from `remote` to `local`, and let the other side have one from `local` (`tcp-stunt1`).
+
+    Nothing is sent unless the node `peer` asks for the mirror image of the same dial, and both ends are where the
+    broker sees the two nodes.
+    """
+
+    dial_id: Annotated[bytes, Meta(min_length=DIAL_ID_LENGTH, max_length=DIAL_ID_LENGTH)]
+    peer: NodeKey
+    #: Our endpoint, as the world sees it, and the peer's.
+    local: Endpoint
+    remote: Endpoint
+    #: The SYN that left from `local`.
+    syn: Syn
+
+    def __post_init__(self) -> None:
+        for endpoint in (self.local, self.remote):
+            _check_endpoint(endpoint)
+
+
 class Prove(Body, frozen=True, tag=8):
     """This instance is at this source address too: in the other family, or behind another uplink.
 
@@ -176,6 +213,8 @@ class Welcome(Body, frozen=True, tag=33):
     observed: Endpoint
     stun: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_STUN_SERVERS)] = ()
     elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
+    #: Whether the operator allows Spoof.
+    spoofs: bool = False
 
     def __post_init__(self) -> None:
         for endpoint in (self.observed, *self.stun, *self.elsewhere):
@@ -234,11 +273,17 @@ class KeepAliveAck(Body, frozen=True, tag=40):
     """The broker has heard."""
 
 
+class Spoofed(Body, frozen=True, tag=42):
+    """The answer to a Spoof."""
+
+    outcome: SpoofOutcome
+
+
 class Proved(Body, frozen=True, tag=41):
     """The broker takes the source address for the node's, and tells it to whom the node is introduced."""
 
 
-FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove
+FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove | Spoof
 FromBroker = (
     Challenge
     | Welcome
@@ -250,6 +295,7 @@ FromBroker = (
     | Deliver
     | KeepAliveAck
     | Proved
+    | Spoofed
 )
 
 

@@ -17,6 +17,8 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
+    Spoof,
+    Spoofed,
     Unreachable,
 )
 
@@ -31,6 +33,7 @@ _ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
     Lookup: (Found, Unreachable),
     Introduce: (Introduced, Unreachable),
     KeepAlive: (KeepAliveAck,),
+    Spoof: (Spoofed,),
 }
 
 

@@ -97,7 +97,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     """How to reach a listening node: registered at the broker, signed by the node's key.
 
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
-    broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections.
+    broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections;
+    raw: whether the node can send and capture raw packets, and wants to.
     """
 
     fingerprint: _Fingerprint
@@ -106,6 +107,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
     encryption: Encryption = "tls"
+    raw: bool = False
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -142,6 +144,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
     demands: Encryption | None = None
+    raw: bool = False
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from ntcpsock._traversal.strategies import ipv6, lan, public, tcp_open, tcp_predict
+from ntcpsock._traversal.strategies import (
+    ipv6,
+    lan,
+    public,
+    tcp_natblaster,
+    tcp_open,
+    tcp_predict,
+    tcp_stunt1,
+    tcp_stunt2,
+)
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 
 STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
@@ -13,4 +22,7 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "ipv6": ipv6.attempt,
     "tcp-open": tcp_open.attempt,
     "tcp-predict": tcp_predict.attempt,
+    "tcp-stunt2": tcp_stunt2.attempt,
+    "tcp-natblaster": tcp_natblaster.attempt,
+    "tcp-stunt1": tcp_stunt1.attempt,
 }

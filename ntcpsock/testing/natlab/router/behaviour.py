@@ -72,6 +72,18 @@ class SequenceCheck(Enum):
     """As Linux' conntrack does it with its default settings: what does not fit is dropped."""
 
 
+class Opening(Enum):
+    """Which openings of a TCP connection pass. RFC 5382 REQ-2 wants all; Guha and Francis (IMC 2005) list by
+    sequences what NATs refuse."""
+
+    ANY = "any-opening"
+    ONE_SIDED = "one-sided"
+    """No simultaneous open: while a SYN is unanswered none passes the other way, and a SYN-ACK answers a SYN or is
+    dropped. An RST or an ICMP error ends the attempt, and then either side may open."""
+    OUTGOING = "no-syn-in"
+    """No SYN comes in, whatever has left before: "SYN-out, SYN-in" is refused (16 % of NATs in that paper's draft)."""
+
+
 class Outward(Enum):
     """What may leave at all, over IPv4."""
 
@@ -123,6 +135,7 @@ class TcpBehaviour(_Protocol):
 
     rst: OnError = OnError.NOTHING
     sequence_check: SequenceCheck = SequenceCheck.NONE
+    opening: Opening = Opening.ANY
     transitory: float = 240.0
     """Seconds for a connection being opened or closed (RFC 5382 section 4.4)."""
     established: float = 7440.0
@@ -195,4 +208,6 @@ def _words(protocol: UdpBehaviour | TcpBehaviour) -> list[str]:
         words.append("rst-kills")
     if protocol.sequence_check is SequenceCheck.CONNTRACK:
         words.append("conntrack")
+    if protocol.opening is not Opening.ANY:
+        words.append(protocol.opening.value)
     return [*words, f"transitory={protocol.transitory:g}", f"established={protocol.established:g}"]

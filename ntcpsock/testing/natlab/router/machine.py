@@ -16,6 +16,7 @@ from ntcpsock.testing.natlab.router.behaviour import (
     Behaviour,
     Hairpin,
     OnError,
+    Opening,
     Outward,
     SequenceCheck,
     StrayAnswer,
@@ -41,6 +42,7 @@ from ntcpsock.testing.natlab.router.packet import (
     icmp_error_for,
     reset_for,
 )
+from ntcpsock.testing.natlab.router.tracking import Connection
 
 
 class Output(NamedTuple):
@@ -85,6 +87,7 @@ class Nat:
         self._blackholes = [(int(net.network_address), int(net.netmask)) for net in blackholes]
         self._table = MappingTable(behaviour, public, random.Random(seed))
         self._checked = behaviour.tcp.sequence_check is SequenceCheck.CONNTRACK
+        self._one_sided = behaviour.tcp.opening is Opening.ONE_SIDED
         self._fragments: tuple[FragmentTable[_Fate], FragmentTable[_Fate]] = (
             FragmentTable(),
             FragmentTable(),
@@ -178,11 +181,15 @@ class Nat:
                 self._drop("full")
                 return None
         if session.connection is not None:
+            if self._one_sided and not session.connection.is_one_sided(packet, 0):
+                self._drop("opening")
+                return None
             fits = session.connection.take(packet, 0, checked=self._checked)
             if self._checked and not fits:
                 self._drop("sequence")
                 return None
         self._table.refresh(session, now, outward=True)
+        self._end_attempt(session, packet)
         return session
 
     def _starts_anew(self, session: Session, packet: Packet) -> bool:
@@ -196,7 +203,12 @@ class Nat:
         """Whether an outgoing segment without a session may make one: a SYN, or a connection older than the table."""
         if flags & (RST | FIN) or not flags & (SYN | ACK):
             return False
-        return not (self._checked and flags & SYN and flags & ACK)
+        return not ((self._checked or self._one_sided) and flags & SYN and flags & ACK)
+
+    def _end_attempt(self, session: Session, packet: Packet) -> None:
+        """Where openings are one-sided, a reset lets either side open anew."""
+        if self._one_sided and session.connection is not None and packet.tcp_fields[2] & RST:
+            session.connection = Connection()
 
     def _turn(self, packet: Packet, inner: Endpoint, now: float) -> list[Output]:
         """A packet to a public endpoint of this NAT itself."""
@@ -243,19 +255,31 @@ class Nat:
     def _enter(self, packet: Packet, now: float) -> list[Output]:
         entry = self._table.inbound(packet.protocol, packet.target, now)
         session = None
+        if self._refuses_syn(packet):
+            return self._answer_stray(packet)
         if entry is not None:
             session = self._table.arriving(entry, _remote(packet.protocol, packet.source), now)
         if session is None:
             return self._answer_stray(packet)
         if session.connection is not None:
+            if self._one_sided and not session.connection.is_one_sided(packet, 1):
+                return self._drop("opening")
             fits = session.connection.take(packet, 1, checked=self._checked)
             if self._checked and not fits:
                 return self._drop("sequence")
         self._table.refresh(session, now, outward=False)
+        self._end_attempt(session, packet)
         packet.set_target(session.mapping.inner)
         if packet.protocol == TCP and packet.tcp_fields[2] & RST and self.behaviour.tcp.rst is OnError.KILLS:
             self._table.close(session)
         return [Output(False, packet.data)]
+
+    def _refuses_syn(self, packet: Packet) -> bool:
+        return (
+            self.behaviour.tcp.opening is Opening.OUTGOING
+            and packet.protocol == TCP
+            and packet.tcp_fields[2] & (SYN | ACK) == SYN
+        )
 
     def _answer_stray(self, packet: Packet) -> list[Output]:
         self.dropped["stray"] += 1
@@ -285,6 +309,8 @@ class Nat:
             and packet.icmp_kind != (UNREACHABLE, FRAGMENTATION_NEEDED)  # path MTU discovery goes on
         ):
             self._table.close(session)
+        elif self._one_sided and session.connection is not None and session.connection.unanswered:
+            session.connection = Connection()
         return [Output(False, packet.data)]
 
     def _may_leave(self, packet: Packet) -> bool:

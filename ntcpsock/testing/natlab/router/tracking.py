@@ -87,10 +87,22 @@ class Connection:
         """Whether the longer time-out holds (RFC 5382 section 5)."""
         return self.state is State.ESTABLISHED
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether nothing has come back for the SYN that opened it."""
+        return self.state is State.SYN_SENT
+
     def is_new_attempt(self, packet: Packet) -> bool:
         """Whether a segment is a SYN other than the one that opened this connection."""
         sequence, _, flags, _ = packet.tcp_fields
         return flags & (SYN | ACK) == SYN and self._initial is not None and self._initial != sequence
+
+    def is_one_sided(self, packet: Packet, side: int) -> bool:
+        """Whether a segment from `side` belongs to an opening of which one side is the opener and the other answers."""
+        kind = _kind(packet.tcp_fields[2])
+        if kind == "syn":
+            return not self.unanswered or side == self._opener
+        return kind != "synack" or (self.state is not State.NONE and side != self._opener)
 
     def take(self, packet: Packet, side: int, *, checked: bool) -> bool:
         """Whether a segment from `side` fits; where it does, or is not `checked`, the state follows it."""

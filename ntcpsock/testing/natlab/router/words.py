@@ -12,6 +12,7 @@ from ntcpsock.testing.natlab.router.behaviour import (
     Hairpin,
     Mapping,
     OnError,
+    Opening,
     Outward,
     SequenceCheck,
     StrayAnswer,
@@ -30,6 +31,7 @@ _UDP: dict[str, dict[str, Any]] = {"refresh-out": {"refreshed_from_outside": Fal
 _TCP: dict[str, dict[str, Any]] = {
     "rst-kills": {"rst": OnError.KILLS},
     "conntrack": {"sequence_check": SequenceCheck.CONNTRACK},
+    **{word.value: {"opening": word} for word in Opening},
 }
 _ARGUMENTS = {
     "preserving": "offset",
