@@ -15,10 +15,13 @@ from typing import Any, Literal
 from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
 from ntcpsock._errors import ConfigurationError
 
-TECHNIQUES = ("public", "lan", "tcp-open", "tcp-predict")
+TECHNIQUES = ("public", "lan", "port-mapped", "tcp-open", "tcp-predict")
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
+
+PortMapping = Literal["auto", "off"]
+PORT_MAPPINGS: tuple[PortMapping, ...] = ("auto", "off")
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -45,6 +48,8 @@ class Config:
     #: "tls", or "off": connections are authenticated when they begin and plain TCP from there on, so that
     #: everybody on the way can read and change them. Both ends have to say so.
     encryption: Encryption = "tls"
+    #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
+    port_mapping: PortMapping = "auto"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -72,6 +77,8 @@ class Config:
             )
         if self.encryption not in ENCRYPTIONS:
             raise ConfigurationError(f'encryption: must be "tls" or "off", not {self.encryption!r}')
+        if self.port_mapping not in PORT_MAPPINGS:
+            raise ConfigurationError(f'port_mapping: must be "auto" or "off", not {self.port_mapping!r}')
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")

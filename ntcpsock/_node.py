@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -33,6 +34,7 @@ from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.mapping import DialMapping, PortMapper
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
@@ -48,6 +50,9 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
+
+# Dials whose connection came by a port that the router maps for it: that many are kept mapped.
+MAX_DIAL_MAPPINGS = 16
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -75,7 +80,10 @@ class Node:
         self._dial_ports = DialPorts(servers, config.warm_ports)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
+        wanted = config.port_mapping == "auto" and "port-mapped" in config.techniques
+        self._mapper = PortMapper() if wanted else None
+        self._dial_mappings: deque[DialMapping] = deque()
+        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed, self._mapper)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
@@ -310,6 +318,16 @@ class Node:
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
         return await self._dial_ports.take()
+
+    def map_port(self, port: int) -> DialMapping | None:
+        """Ask the router for one dial's port; None where this node asks for none. The dial releases it."""
+        if self._mapper is None:
+            return None
+        if len(self._dial_mappings) >= MAX_DIAL_MAPPINGS:
+            self._dial_mappings.popleft().release()
+        mapping = DialMapping(self._mapper, port, self._nursery)
+        self._dial_mappings.append(mapping)
+        return mapping
 
     # Tasks.
 

@@ -69,7 +69,8 @@ class Attempt:
 class Report:
     """Everything one connect did, stage by stage. Plain data; `to_dict()` is ready for JSON.
 
-    advice: the one change that would help, where the connect failed and one is known.
+    advice: the one change that would help, where the connect failed and one is known. port_mapping: what became of
+    asking this side's router for a port, where this connect has asked it.
     """
 
     target: str
@@ -79,6 +80,7 @@ class Report:
     attempts: list[Attempt] = field(default_factory=list)
     seconds: float | None = None
     advice: str | None = None
+    port_mapping: str | None = None
 
     def begin(self, name: str, now: float) -> Stage:
         """Open a stage. `now` is the clock that `started` was read from."""
@@ -135,6 +137,8 @@ class Report:
             lines.append(
                 f"  {_span(entry.started, entry.ended)} {entry.technique} {where}: {entry.outcome}{tries}{notes}"
             )
+        if self.port_mapping:
+            lines.append(f"  port mapping: {self.port_mapping}")
         if self.advice:
             lines.append(f"  advice: {self.advice}")
         return "\n".join(lines)

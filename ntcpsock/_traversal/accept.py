@@ -357,7 +357,7 @@ class Acceptor:
     def _finish(
         self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes, technique: str | None
     ) -> None:
-        if technique not in JOINT_TECHNIQUES:
+        if technique is None:
             warm = self._node.listening_port
             usable = usable_candidates(
                 pending.offer.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
@@ -410,4 +410,6 @@ def make_stream(
 
 
 def kind_of(technique: str) -> PathKind:
-    return "lan" if technique == "lan" else "tcp"
+    if technique == "lan":
+        return "lan"
+    return "port-mapped" if technique == "port-mapped" else "tcp"

@@ -18,7 +18,8 @@ from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
-from ntcpsock._traversal.plan import make_joint_plan, make_plan
+from ntcpsock._traversal.mapping import DialMapping, NoMapping
+from ntcpsock._traversal.plan import make_joint_plan, make_plan, mapping_delay
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
@@ -32,6 +33,12 @@ RACE_BUDGET = 8.0
 # An unanswered SYN gets company after this many seconds: another round from another port.
 ROUND_INTERVAL = 1.0
 MAX_ROUNDS = 3
+
+# The round that brings the port which our router maps: the last that an offer can name. It is said so often, because
+# datagrams get lost, with so many seconds between.
+MAPPED_ROUND = 16
+_MAPPED_OFFERS = 3
+_MAPPED_OFFER_INTERVAL = 0.75
 
 
 class DialContext(Protocol):
@@ -50,6 +57,7 @@ class DialContext(Protocol):
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
+    def map_port(self, port: int) -> DialMapping | None: ...
 
 
 class DirectRace:
@@ -73,6 +81,7 @@ class DirectRace:
         self._ports = [warm]
         self._report = report
         self._given = given
+        self._mapping: DialMapping | None = None
         self._rtt = card.broker_rtt + node.broker_rtt
         self._deadline = trio.current_time() + RACE_BUDGET
         self.errors: list[OSError] = []
@@ -99,6 +108,7 @@ class DirectRace:
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
                     await nursery.start(self._joint_rounds, race, nursery)
+                    await nursery.start(self._mapped_round, race)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -115,6 +125,9 @@ class DirectRace:
                 self._given.withdraw()
             for port in self._ports[1:]:
                 port.close()
+            if self._mapping is not None:
+                used = connection is not None and connection.technique == "port-mapped"
+                self._mapping.release(connection.carrier.socket if connection and used else None)
         return connection
 
     def _enter(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> None:
@@ -168,6 +181,47 @@ class DirectRace:
                     return  # the attempts under way go on
                 answer = self._dial.answer
                 self._enter(race, port, answer.candidates if answer else self._card.candidates)
+
+    async def _mapped_round(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have our router map a port of its own for this, and let the listener connect to that.
+
+        No SYN of ours leaves from it: many routers would give that one another port, and the answers to the
+        listener's would go the same way.
+        """
+        with race.more_may_come():
+            task_status.started()
+            warm = self._ports[0]
+            if not warm.needs_mapping:
+                return
+            await trio.sleep(mapping_delay(warm.profile, self._card.profile, self._card.candidates))
+            try:
+                port = await self._node.take_port()
+            except OSError:
+                return
+            self._ports.append(port)
+            self._mapping = self._node.map_port(port.port)
+            if self._mapping is None:
+                return
+            try:
+                mapping = await self._mapping.wait()
+            except NoMapping as error:
+                self._report.port_mapping = error.strerror
+                return
+            self._report.port_mapping = f"{mapping.protocol} maps {mapping.external}"
+            if not port.set_mapped(mapping.external):
+                self._report.port_mapping += ", which is not where the Internet sees this side"
+                return
+            targets = usable_candidates(
+                self._card.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
+            )
+            race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+            offer = self._dial.offer(MAPPED_ROUND, port, self._node.broker_rtt)
+            for _ in range(_MAPPED_OFFERS):
+                try:
+                    await self._node.introductions.introduce(self._dial, offer)
+                except OSError:
+                    return
+                await trio.sleep(_MAPPED_OFFER_INTERVAL)
 
     async def _joint_rounds(
         self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]

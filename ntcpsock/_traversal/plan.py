@@ -21,6 +21,17 @@ from ntcpsock._traversal.punch.message import Candidate, NATProfile
 FOREIGN_LAN_DELAY_RTTS = 3.0
 SHORTEST_FOREIGN_LAN_DELAY = 0.3
 
+# Seconds until a dialer asks its own router for a port, so that the listener can connect to it: at once where one of
+# the NATs is known to change its mappings, and else when the punch had its time. Where the listener can be reached
+# anyhow there is more of it.
+_MAPPING_DELAY = {True: 0.0, None: 0.5, False: 1.0}
+_UNNEEDED_MAPPING_DELAY = 1.5
+
+# A listener whose router forwards a port lets the dialer come first: its own SYN would leave its router from another
+# port, and lead the answer to the dialer's SYN the same way.
+MAPPED_COURTESY_RTTS = 1.5
+SHORTEST_MAPPED_COURTESY = 0.1
+
 #: Techniques that both sides do together, in a round that the leader announces.
 JOINT_TECHNIQUES = ("tcp-predict",)
 
@@ -73,14 +84,17 @@ def make_plan(
         if technique not in techniques:
             continue
         delay = 0.0
-        if technique == "lan" and not _may_share_network(local, remote):
+        if is_private_address(candidate.host) and not _may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
+        if technique == "tcp-open" and any(ours.type == "mapped" for ours in local):
+            delay = max(SHORTEST_MAPPED_COURTESY, MAPPED_COURTESY_RTTS * rtt)
         if candidate.host == proven_host:
             planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
         else:
             until = min(budget, delay + UNPROVEN_BUDGET)
             planned.append(PlannedAttempt(technique, candidate.endpoint, delay, until, UNPROVEN_TRIES))
-    return tuple(sorted(planned, key=lambda attempt: attempt.delay))
+    # Where two begin at the same time to the same endpoint, the first one counts.
+    return tuple(sorted(planned, key=lambda attempt: (attempt.delay, attempt.technique != "port-mapped")))
 
 
 def make_joint_plan(
@@ -103,6 +117,14 @@ def make_joint_plan(
             )
             delay += PREDICT_INTERVAL
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
+
+
+def mapping_delay(local: NATProfile, remote: NATProfile, candidates: Sequence[Candidate]) -> float:
+    """Seconds after its start when a dialer asks its own router for a port. candidates: the listener's."""
+    delay = _MAPPING_DELAY[_either_changes(local, remote)]
+    if has_public_host(candidates) or any(candidate.type == "mapped" for candidate in candidates):
+        return max(delay, _UNNEEDED_MAPPING_DELAY)
+    return delay
 
 
 def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from ntcpsock._traversal.strategies import lan, public, tcp_open, tcp_predict
+from ntcpsock._traversal.strategies import lan, port_mapped, public, tcp_open, tcp_predict
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 
 STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "public": public.attempt,
     "lan": lan.attempt,
+    "port-mapped": port_mapped.attempt,
     "tcp-open": tcp_open.attempt,
     "tcp-predict": tcp_predict.attempt,
 }

@@ -21,6 +21,7 @@ from ntcpsock.testing.natlab.namespace import (
     remove_stale,
 )
 from ntcpsock.testing.natlab.place import Host, Place, Router, RunningCall
+from ntcpsock.testing.natlab.port_mapper import MappedPort, PortMapper, port_mapper
 from ntcpsock.testing.natlab.presets import PRESETS, parse_kind
 from ntcpsock.testing.natlab.router.behaviour import (
     Allocation,
@@ -47,12 +48,14 @@ __all__ = [
     "Lab",
     "LabUnavailable",
     "Link",
+    "MappedPort",
     "Mapping",
     "NatKind",
     "OnError",
     "Outward",
     "PRESETS",
     "Place",
+    "PortMapper",
     "Router",
     "RunningCall",
     "SequenceCheck",
@@ -65,6 +68,7 @@ __all__ = [
     "open_lab",
     "parse_behaviour",
     "parse_kind",
+    "port_mapper",
     "reexec_in_user_namespace",
     "remove_stale",
 ]
