@@ -319,10 +319,14 @@ class Node:
         """A port for one dial, gathered; the dial closes it."""
         return await self._dial_ports.take()
 
-    def map_port(self, port: int) -> DialMapping | None:
-        """Ask the router for one dial's port; None where this node asks for none. The dial releases it."""
-        if self._mapper is None:
-            return None
+    @property
+    def port_mapping_refusal(self) -> str | None:
+        """Why the router maps no port for a dial now, None where it might."""
+        return "switched off" if self._mapper is None else self._mapper.refusal()
+
+    def map_port(self, port: int) -> DialMapping:
+        """Ask the router for one dial's port, where there is no refusal. The dial releases it."""
+        assert self._mapper is not None, "port_mapping_refusal tells"
         if len(self._dial_mappings) >= MAX_DIAL_MAPPINGS:
             self._dial_mappings.popleft().release()
         mapping = DialMapping(self._mapper, port, self._nursery)

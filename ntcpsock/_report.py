@@ -69,8 +69,8 @@ class Attempt:
 class Report:
     """Everything one connect did, stage by stage. Plain data; `to_dict()` is ready for JSON.
 
-    advice: the one change that would help, where the connect failed and one is known. port_mapping: what became of
-    asking this side's router for a port, where this connect has asked it.
+    advice: the one change that would help, where the connect failed and one is known. port_mapping: what this
+    side's router said when the connect wanted a port mapped, or why it was not asked; None: none was wanted.
     """
 
     target: str

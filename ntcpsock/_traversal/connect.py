@@ -101,7 +101,7 @@ async def _punch(
     race = DirectRace(node, dial, card, warm, report, given)
     connection = await race.run()
     if connection is None:
-        report.advice = _advice(warm, card)
+        report.advice = _advice(warm, card, report.port_mapping)
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
         raise TraversalFailed(
@@ -127,17 +127,20 @@ async def _bind(connection: Connection, dial: Dial) -> None:
         raise
 
 
-def _advice(warm: WarmPort, card: Card) -> str:
+def _advice(warm: WarmPort, card: Card, port_mapping: str | None) -> str:
     """The one change that would help, as far as both profiles tell."""
     if (
         not any(candidate.type == "srflx" for candidate in warm.candidates)
         and warm.profile.translated is None
     ):
         return "No STUN server answered over TCP: check that this network lets TCP to the STUN port out."
+    forwarded = (
+        "give either side a public address or a forwarded port, "
+        "or switch PCP, NAT-PMP or UPnP on in its router"
+    )
+    if port_mapping is not None:
+        forwarded += f"; this side's says: {port_mapping}"
     for side, profile in (("this side", warm.profile), ("the other side", card.profile)):
         if profile.mapping == "endpoint-dependent":
-            return (
-                f"The NAT of {side} gives every connection another port (symmetric): "
-                "give either side a public address or a forwarded port."
-            )
-    return "Neither NAT let a connection through: give either side a public address or a forwarded port."
+            return f"The NAT of {side} gives every connection another port (symmetric): {forwarded}."
+    return f"Neither NAT let a connection through: {forwarded}."

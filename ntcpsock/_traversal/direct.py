@@ -57,7 +57,9 @@ class DialContext(Protocol):
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
-    def map_port(self, port: int) -> DialMapping | None: ...
+    @property
+    def port_mapping_refusal(self) -> str | None: ...
+    def map_port(self, port: int) -> DialMapping: ...
 
 
 class DirectRace:
@@ -193,15 +195,19 @@ class DirectRace:
             warm = self._ports[0]
             if not warm.needs_mapping:
                 return
-            await trio.sleep(mapping_delay(warm.profile, self._card.profile, self._card.candidates))
+            delay = mapping_delay(
+                warm.profile, self._card.profile, self._card.candidates, techniques=self._node.techniques
+            )
+            await trio.sleep(delay)
+            self._report.port_mapping = self._node.port_mapping_refusal
+            if self._report.port_mapping is not None:
+                return
             try:
                 port = await self._node.take_port()
             except OSError:
                 return
             self._ports.append(port)
             self._mapping = self._node.map_port(port.port)
-            if self._mapping is None:
-                return
             try:
                 mapping = await self._mapping.wait()
             except NoMapping as error:

@@ -72,6 +72,11 @@ class PortMapper:
         self._failed: NoMapping | None = None
         self._silent_until = float("-inf")
 
+    def refusal(self) -> str | None:
+        """Why nothing would be mapped now, without asking; None where it might be."""
+        failed = self._failed is not None and trio.current_time() < self._silent_until
+        return self._failed.strerror if failed and self._failed is not None else None
+
     async def keep(self, port: int, changed: Changed) -> None:
         """Have a local TCP port mapped, again and again, until cancelled; then it is given back, which takes
         REMOVAL_DEADLINE seconds at most."""
@@ -99,8 +104,9 @@ class PortMapper:
                 with suppress(OSError):
                     return self._speaking, await _map_by(self._speaking, port)
                 self._speaking = None
-            if self._failed is not None and trio.current_time() < self._silent_until:
-                raise NoMapping(*self._failed.args)
+            refusal = self.refusal()
+            if refusal is not None:
+                raise NoMapping(errno.EOPNOTSUPP, refusal)
             try:
                 self._speaking, grant = await self._map_by_first(port)
             except NoMapping as error:

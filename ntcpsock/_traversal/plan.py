@@ -119,8 +119,12 @@ def make_joint_plan(
     return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 
-def mapping_delay(local: NATProfile, remote: NATProfile, candidates: Sequence[Candidate]) -> float:
+def mapping_delay(
+    local: NATProfile, remote: NATProfile, candidates: Sequence[Candidate], *, techniques: Collection[str]
+) -> float:
     """Seconds after its start when a dialer asks its own router for a port. candidates: the listener's."""
+    if "tcp-open" not in techniques:
+        return 0.0
     delay = _MAPPING_DELAY[_either_changes(local, remote)]
     if has_public_host(candidates) or any(candidate.type == "mapped" for candidate in candidates):
         return max(delay, _UNNEEDED_MAPPING_DELAY)
