@@ -73,12 +73,12 @@ def run_listener(config: Config) -> None:
 
     async def main() -> None:
         async with open_node(config) as node, await node.open_listener(PORT) as listener:
-            await trio.serve_listeners(_answer, [listener])
+            await trio.serve_listeners(answer, [listener])
 
     trio.run(main)
 
 
-async def _answer(stream: NTCPStream) -> None:
+async def answer(stream: NTCPStream) -> None:
     async with stream:
         command = await stream.receive_some(1)
         if command == b"e":  # echo until the other side half-closes, then a last word
@@ -103,7 +103,7 @@ def dial_many(config: Config, name: str, count: int) -> list[Dialled]:
 
     async def main() -> list[Dialled]:
         async with open_node(config) as node:
-            await _wait_registered(node, name)
+            await wait_registered(node, name)
             return [await _dial_once(node, name) for _ in range(count)]
 
     return trio.run(main)
@@ -128,7 +128,7 @@ def dial_and_fail(config: Config, name: str) -> OSError:
 
     async def main() -> OSError:
         async with open_node(config) as node:
-            await _wait_registered(node, name)
+            await wait_registered(node, name)
             try:
                 stream = await node.open_stream(name, PORT)
             except OSError as error:
@@ -144,7 +144,7 @@ def download(config: Config, name: str, blocks: int) -> tuple[str, int, int]:
 
     async def main() -> tuple[str, int, int]:
         async with open_node(config) as node:
-            await _wait_registered(node, name)
+            await wait_registered(node, name)
             async with await node.open_stream(name, PORT) as stream:
                 await stream.send_all(b"d%d" % blocks)
                 await stream.send_eof()
@@ -165,7 +165,7 @@ def see_reset(config: Config, name: str) -> tuple[bytes, BaseException | None]:
 
     async def main() -> tuple[bytes, BaseException | None]:
         async with open_node(config) as node:
-            await _wait_registered(node, name)
+            await wait_registered(node, name)
             async with await node.open_stream(name, PORT) as stream:
                 await stream.send_all(b"r")
                 first = await stream.receive_some(100)
@@ -179,7 +179,7 @@ def see_reset(config: Config, name: str) -> tuple[bytes, BaseException | None]:
     return trio.run(main)
 
 
-async def _wait_registered(node: Node, name: str) -> None:
+async def wait_registered(node: Node, name: str) -> None:
     with trio.fail_after(PATIENCE):
         while True:
             try:

@@ -72,10 +72,10 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(gateway: Gateway) -> AsyncIterator[Gateway]:
+async def open_gateway(gateway: Gateway, host: str = LOOPBACK) -> AsyncIterator[Gateway]:
     """Run it on a port of its own."""
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
-        await sock.bind((LOOPBACK, 0))
+        await sock.bind((host, 0))
         gateway.port = int(sock.getsockname()[1])
 
         async def serve() -> None:

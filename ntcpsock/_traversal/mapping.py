@@ -7,14 +7,14 @@ table for all of them, so no two are asked for a mapping side by side: to give b
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import Endpoint, may_be_dialled
 from ntcpsock._traversal.portmap.driver import Grant, MappingRefused, NatPmp, Pcp, RouterProtocol
 from ntcpsock._traversal.portmap.gateway import default_gateway
 from ntcpsock._traversal.portmap.machine import Lease
@@ -25,7 +25,7 @@ from ntcpsock._traversal.portmap.upnp import Upnp
 LIFETIME = 1200
 
 # Seconds for giving a mapping back, also when all else has been cancelled.
-REMOVAL_DEADLINE = 2.0
+REMOVAL_DEADLINE = 3.0
 
 # Seconds until the next try after failures: the first answer may have been lost, and people switch things on.
 RETRY_PAUSES = (10.0, 60.0, 600.0)
@@ -51,6 +51,12 @@ class Mapping:
 
 #: Is told a mapping when it is made or has moved, and None when it is lost.
 Changed = Callable[[Mapping | None], Awaitable[None]]
+
+
+class HasDescriptor(Protocol):
+    """A socket of any class: -1 says that it is closed."""
+
+    def fileno(self) -> int: ...
 
 
 def protocols_of(gateway: str) -> list[RouterProtocol]:
@@ -191,7 +197,7 @@ class DialMapping:
             raise NoMapping(*self._failure.args)
         return self._mapping
 
-    def release(self, sock: socket.socket | None = None) -> None:
+    def release(self, sock: HasDescriptor | None = None) -> None:
         """Give the port back, in the background.
 
         sock: a connection that came by it, and ends first: some routers cut what a mapping has let in.
@@ -201,7 +207,7 @@ class DialMapping:
         else:
             self._nursery.start_soon(self._release_after, sock)
 
-    async def _release_after(self, sock: socket.socket) -> None:
+    async def _release_after(self, sock: HasDescriptor) -> None:
         while sock.fileno() != -1:
             await trio.sleep(LOOK_INTERVAL)
         self._scope.cancel()
@@ -221,13 +227,19 @@ def words(error: OSError) -> str:
 async def _map_by(protocol: RouterProtocol, port: int) -> Grant:
     try:
         # The port itself is wished: then peers that know it from STUN are not wrong.
-        return await protocol.map(port, port, LIFETIME)
-    except MappingRefused:
-        raise
+        grant = await protocol.map(port, port, LIFETIME)
+        _check(grant)
     except BaseException:
-        # The answer may be what is missing.
+        # Whatever came back, there may be a mapping.
         await _give_back(protocol, port)
         raise
+    return grant
+
+
+def _check(grant: Grant) -> None:
+    """What a router says goes to peers. Raises MappingRefused where they could make nothing of it."""
+    if grant.external.is_ipv6 or not may_be_dialled(grant.external):
+        raise MappingRefused(f"it maps to {grant.external}, where nobody can be reached")
 
 
 async def _renew(protocol: RouterProtocol, port: int, grant: Grant, changed: Changed) -> None:
@@ -246,6 +258,7 @@ async def _renew(protocol: RouterProtocol, port: int, grant: Grant, changed: Cha
         elif what == "renew":
             try:
                 renewed = await protocol.map(port, grant.external.port, LIFETIME)
+                _check(renewed)
             except OSError:
                 lease.renewal_failed(trio.current_time())
                 continue

@@ -183,8 +183,6 @@ class Pcp:
         wish = self._external.get(port, Endpoint("0.0.0.0", external_port))
         response = await self._map(port, wish, lifetime)
         external = Endpoint(response.external_address, response.external_port)
-        if external.is_ipv6:
-            raise MappingRefused(f"it maps to {external}, which is no IPv4 address")
         self._external[port] = external
         self._epochs.handle_epoch(response.epoch, trio.current_time())
         self._made[port] = self._epochs.losses

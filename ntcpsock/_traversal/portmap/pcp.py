@@ -60,7 +60,7 @@ class AnnounceResponse:
 class MapResponse:
     """A mapping that is in force (section 11.1). lifetime: seconds; 0 says that it was deleted.
 
-    external_address: IPv4 where the server mapped it into IPv6.
+    external_address: an IPv4 address in its own form (section 5 writes it as an IPv6 one).
     """
 
     nonce: bytes

@@ -54,7 +54,18 @@ class Upnp:
         return await self._call(self._find_device)
 
     async def map(self, port: int, external_port: int, lifetime: int) -> Grant:
-        wish = self._external.get(port, external_port or port)
+        renewal = port in self._external
+        try:
+            return await self._map(port, external_port or port, lifetime)
+        except MappingRefused:
+            if not renewal:
+                raise
+            # A router that was restarted may have its description elsewhere.
+            await self.probe()
+            return await self._map(port, external_port or port, lifetime)
+
+    async def _map(self, port: int, external_port: int, lifetime: int) -> Grant:
+        wish = self._external.get(port, external_port)
         abandoned = threading.Event()
         try:
             external, granted, address = await self._call(lambda: self._add(port, wish, lifetime, abandoned))

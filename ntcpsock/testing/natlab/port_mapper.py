@@ -111,14 +111,13 @@ def port_mapper(
     router: Router,
     protocols: Collection[str] = PROTOCOLS,
     *,
-    refuse: bool = False,
     external: str | None = None,
 ) -> Iterator[PortMapper]:
     """Have `router` map ports for the time of the block.
 
-    router: of the Linux engine, with an address that looks public: miniupnpd maps nothing behind another NAT.
-    protocols: which of "upnp", "nat-pmp" and "pcp" it speaks; to the others it is silent. refuse: it speaks, and
-    grants nothing. external: the address that it tells, instead of its own.
+    router: of the Linux engine. Behind a carrier's NAT it speaks and refuses, as miniupnpd does with a private address.
+    protocols: which of "upnp", "nat-pmp" and "pcp" it speaks; to the others it is silent. external: the
+    address that it tells, instead of its own.
 
     Raises ValueError for a router of the other engine, LabUnavailable where miniupnpd is missing.
     """
@@ -129,7 +128,7 @@ def port_mapper(
         raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}: {', '.join(PROTOCOLS)}")
     with tempfile.TemporaryDirectory(prefix="natlab-mapper-") as name:
         directory = Path(name)
-        (directory / "conf").write_text(_configuration(protocols, refuse, external))
+        (directory / "conf").write_text(_configuration(protocols, external))
         router.run([tool("nft"), "-f", "-"], input=_ruleset(protocols), text=True, check=True)
         signs = (1900,) * ("upnp" in protocols) + (5351,) * bool({"nat-pmp", "pcp"} & set(protocols))
         mapper = PortMapper(router, directory, signs)
@@ -138,9 +137,10 @@ def port_mapper(
             yield mapper
         finally:
             mapper.stop()
+            _nft(router, "delete", "table", "inet", _TABLE)
 
 
-def _configuration(protocols: Collection[str], refuse: bool, external: str | None) -> str:
+def _configuration(protocols: Collection[str], external: str | None) -> str:
     lines = [
         f"ext_ifname={WAN}",
         f"listening_ip={LAN}",
@@ -149,6 +149,8 @@ def _configuration(protocols: Collection[str], refuse: bool, external: str | Non
         "uuid=00000000-0000-0000-0000-000000000001",
         "secure_mode=yes",
         "ipv6_disable=yes",
+        "allow 1024-65535 0.0.0.0/0 1024-65535",
+        "deny 0-65535 0.0.0.0/0 0-65535",
         f"upnp_table_name={_TABLE}",
         f"upnp_nat_table_name={_TABLE}",
         *(
@@ -158,9 +160,7 @@ def _configuration(protocols: Collection[str], refuse: bool, external: str | Non
     ]
     if external is not None:
         lines.append(f"ext_ip={external}")
-    if not refuse:
-        lines.append("allow 1024-65535 0.0.0.0/0 1024-65535")
-    return "\n".join([*lines, "deny 0-65535 0.0.0.0/0 0-65535", ""])
+    return "\n".join([*lines, ""])
 
 
 def _ruleset(protocols: Collection[str]) -> str:
