@@ -53,8 +53,8 @@ class World:
         return dialled
 
     def report_of_dial(self) -> Report:
-        """Of one with so much time that it ends by itself."""
-        config = self.config(connect_timeout=PATIENCE)
+        """Of one with so much time that it ends by itself, and nothing to try but this."""
+        config = self.config(connect_timeout=PATIENCE, techniques=("port-mapped",))
         return self.lab.host_a.call(mapped.report_of_dial, config, "bob")
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._config import Encryption
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
@@ -128,7 +128,7 @@ class DirectRace:
             for port in self._ports[1:]:
                 port.close()
             if self._mapping is not None:
-                used = connection is not None and connection.technique == "port-mapped"
+                used = connection is not None and connection.carrier.local.port == self._mapping.port
                 self._mapping.release(connection.carrier.socket if connection and used else None)
         return connection
 
@@ -214,9 +214,13 @@ class DirectRace:
                 self._report.port_mapping = error.strerror
                 return
             self._report.port_mapping = f"{mapping.protocol} maps {mapping.external}"
+            if is_private_address(mapping.external.host):
+                self._report.port_mapping += ", which another NAT hides"
             if not port.set_mapped(mapping.external):
                 self._report.port_mapping += ", which is not where the Internet sees this side"
                 return
+            # Nothing is punched from it, so the listener needs no other address of it.
+            port.candidates = tuple(ours for ours in port.candidates if ours.type == "mapped")
             targets = usable_candidates(
                 self._card.candidates, "tcp", loopback_allowed=self._node.loopback_allowed
             )

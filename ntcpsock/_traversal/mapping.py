@@ -173,7 +173,7 @@ class DialMapping:
 
     def __init__(self, mapper: PortMapper, port: int, nursery: trio.Nursery) -> None:
         self._mapper = mapper
-        self._port = port
+        self.port = port
         self._nursery = nursery
         self._scope = trio.CancelScope()
         self._known = trio.Event()
@@ -184,7 +184,7 @@ class DialMapping:
     async def _run(self) -> None:
         try:
             with self._scope:
-                await self._mapper.hold(self._port, self._changed)
+                await self._mapper.hold(self.port, self._changed)
         except OSError as error:
             self._failure = error
         finally:
