@@ -5,6 +5,7 @@ The links have 25 ms; what belongs to a router is read from its own rules.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ from ntcpsock._state import load_identity
 from ntcpsock.testing.natlab import Lab, RunningCall, port_mapper
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        shutil.which("miniupnpd", path="/usr/sbin:/usr/bin") is None, reason="no miniupnpd here"
+    ),
+]
 
 PROTOCOLS = ("pcp", "nat-pmp", "upnp")
 PATIENCE = programs.PATIENCE
@@ -203,7 +210,11 @@ def test_a_router_that_lies_about_its_address_is_not_passed_on(world: MakeWorld)
 
 
 def test_what_a_router_speaks_is_probed(nat_lab: NatLabFactory) -> None:
-    lab = nat_lab("default", "default")
+    lab = nat_lab("default", "mobile")
+    with pytest.raises(ValueError, match="Linux"), port_mapper(lab.nat_b):
+        pass
+    with pytest.raises(ValueError, match="upnpx"), port_mapper(lab.nat_a, ["upnpx"]):
+        pass
     with port_mapper(lab.nat_a, ["nat-pmp"]) as router:
         found = lab.host_a.call(mapped.probe, [lab.public_address_a])
         assert found.external == {"nat-pmp": lab.public_address_a}
