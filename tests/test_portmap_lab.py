@@ -138,6 +138,20 @@ def test_beside_nats_that_can_be_punched(world: MakeWorld, nat_a: str, nat_b: st
         assert made.dial(techniques=("tcp-open", "port-mapped")).technique == "port-mapped"
 
 
+@pytest.mark.parametrize(("nat_a", "nat_b", "side"), [("mobile", "cgn", "b"), ("mobile", "mobile", "a")])
+def test_a_user_space_router_maps(world: MakeWorld, nat_a: str, nat_b: str, side: str) -> None:
+    made = world(nat_a, nat_b)
+    with port_mapper(made.lab.nat_a if side == "a" else made.lab.nat_b) as router:
+        running = made.listen("stop")
+        if side == "b":
+            wait_until(router.mappings)
+        assert made.dial(techniques=("port-mapped",)).technique == "port-mapped"
+        (made.directory / "stop").touch()
+        running.result(PATIENCE)
+        assert router.mappings() == []
+        assert router.asked()
+
+
 def test_a_lease_is_renewed(world: MakeWorld) -> None:
     made = world()
     with port_mapper(made.lab.nat_b, ["nat-pmp"]) as router:
@@ -211,7 +225,7 @@ def test_a_router_that_lies_about_its_address_is_not_passed_on(world: MakeWorld)
 
 def test_what_a_router_speaks_is_probed(nat_lab: NatLabFactory) -> None:
     lab = nat_lab("default", "mobile")
-    with pytest.raises(ValueError, match="Linux"), port_mapper(lab.nat_b):
+    with pytest.raises(ValueError, match="NAT-PMP alone"), port_mapper(lab.nat_b, ["pcp"]):
         pass
     with pytest.raises(ValueError, match="upnpx"), port_mapper(lab.nat_a, ["upnpx"]):
         pass

@@ -20,8 +20,8 @@ from ntcpsock.testing.natlab.namespace import (
     reexec_in_user_namespace,
     remove_stale,
 )
-from ntcpsock.testing.natlab.place import Host, Place, Router, RunningCall
-from ntcpsock.testing.natlab.port_mapper import MappedPort, PortMapper, port_mapper
+from ntcpsock.testing.natlab.place import Host, MappedPort, Place, Router, RunningCall
+from ntcpsock.testing.natlab.port_mapper import PortMapper, port_mapper
 from ntcpsock.testing.natlab.presets import PRESETS, parse_kind
 from ntcpsock.testing.natlab.router.behaviour import (
     Allocation,

@@ -1,4 +1,4 @@
-"""A router that maps ports when a host behind it asks: miniupnpd on a real Linux router of the lab.
+"""Routers that map ports when a host behind asks.
 
 with open_lab("random", "random") as lab, port_mapper(lab.nat_a, ["pcp"]) as mapper:
     lab.host_a.run([...])
@@ -8,187 +8,74 @@ with open_lab("random", "random") as lab, port_mapper(lab.nat_a, ["pcp"]) as map
 from __future__ import annotations
 
 import contextlib
-import re
-import subprocess
-import tempfile
-import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-from ntcpsock.testing.natlab.kinds import LAN, WAN, NatKind
-from ntcpsock.testing.natlab.namespace import LabUnavailable, tool
-from ntcpsock.testing.natlab.place import Router
+from ntcpsock.testing.natlab.kinds import NatKind
+from ntcpsock.testing.natlab.miniupnpd import Miniupnpd
+from ntcpsock.testing.natlab.namespace import LabUnavailable
+from ntcpsock.testing.natlab.place import MappedPort, Router
+from ntcpsock.testing.natlab.soft_mapper import SoftMapper
 
 PROTOCOLS = ("upnp", "nat-pmp", "pcp")
 
-_TABLE = "mapper"
-_CHAINS = ("miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd")
-_START_DEADLINE = 30.0  # seconds
 
-# NAT-PMP and PCP share a port and a switch; the first byte of a request is its version.
-_VERSIONS = {"nat-pmp": 0, "pcp": 2}
-
-_RULE = re.compile(r"dport (\d+) dnat (?:ip )?to ([\d.]+):(\d+)")
-_COUNTER = re.compile(r"packets (\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class MappedPort:
-    """A port of the router that leads to a host behind it."""
-
-    external_port: int
-    host: str
-    port: int
-
-
-class PortMapper:
-    """A miniupnpd that runs on a router. Made by `port_mapper`."""
-
-    def __init__(self, router: Router, directory: Path, signs: tuple[int, ...]) -> None:
-        self._router = router
-        self._directory = directory
-        self._signs = signs
-        self._process: subprocess.Popen[bytes] | None = None
+class PortMapper(Protocol):
+    """What `port_mapper` lends."""
 
     def mappings(self) -> list[MappedPort]:
-        """The mappings in force, as the router's own rules say."""
-        listed = _nft(self._router, "list", "chain", "inet", _TABLE, "prerouting_miniupnpd")
-        return [MappedPort(int(outer), host, int(port)) for outer, host, port in _RULE.findall(listed)]
+        """The mappings in force."""
+        ...
 
     def asked(self) -> int:
-        """How many packets have come from inside to the ports of the three protocols."""
-        found = _COUNTER.search(_nft(self._router, "list", "counter", "inet", _TABLE, "asked"))
-        assert found is not None
-        return int(found[1])
-
-    @property
-    def log(self) -> str:
-        """What the daemon has said."""
-        return (self._directory / "log").read_text(errors="replace")
+        """How many packets have come from inside to the ports of the protocols."""
+        ...
 
     def restart(self) -> None:
         """Forget every mapping and count the epoch anew, as a router does that was switched off and on."""
-        self.stop()
-        for chain in _CHAINS:
-            _nft(self._router, "flush", "chain", "inet", _TABLE, chain)
-        self.start()
+        ...
 
-    def start(self) -> None:
-        """Raises LabUnavailable where the daemon does not come up."""
-        argv = [
-            tool("miniupnpd", "miniupnpd-nftables"),
-            "-d",
-            "-f",
-            str(self._directory / "conf"),
-            "-P",
-            str(self._directory / "pid"),
-        ]
-        with (self._directory / "log").open("ab") as output:
-            self._process = self._router.popen(argv, stdout=output, stderr=output)
-        deadline = time.monotonic() + _START_DEADLINE
-        while not self._listens():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise LabUnavailable(f"miniupnpd does not start: {self.log[-500:]}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """End the daemon. The mappings stay in force."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-    def _listens(self) -> bool:
-        listed = self._router.run(
-            [tool("ss", "iproute2"), "-Hlun"], capture_output=True, text=True, check=True
-        ).stdout
-        return all(f":{port} " in listed for port in self._signs)
+    @property
+    def log(self) -> str:
+        """What the daemon has said, where there is one."""
+        ...
 
 
 @contextlib.contextmanager
 def port_mapper(
-    router: Router,
-    protocols: Collection[str] = PROTOCOLS,
-    *,
-    external: str | None = None,
+    router: Router, protocols: Collection[str] = PROTOCOLS, *, external: str | None = None
 ) -> Iterator[PortMapper]:
     """Have `router` map ports for the time of the block.
 
-    router: of the Linux engine. Behind a carrier's NAT it speaks and refuses, as miniupnpd does with a private address.
-    protocols: which of "upnp", "nat-pmp" and "pcp" it speaks; to the others it is silent. external: the
-    address that it tells, instead of its own.
+    router: of the Linux engine it gets a miniupnpd, which behind a carrier's NAT speaks and refuses; of the other
+    one it gets NAT-PMP for TCP, and no other protocol. protocols: which of "upnp", "nat-pmp" and "pcp" it speaks; to
+    the others it is silent. external: the address that it tells, instead of its own.
 
-    Raises ValueError for a router of the other engine, LabUnavailable where miniupnpd is missing.
+    Raises ValueError for a router or a protocol that does not fit, LabUnavailable where miniupnpd is missing.
     """
-    if not isinstance(router.kind, NatKind) or not router.kind.translates:
-        raise ValueError(f"{router.name} is no NAT of the Linux engine: miniupnpd has no table there")
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
         raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}: {', '.join(PROTOCOLS)}")
-    with tempfile.TemporaryDirectory(prefix="natlab-mapper-") as name:
-        directory = Path(name)
-        (directory / "conf").write_text(_configuration(protocols, external))
-        router.run([tool("nft"), "-f", "-"], input=_ruleset(protocols), text=True, check=True)
-        signs = (1900,) * ("upnp" in protocols) + (5351,) * bool({"nat-pmp", "pcp"} & set(protocols))
-        mapper = PortMapper(router, directory, signs)
-        try:
-            mapper.start()
-            yield mapper
-        finally:
-            mapper.stop()
-            _nft(router, "delete", "table", "inet", _TABLE)
+    if not router.kind.translates:
+        raise ValueError(f"{router.name} is no NAT: there is nothing to map")
+    if isinstance(router.kind, NatKind):
+        daemon = Miniupnpd(router, protocols, external)
+        with contextlib.closing(daemon):
+            daemon.start()
+            yield daemon
+    elif "nat-pmp" not in protocols:
+        raise ValueError(f"{router.name} is a user-space router, which speaks NAT-PMP alone")
+    else:
+        with contextlib.closing(_soft_mapper(router, external)) as soft:
+            yield soft
 
 
-def _configuration(protocols: Collection[str], external: str | None) -> str:
-    lines = [
-        f"ext_ifname={WAN}",
-        f"listening_ip={LAN}",
-        f"enable_upnp={'yes' if 'upnp' in protocols else 'no'}",
-        f"enable_natpmp={'yes' if {'nat-pmp', 'pcp'} & set(protocols) else 'no'}",
-        "uuid=00000000-0000-0000-0000-000000000001",
-        "secure_mode=yes",
-        "ipv6_disable=yes",
-        "allow 1024-65535 0.0.0.0/0 1024-65535",
-        "deny 0-65535 0.0.0.0/0 0-65535",
-        f"upnp_table_name={_TABLE}",
-        f"upnp_nat_table_name={_TABLE}",
-        *(
-            f"upnp_{use}_chain={chain}"
-            for use, chain in zip(("forward", "nat", "nat_postrouting"), _CHAINS, strict=True)
-        ),
-    ]
-    if external is not None:
-        lines.append(f"ext_ip={external}")
-    return "\n".join([*lines, ""])
+def _soft_mapper(router: Router, external: str | None) -> SoftMapper:
+    lab = router._lab
+    assert lab is not None
 
+    def forward(port: int, inner: tuple[str, int] | None) -> None:
+        with contextlib.suppress(LabUnavailable):  # the lab is at its end
+            lab._forward(router, port, inner)
 
-def _ruleset(protocols: Collection[str]) -> str:
-    """The chains that miniupnpd fills. What it leads inside must pass the lab's own filter, too."""
-    silent = [
-        f"udp dport 5351 @th,64,8 {version} drop"
-        for protocol, version in _VERSIONS.items()
-        if protocol not in protocols
-    ]
-    lines = [
-        f"table inet {_TABLE} {{",
-        "  counter asked { }",
-        *(f"  chain {chain} {{ }}" for chain in _CHAINS),
-        "  chain forward { type filter hook forward priority 0; jump miniupnpd; }",
-        "  chain prerouting { type nat hook prerouting priority -100; jump prerouting_miniupnpd; }",
-        "  chain postrouting { type nat hook postrouting priority 90; jump postrouting_miniupnpd; }",
-        "  chain input {",
-        "    type filter hook input priority -10;",
-        f'    iifname "{LAN}" udp dport {{ 1900, 5351 }} counter name asked',
-        *(f"    {rule}" for rule in silent),
-        "  }",
-        "}",
-        "insert rule ip lab forward ct status dnat accept",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _nft(router: Router, *words: str) -> str:
-    done = router.run([tool("nft"), *words], capture_output=True, text=True, check=True)
-    return str(done.stdout)
+    return SoftMapper(router.namespace, lab._gateway(router), external or router.public_address, forward)
