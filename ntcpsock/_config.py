@@ -19,6 +19,7 @@ TECHNIQUES = (
     "public",
     "lan",
     "ipv6",
+    "port-mapped",
     "tcp-open",
     "tcp-predict",
     "tcp-stunt2",
@@ -28,6 +29,9 @@ TECHNIQUES = (
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
+
+PortMapping = Literal["auto", "off"]
+PORT_MAPPINGS: tuple[PortMapping, ...] = ("auto", "off")
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -54,6 +58,8 @@ class Config:
     #: "tls", or "off": connections are authenticated when they begin and plain TCP from there on, so that
     #: everybody on the way can read and change them. Both ends have to say so.
     encryption: Encryption = "tls"
+    #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
+    port_mapping: PortMapping = "auto"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -81,6 +87,8 @@ class Config:
             )
         if self.encryption not in ENCRYPTIONS:
             raise ConfigurationError(f'encryption: must be "tls" or "off", not {self.encryption!r}')
+        if self.port_mapping not in PORT_MAPPINGS:
+            raise ConfigurationError(f'port_mapping: must be "auto" or "off", not {self.port_mapping!r}')
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")

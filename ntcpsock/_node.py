@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
@@ -40,6 +40,7 @@ from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.mapping import DialMapping, PortMapper
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
@@ -60,6 +61,9 @@ MAX_DIALLING = 64
 
 # Nodes whose last dials failed; the oldest is forgotten first.
 MAX_FAILING = 256
+
+# Dials whose connection came by a port that the router maps for it: that many are kept mapped.
+MAX_DIAL_MAPPINGS = 16
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -91,7 +95,10 @@ class Node:
         self._failures: OrderedDict[bytes, int] = OrderedDict()
         self._experience = Experience(config.state_dir)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
+        wanted = config.port_mapping == "auto" and "port-mapped" in config.techniques
+        self._mapper = PortMapper() if wanted else None
+        self._dial_mappings: deque[DialMapping] = deque()
+        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed, self._mapper)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         first = min(servers, key=lambda server: server.is_ipv6, default=None)
@@ -379,6 +386,20 @@ class Node:
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
         return await self._dial_ports.take()
+
+    @property
+    def port_mapping_refusal(self) -> str | None:
+        """Why the router maps no port for a dial now, None where it might."""
+        return "switched off" if self._mapper is None else self._mapper.refusal()
+
+    def map_port(self, port: int) -> DialMapping:
+        """Ask the router for one dial's port, where there is no refusal. The dial releases it."""
+        assert self._mapper is not None, "port_mapping_refusal tells"
+        if len(self._dial_mappings) >= MAX_DIAL_MAPPINGS:
+            self._dial_mappings.popleft().release()
+        mapping = DialMapping(self._mapper, port, self._nursery)
+        self._dial_mappings.append(mapping)
+        return mapping
 
     # Tasks.
 

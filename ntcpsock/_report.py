@@ -95,6 +95,8 @@ class Report:
     profiles: what each side, "local" and "remote", knew of its NAT when the attempts began, in the words of RFC 4787
     (`translated`, `mapping`, `filtering`, `stray_syn`, `hairpin`), and its endpoints (`own`, and `seen` from outside);
     cause: why the connect failed, probably; advice: the one change that would help, where one is known.
+    port_mapping: what this side's router said when the connect wanted a port mapped, or why it was not asked; None:
+    none was wanted.
     """
 
     target: str
@@ -106,6 +108,7 @@ class Report:
     advice: str | None = None
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     cause: str | None = None
+    port_mapping: str | None = None
 
     def begin(self, name: str, now: float) -> Stage:
         """Open a stage. `now` is the clock that `started` was read from."""
@@ -170,6 +173,8 @@ class Report:
             )
         if self.attempts:
             lines.append(f"  budget of all attempts: {self.budget}")
+        if self.port_mapping:
+            lines.append(f"  port mapping: {self.port_mapping}")
         if self.cause:
             lines.append(f"  cause: {self.cause}")
         if self.advice:

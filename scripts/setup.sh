@@ -16,6 +16,7 @@ missing=""
 has nft || missing="$missing nftables"
 has ip || missing="$missing iproute2"
 has turnutils_stunclient || missing="$missing coturn"
+has miniupnpd || missing="$missing miniupnpd-nftables" # the daemon alone: nothing starts it, nothing is asked
 has redis-server || missing="$missing redis-server"
 has curl || missing="$missing curl"
 has ssh || missing="$missing openssh-client"
@@ -64,7 +65,7 @@ fi
     echo "Without python3-venv there is no $venv. Please: sudo apt-get install python3-venv" >&2
     exit 1
 }
-for program in nft ip turnutils_stunclient redis-server curl ssh sshd; do
+for program in nft ip turnutils_stunclient miniupnpd redis-server curl ssh sshd; do
     has "$program" || { echo "what needs these is left out, the rest works: sudo apt-get install$missing" >&2; break; }
 done
 

@@ -139,7 +139,7 @@ class TestInTheLab:
             "probable cause: Both NATs give every connection another port (symmetric), out of too many"
             in text
         )
-        assert "what would help: Give either side a public address or a forwarded port." in text
+        assert "what would help: Give either side a public address or a forwarded port" in text
         assert "no direct path to b.ntcp" in text.splitlines()[-2]
         assert "tcp-predict" in picture.read_text()
 

@@ -41,6 +41,7 @@ def test_lists_in_the_environment() -> None:
         {"NTCP_CONNECT_TIMEOUT": "soon"},
         {"NTCP_CONNECT_TIMEOUT": "0"},
         {"NTCP_WARM_PORTS": "65"},
+        {"NTCP_PORT_MAPPING": "on"},
         {"NTCP_CONFIG": "/nonexistent/ntcp.toml"},
     ],
 )

@@ -64,6 +64,8 @@ FLOORS = (
         (
             "_nursery",
             "_traversal.*.driver",
+            "_traversal.portmap.gateway",
+            "_traversal.portmap.upnp",
             "_traversal.punch.given",
             "_traversal.broker.link",
             "_traversal.broker.side",
@@ -111,6 +113,8 @@ FLOORS = (
         (
             "_traversal.gather",
             "_traversal.hops",
+            "_traversal.mapping",
+            "_traversal.mapping_probe",
             "_traversal.observe",
             "_traversal.ports",
             "_traversal.signals",
@@ -166,6 +170,8 @@ FLOORS = (
             "_traversal.stun.*",
             "_traversal.broker",
             "_traversal.broker.*",
+            "_traversal.portmap",
+            "_traversal.portmap.*",
             "_traversal.punch",
             "_traversal.punch.*",
             "_session",

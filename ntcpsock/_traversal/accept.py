@@ -412,7 +412,7 @@ class Acceptor:
     def _finish(
         self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes, technique: str | None
     ) -> None:
-        if technique not in JOINT_TECHNIQUES:
+        if technique is None:
             warm = self._node.listening_port
             standpoint = self._node.standpoint
             proven_host = standpoint.proven(pending.delivery.observed_host)
@@ -469,4 +469,4 @@ def kind_of(technique: str) -> PathKind:
     return _KINDS.get(technique, "tcp")
 
 
-_KINDS: dict[str, PathKind] = {"lan": "lan", "ipv6": "ipv6"}
+_KINDS: dict[str, PathKind] = {"lan": "lan", "ipv6": "ipv6", "port-mapped": "port-mapped"}

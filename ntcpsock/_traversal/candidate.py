@@ -8,7 +8,7 @@ from typing import Literal
 from ntcpsock._address import Endpoint, is_private_address, may_be_dialled
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, Transport
 
-DirectTechnique = Literal["public", "lan", "ipv6", "tcp-open"]
+DirectTechnique = Literal["public", "lan", "ipv6", "port-mapped", "tcp-open"]
 
 
 def is_loopback(host: str) -> bool:
@@ -18,16 +18,17 @@ def is_loopback(host: str) -> bool:
 def usable_candidates(
     candidates: Iterable[Candidate], transport: Transport, *, loopback_allowed: bool
 ) -> tuple[Candidate, ...]:
-    """Those of a peer's candidates that we are ready to send to, without repetitions.
+    """Those of a peer's candidates that we are ready to send to, without repetitions. (An endpoint that is both
+    reflexive and mapped is two: it may be punched to, and connected to.)
 
     Loopback is a place on *our* machine: a peer may name it only where the broker, too, was reached
     over loopback, so that peer and we are known to share the machine.
     """
-    chosen: dict[Endpoint, Candidate] = {}
+    chosen: dict[tuple[Endpoint, bool], Candidate] = {}
     for candidate in candidates:
         local_machine = loopback_allowed and is_loopback(candidate.host)
         if candidate.transport == transport and (local_machine or may_be_dialled(candidate.endpoint)):
-            chosen.setdefault(candidate.endpoint, candidate)
+            chosen.setdefault((candidate.endpoint, candidate.type == "mapped"), candidate)
     return tuple(chosen.values())[:MAX_CANDIDATES]
 
 
@@ -50,19 +51,30 @@ def has_public_host(candidates: Sequence[Candidate]) -> bool:
 def name_of_pair(local: Sequence[Candidate], remote: Candidate) -> DirectTechnique:
     """The technique that a connection between us and `remote` is. Both ends say the same of one connection
     as long as they know each other's candidates."""
-    if is_private_address(remote.host):
+    if remote.type != "mapped" and is_private_address(remote.host):
         return "lan"
     if remote.endpoint.is_ipv6:
         return "ipv6"
     if is_public_host(remote) or has_public_host(local):
         return "public"
-    return "tcp-open"
+    return "port-mapped" if remote.type == "mapped" or _is_mapped(local) else "tcp-open"
+
+
+def _is_mapped(local: Sequence[Candidate]) -> bool:
+    """Whether all that leaves our port comes from where it is mapped to, as with routers that keep ports."""
+    reflexive = {candidate.endpoint for candidate in local if candidate.type == "srflx"}
+    return bool(reflexive) and reflexive <= _mapped(local)
+
+
+def _mapped(candidates: Sequence[Candidate]) -> set[Endpoint]:
+    return {candidate.endpoint for candidate in candidates if candidate.type == "mapped"}
 
 
 def name_of_connection(
     local: Sequence[Candidate], remote: Sequence[Candidate], seen: Endpoint
 ) -> DirectTechnique:
     """The technique of a connection that came in from `seen`, which may be no announced candidate
-    (peer-reflexive, RFC 8445 section 7.3.1.3)."""
+    (peer-reflexive, RFC 8445 section 7.3.1.3). Where our port is mapped, that is how it came."""
     known = next((candidate for candidate in remote if candidate.endpoint == seen), None)
-    return name_of_pair(local, known or Candidate("prflx", "tcp", seen.host, seen.port))
+    name = name_of_pair(local, known or Candidate("prflx", "tcp", seen.host, seen.port))
+    return "port-mapped" if name == "tcp-open" and _mapped(local) else name

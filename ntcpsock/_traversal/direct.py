@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._config import TECHNIQUES, Encryption
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._raw.packet import Syn
@@ -22,6 +22,7 @@ from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.mapping import DialMapping, NoMapping
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.plan import (
     COSTLY_TECHNIQUES,
@@ -29,6 +30,7 @@ from ntcpsock._traversal.plan import (
     ipv6_head_start,
     make_joint_plan,
     make_plan,
+    mapping_delay,
     raw_obstacles,
 )
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -45,6 +47,12 @@ RACE_BUDGET = 8.0
 # An unanswered SYN gets company after this many seconds: another round from another port.
 ROUND_INTERVAL = 1.0
 MAX_ROUNDS = 3
+
+# The round that brings the port which our router maps: the last that an offer can name. It is said so often, because
+# datagrams get lost, with so many seconds between.
+MAPPED_ROUND = 16
+_MAPPED_OFFERS = 3
+_MAPPED_OFFER_INTERVAL = 0.75
 
 
 class DialContext(Protocol):
@@ -73,6 +81,9 @@ class DialContext(Protocol):
     @property
     def introductions(self) -> Introductions: ...
     async def take_port(self) -> WarmPort: ...
+    @property
+    def port_mapping_refusal(self) -> str | None: ...
+    def map_port(self, port: int) -> DialMapping: ...
 
 
 class DirectRace:
@@ -96,6 +107,7 @@ class DirectRace:
         self._ports = [warm]
         self._report = report
         self._given = given
+        self._mapping: DialMapping | None = None
         self._rtt = card.broker_rtt + node.broker_rtt
         # Whoever had to wait for the answer starts when it arrives, as the listener expects.
         self._is_ahead = dial.answer is None
@@ -126,6 +138,7 @@ class DirectRace:
                     await nursery.start(self._further_rounds, race)
                     earliest = ipv6_head_start(plan, self._rtt)
                     await nursery.start(self._joint_rounds, race, nursery, earliest)
+                    await nursery.start(self._mapped_round, race)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -142,6 +155,9 @@ class DirectRace:
                 self._given.withdraw()
             for port in self._ports[1:]:
                 port.close()
+            if self._mapping is not None:
+                used = connection is not None and connection.carrier.local.port == self._mapping.port
+                self._mapping.release(connection.carrier.socket if connection and used else None)
         return connection
 
     def _enter(
@@ -226,6 +242,54 @@ class DirectRace:
                     return  # the attempts under way go on
                 answer = self._dial.answer
                 self._enter(race, port, answer.candidates if answer else self._card.candidates, number)
+
+    async def _mapped_round(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have our router map a port of its own for this, and let the listener connect to that.
+
+        No SYN of ours leaves from it: many routers would give that one another port, and the answers to the
+        listener's would go the same way.
+        """
+        with race.more_may_come():
+            task_status.started()
+            warm = self._ports[0]
+            if not warm.needs_mapping:
+                return
+            delay = mapping_delay(
+                warm.profile, self._card.profile, self._card.candidates, techniques=self._node.techniques
+            )
+            await trio.sleep(delay)
+            self._report.port_mapping = self._node.port_mapping_refusal
+            if self._report.port_mapping is not None:
+                return
+            try:
+                port = await self._node.take_port()
+            except OSError:
+                return
+            self._ports.append(port)
+            self._mapping = self._node.map_port(port.port)
+            try:
+                mapping = await self._mapping.wait()
+            except NoMapping as error:
+                self._report.port_mapping = error.strerror
+                return
+            self._report.port_mapping = f"{mapping.protocol} maps {mapping.external}"
+            if is_private_address(mapping.external.host):
+                self._report.port_mapping += ", which another NAT hides"
+            if not port.set_mapped(mapping.external):
+                self._report.port_mapping += ", which is not where the Internet sees this side"
+                return
+            # Nothing is punched from it, so the listener needs no other address of it.
+            port.candidates = tuple(ours for ours in port.candidates if ours.type == "mapped")
+            theirs = self._card.candidates
+            targets = self._node.standpoint.targets(theirs, "tcp", self._proven_host, self._also_proven)
+            race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
+            offer = self._dial.offer(MAPPED_ROUND, port, self._node.broker_rtt)
+            for _ in range(_MAPPED_OFFERS):
+                try:
+                    await self._node.introductions.introduce(self._dial, offer)
+                except OSError:
+                    return
+                await trio.sleep(_MAPPED_OFFER_INTERVAL)
 
     async def _joint_rounds(
         self, race: Race, nursery: trio.Nursery, earliest: float, *, task_status: trio.TaskStatus[None]

@@ -12,7 +12,9 @@ from ntcpsock._traversal.punch.message import Candidate, NATProfile
 
 _SIDES = (("local", "this side"), ("remote", "the other side"))
 
-_OPEN_ONE_SIDE = "Give either side a public address or a forwarded port."
+_OPEN_ONE_SIDE = (
+    "Give either side a public address or a forwarded port, or switch PCP, NAT-PMP or UPnP on in its router"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,18 @@ def explain(report: Report) -> Explanation:
         if profile.get("mapping", "unknown") not in ("unknown", "endpoint-independent")
     ]
     foreseen = _foreseen(report.attempts)
+    says = "." if report.port_mapping is None else f"; this side's says: {report.port_mapping}."
+    advice = _OPEN_ONE_SIDE + says
     if len(changing) == 2:
-        return Explanation(
-            f"Both NATs give every connection another port (symmetric){foreseen}.", _OPEN_ONE_SIDE
-        )
+        return Explanation(f"Both NATs give every connection another port (symmetric){foreseen}.", advice)
     if changing:
         return Explanation(
             f"The NAT of {changing[0]} gives every connection another port (symmetric){foreseen}.",
-            _OPEN_ONE_SIDE,
+            advice,
         )
     if any("refused" in entry.outcome.lower() for entry in report.attempts):
-        return Explanation(
-            "What came from outside was refused, whatever had gone out before.", _OPEN_ONE_SIDE
-        )
-    return Explanation("Neither NAT let a connection through.", _OPEN_ONE_SIDE)
+        return Explanation("What came from outside was refused, whatever had gone out before.", advice)
+    return Explanation("Neither NAT let a connection through.", advice)
 
 
 def _foreseen(attempts: Sequence[Attempt]) -> str:

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.candidate import is_loopback, is_public_host
 from ntcpsock._traversal.interfaces import (
     further_uplinks,
     ipv4_addresses,
     ipv6_addresses,
     prefer_lasting_source,
 )
-from ntcpsock._traversal.nat import profile_from_observations
+from ntcpsock._traversal.nat import judge_external_address, profile_from_observations
 from ntcpsock._traversal.punch.driver import (
     choose_port,
     has_ipv6,
@@ -68,6 +68,24 @@ class WarmPort:
     def close(self) -> None:
         for sock in (*self.listeners, *self.stun_sockets):
             sock.close()
+
+    def set_mapped(self, external: Endpoint | None) -> bool:
+        """Take where a router maps the port to, None for nowhere. Whether that changes the candidates: an address
+        other than the one as which the world sees us is not passed on, since it may be anybody's."""
+        others = tuple(candidate for candidate in self.candidates if candidate.type != "mapped")
+        seen = [candidate.host for candidate in others if candidate.type == "srflx"]
+        if external is not None and judge_external_address(external.host, seen) != "elsewhere":
+            others = (*others[: MAX_CANDIDATES - 1], Candidate("mapped", "tcp", *external))
+        changed, self.candidates = others != self.candidates, others
+        return changed
+
+    @property
+    def needs_mapping(self) -> bool:
+        """Whether a router might stand between us and the Internet."""
+        hosts = [candidate for candidate in self.candidates if candidate.type == "host"]
+        return self.profile.translated is not False and not any(
+            is_loopback(candidate.host) or is_public_host(candidate) for candidate in hosts
+        )
 
     async def refresh(self) -> bool:
         """Ask the STUN server again over the same connection. Whether the port is (still) seen as before, and the

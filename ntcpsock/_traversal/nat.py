@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._traversal.punch.message import NATProfile
+
+#: What a mapping at a router's external address is worth: reached by everybody; only from inside the carrier's network,
+#: because another NAT comes after the router; nothing, because the world sees us at another address.
+ExternalVerdict = Literal["public", "double NAT", "elsewhere"]
+
+
+def judge_external_address(external: str, seen: Sequence[str]) -> ExternalVerdict:
+    """The verdict on the address that a router tells as its own.
+
+    seen: the addresses as which STUN servers see us; without a public one the router is believed.
+    """
+    if is_private_address(external):
+        return "double NAT"
+    public = [host for host in seen if not is_private_address(host)]
+    return "elsewhere" if public and external not in public else "public"
 
 
 def profile_from_observations(local: Endpoint, mapped: Sequence[Endpoint]) -> NATProfile:

@@ -28,6 +28,17 @@ SHORTEST_FOREIGN_LAN_DELAY = 0.3
 # The machine's own choice of an uplink comes first: others may be slow or cost money.
 UPLINK_DELAY_RTTS = 1.0
 
+# Seconds until a dialer asks its own router for a port, so that the listener can connect to it: at once where one of
+# the NATs is known to change its mappings, and else when the punch had its time. Where the listener can be reached
+# anyhow there is more of it.
+_MAPPING_DELAY = {True: 0.0, None: 0.5, False: 1.0}
+_UNNEEDED_MAPPING_DELAY = 1.5
+
+# A listener whose router forwards a port lets the dialer come first: its own SYN would leave its router from another
+# port, and lead the answer to the dialer's SYN the same way.
+MAPPED_COURTESY_RTTS = 1.5
+SHORTEST_MAPPED_COURTESY = 0.1
+
 #: Techniques that both sides do together, in a round that the leader announces.
 JOINT_TECHNIQUES = ("tcp-predict", "tcp-stunt2", "tcp-natblaster", "tcp-stunt1")
 
@@ -124,9 +135,11 @@ def make_plan(
         technique = name_of_pair(local, candidate)
         if technique not in techniques or not _has_family_of(candidate, local):
             continue
-        delay = 0.0 if technique == "lan" else wait
-        if technique == "lan" and not _may_share_network(local, remote):
+        delay = 0.0 if technique in ("lan", "port-mapped") else wait
+        if is_private_address(candidate.host) and not _may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
+        if technique == "tcp-open" and any(ours.type == "mapped" for ours in local):
+            delay = max(delay, SHORTEST_MAPPED_COURTESY, MAPPED_COURTESY_RTTS * rtt)
         planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
     planned = [
         replace(attempt, delay=attempt.delay + LATE) if attempt.technique in late else attempt
@@ -138,7 +151,8 @@ def make_plan(
         for uplink in uplinks
         if attempt.technique != "lan" and attempt.remote.is_ipv6 == (":" in uplink)
     ]
-    planned.sort(key=lambda attempt: attempt.delay)
+    # Where two begin at the same time to the same endpoint, the first one counts.
+    planned.sort(key=lambda attempt: (attempt.delay, attempt.technique != "port-mapped"))
     next_check = 0.0
     for number, attempt in enumerate(planned):
         if attempt.remote.host != proven_host and attempt.remote.host not in also_proven:
@@ -224,6 +238,18 @@ def raw_obstacles(
                 f"{technique}: the broker sends no SYN-ACKs: its operator has not switched --allow-spoofing on"
             )
     return obstacles
+
+
+def mapping_delay(
+    local: NATProfile, remote: NATProfile, candidates: Sequence[Candidate], *, techniques: Collection[str]
+) -> float:
+    """Seconds after its start when a dialer asks its own router for a port. candidates: the listener's."""
+    if "tcp-open" not in techniques:
+        return 0.0
+    delay = _MAPPING_DELAY[_either_changes(local, remote)]
+    if has_public_host(candidates) or any(candidate.type == "mapped" for candidate in candidates):
+        return max(delay, _UNNEEDED_MAPPING_DELAY)
+    return delay
 
 
 def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:

@@ -17,6 +17,7 @@ from ntcpsock._traversal.gather import (
     gather_tcp,
     gather_udp,
 )
+from ntcpsock._traversal.mapping import Mapping, PortMapper
 from ntcpsock._traversal.punch.driver import accept_connections
 from ntcpsock._traversal.punch.message import Candidate
 
@@ -103,16 +104,21 @@ class DialPorts:
 
 
 class ListeningPort:
-    """The port at which a node's listeners are reached. `keep` runs as a task from the first listener on."""
+    """The port at which a node's listeners are reached. `keep` runs as a task from the first listener on.
+
+    mapper: what asks the router for it; None: nobody does.
+    """
 
     def __init__(
         self,
         servers: Sequence[Endpoint],
         serve: Callable[[trio.socket.SocketType], Awaitable[None]],
         changed: Callable[[], Awaitable[None]],
+        mapper: PortMapper | None = None,
     ) -> None:
         self._servers = servers
         self._serve = serve
+        self._mapper = mapper
         self._changed = changed
         self.warm: WarmPort | None = None
 
@@ -124,6 +130,8 @@ class ListeningPort:
             while True:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, self.warm)
+                    if self._mapper is not None and self.warm.needs_mapping:
+                        nursery.start_soon(self._keep_mapped, self._mapper, self.warm)
                     while not self._servers or await self.warm.refresh():
                         await trio.sleep(TCP_REFRESH_INTERVAL)
                     fresh = await self._gather_again()
@@ -146,6 +154,13 @@ class ListeningPort:
                 return fresh
             fresh.close()
             await trio.sleep(GATHER_RETRY)
+
+    async def _keep_mapped(self, mapper: PortMapper, warm: WarmPort) -> None:
+        async def changed(mapping: Mapping | None) -> None:
+            if warm.set_mapped(None if mapping is None else mapping.external):
+                await self._changed()
+
+        await mapper.keep(warm.port, changed)
 
     async def _accept(self, warm: WarmPort) -> None:
         async with trio.open_nursery() as nursery:

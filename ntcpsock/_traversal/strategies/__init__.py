@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from ntcpsock._traversal.strategies import (
     ipv6,
     lan,
+    port_mapped,
     public,
     tcp_natblaster,
     tcp_open,
@@ -20,6 +21,7 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "public": public.attempt,
     "lan": lan.attempt,
     "ipv6": ipv6.attempt,
+    "port-mapped": port_mapped.attempt,
     "tcp-open": tcp_open.attempt,
     "tcp-predict": tcp_predict.attempt,
     "tcp-stunt2": tcp_stunt2.attempt,

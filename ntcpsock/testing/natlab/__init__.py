@@ -21,7 +21,8 @@ from ntcpsock.testing.natlab.namespace import (
     reexec_in_user_namespace,
     remove_stale,
 )
-from ntcpsock.testing.natlab.place import Host, Place, Router, RunningCall
+from ntcpsock.testing.natlab.place import Host, MappedPort, Place, Router, RunningCall
+from ntcpsock.testing.natlab.port_mapper import PortMapper, port_mapper
 from ntcpsock.testing.natlab.presets import PRESETS, parse_kind
 from ntcpsock.testing.natlab.router.behaviour import (
     Allocation,
@@ -50,6 +51,7 @@ __all__ = [
     "Lab",
     "LabUnavailable",
     "Link",
+    "MappedPort",
     "Mapping",
     "NatKind",
     "OnError",
@@ -57,6 +59,7 @@ __all__ = [
     "Outward",
     "PRESETS",
     "Place",
+    "PortMapper",
     "Router",
     "RunningCall",
     "SequenceCheck",
@@ -73,6 +76,7 @@ __all__ = [
     "open_lab",
     "parse_behaviour",
     "parse_kind",
+    "port_mapper",
     "reexec_in_user_namespace",
     "remove_stale",
 ]

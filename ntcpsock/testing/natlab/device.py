@@ -71,7 +71,7 @@ class Tun:
     link_header_size = 0
 
     def __init__(self, namespace: str, name: str, *, whole_streams: bool) -> None:
-        with _inside(namespace):
+        with inside(namespace):
             self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
             fcntl.ioctl(self._fd, _TUNSETIFF, request)
@@ -183,7 +183,7 @@ def enter_new_namespace() -> None:
 
 
 @contextlib.contextmanager
-def _inside(namespace: str) -> Iterator[None]:
+def inside(namespace: str) -> Iterator[None]:
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     there = os.open(DIRECTORY / namespace, os.O_RDONLY)
     try:

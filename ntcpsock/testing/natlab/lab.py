@@ -278,9 +278,16 @@ class Lab:
                 raise LabUnavailable("the proxy does not start: see its error above")
         uplink.router.proxy = (uplink.gateway, proxy.PORT)
 
-    def _ask(self, what: str, router: Router | None = None) -> Any:
+    def _ask(self, what: str, router: Router | None = None, **more: Any) -> Any:
         assert self._wire is not None
-        return self._wire.ask(what, None if router is None else router.name)
+        return self._wire.ask(what, None if router is None else router.name, **more)
+
+    def _forward(self, router: Router, port: int, inner: tuple[str, int] | None) -> None:
+        number = None if inner is None else (int(IPv4Address(inner[0])), inner[1])
+        self._ask("forward", router, port=port, inner=number)
+
+    def _gateway(self, router: Router) -> str:
+        return next(uplink.gateway for uplink in self._uplinks if uplink.router is router)
 
     def _mappings(self, router: Router) -> list[dict[str, Any]]:
         return [

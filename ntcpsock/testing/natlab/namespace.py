@@ -35,11 +35,11 @@ def new_tag() -> str:
     return f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}-"
 
 
-def tool(name: str) -> str:
+def tool(name: str, package: str | None = None) -> str:
     """The path of `ip`, `nft` or `nsenter`; sbin is searched although a user's PATH may lack it."""
     path = shutil.which(name, path=_SEARCH_PATH)
     if path is None:
-        raise LabUnavailable(f"the program {name!r} is missing (Debian package {_TOOLS[name]})")
+        raise LabUnavailable(f"the program {name!r} is missing (Debian package {package or _TOOLS[name]})")
     return path
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ntcpsock.testing.natlab.conntrack import flush
@@ -199,6 +200,15 @@ class Router(Place):
             raise ValueError(f"{self.name} is a real Linux router: ask its nft counters")
         drops: dict[str, int] = self._lab._ask("dropped", self)
         return drops
+
+
+@dataclass(frozen=True, slots=True)
+class MappedPort:
+    """A port of the router that leads to a host behind it."""
+
+    external_port: int
+    host: str
+    port: int
 
 
 def _wait_readable(fd: int, timeout: float, process: subprocess.Popen[bytes]) -> None:

@@ -163,6 +163,10 @@ class Wire:
         if request["ask"] == "forget":
             nat.forget()
             return None
+        if request["ask"] == "forward":
+            inner = request["inner"]
+            nat.forward(request["port"], None if inner is None else tuple(inner))
+            return None
         if request["ask"] == "dropped":
             return dict(nat.dropped)
         return nat.mappings(time.monotonic())

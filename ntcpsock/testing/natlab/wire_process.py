@@ -57,10 +57,10 @@ class WireProcess:
         if answer != "ready":
             raise LabUnavailable(f"the wire does not start: {answer or 'see its error above'}")
 
-    def ask(self, what: str, router: str | None = None) -> Any:
+    def ask(self, what: str, router: str | None = None, **more: Any) -> Any:
         """One question, and its answer. Raises LabUnavailable where the wire has died."""
         with self._asking:
-            self._tell(json.dumps({"ask": what, "router": router}))
+            self._tell(json.dumps({"ask": what, "router": router, **more}))
             answer = self._answers.readline()
         if not answer:
             raise LabUnavailable("the wire has ended: see its error above")

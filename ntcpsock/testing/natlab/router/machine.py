@@ -106,6 +106,10 @@ class Nat:
         self._table.clear()
         self._fragments = (FragmentTable(), FragmentTable())
 
+    def forward(self, port: int, inner: Endpoint | None) -> None:
+        """Lead TCP connections to a public port to an inner endpoint, or (None) no longer."""
+        self._table.forward(TCP, port, inner)
+
     def mappings(self, now: float) -> list[dict[str, Any]]:
         """The mappings in force: protocol, inner and outer endpoint, remote endpoints; addresses are numbers."""
         return [

@@ -57,6 +57,7 @@ class MappingTable:
         self._by_key: dict[_Key, MappingEntry] = {}
         self._by_outer: dict[tuple[int, Endpoint], MappingEntry] = {}
         self._by_flow: dict[tuple[int, Endpoint, Endpoint], Session] = {}
+        self._forwards: dict[tuple[int, Endpoint], Endpoint] = {}
         self._sessions = 0
         self._next_sweep = 0.0
 
@@ -89,16 +90,36 @@ class MappingTable:
             entry = self._map(protocol, inner, key, now)
         return None if entry is None else self._admit(entry, remote, now)
 
+    def forward(self, protocol: int, port: int, inner: Endpoint | None) -> None:
+        """Lead whatever comes to a public port to an inner endpoint, because a host behind has asked for it.
+
+        None: no longer; sessions go on. An outgoing flow is mapped as ever.
+        """
+        outer = (self._public, port)
+        if inner is None:
+            self._forwards.pop((protocol, outer), None)
+        else:
+            self._forwards[protocol, outer] = inner
+
     def inbound(self, protocol: int, outer: Endpoint, now: float) -> MappingEntry | None:
         """The mapping that a packet to a public endpoint belongs to."""
         entry = self._by_outer.get((protocol, outer))
-        return None if entry is None or self._ended(entry, now) else entry
+        if entry is not None and self._ended(entry, now):
+            entry = None
+        inner = self._forwards.get((protocol, outer))
+        if inner is None or (entry is not None and entry.inner == inner):
+            return entry
+        forwarded = MappingEntry(protocol, inner, outer, (protocol, *inner, *outer, None), None)
+        self._by_outer[protocol, outer] = forwarded
+        return forwarded
 
     def arriving(self, entry: MappingEntry, remote: Endpoint, now: float) -> Session | None:
         """The session of an incoming packet, where filtering lets it in."""
         session = self._alive(entry.sessions.get(remote), now)
         if session is not None:
             return session
+        if (entry.protocol, entry.outer) in self._forwards:
+            return self._admit(entry, remote, now)
         filtering = self.words(entry.protocol).filtering
         if filtering is Filtering.ADDRESS_AND_PORT_DEPENDENT:
             return None
@@ -143,6 +164,7 @@ class MappingTable:
         self._by_key.clear()
         self._by_outer.clear()
         self._by_flow.clear()
+        self._forwards.clear()
         self._sessions = 0
 
     def _key(self, protocol: int, inner: Endpoint, remote: Endpoint) -> _Key:
@@ -163,8 +185,10 @@ class MappingTable:
         else:
 
             def is_free(port: int) -> bool:
-                entry = self._by_outer.get((protocol, (self._public, port)))
-                return entry is None or self._ended(entry, now)
+                outer = (self._public, port)
+                entry = self._by_outer.get((protocol, outer))
+                lent = self._forwards.get((protocol, outer), inner) != inner
+                return not lent and (entry is None or self._ended(entry, now))
 
             ports = self._tcp_ports if protocol == TCP else self._udp_ports
             port = ports.choose(*inner, is_free)
