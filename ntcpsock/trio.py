@@ -20,6 +20,8 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint, parse_broker, parse_host_port
 from ntcpsock._config import Config
+from ntcpsock._diagnose import diagnose as _diagnose
+from ntcpsock._diagnosis import Diagnosis
 from ntcpsock._errors import BrokerUnreachable, ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
@@ -38,6 +40,7 @@ __all__ = [
     "NTCPStream",
     "PlainStream",
     "Node",
+    "diagnose",
     "install",
     "open_listener",
     "open_node",
@@ -93,6 +96,28 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
         finally:
             _current_node.reset(token)
             node.close()
+
+
+async def diagnose(
+    config: Config | None = None,
+    *,
+    lifetime: bool = False,
+    found: Callable[[Diagnosis], None] | None = None,
+    **settings: Any,
+) -> Diagnosis:
+    """What NAT is between this host and the world, who can be reached through it, and what would help.
+
+    Asks the configured STUN servers, else those of the broker, in less than 5 seconds; needs no node. With `lifetime`
+    it also measures how long the NAT keeps an idle mapping, in up to 5 minutes, and remembers that for the keep-alives
+    of this network; `found` is called with what is known before. Settings as in `open_node`. Raises ConfigurationError,
+    IdentityMismatch, and BrokerUnreachable for a host name that cannot be resolved; a network where nothing works is
+    a diagnosis.
+    """
+    if config is None:
+        config = Config.load(**settings)
+    elif settings:
+        config = replace(config, **settings)
+    return await _diagnose(config, lifetime=lifetime, found=found)
 
 
 def socket(

@@ -24,6 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--other-port", type=int, metavar="PORT2", help="second port (3479 beside --other-address)"
     )
+    parser.add_argument(
+        "--no-connect-back", action="store_true", help="never connect to TCP clients that ask for it"
+    )
     return parser.parse_args()
 
 
@@ -37,6 +40,7 @@ async def main(arguments: argparse.Namespace) -> None:
                     arguments.port,
                     other_address=arguments.other_address,
                     other_port=arguments.other_port,
+                    connect_back=not arguments.no_connect_back,
                 )
             )
             other = f" other {addresses.other}" if addresses.other else ""

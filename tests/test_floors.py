@@ -37,7 +37,7 @@ class Floor:
 FLOORS = (
     Floor(
         "F0 words",
-        ("_version", "_errors", "_address", "_config", "_identity", "_report"),
+        ("_version", "_errors", "_address", "_config", "_identity", "_report", "_diagnosis"),
         frozenset({"F0 words"}),
         "words are what all floors share, so they depend on none",
         frozenset({"trio", "ssl", "threading", "select", "asyncio"}),
@@ -64,6 +64,8 @@ FLOORS = (
         (
             "_nursery",
             "_traversal.*.driver",
+            "_traversal.discovery.tcp_driver",
+            "_traversal.discovery.udp_driver",
             "_traversal.punch.given",
             "_traversal.broker.link",
             "_session.carrier",
@@ -85,7 +87,14 @@ FLOORS = (
     ),
     Floor(
         "F3 pure decisions",
-        ("_traversal.plan", "_traversal.nominate", "_traversal.aim", "_traversal.prediction"),
+        (
+            "_traversal.plan",
+            "_traversal.nominate",
+            "_traversal.aim",
+            "_traversal.prediction",
+            "_traversal.discovery.findings",
+            "_traversal.discovery.prospects",
+        ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
         WORLD - {"random"},
@@ -94,6 +103,7 @@ FLOORS = (
     Floor(
         "F3 decisions",
         (
+            "_traversal.discover",
             "_traversal.gather",
             "_traversal.observe",
             "_traversal.ports",
@@ -115,6 +125,7 @@ FLOORS = (
             "_traversal.direct",
             "_traversal.connect",
             "_traversal.accept",
+            "_diagnose",
             "_listener",
             "_node",
         ),
@@ -140,6 +151,8 @@ FLOORS = (
             "_traversal.stun.*",
             "_traversal.broker",
             "_traversal.broker.*",
+            "_traversal.discovery",
+            "_traversal.discovery.*",
             "_traversal.punch",
             "_traversal.punch.*",
             "_session",

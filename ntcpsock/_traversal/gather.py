@@ -21,6 +21,7 @@ from ntcpsock._traversal.punch.driver import (
     local_addresses,
     open_punch_listener,
     open_punch_socket,
+    source_address,
 )
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, NATProfile
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
@@ -135,7 +136,7 @@ class WarmDatagramPort:
         except (OSError, trio.TooSlowError):
             return False
         port = int(self.socket.getsockname()[1])
-        host = Candidate("host", "udp", _source_address(self._server), port)
+        host = Candidate("host", "udp", source_address(self._server), port)
         reflexive = Candidate("srflx", "udp", *result.mapped)
         self.candidates = (host,) if host.endpoint == reflexive.endpoint else (host, reflexive)
         return True
@@ -156,12 +157,3 @@ async def gather_udp(server: Endpoint) -> WarmDatagramPort:
         warm.close()
         raise
     return warm
-
-
-def _source_address(destination: Endpoint) -> str:
-    """The local address from which the kernel would send to `destination`; nothing is sent."""
-    import socket as stdlib_socket
-
-    with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as probe:
-        probe.connect(destination)
-        return str(probe.getsockname()[0])

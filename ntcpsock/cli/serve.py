@@ -47,6 +47,13 @@ def serve(
     other_stun_port: Annotated[
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
     ] = DEFAULT_OTHER_STUN_PORT,
+    connect_back: Annotated[
+        bool,
+        typer.Option(
+            "--connect-back/--no-connect-back",
+            help="Connect to TCP clients of the STUN server that ask for it, so that they learn how they are filtered.",
+        ),
+    ] = True,
     state_dir: StateDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
@@ -57,7 +64,7 @@ def serve(
     for option, address in (("--listen", listen), ("--other-address", other_address)):
         if address is not None and not _is_address(address):
             raise typer.BadParameter("expected a numeric address", param_hint=option)
-    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, state_dir)
+    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, connect_back, state_dir)
 
     async def main() -> None:
         await _serve(options, as_json)
@@ -74,6 +81,7 @@ class Options:
     broker_port: int
     stun_port: int
     other_stun_port: int
+    connect_back: bool
     state_dir: Path | None
 
 
@@ -129,6 +137,7 @@ async def _serve_stun(options: Options, task_status: trio.TaskStatus[StunAddress
         other_port=options.other_stun_port
         if options.stun_port or options.other_stun_port != DEFAULT_OTHER_STUN_PORT
         else 0,
+        connect_back=options.connect_back,
         task_status=task_status,
     )
 

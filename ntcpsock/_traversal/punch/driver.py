@@ -185,6 +185,14 @@ def path_rtt(sock: stdlib_socket.socket) -> float | None:
     return float(_TCP_INFO_RTT.unpack(info)[0]) / 1e6 if len(info) == _TCP_INFO_RTT.size else None
 
 
+def source_address(destination: Endpoint) -> str:
+    """The local address from which the kernel would send to `destination`; nothing is sent. Raises OSError."""
+    family = stdlib_socket.AF_INET6 if destination.is_ipv6 else stdlib_socket.AF_INET
+    with stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM) as probe:
+        probe.connect(destination)
+        return str(probe.getsockname()[0])
+
+
 def local_addresses() -> tuple[str, ...]:
     """This machine's IPv4 addresses, loopback left out. Empty where the platform does not tell."""
     if not sys.platform.startswith("linux"):
