@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,6 +65,7 @@ class Node:
         session: BrokerSession,
         servers: Sequence[Endpoint],
         nursery: trio.Nursery,
+        pace: float = 1.0,
     ) -> None:
         self.config = config
         self.stun_servers = tuple(servers)
@@ -72,13 +74,15 @@ class Node:
         self._nursery = nursery
         self.introductions = Introductions(session, identity, pins, nursery)
         self.background = Background(nursery)
-        self._dial_ports = DialPorts(servers, config.warm_ports)
+        # A lazy node has no ports that would have to be kept alive.
+        warm_ports = 0 if math.isinf(pace) else config.warm_ports
+        self._dial_ports = DialPorts(servers, warm_ports, pace)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
+        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed, pace)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
+        self._datagram_port = DatagramPort(servers[0], self._card_changed, pace) if servers else None
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False

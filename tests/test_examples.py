@@ -225,6 +225,7 @@ def test_settings_file_names_every_setting() -> None:
         "techniques",
         "connect_timeout",
         "broker_timeout",
+        "keep_alive",
         "keep_alive_interval",
         "warm_ports",
     ):

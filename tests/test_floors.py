@@ -45,7 +45,7 @@ FLOORS = (
     ),
     Floor(
         "F2 state",
-        ("_state",),
+        ("_state", "_lifetimes"),
         frozenset({"F0 words"}),
         "keys and pins in files are of use to nodes, servers and commands alike",
         frozenset({"trio", "socket", "ssl", "select", "asyncio"}),
@@ -64,6 +64,7 @@ FLOORS = (
         (
             "_nursery",
             "_traversal.*.driver",
+            "_traversal.discovery.lifetime_driver",
             "_traversal.discovery.tcp_driver",
             "_traversal.discovery.udp_driver",
             "_traversal.punch.given",

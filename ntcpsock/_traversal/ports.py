@@ -25,10 +25,14 @@ GATHER_RETRY = 5.0
 
 
 class DialPorts:
-    """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end."""
+    """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end.
 
-    def __init__(self, servers: Sequence[Endpoint], size: int) -> None:
+    pace: of all three kinds of ports, what the usual intervals between refreshes are multiplied by; inf: none.
+    """
+
+    def __init__(self, servers: Sequence[Endpoint], size: int, pace: float = 1.0) -> None:
         self._servers = servers
+        self._pace = pace
         self._size = size
         self._ready: deque[WarmPort] = deque()
         self._gathering = 0
@@ -67,7 +71,7 @@ class DialPorts:
                         nursery.start_soon(self._gather)
                     if len(self._ready) >= self._size:
                         self._filled.set()
-                    with trio.move_on_after(TCP_REFRESH_INTERVAL) as idle:
+                    with trio.move_on_after(TCP_REFRESH_INTERVAL * self._pace) as idle:
                         await self._changed.wait()
                     if idle.cancelled_caught:
                         await self._refresh()
@@ -110,8 +114,10 @@ class ListeningPort:
         servers: Sequence[Endpoint],
         serve: Callable[[trio.socket.SocketType], Awaitable[None]],
         changed: Callable[[], Awaitable[None]],
+        pace: float = 1.0,
     ) -> None:
         self._servers = servers
+        self._pace = pace
         self._serve = serve
         self._changed = changed
         self.warm: WarmPort | None = None
@@ -125,7 +131,7 @@ class ListeningPort:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, self.warm)
                     while not self._servers or await self.warm.refresh():
-                        await trio.sleep(TCP_REFRESH_INTERVAL)
+                        await trio.sleep(TCP_REFRESH_INTERVAL * self._pace)
                     fresh = await self._gather_again()
                     # Connections that are being authenticated end with the old port: their dialers try again.
                     nursery.cancel_scope.cancel()
@@ -155,8 +161,9 @@ class ListeningPort:
 class DatagramPort:
     """The UDP port whose candidates stand in the card. `keep` runs as a task for the node's life."""
 
-    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]], pace: float = 1.0) -> None:
         self._server = server
+        self._pace = pace
         self._changed = changed
         self.candidates: tuple[Candidate, ...] = ()
 
@@ -176,6 +183,6 @@ class DatagramPort:
             if warm.candidates != self.candidates:
                 self.candidates = warm.candidates
                 await self._changed()
-            await trio.sleep(UDP_REFRESH_INTERVAL)
+            await trio.sleep(UDP_REFRESH_INTERVAL * self._pace)
             if not await warm.refresh():
                 return

@@ -14,9 +14,11 @@ from ntcpsock._diagnosis import (
     BrokerState,
     Diagnosis,
     Finding,
+    Lifetime,
     Prospect,
     TransportFindings,
 )
+from ntcpsock._lifetimes import keep_alive_interval
 from ntcpsock.trio import diagnose
 
 _MAPPING = {
@@ -38,12 +40,21 @@ _MARKS = {"yes": "✓", "no": "✗", "perhaps": "~", "unknown": "?"}
 async def diagnose_and_show(config: Config, *, lifetime: bool, console: Console | None = None) -> Diagnosis:
     """Diagnose, and print what was found as soon as it is known."""
     console = console or Console()
+
+    def found(early: Diagnosis) -> None:
+        show_diagnosis(early, console)
+        console.print(Text("\nHow long is an idle UDP mapping kept?", style="bold cyan"))
+
+    def progress(seconds: float, alive: bool) -> None:
+        console.print(f"{seconds:g} s: {'alive' if alive else 'gone'}", highlight=False)
+
     if not lifetime:
         diagnosis = await diagnose(config)
         show_diagnosis(diagnosis, console)
         return diagnosis
-    diagnosis = await diagnose(config, lifetime=True, found=lambda early: show_diagnosis(early, console))
-    show_lifetime(diagnosis, console)
+    diagnosis = await diagnose(config, lifetime=True, found=found, progress=progress)
+    lifetime_found = diagnosis.discovery.udp.lifetime
+    console.print(_lifetime_text(lifetime_found))
     return diagnosis
 
 
@@ -64,8 +75,11 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(Text(took + (" (guessed)" if diagnosis.servers_guessed else ""), style="dim"))
 
 
-def show_lifetime(diagnosis: Diagnosis, console: Console) -> None:
-    """What was found last."""
+def _lifetime_text(found: Lifetime) -> Text:
+    if found.longest_alive is None:
+        return Text(found.why, style="yellow")
+    every = keep_alive_interval(found.longest_alive)
+    return Text(f"{found.value}: nodes on this network send a keep-alive every {every:.0f} s from now on.")
 
 
 def _nat_table(udp: TransportFindings, tcp: TransportFindings) -> Table:

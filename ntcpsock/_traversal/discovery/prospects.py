@@ -165,8 +165,14 @@ def advice(discovery: Discovery) -> tuple[str, ...]:
     found: list[str] = []
     if udp.reachable.truth is False:
         found.append("Let UDP out to the broker's port (6060 by default): without it nobody is met.")
-    weak = any(one.verdict in ("no", "perhaps") and one.peer != NO_UDP for one in prospects(discovery))
-    if tcp.reachable.truth and tcp.translated.truth and (weak or tcp.mapping.value != EIM):
+    if tcp.reachable.truth is False:
+        found.append(
+            "Let TCP out to the STUN servers' port (3478 by default): without it no port is known outside."
+        )
+    weak = udp.reachable.truth is not False and any(
+        one.verdict in ("no", "perhaps") and one.peer != NO_UDP for one in prospects(discovery)
+    )
+    if tcp.translated.truth and weak:
         found.append(_reachable_by_mapping(discovery))
     if tcp.stray.value == "reset":
         found.append(

@@ -74,7 +74,7 @@ class UdpProber:
             self._report(await _filtering(batch[0]))
 
     async def _ask_from_one_port(self, batch: Batch) -> None:
-        with await _open_socket(batch[0].server) as sock:
+        with await open_socket(batch[0].server) as sock:
             outcomes = await ask_all(sock, [(probe, probe.server, ()) for probe in batch], PATIENCE)
         for outcome in outcomes:
             self._report(outcome)
@@ -91,14 +91,14 @@ class UdpProber:
 
 
 async def _ask_once(probe: Probe, attributes: Sequence[Attribute], patience: float) -> Outcome:
-    with await _open_socket(probe.server) as sock:
+    with await open_socket(probe.server) as sock:
         return (await ask_all(sock, [(probe, probe.server, attributes)], patience))[0]
 
 
 async def _filtering(probe: Probe) -> Outcome:
     """RFC 5780 section 4.4: open the door to the server, and have somebody else answer."""
     change = ChangeRequest(change_address=probe.question == "filtering-address", change_port=True)
-    with await _open_socket(probe.server) as sock:
+    with await open_socket(probe.server) as sock:
         opened = (await ask_all(sock, [(probe, probe.server, ())], PATIENCE))[0]
         if opened.answer != "answered":
             return replace(opened, text="no answer even without a change")
@@ -109,7 +109,7 @@ async def _hairpin(probe: Probe) -> Outcome:
     """Two ports, each of which sends to the other's public endpoint: both have opened the way then, so that what
     does not arrive is not only filtered."""
     token = secrets.token_bytes(TRANSACTION_ID_LENGTH)
-    with await _open_socket(probe.server) as first, await _open_socket(probe.server) as second:
+    with await open_socket(probe.server) as first, await open_socket(probe.server) as second:
         seen = [(await ask_all(sock, [(probe, probe.server, ())], PATIENCE))[0] for sock in (first, second)]
         targets = [outcome.mapped for outcome in seen if outcome.mapped is not None]
         if len(targets) < 2:
@@ -194,7 +194,7 @@ async def _hops(probe: Probe) -> Outcome:
         return Outcome(probe, "error", text="this system does not tell")
     hops = [""] * _HIGHEST_TTL
     requests: dict[bytes, int] = {}
-    with await _open_socket(probe.server) as sock:
+    with await open_socket(probe.server) as sock:
         sock.setsockopt(stdlib_socket.IPPROTO_IP, _IP_RECVERR, 1)
         for ttl in range(1, _HIGHEST_TTL + 1):
             data = encode_message(binding_request(secrets.token_bytes(TRANSACTION_ID_LENGTH)))
@@ -243,7 +243,8 @@ def _read_hops(
     return bool(address[0] == server.host)
 
 
-async def _open_socket(server: Endpoint) -> trio.socket.SocketType:
+async def open_socket(server: Endpoint) -> trio.socket.SocketType:
+    """A UDP socket on a free port, of the server's family. Raises OSError."""
     family = stdlib_socket.AF_INET6 if server.is_ipv6 else stdlib_socket.AF_INET
     sock = trio.socket.socket(family, stdlib_socket.SOCK_DGRAM)
     try:
