@@ -34,6 +34,7 @@ from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
@@ -77,6 +78,7 @@ class Node:
         # A lazy node has no ports that would have to be kept alive.
         warm_ports = 0 if math.isinf(pace) else config.warm_ports
         self._dial_ports = DialPorts(servers, warm_ports, pace)
+        self._learned = Learned(servers)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
         self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed, pace)
@@ -230,7 +232,7 @@ class Node:
             await self._register_quietly()
 
     def _card(self) -> bytes | None:
-        warm = self._listening.warm
+        warm = self.listening_port
         if warm is None or self._certificate is None or self.private or not self._listeners:
             return None
         candidates = warm.candidates + (self._datagram_port.candidates if self._datagram_port else ())
@@ -284,7 +286,8 @@ class Node:
 
     @property
     def listening_port(self) -> WarmPort | None:
-        return self._listening.warm
+        warm = self._listening.warm
+        return None if warm is None else self._learned.inform(warm)
 
     def listens(self, port: int) -> bool:
         """Whether a listener of this node has `port`."""
@@ -313,7 +316,7 @@ class Node:
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        return await self._dial_ports.take()
+        return self._learned.inform(await self._dial_ports.take())
 
     # Tasks.
 
@@ -325,6 +328,13 @@ class Node:
         self._nursery.start_soon(self._dial_ports.keep)
         if self._datagram_port is not None:
             self._nursery.start_soon(self._datagram_port.keep)
+        if self.config.keep_alive != "lazy":
+            self._nursery.start_soon(self._learn)
+
+    async def _learn(self) -> None:
+        await self._dial_ports.wait_filled()
+        if await self._learned.learn():
+            await self._card_changed()
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""

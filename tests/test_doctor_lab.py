@@ -7,6 +7,7 @@ import subprocess
 from contextlib import ExitStack
 from typing import Any
 
+import doctor_programs as programs
 import pytest
 
 from ntcpsock.cli.stage import NTCP, Stage, open_stage
@@ -263,6 +264,14 @@ def test_lifetime_sets_the_keep_alive(nat_lab: NatLabFactory) -> None:
         lifetime = found["udp"]["lifetime"]
         assert (lifetime["longest_alive"], lifetime["shortest_dead"]) == (2.0, 4.0)
         assert json.loads((stage.folder / "a" / "lifetimes.json").read_text()) == {"11.22.33.2": 2.0}
+
+
+def test_a_node_completes_its_card(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("rfc+tcp:icmp", "none", delay=DELAY)
+    first, second = lab.server_addresses
+    with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
+        settings = {name: stage.environment("a")[name] for name in ("NTCP_BROKER", "NTCP_STATE")}
+        assert lab.host_a.call(programs.learned_profile, settings) == (True, EIM, ADM, "icmp")
 
 
 def test_a_page_for_people(nat_lab: NatLabFactory) -> None:

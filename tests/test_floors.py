@@ -106,6 +106,7 @@ FLOORS = (
         (
             "_traversal.discover",
             "_traversal.gather",
+            "_traversal.learn",
             "_traversal.observe",
             "_traversal.ports",
             "_traversal.signals",

@@ -41,7 +41,7 @@ async def discover(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, "ipv4", DiscoveryMachine(over_ipv4, trouble=trouble))
-        nursery.start_soon(run, "ipv6", DiscoveryMachine(over_ipv6, reach_only=True))
+        nursery.start_soon(run, "ipv6", DiscoveryMachine(over_ipv6, questions=()))
     return conclude(
         found["ipv4"],
         servers=servers,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._diagnosis import Allocation, Discovery, Finding, TransportFindings
-from ntcpsock._traversal.discovery.evidence import Outcome, Question
+from ntcpsock._traversal.discovery.evidence import Answer, Outcome, Question
 from ntcpsock._traversal.discovery.filtering import conclude_stray, conclude_tcp, conclude_udp
 from ntcpsock._traversal.discovery.finding import UNKNOWN, known, no, texts, undecided, yes
 from ntcpsock._traversal.prediction import Observation, predict
@@ -72,8 +72,7 @@ def conclude_transport(transport: Transport, outcomes: Sequence[Outcome]) -> Tra
     reach = _of("reach", own)
     usable = [item for item in own if item.answer == "answered" and item.mapped and item.local]
     if not usable:
-        why = "; ".join(sorted({str(item) for item in reach})) or "no server was asked"
-        blocked = no(why, reach) if reach else undecided(why)
+        blocked = no(_why_not_reached(reach), reach) if reach else undecided("no server was asked")
         return TransportFindings(reachable=blocked)
     reachable = yes("", [item for item in reach if item.answer == "answered"] or usable[:1])
     translated = _translated(usable)
@@ -95,6 +94,24 @@ def conclude_transport(transport: Transport, outcomes: Sequence[Outcome]) -> Tra
 
 def _of(question: Question, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [item for item in outcomes if item.probe.question == question]
+
+
+_NOT_REACHED: dict[Answer, str] = {
+    "silence": "no answer from",
+    "refused": "refused by",
+    "unreachable": "no way to",
+    "not-stun": "something else answers at",
+    "error": "no usable answer from",
+    "unfinished": "no answer in time from",
+    "answered": "no usable answer from",
+}
+
+
+def _why_not_reached(reach: Sequence[Outcome]) -> str:
+    places: dict[str, list[str]] = {}
+    for item in reach:
+        places.setdefault(_NOT_REACHED[item.answer], []).append(str(item.probe.server))
+    return "; ".join(f"{words} {', '.join(sorted(servers))}" for words, servers in places.items())
 
 
 def _translated(usable: Sequence[Outcome]) -> Finding:
@@ -241,6 +258,9 @@ def _https(outcomes: Sequence[Outcome]) -> Finding:
     asked = _of("https", outcomes)
     if not asked:
         return Finding(why="not asked")
+    over_tcp = [item for item in _of("reach", outcomes) if item.probe.transport == "tcp"]
+    if any(item.answer == "refused" for item in over_tcp):
+        return Finding("none", why="TCP gets out: it was refused at its end")
     if asked[0].answer in ("answered", "refused"):
         return yes("", asked)
     return no("", asked)

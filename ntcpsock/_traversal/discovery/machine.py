@@ -8,7 +8,8 @@ what is filtered is asked from ports that nothing else has opened, and the rest 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import get_args
 
 from ntcpsock._address import Endpoint, may_be_dialled
 from ntcpsock._traversal.discovery.evidence import Outcome, Probe, Question
@@ -28,6 +29,8 @@ _FURTHER: dict[Transport, tuple[Question, ...]] = {
     "tcp": ("filtering-address", "filtering-port", "session", "hairpin"),
 }
 
+EVERYTHING: frozenset[Question] = frozenset(get_args(Question))
+
 Batch = tuple[Probe, ...]
 
 
@@ -35,7 +38,7 @@ class DiscoveryMachine:
     """One discovery. `servers`: STUN servers, the better known first; two addresses or ports tell more than one.
 
     transports: over which is asked. trouble: something has been silent already (the broker), so that it is asked at
-    once what gets out at all. reach_only: nothing but whether the servers answer.
+    once what gets out at all. questions: those that are asked once a server has answered to `reach`.
     """
 
     def __init__(
@@ -44,17 +47,16 @@ class DiscoveryMachine:
         *,
         transports: Sequence[Transport] = ("udp", "tcp"),
         trouble: bool = False,
-        reach_only: bool = False,
+        questions: Collection[Question] = EVERYTHING,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self._open: set[Probe] = set()
         self._batches: list[Batch] = []
         servers = tuple(dict.fromkeys(servers))[:_MOST_SERVERS]
-        courses = [_Course(transport, servers) for transport in transports if servers]
-        for course in courses:
+        self._courses = [_Course(transport, servers, questions) for transport in transports if servers]
+        for course in self._courses:
             self._add(course.first())
-        self._courses = [] if reach_only else courses
-        if servers and "udp" in transports and not reach_only:
+        if servers and "udp" in transports and "hops" in questions:
             self._add([(Probe("hops", "udp", servers[0]),)])
         if trouble and servers:
             self._add([(Probe("https", "tcp", Endpoint(servers[0].host, _HTTPS_PORT)),)])
@@ -93,9 +95,12 @@ class DiscoveryMachine:
 class _Course:
     """The course of one transport."""
 
-    def __init__(self, transport: Transport, servers: Sequence[Endpoint]) -> None:
+    def __init__(
+        self, transport: Transport, servers: Sequence[Endpoint], questions: Collection[Question]
+    ) -> None:
         self._transport = transport
         self._servers = servers
+        self._questions = questions
         self._reached: Outcome | None = None
         self._further = False
 
@@ -107,9 +112,10 @@ class _Course:
             self._reached = next((item for item in self._of("reach", outcomes) if _usable(item)), None)
             if self._reached is None:
                 return []
-            server = self._reached.probe.server
-            numbers = range(ALLOCATION_SAMPLES)
-            return [tuple(Probe("allocation", self._transport, server, number) for number in numbers)]
+            if "allocation" in self._questions:
+                server = self._reached.probe.server
+                numbers = range(ALLOCATION_SAMPLES)
+                return [tuple(Probe("allocation", self._transport, server, number) for number in numbers)]
         allocation_is_open = any(
             probe.question == "allocation" and probe.transport == self._transport for probe in still_open
         )
@@ -121,14 +127,12 @@ class _Course:
     def _all_further(self, reached: Outcome, outcomes: Sequence[Outcome]) -> list[Batch]:
         server = reached.probe.server
         other = believable_other(server, reached.other)
-        batches: list[Batch] = [
-            tuple(
-                Probe("mapping", self._transport, endpoint)
-                for endpoint in self._endpoints(server, other, outcomes)
-            )
-        ]
+        batches: list[Batch] = []
+        if "mapping" in self._questions:
+            endpoints = self._endpoints(server, other, outcomes)
+            batches.append(tuple(Probe("mapping", self._transport, endpoint) for endpoint in endpoints))
         for question in _FURTHER[self._transport]:
-            if question == "filtering-address" and other is None:
+            if question not in self._questions or (question == "filtering-address" and other is None):
                 continue
             if question == "hairpin" and (reached.local is None or reached.local == reached.mapped):
                 continue

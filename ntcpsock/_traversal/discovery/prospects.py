@@ -107,6 +107,8 @@ def headline(discovery: Discovery) -> str:
     if tcp.reachable.truth is not True:
         if discovery.https.truth:
             return "This network lets TCP to port 443 out, and nothing else of what was tried."
+        if discovery.https.value == "none":
+            return "No STUN server is there: the connection was refused."
         if udp.reachable.truth:
             return "UDP gets out of this network, TCP to the STUN servers does not."
         return "No server was reached: neither over TCP nor over UDP."
