@@ -45,6 +45,7 @@ GUIDE = (
     ("docs/guide/libraries.md", "guide/libraries.html", "Libraries"),
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),
+    ("docs/guide/doctor.md", "guide/doctor.html", "What network am I in?"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
 )

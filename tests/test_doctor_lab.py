@@ -73,7 +73,7 @@ def examine(
 def words_of(words: UdpBehaviour | TcpBehaviour) -> dict[str, str]:
     """What must be found of a user-space router."""
     mapping, allocation = MAPPINGS[words.mapping], ALLOCATIONS[words.allocation]
-    if words.allocation is Allocation.PER_SESSION:
+    if words.allocation is Allocation.PER_SESSION and isinstance(words, TcpBehaviour):
         mapping = "session-dependent"
     if words.allocation in (Allocation.BAND, Allocation.PER_SESSION) and words.band > WIDEST_BAND:
         allocation = "random"
@@ -81,13 +81,12 @@ def words_of(words: UdpBehaviour | TcpBehaviour) -> dict[str, str]:
         allocation = "offset"
     filtering = FILTERINGS[words.filtering]
     found = {"mapping": mapping, "filtering": filtering, "allocation": allocation}
-    turns = words.hairpin is Hairpin.EXTERNAL
     if isinstance(words, TcpBehaviour):
-        # An SYN-ACK that comes from another address than was called is no answer: `INTERNAL` is of no use here.
         found["stray"] = "none" if filtering == EIM else STRAYS[words.answer]
     else:
         found["fragments"] = "yes"
-        turns = words.hairpin is not Hairpin.NONE
+    # `INTERNAL` shows a host its own address as the sender: its kernel drops that, and RFC 4787 forbids it.
+    turns = words.hairpin is Hairpin.EXTERNAL
     # Where ports change with the destination, the other port's public endpoint is not the one that was opened.
     reachable_turn = turns and (mapping == EIM or filtering == EIM)
     found["hairpin"] = "yes" if reachable_turn else "no" if mapping == EIM else "unknown"

@@ -188,7 +188,7 @@ def _hairpin(own: Sequence[Outcome], translated: Finding, mapping: Finding) -> F
         return undecided("could not be asked", evidence=asked)
     if mapping.value != EIM:
         return undecided("nothing arrived, but the ports change with the destination", evidence=asked)
-    return no("", asked)
+    return no("nothing arrives from the sender's public endpoint, as RFC 4787 REQ-9 wants it", asked)
 
 
 def _fragments(own: Sequence[Outcome]) -> Finding:

@@ -205,16 +205,13 @@ async def _expect(sock: trio.socket.SocketType, token: bytes, arrived: trio.Even
 
 
 async def _meet(port: int, target: Endpoint, token: bytes, arrived: trio.Event) -> None:
-    """Connect to our other port by its public endpoint, again after a refusal, and say the token."""
+    """Connect to our other port by its public endpoint, and say the token; again after a refusal, and where both ends'
+    attempts have collided."""
     while True:
-        with _open(port, target) as sock:
-            try:
-                await sock.connect(tuple(target))
-                await sock.send(token)
-                await _expect(sock, token, arrived)  # both have connected: each hears the other
-                return
-            except OSError:
-                pass
+        with _open(port, target) as sock, suppress(OSError):
+            await sock.connect(tuple(target))
+            await sock.send(token)
+            await _expect(sock, token, arrived)  # both have connected: each hears the other
         await trio.sleep(random.uniform(0, _HAIRPIN_PAUSE))
 
 
