@@ -23,7 +23,7 @@ from ntcpsock._traversal.stun.attributes import Attribute, OtherAddress, XorMapp
 from ntcpsock._traversal.stun.connect_back import ConnectBack, ConnectBackOutcome
 from ntcpsock._traversal.stun.constants import MessageClass, Method
 from ntcpsock._traversal.stun.framing import MessageSplitter
-from ntcpsock._traversal.stun.message import Message, decode_message, encode_message
+from ntcpsock._traversal.stun.message import Message, decode_message, encode_message, error_response
 
 Answer = Callable[[Message, Endpoint], bytes | None]
 
@@ -119,6 +119,19 @@ async def test_a_hostile_server(answer: Answer, monkeypatch: pytest.MonkeyPatch)
             found = await discover([server], deadline=1.0)
     check(found)
     assert not any("192.0.2.66" in line for line in found.evidence)
+
+
+async def test_a_reason_phrase_reaches_no_terminal() -> None:
+    def answer(request: Message, source: Endpoint) -> bytes:
+        return encode_message(error_response(request, 599, reason="\x1b]0;owned\x07" + 400 * "x"))
+
+    with trio.fail_after(60):
+        async with hostile_server(answer) as server:
+            found = await discover([server], deadline=1.0)
+    check(found)
+    said = [line for line in found.evidence if "599" in line]
+    assert said
+    assert all(line.isprintable() and len(line) < 200 for line in said)
 
 
 async def test_a_portal_is_named() -> None:

@@ -22,7 +22,8 @@ def outcome_of_event(
 ) -> Outcome:
     """The outcome that a finished transaction means. `source`: who answered, as the kernel says."""
     if isinstance(event, Failed):
-        text = f"error {event.code} {event.reason}".strip() if event.code else event.reason
+        reason = _printable(event.reason)
+        text = f"error {event.code} {reason}".strip() if event.code else reason
         return Outcome(probe, "error", local=local, source=source, text=text, seconds=seconds)
     if not isinstance(event, Succeeded):
         return Outcome(probe, "silence", local=local, seconds=seconds)
@@ -51,6 +52,12 @@ def outcome_of_event(
 
 
 _NOWHERE = Endpoint("0.0.0.0", 0)
+_LONGEST_REASON = 60
+
+
+def _printable(text: str) -> str:
+    """A server's words, as they may be shown on a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST_REASON])
 
 
 def _believable(mapped: Endpoint, server: Endpoint) -> bool:
