@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import doctor_programs as programs
+import lab_programs
 import pytest
 
 from ntcpsock.cli.stage import NTCP, Stage, open_stage
@@ -263,6 +267,34 @@ def test_lifetime_sets_the_keep_alive(nat_lab: NatLabFactory) -> None:
         lifetime = found["udp"]["lifetime"]
         assert (lifetime["longest_alive"], lifetime["shortest_dead"]) == (2.0, 4.0)
         assert json.loads((stage.folder / "a" / "lifetimes.json").read_text()) == {"11.22.33.2": 2.0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("turnserver") is None, reason="the Debian package coturn is missing")
+def test_by_a_server_of_others(nat_lab: NatLabFactory, tmp_path: Path) -> None:
+    """coturn speaks RFC 5780 over UDP; it does not connect back, and the reason is told."""
+    lab = nat_lab("adm+adf+random", "none", delay=DELAY)
+    first, second = lab.server_addresses
+    listen = [*("-L", first), *("-L", second), "--listening-port", "3478"]
+    quiet = ["--no-auth", "--no-tls", "--no-dtls", "--no-cli", "--pidfile", "/dev/null"]
+    lab.server.popen(
+        ["turnserver", "-n", *listen, *quiet, "--log-file", "/dev/null"], stdout=subprocess.DEVNULL
+    )
+    while lab.server.call(lab_programs.knock, (second, 3479), lab_programs.PATIENCE) != "connected":
+        continue
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("NTCP_")}
+    done = lab.host_a.run(
+        [*NTCP, "doctor", "--json", "--stun", first],
+        env={**inherited, "NTCP_STATE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    check(found, "udp", {"mapping": ADM, "filtering": ADM, "allocation": "random", "fragments": "yes"})
+    check(found, "tcp", {"mapping": ADM, "filtering": "unknown", "allocation": "random", "stray": "unknown"})
+    assert "did not connect back" in found["tcp"]["filtering"]["why"]
 
 
 def test_a_node_completes_its_card(nat_lab: NatLabFactory) -> None:

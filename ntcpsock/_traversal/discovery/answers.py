@@ -57,7 +57,7 @@ _LONGEST_REASON = 60
 
 def _printable(text: str) -> str:
     """A server's words, as they may be shown on a terminal."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST_REASON])
+    return "".join(sign if sign.isprintable() else "?" for sign in text.rstrip("\0")[:_LONGEST_REASON])
 
 
 def _believable(mapped: Endpoint, server: Endpoint) -> bool:

@@ -58,10 +58,8 @@ def conclude_tcp(own: Sequence[Outcome]) -> Finding:
     evidence = [item for item in (by_address, by_port) if item is not None]
     if any(_contradicts(item) for item in evidence):
         return undecided(_CONTRADICTION, _ALL, evidence)
-    why = (
-        "; ".join(dict.fromkeys(item.text for item in evidence if item.text))
-        or "the server does not connect back"
-    )
+    texts = dict.fromkeys(item.text for item in evidence if item.text)
+    why = ": ".join(["the server did not connect back", *texts])
     return _combine(_admitted(by_address), _admitted(by_port), why, evidence)
 
 
@@ -75,7 +73,9 @@ def conclude_stray(own: Sequence[Outcome], filtering: Finding) -> Finding:
         return undecided(f"once {' and once '.join(sorted(answers))}", sorted(answers), evidence)
     if filtering.value == EIF:
         return Finding("none", why="everything is let in, so nothing is a stray")
-    return undecided("the server could not try", evidence=evidence)
+    return undecided(
+        "the server did not connect back" if not evidence else "the server could not try", evidence=evidence
+    )
 
 
 def _combine(address: bool | None, port: bool | None, why: str, evidence: Sequence[Outcome]) -> Finding:

@@ -125,7 +125,7 @@ class TcpProber:
                     await arrived.wait()
             nursery.cancel_scope.cancel()
         if outcome.answer == "answered" and outcome.connect_back is None:
-            return replace(outcome, answer="error", text="the server does not connect back")
+            return replace(outcome, answer="error", text="it answered at once")
         return replace(outcome, arrived=arrived.is_set())
 
     async def _hairpin(self, probe: Probe) -> Outcome:
