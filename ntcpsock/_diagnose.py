@@ -142,8 +142,11 @@ async def _with_lifetime(
     """The discovery with the lifetime of a UDP mapping, which is remembered for this network."""
     server = next((server for server in discovery.servers if not server.is_ipv6), None)
     udp = discovery.udp
-    if server is None or udp.reachable.truth is not True or udp.translated.truth is False:
+    if server is None or udp.reachable.truth is not True:
         return discovery
+    if udp.translated.truth is False:
+        nothing = Lifetime("none", why="nothing is translated, so nothing is forgotten")
+        return replace(discovery, udp=replace(udp, lifetime=nothing))
     try:
         found = await measure_lifetime(server, progress)
     except OSError as error:
