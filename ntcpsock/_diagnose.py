@@ -144,8 +144,8 @@ async def _with_lifetime(
     udp = discovery.udp
     if server is None or udp.reachable.truth is not True:
         return discovery
-    if udp.translated.truth is False:
-        nothing = Lifetime("none", why="nothing is translated, so nothing is forgotten")
+    if udp.translated.truth is False and udp.filtering.value == "endpoint-independent":
+        nothing = Lifetime("none", why="nothing is translated or filtered, so nothing is forgotten")
         return replace(discovery, udp=replace(udp, lifetime=nothing))
     try:
         found = await measure_lifetime(server, progress)

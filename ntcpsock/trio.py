@@ -115,9 +115,8 @@ async def diagnose(
     Asks the configured STUN servers, else those of the broker, in less than 5 seconds; needs no node. With `lifetime`
     it also measures how long the NAT keeps an idle mapping, in up to 5 minutes, and remembers that for the keep-alives
     of this network; `found` is called with what is known before, `progress` with each idle time in seconds and whether
-    a mapping was alive after it. Settings as in `open_node`. Raises ConfigurationError,
-    IdentityMismatch, and BrokerUnreachable for a host name that cannot be resolved; a network where nothing works is
-    a diagnosis.
+    a mapping was alive after it. Settings as in `open_node`. Raises ConfigurationError, IdentityMismatch, and
+    BrokerUnreachable for a STUN server that cannot be resolved; a network where nothing works is a diagnosis.
     """
     if config is None:
         config = Config.load(**settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from stun_support import serving
 from world import open_world
 
 from ntcpsock import _diagnose
@@ -15,6 +16,7 @@ from ntcpsock._config import Config
 from ntcpsock._diagnosis import Diagnosis
 from ntcpsock._errors import BrokerUnreachable, ConfigurationError, IdentityMismatch
 from ntcpsock._identity import Identity
+from ntcpsock._lifetimes import Lifetimes
 from ntcpsock._traversal.discovery import lifetime_driver
 from ntcpsock._traversal.discovery.lifetime import Ladder
 from ntcpsock.trio import diagnose
@@ -77,16 +79,28 @@ async def test_a_broker_that_cannot_be_found(tmp_path: Path) -> None:
 
 
 async def test_the_lifetime_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over loopback nothing is translated, so there is nothing to measure; what is known is told before."""
-    monkeypatch.setattr(lifetime_driver, "Ladder", lambda: Ladder((0.0,)))
+    monkeypatch.setattr(lifetime_driver, "Ladder", lambda: Ladder((0.0, 0.05)))
     early: list[Diagnosis] = []
+    steps: list[tuple[float, bool]] = []
     async with open_world(tmp_path) as world:
-        found = await diagnose(world.config(), lifetime=True, found=early.append)
+        config = world.config()
+        found = await diagnose(
+            config, lifetime=True, found=early.append, progress=lambda *step: steps.append(step)
+        )
     (before,) = early
     assert before.summary == found.summary
     assert not before.discovery.udp.lifetime.is_known
+    assert steps == [(0.0, True), (0.05, True)]
+    assert found.discovery.udp.lifetime.longest_alive == 0.05
+    assert Lifetimes(config.state_dir).get("127.0.0.1") == 0.05
+
+
+async def test_where_nothing_is_forgotten_nothing_is_measured(tmp_path: Path) -> None:
+    async with serving(other_address="127.0.0.2") as addresses:
+        config = Config(state_dir=tmp_path, stun=(str(addresses.primary),))
+        found = await diagnose(config, lifetime=True)
     assert found.discovery.udp.lifetime.value == "none"
-    assert not (tmp_path / "client" / "lifetimes.json").exists()
+    assert not (tmp_path / "lifetimes.json").exists()
 
 
 async def test_cancelled_at_any_moment(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_allocation_comes_before_what_takes_ports() -> None:
 
 
 def test_a_liar_makes_us_ask_no_more_than_planned() -> None:
-    machine = DiscoveryMachine([FIRST, OTHER, Endpoint("198.51.100.3", 1)])
+    machine = DiscoveryMachine([Endpoint(f"198.51.100.{number}", 1) for number in range(1, 100)])
     nat = SimulatedNat(seed=3)
     asked = 0
     while batches := machine.batches_to_start():

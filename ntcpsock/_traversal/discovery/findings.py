@@ -245,8 +245,8 @@ def _is_carriers(host: str) -> bool:
 def _captive_portal(outcomes: Sequence[Outcome]) -> Finding:
     strange = [item for item in outcomes if item.answer == "not-stun"]
     if not strange:
-        tcp = [item for item in outcomes if item.probe.transport == "tcp" and item.answer == "answered"]
-        return no("", tcp[:1]) if tcp else undecided("no server was reached over TCP")
+        over_tcp = [item for item in outcomes if item.probe.transport == "tcp" and item.mapped is not None]
+        return no("", over_tcp[:1]) if over_tcp else undecided("no server was reached over TCP")
     if any(item.answer == "answered" for item in outcomes if item.probe.server == strange[0].probe.server):
         return undecided("a server answered with STUN and with something else", evidence=strange)
     return yes(

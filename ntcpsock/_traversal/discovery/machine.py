@@ -18,8 +18,8 @@ from ntcpsock._traversal.punch.message import Transport
 #: Fresh local ports whose mappings show how a NAT allocates: of random ones, eight lie within 1/16 of all ports
 #: once in 10 million cases.
 ALLOCATION_SAMPLES = 8
-# Servers that are asked, and endpoints that one local port is shown to.
-_MOST_SERVERS = 2
+# Servers that are looked for, and endpoints that one local port is shown to.
+_MOST_SERVERS = 4
 _MOST_ENDPOINTS = 4
 
 _HTTPS_PORT = 443
