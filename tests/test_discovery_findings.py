@@ -9,11 +9,12 @@ import pytest
 from discovery_support import ADM, APDM, EIM, FIRST, OTHER, PUBLIC, SimulatedNat, ask
 
 from ntcpsock._address import Endpoint
-from ntcpsock._diagnosis import TransportFindings
+from ntcpsock._diagnosis import Allocation, Discovery, Finding, TransportFindings
 from ntcpsock._traversal.discovery.evidence import Answer, Outcome, Probe, Question
 from ntcpsock._traversal.discovery.findings import conclude, tcp_profile
 from ntcpsock._traversal.discovery.machine import DiscoveryMachine, believable_other
 from ntcpsock._traversal.discovery.prospects import (
+    BLOCK,
     DRAWS,
     KEEPS,
     NO_UDP,
@@ -168,6 +169,20 @@ def test_prospects(nat: SimulatedNat, verdicts: dict[str, str]) -> None:
     assert {one.peer: one.verdict for one in prospects(found) if one.peer in verdicts} == verdicts
     needs_help = "no" in verdicts.values()
     assert any("NAT-PMP" in line for line in advice(found)) is needs_help
+
+
+@pytest.mark.parametrize(("width", "verdict"), [(512, "perhaps"), (128, "perhaps"), (4096, "no")])
+def test_a_block_holds_no_more_connections_than_it_has_ports(width: int, verdict: str) -> None:
+    """By chance alone 512 connections each would meet four times out of 128 and 512 ports; 512 do not fit into 128."""
+    tcp = TransportFindings(
+        reachable=Finding("yes"),
+        translated=Finding("yes"),
+        mapping=Finding(APDM),
+        filtering=Finding(APDM),
+        allocation=Allocation("band", low=2048, high=2048 + width - 1),
+    )
+    found = prospects(Discovery(TransportFindings(reachable=Finding("yes")), tcp))
+    assert {one.peer: one.verdict for one in found}[BLOCK] == verdict
 
 
 # --- servers that lie -----------------------------------------------------------------------------

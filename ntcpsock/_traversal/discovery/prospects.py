@@ -83,7 +83,7 @@ def _through_nat(peer: str, theirs: Prediction, ours: Prediction | None, tcp: Tr
     connections = _connections(ours, theirs)
     if "band" not in (ours.shape, theirs.shape):
         return Prospect(peer, "yes", "tcp-predict", assumed, connections)
-    hits = expected_hits(ours, theirs)
+    hits = expected_hits(ours, theirs) * _share_that_fits(ours, theirs) * _share_that_fits(theirs, ours)
     if hits >= _ENOUGH_HITS:
         return Prospect(peer, "yes", "tcp-predict", assumed, connections)
     if hits >= _SOME_HITS:
@@ -93,6 +93,14 @@ def _through_nat(peer: str, theirs: Prediction, ours: Prediction | None, tcp: Tr
 
 def _keeps(tcp: TransportFindings) -> bool:
     return tcp.translated.truth is False or tcp.mapping.value == EIM or EIM in tcp.mapping.possible
+
+
+def _share_that_fits(side: Prediction, other: Prediction) -> float:
+    """Of the connections that `side` holds in a round: each takes a port of its own, and a band has only so many."""
+    if side.shape != "band":
+        return 1.0
+    spray = plan_spray(side, other)
+    return min(1.0, side.width / (spray.local_ports * len(spray.targets)))
 
 
 def _connections(ours: Prediction, theirs: Prediction) -> int:
