@@ -41,7 +41,7 @@ async def measure_lifetime(
         made: dict[float, float] = {}
 
         async def make(step: float, sock: trio.socket.SocketType) -> None:
-            outcome = (await ask_all(sock, [(Probe("reach", "udp", server), server, ())], PATIENCE))[0]
+            outcome = (await ask_all(sock, [(Probe("reach", "udp", server), ())], PATIENCE))[0]
             if outcome.mapped is not None:
                 mapped[step] = sock, outcome.mapped
                 made[step] = trio.current_time()

@@ -41,9 +41,9 @@ _OFFENDER = slice(20, 24)
 
 @dataclass
 class _Asked:
-    """A request under way: to whom, and its answer."""
+    """A request under way. changes: it has a CHANGE-REQUEST."""
 
-    server: Endpoint
+    probe: Probe
     changes: bool
     transaction: ClientTransaction
     outcome: Outcome | None = None
@@ -75,7 +75,7 @@ class UdpProber:
 
     async def _ask_from_one_port(self, batch: Batch) -> None:
         with await open_socket(batch[0].server) as sock:
-            outcomes = await ask_all(sock, [(probe, probe.server, ()) for probe in batch], PATIENCE)
+            outcomes = await ask_all(sock, [(probe, ()) for probe in batch], PATIENCE)
         for outcome in outcomes:
             self._report(outcome)
 
@@ -92,17 +92,17 @@ class UdpProber:
 
 async def _ask_once(probe: Probe, attributes: Sequence[Attribute], patience: float) -> Outcome:
     with await open_socket(probe.server) as sock:
-        return (await ask_all(sock, [(probe, probe.server, attributes)], patience))[0]
+        return (await ask_all(sock, [(probe, attributes)], patience))[0]
 
 
 async def _filtering(probe: Probe) -> Outcome:
     """RFC 5780 section 4.4: open the door to the server, and have somebody else answer."""
     change = ChangeRequest(change_address=probe.question == "filtering-address", change_port=True)
     with await open_socket(probe.server) as sock:
-        opened = (await ask_all(sock, [(probe, probe.server, ())], PATIENCE))[0]
+        opened = (await ask_all(sock, [(probe, ())], PATIENCE))[0]
         if opened.answer != "answered":
             return replace(opened, text="no answer even without a change")
-        return (await ask_all(sock, [(probe, probe.server, (change,))], PATIENCE))[0]
+        return (await ask_all(sock, [(probe, (change,))], PATIENCE))[0]
 
 
 async def _hairpin(probe: Probe) -> Outcome:
@@ -110,7 +110,7 @@ async def _hairpin(probe: Probe) -> Outcome:
     does not arrive is not only filtered."""
     token = secrets.token_bytes(TRANSACTION_ID_LENGTH)
     with await open_socket(probe.server) as first, await open_socket(probe.server) as second:
-        seen = [(await ask_all(sock, [(probe, probe.server, ())], PATIENCE))[0] for sock in (first, second)]
+        seen = [(await ask_all(sock, [(probe, ())], PATIENCE))[0] for sock in (first, second)]
         targets = [outcome.mapped for outcome in seen if outcome.mapped is not None]
         if len(targets) < 2:
             return replace(seen[0], answer="error", mapped=None, text="no mapped address")
@@ -138,18 +138,18 @@ async def _hairpin(probe: Probe) -> Outcome:
 
 async def ask_all(
     sock: trio.socket.SocketType,
-    questions: Sequence[tuple[Probe, Endpoint, Sequence[Attribute]]],
+    questions: Sequence[tuple[Probe, Sequence[Attribute]]],
     patience: float,
 ) -> list[Outcome]:
-    """Ask several servers from one socket at once; the outcomes in the order of the questions.
+    """Ask the probes' servers from one socket at once; the outcomes in the order of the questions.
 
     With a CHANGE-REQUEST anybody may answer, since the transaction id is a secret between us and the server.
     """
-    local = Endpoint(source_address(questions[0][1]), int(sock.getsockname()[1]))
+    local = Endpoint(source_address(questions[0][0].server), int(sock.getsockname()[1]))
     started = trio.current_time()
     asked = [
         _Asked(
-            server,
+            probe,
             any(isinstance(attribute, ChangeRequest) for attribute in attributes),
             ClientTransaction(
                 binding_request(secrets.token_bytes(TRANSACTION_ID_LENGTH), *attributes),
@@ -157,7 +157,7 @@ async def ask_all(
                 rto=RTO,
             ),
         )
-        for _, server, attributes in questions
+        for probe, attributes in questions
     ]
     while waiting := [one for one in asked if one.outcome is None]:
         now = trio.current_time()
@@ -166,26 +166,22 @@ async def ask_all(
         for one in waiting:
             one.transaction.handle_timeout(now)
             for data in one.transaction.datagrams_to_send():
-                await sock.sendto(data, tuple(one.server))
+                await sock.sendto(data, tuple(one.probe.server))
         due = min(one.transaction.next_timeout() or math.inf for one in waiting)
         with trio.CancelScope(deadline=min(due, started + patience)):
             data, address = await sock.recvfrom(_RECEIVE_SIZE)
             _take(waiting, data, Endpoint(*address[:2]), local, started)
-    probes = [probe for probe, _, _ in questions]
-    return [
-        replace(one.outcome, probe=probe) if one.outcome else Outcome(probe, "silence", local=local)
-        for probe, one in zip(probes, asked, strict=True)
-    ]
+    return [one.outcome or Outcome(one.probe, "silence", local=local) for one in asked]
 
 
 def _take(waiting: list[_Asked], data: bytes, source: Endpoint, local: Endpoint, started: float) -> None:
     now = trio.current_time()
     for one in waiting:
-        if (one.changes or source == one.server) and one.transaction.handle_message(data, now):
+        expected = one.changes or source == one.probe.server
+        if expected and one.transaction.handle_message(data, now):
             event = one.transaction.next_event()
             assert event is not None
-            probe = Probe("reach", "udp", one.server)
-            one.outcome = outcome_of_event(probe, event, local, source, now - started)
+            one.outcome = outcome_of_event(one.probe, event, local, source, now - started)
 
 
 async def _hops(probe: Probe) -> Outcome:
