@@ -45,6 +45,7 @@ GUIDE = (
     ("docs/guide/libraries.md", "guide/libraries.html", "Libraries"),
     ("docs/guide/numbers.md", "guide/numbers.html", "Names as numbers"),
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),
+    ("docs/guide/doctor.md", "guide/doctor.html", "What network am I in?"),
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
     ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),

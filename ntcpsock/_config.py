@@ -33,6 +33,9 @@ ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
 PortMapping = Literal["auto", "off"]
 PORT_MAPPINGS: tuple[PortMapping, ...] = ("auto", "off")
 
+KeepAlive = Literal["auto", "fixed", "lazy"]
+KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
+
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
 
@@ -64,6 +67,10 @@ class Config:
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
     broker_timeout: float = 5.0
+    #: "auto": keep-alives as often as the NAT needs them, if `ntcp doctor --lifetime` has measured it here, else every
+    #: `keep_alive_interval`. "fixed": every `keep_alive_interval`. "lazy": none at all, and no warm ports: such a node
+    #: can dial at any time, but is reached only as long as NAT and broker remember it.
+    keep_alive: KeepAlive = "auto"
     #: Seconds between keep-alives to the broker: real NATs forget a UDP mapping after 30 s.
     keep_alive_interval: float = 20.0
     #: Warm TCP ports kept ready for dialling.
@@ -89,6 +96,9 @@ class Config:
             raise ConfigurationError(f'encryption: must be "tls" or "off", not {self.encryption!r}')
         if self.port_mapping not in PORT_MAPPINGS:
             raise ConfigurationError(f'port_mapping: must be "auto" or "off", not {self.port_mapping!r}')
+        if self.keep_alive not in KEEP_ALIVES:
+            choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
+            raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
@@ -40,6 +41,7 @@ from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.mapping import DialMapping, PortMapper
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
@@ -80,6 +82,7 @@ class Node:
         session: BrokerSession,
         servers: Sequence[Endpoint],
         nursery: trio.Nursery,
+        pace: float = 1.0,
     ) -> None:
         self.config = config
         self.stun_servers = tuple(servers)
@@ -88,7 +91,10 @@ class Node:
         self._nursery = nursery
         self.introductions = Introductions(session, identity, pins, nursery)
         self.background = Background(nursery)
-        self._dial_ports = DialPorts(servers, config.warm_ports)
+        # A lazy node has no ports that would have to be kept alive.
+        warm_ports = 0 if math.isinf(pace) else config.warm_ports
+        self._dial_ports = DialPorts(servers, warm_ports, pace)
+        self._learned = Learned(servers)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
@@ -98,11 +104,13 @@ class Node:
         wanted = config.port_mapping == "auto" and "port-mapped" in config.techniques
         self._mapper = PortMapper() if wanted else None
         self._dial_mappings: deque[DialMapping] = deque()
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed, self._mapper)
+        self._listening = ListeningPort(
+            servers, self._acceptor.incoming, self._card_changed, self._mapper, pace
+        )
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         first = min(servers, key=lambda server: server.is_ipv6, default=None)
-        self._datagram_port = None if first is None else DatagramPort(first, self._card_changed)
+        self._datagram_port = None if first is None else DatagramPort(first, self._card_changed, pace)
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False
@@ -256,7 +264,7 @@ class Node:
             await self._register_quietly()
 
     def _card(self) -> bytes | None:
-        warm = self._listening.warm
+        warm = self.listening_port
         if warm is None or self._certificate is None or self.private or not self._listeners:
             return None
         candidates = warm.candidates + (self._datagram_port.candidates if self._datagram_port else ())
@@ -356,7 +364,8 @@ class Node:
 
     @property
     def listening_port(self) -> WarmPort | None:
-        return self._listening.warm
+        warm = self._listening.warm
+        return None if warm is None else self._learned.inform(warm)
 
     def listens(self, port: int) -> bool:
         """Whether a listener of this node has `port`."""
@@ -385,7 +394,7 @@ class Node:
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        return await self._dial_ports.take()
+        return self._learned.inform(await self._dial_ports.take())
 
     @property
     def port_mapping_refusal(self) -> str | None:
@@ -411,6 +420,13 @@ class Node:
         self._nursery.start_soon(self._dial_ports.keep)
         if self._datagram_port is not None:
             self._nursery.start_soon(self._datagram_port.keep)
+        if self.config.keep_alive != "lazy":
+            self._nursery.start_soon(self._learn)
+
+    async def _learn(self) -> None:
+        await self._dial_ports.wait_filled()
+        if await self._learned.learn():
+            await self._card_changed()
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""

@@ -10,6 +10,7 @@ async with ntcpsock.trio.open_node() as node:
 from __future__ import annotations
 
 import contextvars
+import math
 import socket as stdlib_socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,8 +21,11 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint, parse_broker, parse_host_port
 from ntcpsock._config import Config
+from ntcpsock._diagnose import diagnose as _diagnose
+from ntcpsock._diagnosis import Diagnosis
 from ntcpsock._errors import BrokerUnreachable, ConfigurationError
 from ntcpsock._identity import Identity
+from ntcpsock._lifetimes import USUAL_INTERVAL, Lifetimes, keep_alive_interval
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
@@ -29,7 +33,7 @@ from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._state import Pins, load_identity
-from ntcpsock._traversal.broker.driver import open_broker_session
+from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
 from ntcpsock._trio_socket import Factory, NTCPSocket, Resolver
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "NTCPStream",
     "PlainStream",
     "Node",
+    "diagnose",
     "install",
     "open_listener",
     "open_node",
@@ -77,13 +82,15 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
                     address,
                     identity,
                     pins=pins,
-                    keep_alive_interval=config.keep_alive_interval,
+                    keep_alive_interval=math.inf
+                    if config.keep_alive == "lazy"
+                    else config.keep_alive_interval,
                     timeout=config.broker_timeout,
                 )
             )
             servers = await _stun_servers(config, session.welcome.stun)
         nursery = await stack.enter_async_context(open_background_nursery())
-        node = Node(config, identity, pins, session, servers, nursery)
+        node = Node(config, identity, pins, session, servers, nursery, _keep_alive(config, session))
         with report.stage("register", trio.current_time):
             await node.start()
         token = _current_node.set(node)
@@ -93,6 +100,29 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
         finally:
             _current_node.reset(token)
             node.close()
+
+
+async def diagnose(
+    config: Config | None = None,
+    *,
+    lifetime: bool = False,
+    found: Callable[[Diagnosis], None] | None = None,
+    progress: Callable[[float, bool], None] | None = None,
+    **settings: Any,
+) -> Diagnosis:
+    """What NAT is between this host and the world, who can be reached through it, and what would help.
+
+    Asks the configured STUN servers, else those of the broker, in less than 5 seconds; needs no node. With `lifetime`
+    it also measures how long the NAT keeps an idle mapping, in up to 5 minutes, and remembers that for the keep-alives
+    of this network; `found` is called with what is known before, `progress` with each idle time in seconds and whether
+    a mapping was alive after it. Settings as in `open_node`. Raises ConfigurationError, IdentityMismatch, and
+    BrokerUnreachable for a STUN server that cannot be resolved; a network where nothing works is a diagnosis.
+    """
+    if config is None:
+        config = Config.load(**settings)
+    elif settings:
+        config = replace(config, **settings)
+    return await _diagnose(config, lifetime=lifetime, found=found, progress=progress)
 
 
 def socket(
@@ -174,6 +204,19 @@ def _node() -> Node:
     if node is None:
         raise ConfigurationError("no node here: use this inside `async with ntcpsock.trio.open_node():`")
     return node
+
+
+def _keep_alive(config: Config, session: BrokerSession) -> float:
+    """Have the broker session keep itself alive as this network needs it. What the usual intervals of the warm ports
+    are multiplied by."""
+    if config.keep_alive == "lazy":
+        return math.inf
+    measured = Lifetimes(config.state_dir).get(session.welcome.observed.host)
+    if config.keep_alive == "fixed" or measured is None:
+        return 1.0
+    interval = keep_alive_interval(measured)
+    session.keep_alive_every(interval)
+    return interval / USUAL_INTERVAL
 
 
 def _identity(config: Config) -> Identity:

@@ -32,6 +32,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--other-port", type=int, metavar="PORT2", help="second port (3479 beside --other-address)"
     )
+    parser.add_argument(
+        "--no-connect-back", action="store_true", help="never connect to TCP clients that ask for it"
+    )
     return parser.parse_args()
 
 
@@ -50,6 +53,7 @@ async def main(arguments: argparse.Namespace) -> None:
                         arguments.port,
                         other_address=other_address,
                         other_port=arguments.other_port,
+                        connect_back=not arguments.no_connect_back,
                     )
                 )
                 # Where the system chose the port, all addresses have the same.

@@ -22,6 +22,7 @@ async def serving(
     other_port: int | None = None,
     idle_timeout: float = IDLE_TIMEOUT,
     most_connections: int | None = None,
+    connect_back: bool = True,
 ) -> AsyncIterator[StunAddresses]:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -34,6 +35,7 @@ async def serving(
                     other_port=other_port,
                     idle_timeout=idle_timeout,
                     most_connections=most_connections,
+                    connect_back=connect_back,
                 )
             )
             nursery.cancel_scope.cancel()

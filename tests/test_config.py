@@ -40,6 +40,7 @@ def test_lists_in_the_environment() -> None:
         {"NTCP_TECHNIQUES": "magic"},
         {"NTCP_CONNECT_TIMEOUT": "soon"},
         {"NTCP_CONNECT_TIMEOUT": "0"},
+        {"NTCP_KEEP_ALIVE": "sometimes"},
         {"NTCP_WARM_PORTS": "65"},
         {"NTCP_PORT_MAPPING": "on"},
         {"NTCP_CONFIG": "/nonexistent/ntcp.toml"},

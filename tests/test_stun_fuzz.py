@@ -10,7 +10,7 @@ from test_stun_vectors import VECTORS
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
-from ntcpsock._traversal.stun import attributes, credentials, usages
+from ntcpsock._traversal.stun import attributes, connect_back, credentials, usages
 from ntcpsock._traversal.stun.attributes import UnknownAttribute
 from ntcpsock._traversal.stun.constants import MessageClass
 from ntcpsock._traversal.stun.framing import MessageSplitter
@@ -46,6 +46,7 @@ SEEDS = [
                 attributes.SourceAddress(IPV4),
                 attributes.ChangedAddress(IPV4),
                 attributes.AlternateDomain("example.org"),
+                connect_back.ConnectBack(1),
             ),
         )
     ),

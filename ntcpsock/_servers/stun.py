@@ -16,9 +16,11 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
+from ntcpsock._servers.connect_back import ConnectBacks
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
-from ntcpsock._traversal.stun.server import BindingServer
+from ntcpsock._traversal.stun.server import BindingServer, ConnectBackOrder
 
 DEFAULT_OTHER_PORT = DEFAULT_STUN_PORT + 1
 
@@ -53,6 +55,8 @@ class StunCounters:
     tcp_broken: int = 0  # no STUN, reset, or answers left unread
     tcp_idle: int = 0
     tcp_open: int = 0
+    connect_backs: int = 0  # tried, whatever came of them
+    connect_backs_refused: int = 0  # over a limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ async def serve_stun(
     other_port: int | None = None,
     idle_timeout: float = IDLE_TIMEOUT,
     most_connections: int | None = None,
+    connect_back: bool = True,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -83,7 +88,8 @@ async def serve_stun(
     With `other_address` it is an RFC 5780 server on four endpoints; `other_port` then defaults to 3479
     beside 3478, else to the next port. With `other_port` alone it answers on two ports, and changes the port
     on request. Port 0 lets the kernel choose. `most_connections` defaults to half of the process's file
-    descriptors, at most 10,000. "::" serves IPv6 only.
+    descriptors, at most 10,000. "::" serves IPv6 only. `connect_back`: whether TCP clients that ask for it are
+    connected to (`_traversal/stun/connect_back.py`), a few at a time.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -94,7 +100,10 @@ async def serve_stun(
     with _bound(listen, port, other_address, other_port) as (datagram_sockets, listeners):
         first, last = datagram_sockets[0].local, datagram_sockets[-1].local
         core = BindingServer(
-            first, last.host if other_address else None, None if other_port is None else last.port
+            first,
+            last.host if other_address else None,
+            None if other_port is None else last.port,
+            connects_back=connect_back,
         )
         server = _StunServer(core, datagram_sockets, idle_timeout, most_connections or _connection_limit())
         endpoints = tuple(sock.local for sock in datagram_sockets)
@@ -122,6 +131,7 @@ class _StunServer:
         self._idle_timeout = idle_timeout
         self._most_connections = most_connections
         self._connections_of: Counter[str] = Counter()
+        self._connect_backs = ConnectBacks()
 
     async def serve_datagrams(self, sock: DatagramSocket) -> NoReturn:
         # One wait, many datagrams: a trip through the scheduler costs more than an answer.
@@ -186,10 +196,19 @@ class _StunServer:
             answers = bytearray()
             for message in messages:
                 self.counters.tcp_requests += 1
-                answers += self._core.handle_stream_message(message, remote, local) or b""
+                answer = self._core.handle_stream_message(message, remote, local)
+                if isinstance(answer, ConnectBackOrder):
+                    answer = await self._connect_back(answer)
+                answers += answer or b""
             if answers:
                 with trio.fail_after(_SEND_TIMEOUT):
                     await stream.send_all(answers)
+
+    async def _connect_back(self, order: ConnectBackOrder) -> bytes:
+        outcome, origin = await self._connect_backs.carry_out(order)
+        self.counters.connect_backs += outcome is not ConnectBackOutcome.NOT_TRIED
+        self.counters.connect_backs_refused += outcome is ConnectBackOutcome.NOT_TRIED
+        return self._core.connect_back_response(order, outcome, origin)
 
 
 def _check_addresses(listen: str, port: int, other_address: str | None, other_port: int | None) -> None:

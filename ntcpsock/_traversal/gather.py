@@ -29,6 +29,7 @@ from ntcpsock._traversal.punch.driver import (
     has_ipv6,
     open_punch_listener,
     open_punch_socket,
+    source_address,
 )
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, NATProfile
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
@@ -250,7 +251,7 @@ class WarmDatagramPort:
         except (OSError, trio.TooSlowError):
             return False
         port = int(self.socket.getsockname()[1])
-        host = Candidate("host", "udp", _source_address(self._server), port)
+        host = Candidate("host", "udp", source_address(self._server), port)
         reflexive = Candidate("srflx", "udp", *result.mapped)
         self.candidates = (host,) if host.endpoint == reflexive.endpoint else (host, reflexive)
         return True
@@ -279,10 +280,3 @@ def _open_datagram_socket(server: Endpoint) -> stdlib_socket.socket:
     sock = stdlib_socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_DGRAM)
     prefer_lasting_source(sock)
     return sock
-
-
-def _source_address(destination: Endpoint) -> str:
-    """The local address from which the kernel would send to `destination`; nothing is sent."""
-    with _open_datagram_socket(destination) as probe:
-        probe.connect(destination)
-        return str(probe.getsockname()[0])

@@ -26,10 +26,14 @@ GATHER_RETRY = 5.0
 
 
 class DialPorts:
-    """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end."""
+    """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end.
 
-    def __init__(self, servers: Sequence[Endpoint], size: int) -> None:
+    pace: of all three kinds of ports, what the usual intervals between refreshes are multiplied by; inf: none.
+    """
+
+    def __init__(self, servers: Sequence[Endpoint], size: int, pace: float = 1.0) -> None:
         self._servers = servers
+        self._pace = pace
         self._size = size
         self._ready: deque[WarmPort] = deque()
         self._gathering = 0
@@ -68,7 +72,7 @@ class DialPorts:
                         nursery.start_soon(self._gather)
                     if len(self._ready) >= self._size:
                         self._filled.set()
-                    with trio.move_on_after(TCP_REFRESH_INTERVAL) as idle:
+                    with trio.move_on_after(TCP_REFRESH_INTERVAL * self._pace) as idle:
                         await self._changed.wait()
                     if idle.cancelled_caught:
                         await self._refresh()
@@ -115,8 +119,10 @@ class ListeningPort:
         serve: Callable[[trio.socket.SocketType], Awaitable[None]],
         changed: Callable[[], Awaitable[None]],
         mapper: PortMapper | None = None,
+        pace: float = 1.0,
     ) -> None:
         self._servers = servers
+        self._pace = pace
         self._serve = serve
         self._mapper = mapper
         self._changed = changed
@@ -133,7 +139,7 @@ class ListeningPort:
                     if self._mapper is not None and self.warm.needs_mapping:
                         nursery.start_soon(self._keep_mapped, self._mapper, self.warm)
                     while not self._servers or await self.warm.refresh():
-                        await trio.sleep(TCP_REFRESH_INTERVAL)
+                        await trio.sleep(TCP_REFRESH_INTERVAL * self._pace)
                     fresh = await self._gather_again()
                     # Connections that are being authenticated end with the old port: their dialers try again.
                     nursery.cancel_scope.cancel()
@@ -173,8 +179,9 @@ class ListeningPort:
 class DatagramPort:
     """The UDP port whose candidates stand in the card. `keep` runs as a task for the node's life."""
 
-    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]], pace: float = 1.0) -> None:
         self._server = server
+        self._pace = pace
         self._changed = changed
         self.candidates: tuple[Candidate, ...] = ()
 
@@ -194,6 +201,6 @@ class DatagramPort:
             if warm.candidates != self.candidates:
                 self.candidates = warm.candidates
                 await self._changed()
-            await trio.sleep(UDP_REFRESH_INTERVAL)
+            await trio.sleep(UDP_REFRESH_INTERVAL * self._pace)
             if not await warm.refresh():
                 return

@@ -8,6 +8,7 @@ import typer
 
 from ntcpsock._version import __version__
 from ntcpsock.cli.connect import connect
+from ntcpsock.cli.doctor import doctor
 from ntcpsock.cli.expose import expose
 from ntcpsock.cli.forward import forward
 from ntcpsock.cli.identity import identity
@@ -51,5 +52,6 @@ app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(run)
+app.command()(doctor)
 app.command("id")(identity)
 app.add_typer(lab_app, name="lab")

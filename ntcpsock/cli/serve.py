@@ -65,6 +65,13 @@ def serve(
     other_stun_port: Annotated[
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
     ] = DEFAULT_OTHER_STUN_PORT,
+    connect_back: Annotated[
+        bool,
+        typer.Option(
+            "--connect-back/--no-connect-back",
+            help="Connect to TCP clients of the STUN server that ask for it, so that they learn how they are filtered.",
+        ),
+    ] = True,
     state_dir: StateDir = None,
     allow_spoofing: Annotated[
         bool,
@@ -95,6 +102,7 @@ def serve(
         broker_port,
         stun_port,
         other_stun_port,
+        connect_back,
         state_dir,
         allow_spoofing,
     )
@@ -114,6 +122,7 @@ class Options:
     broker_port: int
     stun_port: int
     other_stun_port: int
+    connect_back: bool
     state_dir: Path | None
     allow_spoofing: bool = False
 
@@ -186,6 +195,7 @@ async def _serve_stun(
         other_address=options.other_address(listen),
         # Port 0 means: wherever there is room. So does it for the second port, unless it was given.
         other_port=other_port if port or other_port != DEFAULT_OTHER_STUN_PORT else 0,
+        connect_back=options.connect_back,
         task_status=task_status,
     )
 

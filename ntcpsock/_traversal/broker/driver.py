@@ -115,6 +115,11 @@ class BrokerSession:
         """Whether the broker knows us now. False between an outage and the next Welcome."""
         return self._machine.connected
 
+    def keep_alive_every(self, interval: float) -> None:
+        """Another interval between keep-alives, in seconds, from now on; call it before the registration."""
+        self._machine.keep_alive_every(interval, _ttl(interval), trio.current_time())
+        self._link.flush()
+
     async def wait_connected(self) -> None:
         """Return when the session is open: at once, or after it has come back."""
         await self._is_connected.wait()
@@ -314,7 +319,6 @@ async def _connect(
 ) -> Link:
     """The first of the broker's addresses that answers; each next one starts a little later, or when one fails."""
     key = address.key or pins.get("brokers", _pin_name(address))
-    ttl = int(min(MAX_TTL, max(MIN_TTL, 3 * keep_alive_interval)))
     winner: Link | None = None
     errors: list[Exception] = []
 
@@ -324,7 +328,9 @@ async def _connect(
             with trio.move_on_after(_STAGGER):
                 await before.wait()
         # An instance for each address: two addresses of one broker must not look like one node that moves.
-        machine = ClientMachine(Sealer(identity), key, keep_alive_interval=keep_alive_interval, ttl=ttl)
+        machine = ClientMachine(
+            Sealer(identity), key, keep_alive_interval=keep_alive_interval, ttl=_ttl(keep_alive_interval)
+        )
         others = [place for place in destinations if place != destination]
         link = Link(machine, address, destination, others)
         try:
@@ -360,6 +366,11 @@ async def _connect(
     if errors:
         raise BrokerUnreachable(f"{text}: {errors[0]}") from ExceptionGroup("broker", errors)
     raise BrokerUnreachable(f"{text} within {timeout:g} s")
+
+
+def _ttl(keep_alive_interval: float) -> int:
+    """Seconds after which the broker may forget us."""
+    return int(min(MAX_TTL, max(MIN_TTL, 3 * keep_alive_interval)))
 
 
 async def _resolve(address: BrokerAddress) -> list[Destination]:

@@ -91,6 +91,13 @@ class ClientMachine:
         self._keep_alive_due = 0.0
         self._greeting: Greeting | None = None
 
+    def keep_alive_every(self, interval: float, ttl: int, now: float) -> None:
+        """Another interval, in seconds, from now on. `ttl` is told with the next registration."""
+        self._keep_alive_interval = interval
+        self.ttl = ttl
+        if self._state is _State.CONNECTED:
+            self._keep_alive_due = now + interval
+
     # The five verbs.
 
     def receive_datagram(self, data: bytes, now: float) -> None:

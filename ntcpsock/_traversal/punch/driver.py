@@ -222,3 +222,13 @@ def path_rtt(sock: stdlib_socket.socket) -> float | None:
     except OSError:
         return None
     return float(_TCP_INFO_RTT.unpack(info)[0]) / 1e6 if len(info) == _TCP_INFO_RTT.size else None
+
+
+def source_address(destination: Endpoint) -> str:
+    """The local address from which the kernel would send to `destination`; nothing is sent. Raises OSError."""
+    family = stdlib_socket.AF_INET6 if destination.is_ipv6 else stdlib_socket.AF_INET
+    with stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM) as probe:
+        if destination.is_ipv6:
+            prefer_lasting_source(probe)
+        probe.connect(destination)
+        return str(probe.getsockname()[0])

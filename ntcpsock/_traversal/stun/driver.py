@@ -40,6 +40,10 @@ class StunError(NTCPError):
     code: int | None = None
 
 
+class NotStun(StunError):
+    """What answers over TCP is something else: a captive portal, a proxy, another server on that port."""
+
+
 @dataclass(frozen=True, slots=True)
 class BindingResult:
     """What a Binding request tells.
@@ -64,9 +68,12 @@ async def binding_over_tcp(stream_socket: trio.socket.SocketType) -> BindingResu
     request practically never is. Raises TimeoutError after 39.5 s, ConnectionError when the connection is
     lost, StunError, and other OSErrors of the socket.
     """
-    transaction = ClientTransaction(
-        binding_request(_transaction_id()), now=trio.current_time(), reliable=True
-    )
+    return _binding_result(await exchange_over_tcp(stream_socket, binding_request(_transaction_id())))
+
+
+async def exchange_over_tcp(stream_socket: trio.socket.SocketType, request: Message) -> Event:
+    """Send `request` on a connected TCP socket and return the machine's last event; as `binding_over_tcp`."""
+    transaction = ClientTransaction(request, now=trio.current_time(), reliable=True)
     splitter = _splitters.setdefault(stream_socket, MessageSplitter())
 
     async def send(data: bytes) -> None:
@@ -81,9 +88,9 @@ async def binding_over_tcp(stream_socket: trio.socket.SocketType) -> BindingResu
         try:
             return splitter.receive_data(data)
         except BadMessage as error:
-            raise StunError(f"the server does not speak STUN: {error}") from error
+            raise NotStun(f"the server does not speak STUN: {error}") from error
 
-    return _binding_result(await _drive(transaction, send, receive))
+    return await _drive(transaction, send, receive)
 
 
 async def binding_over_udp(sock: trio.socket.SocketType, server: Endpoint) -> BindingResult:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.stun import attributes as core
-from ntcpsock._traversal.stun import credentials, usages
+from ntcpsock._traversal.stun import connect_back, credentials, usages
 from ntcpsock._traversal.stun.attributes import Attribute, UnknownAttribute
 from ntcpsock._traversal.stun.constants import (
     FIRST_COMPREHENSION_OPTIONAL,
@@ -63,6 +63,7 @@ _ATTRIBUTES: dict[int, type[Attribute]] = {
         usages.UseCandidate,
         usages.IceControlled,
         usages.IceControlling,
+        connect_back.ConnectBack,
     )
 }
 

@@ -26,6 +26,7 @@ from ntcpsock._traversal.stun.attributes import (
     UnknownAttributes,
     XorMappedAddress,
 )
+from ntcpsock._traversal.stun.connect_back import ConnectBack, ConnectBackOutcome
 from ntcpsock._traversal.stun.constants import (
     HEADER_LENGTH,
     AttributeType,
@@ -52,17 +53,29 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectBackOrder:
+    """Connect from `host`, any port but `local`'s, to `target`, who asked for it on the stream that came to `local`."""
+
+    request: Message
+    host: str
+    target: Endpoint
+    local: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class BindingServer:
     """Answers Binding requests to a server on one or two addresses, and one or two ports.
 
     `primary` is its first endpoint; `other_host` and `other_port` are None where there is no second one. A
     request came to `local`, one of the up to four combinations; with `primary.host` a wildcard address
-    `local.host` is that too, and there can be no `other_host`.
+    a datagram's `local.host` is that too, and there can be no `other_host`. `connects_back`: whether the driver
+    carries out a `ConnectBackOrder`.
     """
 
     primary: Endpoint
     other_host: str | None = None
     other_port: int | None = None
+    connects_back: bool = False
 
     def handle_datagram(self, data: bytes, source: Endpoint, local: Endpoint) -> Reply | None:
         """The reply to a datagram from `source`, or None for what deserves none."""
@@ -103,18 +116,24 @@ class BindingServer:
             needed.append(Padding(bytes(room - _ATTRIBUTE_HEADER_LENGTH)))
         return Reply(_success(request, needed), origin, destination)
 
-    def handle_stream_message(self, data: bytes, source: Endpoint, local: Endpoint) -> bytes | None:
+    def handle_stream_message(
+        self, data: bytes, source: Endpoint, local: Endpoint
+    ) -> bytes | ConnectBackOrder | None:
         """The response to a message from a stream, to be sent on that stream, or None for what gets none.
 
-        The source is proven here, and the way back fixed: CHANGE-REQUEST and RESPONSE-PORT cannot be
-        obeyed, PADDING has no use, and all three count as unknown. Raises BadMessage; close the stream then.
+        The source is proven here, and the way back fixed: RESPONSE-PORT cannot be obeyed, PADDING has no use, and
+        both count as unknown. CHANGE-REQUEST orders a connection (`connect_back.py`), whose outcome
+        `connect_back_response` tells. Raises BadMessage; close the stream then.
         """
         request = decode_message(data)
         if not _is_binding_request(request):
             return None
         refused = request.unknown_required
-        if change := request.get(ChangeRequest):
-            refused += (change.type,) * (change.change_address or change.change_port)
+        order = None
+        change = request.get(ChangeRequest)
+        if change is not None and (change.change_address or change.change_port):
+            order = self._order(request, change, source, local)
+            refused += (change.type,) * (order is None)
         refused += tuple(
             attribute.type
             for attribute in request.attributes
@@ -124,8 +143,29 @@ class BindingServer:
             unknown = UnknownAttributes(tuple(dict.fromkeys(refused)))
             response = error_response(request, ErrorCode.UNKNOWN_ATTRIBUTE, unknown)
             return encode_message(response, fingerprint=_wants_fingerprint(request))
+        if order is not None:
+            return order
         needed, extra = self._addresses(request, source, local, local)
         return _success(request, needed + extra)
+
+    def connect_back_response(
+        self, order: ConnectBackOrder, outcome: ConnectBackOutcome, origin: Endpoint | None
+    ) -> bytes:
+        """The response to the request behind `order`; `origin`: from where was connected, None if it was not."""
+        attributes: list[Attribute] = [XorMappedAddress(order.target), ConnectBack(outcome)]
+        if origin is not None:
+            attributes.append(ResponseOrigin(origin))
+        return _success(order.request, attributes)
+
+    def _order(
+        self, request: Message, change: ChangeRequest, source: Endpoint, local: Endpoint
+    ) -> ConnectBackOrder | None:
+        host: str | None = local.host
+        if change.change_address:
+            host = self.primary.host if local.host == self.other_host else self.other_host
+        if not self.connects_back or host is None:
+            return None
+        return ConnectBackOrder(request, host, source, local)
 
     def _origin(self, local: Endpoint, change: ChangeRequest | None) -> Endpoint | None:
         """Where to answer from, or None where the server has no such endpoint."""

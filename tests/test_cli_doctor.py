@@ -1,0 +1,130 @@
+"""`ntcp doctor` as a command: what it says, its exit codes, and its errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ntcpsock._diagnose import _PATIENCE_BEFORE_GUESSING, BROKER_PATIENCE
+from ntcpsock._diagnosis import (
+    Allocation,
+    BrokerState,
+    Diagnosis,
+    Discovery,
+    Finding,
+    Prospect,
+    TransportFindings,
+)
+from ntcpsock._traversal.discovery.driver import DISCOVERY_DEADLINE
+from ntcpsock.cli.doctor_view import show_diagnosis
+from ntcpsock.cli.stage import NTCP, open_loopback_stage
+
+
+def doctor(*options: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("NTCP_")}
+    return subprocess.run(
+        [*NTCP, "doctor", *options],
+        env={**inherited, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_it_is_over_within_five_seconds() -> None:
+    """What it waits for at most: the broker while it asks the NAT, or the NAT after it has guessed."""
+    assert _PATIENCE_BEFORE_GUESSING + DISCOVERY_DEADLINE < 4.5
+    assert BROKER_PATIENCE < 4.5
+
+
+def test_over_loopback() -> None:
+    with open_loopback_stage() as stage:
+        settings = {name: stage.environment("a")[name] for name in ("NTCP_BROKER", "NTCP_STATE")}
+        done = doctor("--json", **settings)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["works"]
+        assert found["broker"]["reached"]
+        assert "key" not in found["broker"]["address"]
+        assert found["tcp"]["filtering"]["value"] == "unknown"  # the server has one address
+        assert found["tcp"]["translated"]["value"] == "no"
+        page = doctor(**settings)
+        assert page.returncode == 0
+        assert page.stdout.startswith("A public address, no NAT")
+        assert page.stderr == ""
+
+
+def test_nobody_to_ask(tmp_path: Path) -> None:
+    done = doctor(NTCP_STATE=str(tmp_path))
+    assert done.returncode == 1
+    assert "--broker" in done.stderr
+    assert "--stun" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_stun_server_alone_is_enough(tmp_path: Path) -> None:
+    with open_loopback_stage() as stage:
+        settings = {name: stage.environment("a")[name] for name in ("NTCP_BROKER", "NTCP_STATE")}
+        servers = json.loads(doctor("--json", **settings).stdout)["servers"]
+        done = doctor("--json", "--stun", servers[0], NTCP_STATE=str(tmp_path))
+        assert done.returncode == 0
+        found = json.loads(done.stdout)
+        assert found["broker"]["address"] is None
+        assert found["servers"] == servers[:1]
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    """A diagnosis, not an error: that is what the command is for."""
+    done = doctor("--json", "--broker", "ntcp://127.0.0.1:9", NTCP_STATE=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert not found["works"]
+    assert "no answer" in found["broker"]["why"]
+    assert found["summary"].startswith("No STUN server is there")
+    assert "refused by 127.0.0.1:3478" in found["tcp"]["reachable"]["why"]
+    assert found["advice"]
+
+
+@pytest.mark.parametrize("options", [("--broker", "http://x"), ("--stun", "::")])
+def test_mistakes(options: tuple[str, ...], tmp_path: Path) -> None:
+    done = doctor(*options, NTCP_STATE=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("ntcp: ")
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_host_that_does_not_exist(tmp_path: Path) -> None:
+    done = doctor("--stun", "stun.invalid", NTCP_STATE=str(tmp_path))
+    assert done.returncode == 1
+    assert "stun.invalid" in done.stderr
+
+
+def test_the_page_shows_unknowns_as_such() -> None:
+    """Every word of every finding, on a narrow terminal: nothing may break it, and nothing is left out."""
+    console = Console(record=True, width=60, file=io.StringIO())
+    for value in ("unknown", "yes", "no", "none", "some-word-of-a-later-version"):
+        finding = Finding(value, ("a", "b"), "a reason [with brackets]")
+        transport = TransportFindings(
+            finding, finding, finding, finding, finding, Allocation(value, why="why"), finding, finding
+        )
+        discovery = Discovery(transport, transport, finding, finding, finding, finding)
+        prospects = (Prospect("somebody", "perhaps", "tcp-predict", "as it is", 512),)
+        unknown = (("that thing", "a reason [with brackets]"),)
+        show_diagnosis(
+            Diagnosis("A headline.", discovery, BrokerState(), True, prospects, ("Do this [now].",), unknown),
+            console,
+        )
+    text = console.export_text()
+    assert text.count("A headline.") == 5
+    assert text.count("Do this [now].") == 5
+    assert text.count("512") == 5
+    assert "[with brackets]" in text
+    assert "?" in text
