@@ -5,7 +5,10 @@ The links have 25 ms; what belongs to a router is read from its own rules.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,6 +163,26 @@ def test_a_lease_is_renewed(world: MakeWorld) -> None:
         assert router.mappings()
         (made.directory / "stop").touch()
         running.result(PATIENCE)
+        assert router.mappings() == []
+
+
+LISTEN_AND_LEAVE = """
+import sys, ntcpsock
+listener = ntcpsock.create_server(("bob.ntcp", 7000))
+sys.stdin.readline()
+"""
+
+
+def test_a_program_that_ends_leaves_no_mapping(world: MakeWorld) -> None:
+    made = world()
+    environment = {"NTCP_BROKER": made.uri, "NTCP_NAME": "bob", "NTCP_STATE": str(made.directory / "bob")}
+    with port_mapper(made.lab.nat_b) as router:
+        program = made.lab.host_b.popen(
+            [sys.executable, "-c", LISTEN_AND_LEAVE], stdin=subprocess.PIPE, env=os.environ | environment
+        )
+        with program:
+            wait_until(router.mappings)
+        assert program.returncode == 0
         assert router.mappings() == []
 
 

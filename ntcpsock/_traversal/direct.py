@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -10,10 +11,11 @@ import trio
 
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._config import Encryption
-from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
+from ntcpsock._errors import BadMessage, EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
+from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import name_of_connection, usable_candidates
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
@@ -21,7 +23,7 @@ from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.mapping import DialMapping, NoMapping
 from ntcpsock._traversal.plan import make_joint_plan, make_plan, mapping_delay
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Candidate, Card
+from ntcpsock._traversal.punch.message import Candidate, Card, decode_card_untrusted
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies.base import Connection
@@ -134,6 +136,10 @@ class DirectRace:
 
     def _enter(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> None:
         """Punch from `port`, and let in what reaches it."""
+        targets = self._punch(race, port, remote)
+        race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
+
+    def _punch(self, race: Race, port: WarmPort, remote: Sequence[Candidate]) -> Sequence[Candidate]:
         targets = usable_candidates(remote, "tcp", loopback_allowed=self._node.loopback_allowed)
         plan = make_plan(
             port.candidates,
@@ -143,8 +149,8 @@ class DirectRace:
             budget=self._remaining(),
             proven_host=self._dial.observed_host,
         )
-        race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
         race.start(plan, port.port)
+        return targets
 
     def _remaining(self) -> float:
         return max(0.0, self._deadline - trio.current_time())
@@ -167,7 +173,7 @@ class DirectRace:
             known = {candidate.endpoint for candidate in self._card.candidates}
             news = [candidate for candidate in answer.candidates if candidate.endpoint not in known]
             if news:
-                self._enter(race, self._ports[0], news)
+                self._punch(race, self._ports[0], news)
 
     async def _further_rounds(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         with race.more_may_come():
@@ -178,11 +184,18 @@ class DirectRace:
                     port = await self._node.take_port()
                     self._ports.append(port)
                     offer = self._dial.offer(number, port, self._node.broker_rtt)
-                    await self._node.introductions.introduce(self._dial, offer)
+                    introduction = await self._node.introductions.introduce(self._dial, offer)
                 except OSError:
                     return  # the attempts under way go on
-                answer = self._dial.answer
-                self._enter(race, port, answer.candidates if answer else self._card.candidates)
+                self._enter(race, port, self._newest_candidates(introduction))
+
+    def _newest_candidates(self, introduction: Introduction) -> Sequence[Candidate]:
+        """What the listener said last: a router may have mapped its port meanwhile. Its card comes along with each
+        introduction, and a listener that keeps it to itself repeats its answer."""
+        if introduction.card is not None:
+            with suppress(BadMessage):
+                return decode_card_untrusted(introduction.card, self._dial.key).candidates
+        return (self._dial.answer or self._card).candidates
 
     async def _mapped_round(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         """Have our router map a port of its own for this, and let the listener connect to that.
