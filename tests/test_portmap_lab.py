@@ -155,6 +155,16 @@ def test_a_user_space_router_maps(world: MakeWorld, nat_a: str, nat_b: str, side
         assert router.asked()
 
 
+def test_two_customers_of_one_carrier(world: MakeWorld) -> None:
+    """What such a router maps leads nowhere for the world, and to the neighbour directly."""
+    made = world("mobile", "mobile", cgn_a="mobile", same_cgn=True)
+    with port_mapper(made.lab.nat_b) as router:
+        made.listen()
+        wait_until(router.mappings)
+        dialled = made.dial(techniques=("port-mapped",))
+        assert (dialled.kind, dialled.technique) == ("port-mapped", "port-mapped")
+
+
 def test_a_lease_is_renewed(world: MakeWorld) -> None:
     made = world()
     with port_mapper(made.lab.nat_b, ["nat-pmp"]) as router:
