@@ -139,11 +139,11 @@ async def test_nobody_at_the_port_is_known_at_once(
 
 @both
 async def test_a_lost_datagram_is_sent_again(
-    make: Callable[[str, int], Pcp | NatPmp], mock_clock: trio.testing.MockClock
+    make: Callable[[str, int], Pcp | NatPmp], autojump_clock: trio.testing.MockClock
 ) -> None:
-    mock_clock.rate = 10
     async with open_gateway(Gateway(losses=1)) as gateway:
         assert (await make(LOOPBACK, gateway.port).map(PORT, 4000, 1200)).lifetime == 1200
+        assert gateway.requests[0] == gateway.requests[1]
 
 
 async def test_a_gateway_of_one_version_tells_so() -> None:

@@ -5,7 +5,10 @@ The links have 25 ms; what belongs to a router is read from its own rules.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,6 +155,16 @@ def test_a_user_space_router_maps(world: MakeWorld, nat_a: str, nat_b: str, side
         assert router.asked()
 
 
+def test_two_customers_of_one_carrier(world: MakeWorld) -> None:
+    """What such a router maps leads nowhere for the world, and to the neighbour directly."""
+    made = world("mobile", "mobile", cgn_a="mobile", same_cgn=True)
+    with port_mapper(made.lab.nat_b) as router:
+        made.listen()
+        wait_until(router.mappings)
+        dialled = made.dial(techniques=("port-mapped",))
+        assert (dialled.kind, dialled.technique) == ("port-mapped", "port-mapped")
+
+
 def test_a_lease_is_renewed(world: MakeWorld) -> None:
     made = world()
     with port_mapper(made.lab.nat_b, ["nat-pmp"]) as router:
@@ -160,6 +173,26 @@ def test_a_lease_is_renewed(world: MakeWorld) -> None:
         assert router.mappings()
         (made.directory / "stop").touch()
         running.result(PATIENCE)
+        assert router.mappings() == []
+
+
+LISTEN_AND_LEAVE = """
+import sys, ntcpsock
+listener = ntcpsock.create_server(("bob.ntcp", 7000))
+sys.stdin.readline()
+"""
+
+
+def test_a_program_that_ends_leaves_no_mapping(world: MakeWorld) -> None:
+    made = world()
+    environment = {"NTCP_BROKER": made.uri, "NTCP_NAME": "bob", "NTCP_STATE": str(made.directory / "bob")}
+    with port_mapper(made.lab.nat_b) as router:
+        program = made.lab.host_b.popen(
+            [sys.executable, "-c", LISTEN_AND_LEAVE], stdin=subprocess.PIPE, env=os.environ | environment
+        )
+        with program:
+            wait_until(router.mappings)
+        assert program.returncode == 0
         assert router.mappings() == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.stun import attributes as core
-from ntcpsock._traversal.stun import credentials, usages
+from ntcpsock._traversal.stun import connect_back, credentials, usages
 from ntcpsock._traversal.stun.attributes import Attribute, Software, UnknownAttribute, Username
 from ntcpsock._traversal.stun.constants import AttributeType, MessageClass, Method
 from ntcpsock._traversal.stun.credentials import Fingerprint, MessageIntegrity, MessageIntegritySha256
@@ -88,6 +88,7 @@ BY_CLASS: dict[type[Attribute], st.SearchStrategy[Attribute]] = {
     usages.Priority: st.builds(usages.Priority, st.integers(0, 2**32 - 1)),
     usages.UseCandidate: st.just(usages.UseCandidate()),
     usages.IceControlled: st.builds(usages.IceControlled, st.integers(0, 2**64 - 1)),
+    connect_back.ConnectBack: st.builds(connect_back.ConnectBack, st.integers(0, 255)),
     usages.IceControlling: st.builds(usages.IceControlling, st.integers(0, 2**64 - 1)),
 }
 PROOFS = (MessageIntegrity, MessageIntegritySha256, Fingerprint)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol
 
 import trio
+from msgspec import structs
 
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._config import Encryption
@@ -202,8 +203,10 @@ class Acceptor:
 
     def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
-        self._node.introductions.reply(delivery, pending.answer)
         warm = self._node.listening_port
+        if warm is not None:
+            pending.answer = structs.replace(pending.answer, candidates=warm.candidates)
+        self._node.introductions.reply(delivery, pending.answer)
         if offer.round not in pending.rounds and warm is not None and pending.nursery is not None:
             pending.offer = offer
             self._punch_towards(pending, offer, warm)

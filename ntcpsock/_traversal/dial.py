@@ -80,12 +80,15 @@ class Dial:
             self._take_answer(message)
 
     def _take_answer(self, answer: Answer) -> None:
-        """The first answer counts; later ones repeat it. A busy listener is asked again, as a full accept queue is."""
+        """The first answer decides; later ones repeat it, perhaps with newer candidates. A busy listener is asked
+        again, as a full accept queue is."""
         if answer.outcome == "busy":
             self.was_busy = True
         elif self.answer is None:
             self.answer = answer
             self.answered.set()
+        elif answer.outcome == self.answer.outcome == "accepted":
+            self.answer = answer
 
     async def wait_accepted(self) -> Answer:
         """The listener's word. Raises PeerRefused, EncryptionMismatch, or PeerOffline when none comes."""

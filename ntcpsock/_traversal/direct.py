@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,12 +12,13 @@ import trio
 
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._config import TECHNIQUES, Encryption
-from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
+from ntcpsock._errors import BadMessage, EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
 from ntcpsock._traversal.aim import Standpoint
+from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
@@ -34,7 +35,7 @@ from ntcpsock._traversal.plan import (
     raw_obstacles,
 )
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Candidate, Card
+from ntcpsock._traversal.punch.message import Candidate, Card, decode_card_untrusted
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
@@ -237,11 +238,18 @@ class DirectRace:
                     port = await self._node.take_port()
                     self._ports.append(port)
                     offer = self._dial.offer(number, port, self._node.broker_rtt)
-                    await self._node.introductions.introduce(self._dial, offer)
+                    introduction = await self._node.introductions.introduce(self._dial, offer)
                 except OSError:
                     return  # the attempts under way go on
-                answer = self._dial.answer
-                self._enter(race, port, answer.candidates if answer else self._card.candidates, number)
+                self._enter(race, port, self._newest_candidates(introduction), number)
+
+    def _newest_candidates(self, introduction: Introduction) -> Sequence[Candidate]:
+        """What the listener said last: a router may have mapped its port meanwhile. Its card comes along with each
+        introduction, and a listener that keeps it to itself repeats its answer."""
+        if introduction.card is not None:
+            with suppress(BadMessage):
+                return decode_card_untrusted(introduction.card, self._dial.key).candidates
+        return (self._dial.answer or self._card).candidates
 
     async def _mapped_round(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         """Have our router map a port of its own for this, and let the listener connect to that.

@@ -230,7 +230,7 @@ async def _map_by(protocol: RouterProtocol, port: int) -> Grant:
         grant = await protocol.map(port, port, LIFETIME)
         _check(grant)
     except BaseException:
-        # Whatever came back, there may be a mapping.
+        # Whatever came back, there may be a mapping, and the protocol remembers the port.
         await _give_back(protocol, port)
         raise
     return grant

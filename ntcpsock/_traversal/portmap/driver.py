@@ -105,8 +105,8 @@ class NatPmp:
         return self._made.get(port) == self._epochs.losses
 
     async def unmap(self, port: int) -> None:
-        await self._map(port, 0, 0)
         self._made.pop(port, None)
+        await self._map(port, 0, 0)
 
     async def _map(self, port: int, external_port: int, lifetime: int) -> natpmp.MapResponse:
         def decode(data: bytes) -> natpmp.MapResponse | natpmp.ErrorResponse | None:
@@ -196,9 +196,11 @@ class Pcp:
     async def unmap(self, port: int) -> None:
         if port not in self._nonces:
             return
-        await self._map(port, Endpoint("0.0.0.0", 0), 0)
-        for memory in (self._nonces, self._external, self._made):
-            memory.pop(port, None)
+        try:
+            await self._map(port, Endpoint("0.0.0.0", 0), 0)
+        finally:
+            for memory in (self._nonces, self._external, self._made):
+                memory.pop(port, None)
 
     async def _map(self, port: int, wish: Endpoint, lifetime: int) -> pcp.MapResponse:
         nonce = self._nonces.setdefault(port, secrets.token_bytes(pcp.NONCE_LENGTH))

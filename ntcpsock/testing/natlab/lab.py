@@ -287,7 +287,8 @@ class Lab:
         self._ask("forward", router, port=port, inner=number)
 
     def _gateway(self, router: Router) -> str:
-        return next(uplink.gateway for uplink in self._uplinks if uplink.router is router)
+        entries: list[Uplink | Carrier] = [*self._uplinks, *self._carriers]
+        return next(entry.gateway for entry in entries if entry.router is router)
 
     def _mappings(self, router: Router) -> list[dict[str, Any]]:
         return [
