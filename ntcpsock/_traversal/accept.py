@@ -33,7 +33,7 @@ from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
 from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
-from ntcpsock._traversal.signals import Mailbox, Talk
+from ntcpsock._traversal.signals import WITHDRAWN, Mailbox, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
@@ -205,10 +205,13 @@ class Acceptor:
             self._punch_towards(pending, offer, warm)
 
     def heard(self, delivery: Delivery, signal: Signal) -> None:
-        """A dialer's word to a joint technique of its dial."""
+        """A dialer's word to a joint technique of its dial, or its last one."""
         pending = self._pending.get(signal.dial_id)
         if pending is not None and pending.delivery.sender == delivery.sender:
-            pending.mailbox.take(signal)
+            if signal.name == WITHDRAWN:
+                pending.scope.cancel()
+            else:
+                pending.mailbox.take(signal)
 
     def _punch_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
         """Do what an offer asks for: attempts towards its candidates, and its joint technique."""

@@ -44,7 +44,7 @@ async def connect(
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
-        with node.introductions.awaiting_answer(dial):
+        with node.introductions.awaiting_answer(dial), node.introductions.withdrawn_on_failure(dial):
             payload = dial.offer(1, warm, node.broker_rtt)
             with report.stage("broker", trio.current_time):
                 card = await _introduce(node, dial, payload)
@@ -78,6 +78,7 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
             f"whose key is {encode_node_id(dial.key)}"
         )
     dial.observed_host = introduction.observed_host
+    dial.instance = introduction.instance
     if introduction.card is None:
         return None
     try:

@@ -47,6 +47,8 @@ class Dial:
     mailbox: Mailbox = field(default_factory=Mailbox)
     #: Where the broker sees the listener, or "".
     observed_host: str = ""
+    #: Which process of the listening node got the offer.
+    instance: bytes | None = None
 
     def offer(self, round_number: int, warm: WarmPort, broker_rtt: float, technique: str = "") -> bytes:
         """The offer of one round, ready to be sealed."""
