@@ -160,7 +160,8 @@ class Node:
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
             raise TraversalTimeout(
-                f"no connection to {full_name(label)}:{port} within {seconds:g} s; it was at the stage {stage!r}",
+                f"no connection to {full_name(label)}:{port} within {seconds:g} s; it was at the stage {stage!r}"
+                + (f". {report.advice}" if report.advice else ""),
                 report=report,
             ) from None
         except NTCPError as error:

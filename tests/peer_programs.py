@@ -123,20 +123,24 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         return Dialled(seconds, stream.path.kind, stream.path.technique, tries, stages)
 
 
-def dial_and_fail(config: Config, name: str) -> OSError:
-    """The error of a connect that cannot succeed."""
+def dial_and_fail(config: Config, name: str, timeout: float | None = None, port: int = PORT) -> OSError:
+    """The error of a connect that cannot succeed, or of a node that cannot start."""
 
     async def main() -> OSError:
         async with open_node(config) as node:
             await wait_registered(node, name)
+            await node.wait_warm()
             try:
-                stream = await node.open_stream(name, PORT)
+                stream = await node.open_stream(name, port, timeout=timeout)
             except OSError as error:
                 return error
             stream.reset()
             raise AssertionError(f"connected by {stream.path}")
 
-    return trio.run(main)
+    try:
+        return trio.run(main)
+    except _errors.BrokerUnreachable as error:
+        return error
 
 
 def download(config: Config, name: str, blocks: int) -> tuple[str, int, int]:

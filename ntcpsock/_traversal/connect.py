@@ -13,6 +13,7 @@ from ntcpsock._report import PeerInfo, Report
 from ntcpsock._session.plain import PlainCarrier, nominate
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import make_stream
+from ntcpsock._traversal.candidate import is_public
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DialContext, DirectRace
 from ntcpsock._traversal.gather import WarmPort
@@ -102,12 +103,15 @@ async def _punch(
     race = DirectRace(node, dial, card, warm, report, given)
     try:
         connection = await race.run()
-    except trio.Cancelled:
-        node.dial_ended(dial.key, None, ())  # most often its time is up
+    except OSError:
+        raise  # the listener's own word
+    except BaseException:  # cancelled, most often because its time is up
+        node.dial_ended(dial.key, None, ())
+        report.advice = _advice(node, warm, card)
         raise
     node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
-        report.advice = _advice(warm, card)
+        report.advice = _advice(node, warm, card)
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
         raise TraversalFailed(
@@ -133,17 +137,19 @@ async def _bind(connection: Connection, dial: Dial) -> None:
         raise
 
 
-def _advice(warm: WarmPort, card: Card) -> str:
-    """The one change that would help, as far as both profiles tell."""
-    if (
-        not any(candidate.type == "srflx" for candidate in warm.candidates)
-        and warm.profile.translated is None
-    ):
-        return "No STUN server answered over TCP: check that this network lets TCP to the STUN port out."
-    for side, profile in (("this side", warm.profile), ("the other side", card.profile)):
-        if profile.mapping == "endpoint-dependent":
-            return (
-                f"The NAT of {side} gives every connection another port (symmetric): "
-                "give either side a public address or a forwarded port."
-            )
+def _advice(node: DialContext, warm: WarmPort, card: Card) -> str:
+    """The one change that would help, as far as both profiles and the settings tell."""
+    sides = (("this side", warm.candidates, warm.profile), ("the other side", card.candidates, card.profile))
+    for side, candidates, profile in sides:
+        if profile.translated is None and not any(is_public(candidate) for candidate in candidates):
+            return f"No STUN server answered {side} over TCP: let TCP to the STUN port out of its network."
+    if not set(node.techniques) - {"lan"}:
+        return "Both sides are in different networks, and only lan is allowed: allow other techniques."
+    changing = [side for side, _, profile in sides if profile.changes]
+    if changing:
+        ends = "Both NATs give" if len(changing) == 2 else f"The NAT of {changing[0]} gives"
+        return (
+            f"{ends} every connection another port (symmetric): "
+            "give either side a public address or a forwarded port."
+        )
     return "Neither NAT let a connection through: give either side a public address or a forwarded port."
