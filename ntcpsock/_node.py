@@ -86,7 +86,7 @@ class Node:
         self._failures: OrderedDict[bytes, int] = OrderedDict()
         self._experience = Experience(config.state_dir)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
+        self._listening = ListeningPort(servers, self._acceptor.doorkeeper.incoming, self._card_changed)
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None

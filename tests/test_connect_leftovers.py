@@ -41,7 +41,9 @@ async def settled(world: World, *nodes: Node) -> tuple[int, int]:
                 len(node._dial_ports._ready) == node.config.warm_ports and not node._dial_ports._gathering
                 for node in nodes
             )
-            if full and not any(node._acceptor._pending or node.introductions._dials for node in nodes):
+            if full and not any(
+                node._acceptor.dials.under_way or node.introductions._dials for node in nodes
+            ):
                 await trio.testing.wait_all_tasks_blocked(0.05)
                 return tasks_and_descriptors()
             await trio.sleep(0.02)
@@ -88,7 +90,7 @@ async def test_a_dial_that_is_cancelled_leaves_nothing_at_either_end(
             with trio.move_on_after(60) as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(bob.open_stream, "alice", 8000)
-                    while not alice._acceptor._pending:
+                    while not alice._acceptor.dials.under_way:
                         await trio.sleep(0.01)
                     scope.cancel()
             assert await settled(world, alice, bob) == before

@@ -119,6 +119,8 @@ FLOORS = (
             "_traversal.dial",
             "_traversal.introductions",
             "_traversal.pairs",
+            "_traversal.pending",
+            "_traversal.prove",
             "_traversal.direct",
             "_traversal.connect",
             "_traversal.accept",

@@ -16,11 +16,12 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import NTCPError, TraversalFailed
 from ntcpsock._identity import Identity
 from ntcpsock._node import Node
-from ntcpsock._traversal import accept
-from ntcpsock._traversal.accept import MAX_JOINT_ROUNDS, MAX_PENDING_PER_NODE
+from ntcpsock._traversal import pending
+from ntcpsock._traversal.accept import MAX_JOINT_ROUNDS
 from ntcpsock._traversal.aim import CHECKS_AT_ONCE, MAX_PROVEN_ENDPOINTS, MAX_UNPROVEN_HOSTS, Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.pending import MAX_PENDING_PER_NODE
 from ntcpsock._traversal.punch.message import Answer, Candidate, Offer, Signal
 from ntcpsock._traversal.signals import MAX_SIGNALS
 from ntcpsock._traversal.strategies import STRATEGIES
@@ -138,7 +139,7 @@ async def test_dials_without_end_have_one_budget(tmp_path: Path, made: Made) -> 
             assert 1 <= hosts[VICTIM] <= 1 + seconds
             assert not hosts.keys() & {"198.51.100.53", "10.0.0.2", "127.0.0.1"}
             assert CHECKS_AT_ONCE / 2 < len(made.attempts) <= CHECKS_AT_ONCE + 32 * (seconds + 1)
-            assert len(alice._acceptor._pending) == 2 * MAX_PENDING_PER_NODE
+            assert len(alice._acceptor.dials.under_way) == 2 * MAX_PENDING_PER_NODE
             assert alice._acceptor.refused["too many unproven addresses"] > 100
             nursery.cancel_scope.cancel()
 
@@ -166,7 +167,7 @@ async def test_words_without_end_are_dropped(tmp_path: Path, made: Made) -> None
             for number in range(10_000):
                 alice._acceptor.heard(delivery(), Signal(dial_id, 4, f"word {number}", bytes(512)))
                 alice._acceptor.heard(delivery(1), Signal(dial_id, 4, "a stranger's", b""))
-            (pending,) = alice._acceptor._pending.values()
+            (pending,) = alice._acceptor.dials.under_way.values()
             words = pending.mailbox._words
             assert len(words) == MAX_SIGNALS
             assert (4, "a stranger's") not in words
@@ -202,7 +203,7 @@ async def test_an_answer_that_lies_is_checked_once(
 async def test_a_crowd_of_offers_is_bounded(
     tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accept, "MAX_PENDING", 10)
+    monkeypatch.setattr(pending, "MAX_PENDING", 10)
     async with open_world(tmp_path) as world, world.node("alice") as alice:
         async with await alice.open_listener(8000), trio.open_nursery() as nursery:
             for number in range(50):
@@ -210,6 +211,6 @@ async def test_a_crowd_of_offers_is_bounded(
                     alice._acceptor.offered, delivery(number), offer(number, 1, [(PEER, 30000)])
                 )
             await settle()
-            assert len(alice._acceptor._pending) == 10
+            assert len(alice._acceptor.dials.under_way) == 10
             assert made.hosts() == {PEER: 10}
             nursery.cancel_scope.cancel()
