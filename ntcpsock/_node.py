@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
@@ -20,7 +19,7 @@ from ntcpsock._errors import (
     NTCPError,
     TraversalTimeout,
 )
-from ntcpsock._experience import Experience, network_id
+from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
@@ -30,14 +29,12 @@ from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
-from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
-from ntcpsock._traversal.punch.driver import local_addresses
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
@@ -45,6 +42,7 @@ from ntcpsock._traversal.punch.message import (
     Card,
     encode_card,
 )
+from ntcpsock._traversal.surroundings import Surroundings
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -52,9 +50,6 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
-
-# Nodes whose last dials failed; the oldest is forgotten first.
-MAX_FAILING = 256
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -83,8 +78,7 @@ class Node:
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
-        self._failures: OrderedDict[bytes, int] = OrderedDict()
-        self._experience = Experience(config.state_dir)
+        self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
         self._acceptor = Acceptor(self)
         self._listening = ListeningPort(servers, self._acceptor.doorkeeper.incoming, self._card_changed)
         self._listening_started = trio.Lock()
@@ -287,38 +281,6 @@ class Node:
         return min(self._session.rtt, 60.0)
 
     @property
-    def standpoint(self) -> Standpoint:
-        """What peers' candidates are judged by."""
-        services = {self._session.broker_host, *(server.host for server in self.stun_servers)}
-        return Standpoint(
-            self._session.welcome.observed.host, frozenset(services), frozenset(local_addresses())
-        )
-
-    @property
-    def late_techniques(self) -> Collection[str]:
-        """What has never worked on this network."""
-        return self._experience.late(network_id(self._session.welcome.observed.host))
-
-    def earlier_failures(self, key: bytes) -> int:
-        """How many dials of this node have failed since one succeeded."""
-        return self._failures.get(key, 0)
-
-    def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None:
-        """Remember how a dial went: the technique that connected, or None, and those that failed."""
-        network = network_id(self._session.welcome.observed.host)
-        if worked is not None:
-            self._failures.pop(key, None)
-            self._experience.note(network, worked, key, True)
-        else:
-            self._failures[key] = self._failures.pop(key, 0) + 1
-            if len(self._failures) > MAX_FAILING:
-                self._failures.popitem(last=False)
-        for technique in failed:
-            self._experience.note(network, technique, key, False)
-        if worked is None:
-            self._experience.save()
-
-    @property
     def listening_port(self) -> WarmPort | None:
         return self._listening.warm
 
@@ -367,7 +329,7 @@ class Node:
         self._closing = True
         for listener in list(self._listeners.values()):
             listener.close()
-        self._experience.save()
+        self.surroundings.save()
 
     def close_soon(self, stream: NTCPStream) -> None:
         """Close `stream` in the background, as a kernel does after close() has returned."""

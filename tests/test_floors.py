@@ -121,6 +121,7 @@ FLOORS = (
             "_traversal.pairs",
             "_traversal.pending",
             "_traversal.prove",
+            "_traversal.surroundings",
             "_traversal.direct",
             "_traversal.connect",
             "_traversal.accept",

@@ -15,7 +15,6 @@ from world import open_world
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import NTCPError, TraversalFailed
 from ntcpsock._identity import Identity
-from ntcpsock._node import Node
 from ntcpsock._traversal import pending
 from ntcpsock._traversal.accept import MAX_JOINT_ROUNDS
 from ntcpsock._traversal.aim import CHECKS_AT_ONCE, MAX_PROVEN_ENDPOINTS, MAX_UNPROVEN_HOSTS, Standpoint
@@ -26,6 +25,7 @@ from ntcpsock._traversal.punch.message import Answer, Candidate, Offer, Signal
 from ntcpsock._traversal.signals import MAX_SIGNALS
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
+from ntcpsock._traversal.surroundings import Surroundings
 
 PEER = "203.0.113.7"
 VICTIM = "203.0.113.99"
@@ -69,7 +69,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     for technique in STRATEGIES:
         monkeypatch.setitem(STRATEGIES, technique, recorder.attempt)
     monkeypatch.setattr(
-        Node, "standpoint", Standpoint("192.0.2.1", frozenset({"198.51.100.53"}), frozenset({"10.0.0.2"}))
+        Surroundings,
+        "standpoint",
+        Standpoint("192.0.2.1", frozenset({"198.51.100.53"}), frozenset({"10.0.0.2"})),
     )
     return recorder
 

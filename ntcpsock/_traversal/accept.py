@@ -6,7 +6,7 @@ The follower of every race: `prove.py` authenticates whoever connects, by the on
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.plain import PlainCarrier, PlainStream
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier, Certificate
-from ntcpsock._traversal.aim import SharedAim, Standpoint
+from ntcpsock._traversal.aim import SharedAim
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import name_of_connection
 from ntcpsock._traversal.gather import WarmPort
@@ -35,6 +35,7 @@ from ntcpsock._traversal.signals import WITHDRAWN, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.surroundings import Surroundings
 
 log = logging.getLogger("ntcpsock")
 
@@ -62,9 +63,7 @@ class AcceptContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def standpoint(self) -> Standpoint: ...
-    @property
-    def late_techniques(self) -> Collection[str]: ...
+    def surroundings(self) -> Surroundings: ...
     @property
     def pairs(self) -> Pairs: ...
     @property
@@ -179,7 +178,7 @@ class Acceptor:
         """Do what an offer asks for: attempts towards its candidates, and its joint technique."""
         assert pending.nursery is not None
         pending.rounds.add(offer.round)
-        standpoint = self._node.standpoint
+        standpoint = self._node.surroundings.standpoint
         proven_host = standpoint.proven(pending.delivery.observed_host)
         plan = make_plan(
             warm.candidates,
@@ -189,7 +188,7 @@ class Acceptor:
             budget=DIAL_BUDGET,
             proven_host=proven_host,
             wait=self._waiting_time(offer, warm),
-            late=self._node.late_techniques,
+            late=self._node.surroundings.late_techniques,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
@@ -276,7 +275,7 @@ class Acceptor:
     ) -> None:
         if technique not in JOINT_TECHNIQUES:
             warm = self._node.listening_port
-            standpoint = self._node.standpoint
+            standpoint = self._node.surroundings.standpoint
             proven_host = standpoint.proven(pending.delivery.observed_host)
             usable = standpoint.targets(pending.offer.candidates, "tcp", proven_host)
             technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)

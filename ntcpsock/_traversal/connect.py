@@ -41,7 +41,7 @@ async def connect(
     """
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port, source_port, node.encryption, node.earlier_failures(key))
+    dial = Dial(key, label, port, source_port, node.encryption, node.surroundings.earlier_failures(key))
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
@@ -106,10 +106,10 @@ async def _punch(
     except OSError:
         raise  # the listener's own word
     except BaseException:  # cancelled, most often because its time is up
-        node.dial_ended(dial.key, None, ())
+        node.surroundings.dial_ended(dial.key, None, ())
         report.advice = _advice(node, warm, card)
         raise
-    node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
+    node.surroundings.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
         report.advice = _advice(node, warm, card)
         name = full_name(dial.label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,6 @@ from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
-from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.candidate import name_of_connection
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
@@ -28,6 +27,7 @@ from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
+from ntcpsock._traversal.surroundings import Surroundings
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
 # than the default time-out of a connect, so that a failure can say more than "timed out".
@@ -50,11 +50,7 @@ class DialContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def standpoint(self) -> Standpoint: ...
-    @property
-    def late_techniques(self) -> Collection[str]: ...
-    def earlier_failures(self, key: bytes) -> int: ...
-    def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None: ...
+    def surroundings(self) -> Surroundings: ...
     @property
     def pairs(self) -> Pairs: ...
     @property
@@ -135,7 +131,7 @@ class DirectRace:
     ) -> None:
         """Punch from `port`, and let in what reaches it. round_number: of the round that begins with it; None where
         candidates come later, and both sides are under way."""
-        targets = self._node.standpoint.targets(remote, "tcp", self._proven_host)
+        targets = self._node.surroundings.standpoint.targets(remote, "tcp", self._proven_host)
         plan = make_plan(
             port.candidates,
             targets,
@@ -144,7 +140,7 @@ class DirectRace:
             budget=self._remaining(),
             proven_host=self._proven_host,
             wait=0.0 if round_number is None else self._waiting_time(port, round_number),
-            late=self._node.late_techniques,
+            late=self._node.surroundings.late_techniques,
         )
         if round_number is not None:
             race.listen(port.listener, lambda seen: name_of_connection(port.candidates, targets, seen))
@@ -152,7 +148,7 @@ class DirectRace:
 
     @property
     def _proven_host(self) -> str:
-        return self._node.standpoint.proven(self._dial.observed_host)
+        return self._node.surroundings.standpoint.proven(self._dial.observed_host)
 
     def _waiting_time(self, port: WarmPort, round_number: int) -> float:
         if round_number == 1 and not self._is_ahead:
@@ -216,7 +212,7 @@ class DirectRace:
                 techniques=self._node.techniques,
                 budget=self._remaining(),
                 proven_host=self._proven_host,
-                late=self._node.late_techniques,
+                late=self._node.surroundings.late_techniques,
             )
             begin = trio.current_time()
             for number, planned in enumerate(plan, start=MAX_ROUNDS + 1):
