@@ -32,7 +32,7 @@ from ntcpsock._traversal.punch.driver import keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import WITHDRAWN, Talk
-from ntcpsock._traversal.start import order_of_start, waiting_time
+from ntcpsock._traversal.start import LONGEST_WAIT, order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
 from ntcpsock._traversal.surroundings import Surroundings
@@ -145,7 +145,7 @@ class Acceptor:
             self._node.introductions.reply(delivery, answer)
             if self._node.private:
                 # The dialer had no card: it starts when this answer arrives, and so do we.
-                await trio.sleep(self._path_rtt(offer) / 2)
+                await trio.sleep(min(self._path_rtt(offer) / 2, LONGEST_WAIT))
             with pending.scope:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:

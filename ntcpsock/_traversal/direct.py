@@ -244,6 +244,7 @@ class DirectRace:
 
             together.start_soon(announce)
             await race.run_joint(planned, warm.port, talk)
+            together.cancel_scope.cancel()
 
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)
