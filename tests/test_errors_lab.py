@@ -96,7 +96,7 @@ def test_both_nats_choose_among_all_ports(stage: Callable[..., Stage]) -> None:
     ("without_stun", "who"), [("a", "this side"), pytest.param("b", "the other side", marks=pytest.mark.slow)]
 )
 def test_stun_is_blocked_on_one_side(stage: Callable[..., Stage], without_stun: str, who: str) -> None:
-    error = stage("random", "default", without_stun).fail()
+    error = stage("random", "default", without_stun).fail(timeout=4.0)
     assert isinstance(error, (TraversalFailed, TraversalTimeout))
     assert f"No STUN server answered {who} over TCP" in str(error)
 
