@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,16 @@ async def settled(world: World, *nodes: Node) -> tuple[int, int]:
                 await trio.testing.wait_all_tasks_blocked(0.05)
                 return tasks_and_descriptors()
             await trio.sleep(0.02)
+
+
+async def connections_of(port: int) -> int | None:
+    """What the kernel has at a TCP port, closed ones that it still remembers apart; None where nobody tells."""
+    if shutil.which("ss") is None:
+        return None
+    seen = await trio.run_process(
+        ["ss", "-Htn", f"( sport = :{port} or dport = :{port} )"], capture_stdout=True
+    )
+    return len(seen.stdout.splitlines())
 
 
 @pytest.fixture
@@ -114,6 +125,7 @@ async def test_only_the_winner_is_left_and_it_works(tmp_path: Path, monkeypatch:
                 accepted = await listener.accept()
                 _, descriptors = await settled(world, alice, bob)
                 assert descriptors == before[1] + 2
+                assert await connections_of(dialled.path.local[1]) in (2, None)  # its two ends
                 for sender, receiver in ((dialled, accepted), (accepted, dialled)):
                     await sender.send_all(b"x" * 1000)
                     assert len(await receiver.receive_some(1000)) == 1000

@@ -11,6 +11,7 @@ from ntcpsock._report import Budget, Report
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
+from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
@@ -221,7 +222,8 @@ def test_costs() -> None:
     assert direct.cost(0.1) == Budget(1, 20.0, 1)
     assert direct.cost(0.0).packets_per_second == 100
     assert check.cost(0.1) == Budget(1, 1.0, 1)
-    assert joint.cost(0.1).sockets == joint.cost(0.1).nat_entries >= MAX_SESSIONS
+    most = MAX_SESSIONS + 1 + FIRST_SAMPLES + BAND_SAMPLES
+    assert joint.cost(0.1) == Budget(most, 2000.0, most)
     report = Report("bob", "dialer")
     for planned in (direct, check):
         report.attempt(planned.technique, None, planned.remote, 0.0).budget = planned.cost(0.1)
