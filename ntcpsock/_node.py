@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -22,7 +22,7 @@ from ntcpsock._errors import (
     NTCPError,
     TraversalTimeout,
 )
-from ntcpsock._experience import Experience, network_id
+from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
@@ -33,13 +33,11 @@ from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
-from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort
-from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.mapping import DialMapping, PortMapper
@@ -53,6 +51,7 @@ from ntcpsock._traversal.punch.message import (
     Card,
     encode_card,
 )
+from ntcpsock._traversal.surroundings import Surroundings
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -60,9 +59,6 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
-
-# Nodes whose last dials failed; the oldest is forgotten first.
-MAX_FAILING = 256
 
 # Dials whose connection came by a port that the router maps for it: that many are kept mapped.
 MAX_DIAL_MAPPINGS = 16
@@ -98,14 +94,13 @@ class Node:
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
-        self._failures: OrderedDict[bytes, int] = OrderedDict()
-        self._experience = Experience(config.state_dir)
+        self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
         self._acceptor = Acceptor(self)
         wanted = config.port_mapping == "auto" and "port-mapped" in config.techniques
         self._mapper = PortMapper() if wanted else None
         self._dial_mappings: deque[DialMapping] = deque()
         self._listening = ListeningPort(
-            servers, self._acceptor.incoming, self._card_changed, self._mapper, pace
+            servers, self._acceptor.doorkeeper.incoming, self._card_changed, self._mapper, pace
         )
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
@@ -317,37 +312,6 @@ class Node:
         return min(self._session.rtt, 60.0)
 
     @property
-    def standpoint(self) -> Standpoint:
-        """What peers' candidates are judged by."""
-        services = {self._session.broker_host, *(server.host for server in self.stun_servers)}
-        interfaces = frozenset((*ipv4_addresses(), *ipv6_addresses()))
-        return Standpoint(self._session.welcome.observed.host, frozenset(services), interfaces)
-
-    @property
-    def late_techniques(self) -> Collection[str]:
-        """What has never worked on this network."""
-        return self._experience.late(network_id(self._session.welcome.observed.host))
-
-    def earlier_failures(self, key: bytes) -> int:
-        """How many dials of this node have failed since one succeeded."""
-        return self._failures.get(key, 0)
-
-    def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None:
-        """Remember how a dial went: the technique that connected, or None, and those that failed."""
-        network = network_id(self._session.welcome.observed.host)
-        if worked is not None:
-            self._failures.pop(key, None)
-            self._experience.note(network, worked, key, True)
-        else:
-            self._failures[key] = self._failures.pop(key, 0) + 1
-            if len(self._failures) > MAX_FAILING:
-                self._failures.popitem(last=False)
-        for technique in failed:
-            self._experience.note(network, technique, key, False)
-        if worked is None:
-            self._experience.save()
-
-    @property
     def missing_for_raw(self) -> str | None:
         """What this process lacks for raw packets; None for nothing."""
         return missing_for_raw()
@@ -433,7 +397,7 @@ class Node:
         self._closing = True
         for listener in list(self._listeners.values()):
             listener.close()
-        self._experience.save()
+        self.surroundings.save()
 
     def close_soon(self, stream: NTCPStream) -> None:
         """Close `stream` in the background, as a kernel does after close() has returned."""

@@ -187,20 +187,24 @@ async def _dial_once(node: Node, name: str) -> Dialled:
         )
 
 
-def dial_and_fail(config: Config, name: str, timeout: float | None = None) -> OSError:
-    """The error of a connect that cannot succeed."""
+def dial_and_fail(config: Config, name: str, timeout: float | None = None, port: int = PORT) -> OSError:
+    """The error of a connect that cannot succeed, or of a node that cannot start."""
 
     async def main() -> OSError:
         async with open_node(config) as node:
             await wait_registered(node, name)
+            await node.wait_warm()
             try:
-                stream = await node.open_stream(name, PORT, timeout=timeout)
+                stream = await node.open_stream(name, port, timeout=timeout)
             except OSError as error:
                 return error
             stream.reset()
             raise AssertionError(f"connected by {stream.path}")
 
-    return trio.run(main)
+    try:
+        return trio.run(main)
+    except _errors.BrokerUnreachable as error:
+        return error
 
 
 def dial_and_fail_on_a_living_node(config: Config, name: str, peer: str) -> tuple[OSError, list[str]]:

@@ -24,7 +24,7 @@ from ntcpsock._errors import (
 from ntcpsock._node import Node
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
-from ntcpsock._traversal import accept, gather, ports
+from ntcpsock._traversal import gather, pending, ports
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.punch.message import Answer
 
@@ -305,7 +305,7 @@ async def test_a_busy_listener_is_asked_again(tmp_path: Path, monkeypatch: pytes
                 monkeypatch.undo()
                 reply(delivery, answer)
 
-            monkeypatch.setattr(accept, "MAX_PENDING", 0)
+            monkeypatch.setattr(pending, "MAX_PENDING", 0)
             monkeypatch.setattr(alice.introductions, "reply", recording)
 
             async def dial() -> None:

@@ -20,10 +20,10 @@ from ntcpsock._identity import Identity
 from ntcpsock._node import Node
 from ntcpsock._session.stream import send_bind
 from ntcpsock._session.tls import client_handshake
-from ntcpsock._traversal.accept import MAX_UNAUTHENTICATED
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.prove import MAX_UNAUTHENTICATED
 from ntcpsock._traversal.punch.message import Offer, decode_sealed_payload_untrusted
 
 
@@ -120,7 +120,7 @@ async def test_a_crowd_at_the_listening_port_does_not_keep_the_dialer_out(tmp_pa
                 await trio.sleep(0.01)
             dialled = await bob.open_stream("alice", 8000)
             accepted = await listener.accept()
-            assert len(alice._acceptor._strangers) <= MAX_UNAUTHENTICATED
+            assert len(alice._acceptor.doorkeeper.strangers) <= MAX_UNAUTHENTICATED
             for stream in (dialled, accepted):
                 stream.reset()
             for stranger in crowd:
@@ -224,8 +224,8 @@ async def test_an_offer_sealed_by_another_than_its_sender_is_dropped(tmp_path: P
             ):
                 alice._session._send_delivery.send_nowait(Delivery(sender, bytes(8), None, blob))
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert not alice._acceptor._pending
-            assert not alice._acceptor._ended
+            assert not alice._acceptor.dials.under_way
+            assert not alice._acceptor.dials.ended
             warm.close()
             assert listener._receiver.statistics().current_buffer_used == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import pytest
 
 from ntcpsock._address import BrokerAddress
 from ntcpsock._config import Config
-from ntcpsock._errors import TraversalFailed
 from ntcpsock._state import load_identity
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
@@ -110,19 +108,6 @@ def test_round_trips_to_connect_with_a_private_card(nat_lab: NatLabFactory, stag
     dials = stage("default", "default", lab, allow=("carol",)).dial(3, "carol")
     assert all("answer" in dialled.stages for dialled in dials)
     assert median_rtts(dials) < 3.5
-
-
-def test_a_pair_that_cannot_be_punched_says_why(stage: MakeStage) -> None:
-    made = stage("random", "random")
-    error = made.lab.host_a.call(programs.dial_and_fail, made.config(), "bob")
-    assert isinstance(error, TraversalFailed)
-    assert error.errno == errno.EHOSTUNREACH
-    assert "symmetric" in str(error)
-    assert error.report is not None
-    assert error.report.failed_stage == "punch"
-    assert error.report.advice is not None
-    tried = {entry.technique for entry in error.report.attempts} - {"tcp-natblaster"}  # where it may
-    assert tried == {"tcp-open", "tcp-predict", "lan", "tcp-stunt2"}
 
 
 @pytest.mark.parametrize("nat", ["default", "reject"])

@@ -54,7 +54,7 @@ async def test_a_card_that_is_newer_than_the_answer(tmp_path: Path) -> None:
                     assert stream.path.remote in [candidate.endpoint for candidate in true]
 
             nursery.start_soon(dial)
-            while not bob._acceptor._pending:
+            while not bob._acceptor.dials.under_way:
                 await trio.sleep(0.01)
             # The offer has been answered: in the same step as it was let in.
             assert bob.listening_port is not None

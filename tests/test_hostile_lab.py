@@ -90,7 +90,7 @@ def assert_harmless(
     assert [packet for packet in at_home if packet.is_syn] == []
 
 
-@pytest.mark.parametrize(("dials", "rounds"), [(1, 16), (40, 4)])
+@pytest.mark.parametrize(("dials", "rounds"), [pytest.param(1, 16, marks=pytest.mark.slow), (40, 4)])
 def test_a_lying_dialer(
     world: tuple[Lab, Callable[..., Config]], tmp_path: Path, dials: int, rounds: int
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from ntcpsock._traversal.pairs import MAX_AT_ONCE, Pairs
+from ntcpsock._traversal.pairs import FOLLOWS_IN_A_ROW, FOLLOWS_PER_SECOND, MAX_AT_ONCE, Pairs
 
 LOW, MIDDLE, HIGH = b"a", b"m", b"z"
 
@@ -126,6 +126,17 @@ async def test_many_nodes_cannot_make_us_follow_without_bound(autojump_clock: tr
     assert [what for _, what in log].count("follow refused") == 3
     with pairs.follow(LOW) as scope:
         assert scope is not None
+
+
+async def test_one_leader_cannot_begin_without_end(autojump_clock: trio.testing.MockClock) -> None:
+    """A new round every hundredth of a second, for ten seconds."""
+    pairs, begun = Pairs(MIDDLE), 0
+    for _ in range(1000):
+        with pairs.follow(LOW) as scope:
+            begun += scope is not None
+            await trio.sleep(0.01)
+    assert begun <= FOLLOWS_IN_A_ROW + 10 * FOLLOWS_PER_SECOND + 1
+    assert begun > 10 * FOLLOWS_PER_SECOND
 
 
 async def test_an_attempt_that_fails_frees_its_place(autojump_clock: trio.testing.MockClock) -> None:

@@ -335,7 +335,7 @@ async def test_a_given_socket_comes_back_after_a_timeout_and_a_cancellation(
     async with two_nodes(tmp_path) as (_, alice, bob):
         async with await alice.open_listener(8000):
             # The listener hears of nothing and lets nobody in.
-            monkeypatch.setattr(alice._acceptor, "_token_of", never)
+            monkeypatch.setattr(alice._acceptor.dials, "token", never)
             with socket.socket() as own, socket.socket() as other:
                 with pytest.raises(TraversalTimeout):
                     await bob.open_stream("alice", 8000, timeout=0.3, descriptor=os.dup(own.fileno()))

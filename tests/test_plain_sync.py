@@ -387,7 +387,7 @@ def test_a_timeout_and_a_close_meanwhile(world: World, monkeypatch: pytest.Monke
                 assert client.gettimeout() == 0.3
             closed = NTCPSocket()
             connecting = Background(closed.connect, NAME)
-            wait_until(lambda: bool(acceptor._awaited) or bool(acceptor._strangers))
+            wait_until(lambda: bool(acceptor.dials.awaited) or bool(acceptor.doorkeeper.strangers))
             closed.close()
         with pytest.raises((TimeoutError, ConnectionError, OSError), match=r".+"):
             connecting.result()

@@ -7,10 +7,11 @@ from typing import cast, get_args
 import pytest
 
 from ntcpsock._address import Endpoint
-from ntcpsock._report import Budget
+from ntcpsock._report import Budget, Report
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
+from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
@@ -289,8 +290,14 @@ def test_costs() -> None:
     assert direct.cost(0.1) == Budget(1, 20.0, 1)
     assert direct.cost(0.0).packets_per_second == 100
     assert check.cost(0.1) == Budget(1, 1.0, 1)
-    assert joint.cost(0.1).sockets == joint.cost(0.1).nat_entries >= MAX_SESSIONS
-    assert direct.cost(0.1) + check.cost(0.1) == Budget(2, 21.0, 2)
+    most = MAX_SESSIONS + 1 + FIRST_SAMPLES + BAND_SAMPLES
+    assert joint.cost(0.1) == Budget(most, 2000.0, most)
+    report = Report("bob", "dialer")
+    for planned in (direct, check):
+        report.attempt(planned.technique, None, planned.remote, 0.0).budget = planned.cost(0.1)
+    assert report.budget == Budget(2, 21.0, 2)
+    assert report.to_dict()["budget"] == {"sockets": 2, "packets_per_second": 21.0, "nat_entries": 2}
+    assert "2 sockets, 21 packets/s, 2 NAT entries" in str(report)
 
 
 def test_a_liars_candidates() -> None:

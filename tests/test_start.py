@@ -8,7 +8,7 @@ import pytest
 
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.punch.message import NATProfile, SynAnswer
-from ntcpsock._traversal.start import MARGIN, Order, order_of_start, waiting_time
+from ntcpsock._traversal.start import LONGEST_WAIT, MARGIN, Order, order_of_start, waiting_time
 
 ANSWERS: tuple[SynAnswer, ...] = ("unknown", "drop", "reset", "icmp")
 
@@ -110,3 +110,9 @@ def test_first_syns_meet_no_nat_that_answers(
 
 
 ROLES: tuple[Role, Role] = ("leader", "follower")
+
+
+@pytest.mark.parametrize("order", ["together", "dialer first", "listener first"])
+def test_who_says_that_it_is_far_away_keeps_nobody_waiting(order: Order) -> None:
+    for role in ROLES:
+        assert waiting_time(role, order, nat("reset"), own_rtt=0.01, other_rtt=60.0) <= LONGEST_WAIT

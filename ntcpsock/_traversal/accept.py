@@ -1,16 +1,13 @@
 """The listener's side of a dial: offers in, answers out, attempts towards the dialer, streams to listeners.
 
-The follower of every race: it authenticates whoever connects by the one-time token of a pending offer.
+The follower of every race: `prove.py` authenticates whoever connects, by the one-time token of a pending offer.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -19,26 +16,28 @@ from msgspec import structs
 
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._config import Encryption
-from ntcpsock._errors import BadMessage
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
-from ntcpsock._session.plain import PlainCarrier, PlainStream, receive_greeting, to_plain
-from ntcpsock._session.stream import NTCPStream, receive_bind
-from ntcpsock._session.tls import Carrier, Certificate, server_handshake
-from ntcpsock._traversal.aim import Aim, SharedAim, Standpoint
+from ntcpsock._session.plain import PlainCarrier, PlainStream
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._session.tls import Carrier, Certificate
+from ntcpsock._traversal.aim import SharedAim
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.pending import PendingDial, PendingDials
 from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, JOINT_TECHNIQUES, PlannedAttempt, make_plan
+from ntcpsock._traversal.prove import Doorkeeper
 from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Answer, Offer, Signal
-from ntcpsock._traversal.signals import Mailbox, Talk
-from ntcpsock._traversal.start import order_of_start, waiting_time
+from ntcpsock._traversal.signals import WITHDRAWN, Talk
+from ntcpsock._traversal.start import LONGEST_WAIT, order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.surroundings import Surroundings
 
 log = logging.getLogger("ntcpsock")
 
@@ -50,17 +49,6 @@ SHORTEST_COURTESY = 0.05
 # Seconds for one joint attempt, and how many of them one dial may ask for.
 JOINT_BUDGET = 6.0
 MAX_JOINT_ROUNDS = 8
-
-# Dials under way: from all nodes, and from one.
-MAX_PENDING = 512
-MAX_PENDING_PER_NODE = 128
-
-# Connections without a proven token yet, and the seconds that each may take to prove one.
-MAX_UNAUTHENTICATED = 64
-AUTHENTICATION_DEADLINE = 10.0
-
-# Dial ids that were used up or expired, kept so that a repeated offer finds no second life.
-REMEMBERED_DIALS = 4096
 
 
 class AcceptContext(Protocol):
@@ -77,9 +65,7 @@ class AcceptContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def standpoint(self) -> Standpoint: ...
-    @property
-    def late_techniques(self) -> Collection[str]: ...
+    def surroundings(self) -> Surroundings: ...
     @property
     def pairs(self) -> Pairs: ...
     @property
@@ -95,45 +81,25 @@ class AcceptContext(Protocol):
     def introductions(self) -> Introductions: ...
 
 
-@dataclass
-class PendingDial:
-    """An offer that was let in, until its connection comes."""
-
-    delivery: Delivery
-    offer: Offer
-    answer: Answer
-    token: OneTimeToken
-    report: Report
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    dialled: set[tuple[Endpoint, str]] = field(default_factory=set)
-    aim: Aim = field(default_factory=Aim)
-    mailbox: Mailbox = field(default_factory=Mailbox)
-    rounds: set[int] = field(default_factory=set)
-    joint_rounds: int = 0
-    nursery: trio.Nursery | None = None
-
-
 class Acceptor:
-    """Owns the pending dials of a node. `offered` and `incoming` run as tasks of the node's nursery."""
+    """Owns the pending dials of a node. `offered` runs as a task of the node's nursery."""
 
     def __init__(self, node: AcceptContext) -> None:
         self._node = node
-        self._pending: dict[bytes, PendingDial] = {}
-        self._ended: OrderedDict[bytes, None] = OrderedDict()
-        self._awaited: dict[bytes, trio.Event] = {}
-        self._strangers: dict[trio.socket.SocketType, trio.CancelScope] = {}
+        self.dials = PendingDials()
+        self.doorkeeper = Doorkeeper(node, self.dials, self._finish, self._count)
         self._shared_aim = SharedAim()
         #: How often something was refused, by reason.
         self.refused: dict[str, int] = {}
 
     async def offered(self, delivery: Delivery, offer: Offer) -> None:
         """Work on one opened offer until its dial has ended."""
-        pending = self._pending.get(offer.dial_id)
+        pending = self.dials.under_way.get(offer.dial_id)
         if pending is not None:
             if pending.delivery.sender == delivery.sender:
                 self._repeated(pending, delivery, offer)
             return
-        if offer.dial_id in self._ended:
+        if offer.dial_id in self.dials.ended:
             self._count("repeated dial id")
             return
         if not await self._node.admits(offer.port, delivery):
@@ -149,12 +115,10 @@ class Acceptor:
             self._refuse_encryption(delivery, offer)
             return
         warm = self._node.listening_port
-        if warm is None or not self._has_room(delivery.sender):
+        if warm is None or not self.dials.has_room(delivery.sender):
             self._node.introductions.reply(delivery, Answer(offer.dial_id, "busy"))
             return
-        if (
-            offer.dial_id not in self._pending and offer.dial_id not in self._ended
-        ):  # admits() may have waited
+        if self.dials.is_new(offer.dial_id):  # admits() may have waited
             await self._run(delivery, offer, warm)
 
     def _refuse_encryption(self, delivery: Delivery, offer: Offer) -> None:
@@ -181,14 +145,12 @@ class Acceptor:
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
-        self._pending[offer.dial_id] = pending
-        if offer.dial_id in self._awaited:
-            self._awaited[offer.dial_id].set()
+        self.dials.add(pending)
         try:
             self._node.introductions.reply(delivery, answer)
             if self._node.private:
                 # The dialer had no card: it starts when this answer arrives, and so do we.
-                await trio.sleep(self._path_rtt(offer) / 2)
+                await trio.sleep(min(self._path_rtt(offer) / 2, LONGEST_WAIT))
             with pending.scope:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:
@@ -198,8 +160,7 @@ class Acceptor:
                     await trio.sleep_forever()
         finally:
             pending.nursery = None
-            del self._pending[offer.dial_id]
-            self._remember(offer.dial_id)
+            self.dials.end(offer.dial_id)
 
     def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
@@ -212,17 +173,20 @@ class Acceptor:
             self._punch_towards(pending, offer, warm)
 
     def heard(self, delivery: Delivery, signal: Signal) -> None:
-        """A dialer's word to a joint technique of its dial."""
-        pending = self._pending.get(signal.dial_id)
+        """A dialer's word to a joint technique of its dial, or its last one."""
+        pending = self.dials.under_way.get(signal.dial_id)
         if pending is not None and pending.delivery.sender == delivery.sender:
-            pending.mailbox.take(signal)
+            if signal.name == WITHDRAWN:
+                pending.scope.cancel()
+            else:
+                pending.mailbox.take(signal)
 
     def _punch_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
         """Do what an offer asks for: attempts towards its candidates, and its joint technique."""
         assert pending.nursery is not None
         pending.rounds.add(offer.round)
         delivery = pending.delivery
-        standpoint = self._node.standpoint
+        standpoint = self._node.surroundings.standpoint
         proven_host = standpoint.proven(delivery.observed_host)
         also_proven = standpoint.also_proven(delivery.also_observed)
         plan = make_plan(
@@ -235,7 +199,7 @@ class Acceptor:
             also_proven=also_proven,
             uplinks=warm.uplinks,
             wait=self._waiting_time(offer, warm),
-            late=self._node.late_techniques,
+            late=self._node.surroundings.late_techniques,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
         # application's own socket, and ours would meet the listener beside that.
@@ -304,7 +268,7 @@ class Acceptor:
 
         async def authenticate(sock: trio.socket.SocketType | GivenSocket) -> Carrier | PlainCarrier:
             assert not isinstance(sock, GivenSocket), "the listener's attempts have their own sockets"
-            carrier = await self._authenticate(sock, planned.technique)
+            carrier = await self.doorkeeper.authenticate(sock, planned.technique)
             pending.report.end(entry, trio.current_time(), "connected")
             return carrier
 
@@ -328,96 +292,12 @@ class Acceptor:
         finally:
             pending.report.end(entry, trio.current_time(), "cancelled")
 
-    async def incoming(self, sock: trio.socket.SocketType) -> None:
-        """Authenticate a connection that came in on the listening port, and hand its stream over.
-
-        Strangers hold a place until their deadline; where all are held, the oldest makes room, so that a dialer,
-        who needs two round trips, comes through unless they are all taken anew meanwhile.
-        """
-        if len(self._strangers) >= MAX_UNAUTHENTICATED:
-            self._strangers.pop(next(iter(self._strangers))).cancel()
-            self._count("displaced")
-        scope = self._strangers[sock] = trio.CancelScope()
-        try:
-            with scope, suppress(OSError):
-                await self._authenticate(sock, None)
-        finally:
-            self._strangers.pop(sock, None)
-
-    async def _authenticate(
-        self, sock: trio.socket.SocketType, technique: str | None
-    ) -> Carrier | PlainCarrier:
-        """Have the other end prove that it is a dialer, and hand its stream over.
-
-        technique: the attempt's that made the connection, None for one that came in. Raises OSError when it is
-        nobody, or an attempt that the dialer did not choose.
-        """
-        if self._node.encryption == "off":
-            return await self._authenticate_plain(sock, technique)
-        carrier: Carrier | None = None
-        try:
-            with trio.fail_after(AUTHENTICATION_DEADLINE):
-                carrier = await server_handshake(sock, self._node.certificate)
-                dial_id, token, rest = await receive_bind(carrier)
-                await self._offer_arrived(dial_id)
-        except (OSError, BadMessage, trio.TooSlowError) as error:
-            self._count(f"authentication: {type(error).__name__}")
-            if carrier is not None:
-                carrier.close(abort=True)
-            raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error
-        except BaseException:
-            if carrier is not None:
-                carrier.close(abort=True)
-            raise
-        pending = self._pending.get(dial_id)
-        if pending is None or not pending.token.redeem(token):
-            self._count("wrong token")
-            carrier.close(abort=True)
-            raise ConnectionAbortedError(errno.ECONNABORTED, "not authenticated: wrong token")
-        self._finish(pending, carrier, rest, technique)
-        return carrier
-
-    async def _authenticate_plain(self, sock: trio.socket.SocketType, technique: str | None) -> PlainCarrier:
-        plain = to_plain(sock)
-        try:
-            with trio.fail_after(AUTHENTICATION_DEADLINE):
-                carrier, dial_id = await receive_greeting(plain, self._token_of)
-        except (OSError, BadMessage, trio.TooSlowError) as error:
-            self._count(f"authentication: {type(error).__name__}")
-            plain.close()
-            raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error
-        except BaseException:
-            plain.close()
-            raise
-        pending = self._pending.get(dial_id)
-        if pending is None or not pending.token.redeem(pending.token.token):
-            self._count("wrong token")
-            carrier.close(abort=True)
-            raise ConnectionAbortedError(errno.ECONNABORTED, "not authenticated: wrong token")
-        self._finish(pending, carrier, b"", technique)
-        return carrier
-
-    async def _token_of(self, dial_id: bytes) -> bytes | None:
-        await self._offer_arrived(dial_id)
-        pending = self._pending.get(dial_id)
-        return None if pending is None or pending.token.spent else pending.token.token
-
-    async def _offer_arrived(self, dial_id: bytes) -> None:
-        """On short paths a connection can overtake its offer, which came by way of the broker."""
-        if dial_id in self._pending or dial_id in self._ended:
-            return
-        event = self._awaited.setdefault(dial_id, trio.Event())
-        try:
-            await event.wait()
-        finally:
-            self._awaited.pop(dial_id, None)
-
     def _finish(
         self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes, technique: str | None
     ) -> None:
         if technique is None:
             warm = self._node.listening_port
-            standpoint = self._node.standpoint
+            standpoint = self._node.surroundings.standpoint
             proven_host = standpoint.proven(pending.delivery.observed_host)
             also_proven = standpoint.also_proven(pending.delivery.also_observed)
             usable = standpoint.targets(pending.offer.candidates, "tcp", proven_host, also_proven)
@@ -441,15 +321,6 @@ class Acceptor:
     def _path_rtt(self, offer: Offer) -> float:
         """Both ways to the broker together: right when the broker is on the path, and never far too short."""
         return offer.broker_rtt + self._node.broker_rtt
-
-    def _has_room(self, sender: bytes) -> bool:
-        same = sum(1 for pending in self._pending.values() if pending.delivery.sender == sender)
-        return len(self._pending) < MAX_PENDING and same < MAX_PENDING_PER_NODE
-
-    def _remember(self, dial_id: bytes) -> None:
-        self._ended[dial_id] = None
-        while len(self._ended) > REMEMBERED_DIALS:
-            self._ended.popitem(last=False)
 
     def _count(self, reason: str) -> int:
         """Count a refusal; how many there were before."""

@@ -44,6 +44,11 @@ def is_public_host(candidate: Candidate) -> bool:
     )
 
 
+def is_public(candidate: Candidate) -> bool:
+    """Whether the candidate may be reached from other networks."""
+    return not is_private_address(candidate.host)
+
+
 def has_public_host(candidates: Sequence[Candidate]) -> bool:
     return any(is_public_host(candidate) for candidate in candidates)
 

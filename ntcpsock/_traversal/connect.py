@@ -41,11 +41,11 @@ async def connect(
     """
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port, source_port, node.encryption, node.earlier_failures(key))
+    dial = Dial(key, label, port, source_port, node.encryption, node.surroundings.earlier_failures(key))
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
-        with node.introductions.awaiting_answer(dial):
+        with node.introductions.awaiting_answer(dial), node.introductions.withdrawn_on_failure(dial):
             payload = dial.offer(1, warm, node.broker_rtt)
             with report.stage("broker", trio.current_time):
                 card = await _introduce(node, dial, payload)
@@ -77,6 +77,7 @@ async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | No
         )
     dial.observed_host = introduction.observed_host
     dial.also_observed = introduction.also_observed
+    dial.instance = introduction.instance
     if introduction.card is None:
         return None
     try:
@@ -108,14 +109,20 @@ async def _punch(
     race = DirectRace(node, dial, card, warm, report, given)
     try:
         connection = await race.run()
-    except trio.Cancelled:
-        node.dial_ended(dial.key, None, ())  # most often its time is up
+    except OSError:
+        raise  # the listener's own word
+    except BaseException:  # cancelled, most often because its time is up
+        node.surroundings.dial_ended(dial.key, None, ())
         raise
-    node.dial_ended(dial.key, connection.technique if connection else None, race.failed)
+    node.surroundings.dial_ended(dial.key, connection.technique if connection else None, race.failed)
     if connection is None:
         why = explain(report)
         if race.errors and all(isinstance(error, PermissionError) for error in race.errors):
             why = Explanation("Nothing that is allowed could be tried.", f"{race.errors[0].strerror}.")
+        elif not set(node.techniques) - {"lan"}:
+            why = Explanation(
+                "Both sides are in different networks, and only lan is allowed.", "Allow other techniques."
+            )
         report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]

@@ -49,6 +49,8 @@ class Dial:
     observed_host: str = ""
     #: Further addresses that the listener has proved to the broker.
     also_observed: tuple[str, ...] = ()
+    #: Which process of the listening node got the offer.
+    instance: bytes | None = None
 
     def offer(self, round_number: int, warm: WarmPort, broker_rtt: float, technique: str = "") -> bytes:
         """The offer of one round, ready to be sealed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Protocol
@@ -17,7 +17,6 @@ from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier, client_handshake
-from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.dial import Dial
@@ -40,6 +39,7 @@ from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
+from ntcpsock._traversal.surroundings import Surroundings
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
 # than the default time-out of a connect, so that a failure can say more than "timed out".
@@ -68,11 +68,7 @@ class DialContext(Protocol):
     @property
     def broker_rtt(self) -> float: ...
     @property
-    def standpoint(self) -> Standpoint: ...
-    @property
-    def late_techniques(self) -> Collection[str]: ...
-    def earlier_failures(self, key: bytes) -> int: ...
-    def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None: ...
+    def surroundings(self) -> Surroundings: ...
     @property
     def pairs(self) -> Pairs: ...
     @property
@@ -168,7 +164,8 @@ class DirectRace:
 
         round_number: of the round that begins with it; None where candidates come later, and both sides are under
         way."""
-        targets = self._node.standpoint.targets(remote, "tcp", self._proven_host, self._also_proven)
+        standpoint = self._node.surroundings.standpoint
+        targets = standpoint.targets(remote, "tcp", self._proven_host, self._also_proven)
         plan = make_plan(
             port.candidates,
             targets,
@@ -179,7 +176,7 @@ class DirectRace:
             also_proven=self._also_proven,
             uplinks=port.uplinks,
             wait=0.0 if round_number is None else self._waiting_time(port, round_number),
-            late=self._node.late_techniques,
+            late=self._node.surroundings.late_techniques,
         )
         if round_number is not None:
             race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
@@ -188,11 +185,11 @@ class DirectRace:
 
     @property
     def _proven_host(self) -> str:
-        return self._node.standpoint.proven(self._dial.observed_host)
+        return self._node.surroundings.standpoint.proven(self._dial.observed_host)
 
     @property
     def _also_proven(self) -> tuple[str, ...]:
-        return self._node.standpoint.also_proven(self._dial.also_observed)
+        return self._node.surroundings.standpoint.also_proven(self._dial.also_observed)
 
     def _waiting_time(self, port: WarmPort, round_number: int) -> float:
         if round_number == 1 and not self._is_ahead:
@@ -289,7 +286,9 @@ class DirectRace:
             # Nothing is punched from it, so the listener needs no other address of it.
             port.candidates = tuple(ours for ours in port.candidates if ours.type == "mapped")
             theirs = self._card.candidates
-            targets = self._node.standpoint.targets(theirs, "tcp", self._proven_host, self._also_proven)
+            targets = self._node.surroundings.standpoint.targets(
+                theirs, "tcp", self._proven_host, self._also_proven
+            )
             race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))
             offer = self._dial.offer(MAPPED_ROUND, port, self._node.broker_rtt)
             for _ in range(_MAPPED_OFFERS):
@@ -312,7 +311,7 @@ class DirectRace:
                 budget=self._remaining(),
                 proven_host=ipv4_host(self._proven_host, *self._also_proven),
                 earliest=earliest,
-                late=self._node.late_techniques,
+                late=self._node.surroundings.late_techniques,
             )
             begin = trio.current_time()
             async with trio.open_nursery() as rounds:
@@ -354,6 +353,7 @@ class DirectRace:
 
             together.start_soon(announce)
             await race.run_joint(planned, warm.port, talk)
+            together.cancel_scope.cancel()
 
     def _possible_techniques(self, race: Race) -> list[str]:
         """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""

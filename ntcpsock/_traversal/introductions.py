@@ -25,6 +25,7 @@ from ntcpsock._traversal.punch.message import (
     decode_sealed_payload_untrusted,
     encode_sealed_payload,
 )
+from ntcpsock._traversal.signals import WITHDRAWN
 
 # An offer is a datagram: repeated after these pauses (seconds) until the listener answers.
 OFFER_PAUSES = (0.25, 0.5, 1.0, 1.5, 1.5)
@@ -89,6 +90,18 @@ class Introductions:
             yield
         finally:
             self._release(dial)
+
+    @contextmanager
+    def withdrawn_on_failure(self, dial: Dial) -> Iterator[None]:
+        """When the block fails or is cancelled the listener hears of it, and stops punching."""
+        try:
+            yield
+        except BaseException:
+            dial.answered.set()  # nobody insists any more
+            if dial.instance is not None:
+                word = encode_sealed_payload(Signal(dial.dial_id, 1, WITHDRAWN, b""))
+                self._session.send_reply(dial.key, dial.instance, self._sealer.seal(dial.key, word))
+            raise
 
     def _hold(self, dial: Dial) -> None:
         self._dials[dial.dial_id] = dial

@@ -6,6 +6,7 @@ same time take turns with them; direct attempts cost next to nothing and need no
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ import trio
 
 #: Joint attempts at once with all nodes together, of those that we lead and of those that we follow.
 MAX_AT_ONCE = 8
+
+#: Of those that we follow: how many may begin in a row, and in each second after that. Who leads is free to begin
+#: again and again.
+FOLLOWS_IN_A_ROW = 16
+FOLLOWS_PER_SECOND = 2.0
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Pairs:
         self._pairs: dict[bytes, _Pair] = {}
         self._leading = trio.CapacityLimiter(MAX_AT_ONCE)
         self._following = 0
+        self._follows_left = float(FOLLOWS_IN_A_ROW)
+        self._counted = -math.inf
 
     @asynccontextmanager
     async def lead(self, key: bytes) -> AsyncIterator[None]:
@@ -60,7 +68,8 @@ class Pairs:
             if pair.followed is not None:
                 pair.followed.cancel()
                 self._ended(pair)
-            if self._following >= MAX_AT_ONCE or (pair.led is not None and key > self._own_key):
+            refused = pair.led is not None and key > self._own_key
+            if refused or self._following >= MAX_AT_ONCE or not self._may_follow():
                 yield None
                 return
             if pair.led is not None and key < self._own_key:
@@ -73,6 +82,16 @@ class Pairs:
             finally:
                 if pair.followed is scope:
                     self._ended(pair)
+
+    def _may_follow(self) -> bool:
+        now = trio.current_time()
+        earned = (now - self._counted) * FOLLOWS_PER_SECOND
+        self._follows_left = min(FOLLOWS_IN_A_ROW, self._follows_left + earned)
+        self._counted = now
+        if self._follows_left < 1:
+            return False
+        self._follows_left -= 1
+        return True
 
     def _ended(self, pair: _Pair) -> None:
         self._following -= 1

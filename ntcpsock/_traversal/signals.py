@@ -14,6 +14,9 @@ from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
 # A signal is a datagram that nobody acknowledges: said again after these pauses in seconds.
 REPEAT_PAUSES = (0.2, 0.4, 0.8, 1.6)
 
+#: The word of a dialer that has given up, in round 1.
+WITHDRAWN = "withdrawn"
+
 # Words of one dial that are kept; a peer cannot make us keep more.
 MAX_SIGNALS = 64
 

@@ -19,6 +19,9 @@ Order = Literal["together", "dialer first", "listener first"]
 # Seconds by which clocks of tasks, queues and round trips to the broker are off.
 MARGIN = 0.02
 
+# Nobody waits for longer, whatever the other side says of its round trips.
+LONGEST_WAIT = 1.0
+
 # The direct path's round trip is 0.7 of the one by way of a third node in the median (Trautwein et al. 2025).
 _DIRECT_PATH = 0.7
 
@@ -43,9 +46,12 @@ def waiting_time(role: Role, order: Order, other: NATProfile, *, own_rtt: float,
     if order == "together":
         path = (own_rtt + other_rtt) / 2
         crossing = path * (_DIRECT_PATH if _answers_stray_syn(other) else 1.0)
-        return max(0.0, min(early, early + MARGIN - crossing))
-    goes_first = "leader" if order == "dialer first" else "follower"
-    return 0.0 if role == goes_first else max(0.0, early) + MARGIN
+        wait = min(early, early + MARGIN - crossing)
+    elif role == ("leader" if order == "dialer first" else "follower"):
+        wait = 0.0
+    else:
+        wait = max(0.0, early) + MARGIN
+    return min(max(0.0, wait), LONGEST_WAIT)
 
 
 def _answers_stray_syn(profile: NATProfile) -> bool:
