@@ -34,7 +34,7 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
 @pytest.mark.parametrize(
     ("ipv6", "listener"),
     [
-        ("open", {}),
+        pytest.param("open", {}, marks=pytest.mark.slow),
         ("firewall", {}),
         ("reject", {}),
         ("reject", {"allow": ("carol",)}),
@@ -147,7 +147,9 @@ def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:
         assert [technique for technique, _ in dialled.attempts].count("tcp-open") == 1
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["public card", "private card"])
+@pytest.mark.parametrize(
+    "private", [pytest.param(False, marks=pytest.mark.slow), True], ids=["public card", "private card"]
+)
 @pytest.mark.parametrize(
     ("nat_a", "nat_b"),
     [
