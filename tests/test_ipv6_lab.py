@@ -100,6 +100,13 @@ def test_a_host_without_ipv4(stage: MakeStage) -> None:
 
 
 @pytest.mark.slow
+def test_one_lan_is_a_lan_in_either_family(stage: MakeStage) -> None:
+    made = stage("default", "default", ipv6="firewall", same_nat=True)
+    made.listen()
+    assert ways(made.dial(3)) == {("lan", "lan", "lan")}
+
+
+@pytest.mark.slow
 def test_a_temporary_address_is_neither_offered_nor_used(stage: MakeStage) -> None:
     """The system would send from it (RFC 6724 section 5, rule 7), and the firewall's hole would be another one."""
     made = stage("fully-random", "fully-random", ipv6="firewall")

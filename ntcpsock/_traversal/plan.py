@@ -85,7 +85,7 @@ def make_plan(
         if technique not in techniques or not _has_family_of(candidate, local):
             continue
         delay = 0.0
-        if technique == "lan" and not _may_share_network(local, remote):
+        if is_private_address(candidate.host) and not _may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
         if candidate.host == proven_host or candidate.host in also_proven:
             planned.append(PlannedAttempt(technique, candidate.endpoint, delay, budget))
