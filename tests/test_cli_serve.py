@@ -156,10 +156,11 @@ async def told_servers(config: Config) -> list[str]:
     ("options", "words"),
     [
         (["--other-address", "127.0.0.2", "--other-address", "127.0.0.3"], "at most one of each family"),
+        (["--other-address", "::1"], "no --listen of its family"),
         ([f"--listen=127.0.0.{number}" for number in range(2, 6)], "at most 4 addresses"),
     ],
 )
-def test_too_many_addresses(options: list[str], words: str, tmp_path: Path) -> None:
+def test_addresses_that_do_not_fit_together(options: list[str], words: str, tmp_path: Path) -> None:
     with start(*options, state=tmp_path) as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2

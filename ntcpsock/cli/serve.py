@@ -79,6 +79,8 @@ def serve(
     if len(families) != len(set(families)):
         raise typer.BadParameter("at most one of each family", param_hint="--other-address")
     listens = all_listens(listen or ["::"])
+    if not set(families) <= {version_of(address) for address in listens}:
+        raise typer.BadParameter("no --listen of its family", param_hint="--other-address")
     if len(listens) > MAX_LISTENS:
         raise typer.BadParameter(f"at most {MAX_LISTENS} addresses", param_hint="--listen")
     options = Options(
