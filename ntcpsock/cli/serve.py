@@ -19,11 +19,10 @@ from ntcpsock._address import (
     DEFAULT_STUN_PORT,
     BrokerAddress,
     Endpoint,
-    is_private_address,
 )
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
-from ntcpsock._servers.places import all_listens, reachable_address, version_of
+from ntcpsock._servers.places import all_listens, reachable_address, told_addresses, version_of
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
 
@@ -154,9 +153,9 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
         announced += dict.fromkeys((stun.endpoints[0], stun.endpoints[-1]))
         # Where the system chose the ports, all addresses have the same.
         stun_ports = (stun.endpoints[0].port, stun.endpoints[-1].port)
-    reachable = tuple(dict.fromkeys(reachable_address(address) for address in options.listen))
     with _explained("broker", options.listen[0], options.broker_port, "--broker-port"):
-        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, reachable)
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced)
+    reachable = [reachable_address(address) for address in options.listen]
     host = next(
         (address for address in reachable if not ipaddress.ip_address(address).is_loopback), reachable[0]
     )
@@ -183,10 +182,7 @@ async def _serve_stun(
 
 
 async def _serve_broker(
-    options: Options,
-    announced: Sequence[Endpoint],
-    reachable: Sequence[str],
-    task_status: trio.TaskStatus[BrokerServer],
+    options: Options, announced: Sequence[Endpoint], task_status: trio.TaskStatus[BrokerServer]
 ) -> None:
     from ntcpsock._servers.broker import serve_udp_broker
 
@@ -195,10 +191,7 @@ async def _serve_broker(
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
         stun=announced,
-        # A wildcard's address may be one of many, and good in one network only: a private one is not told.
-        elsewhere=[
-            address for address in reachable if address in options.listen or not is_private_address(address)
-        ],
+        elsewhere=told_addresses(options.listen),
         task_status=task_status,
     )
 
