@@ -12,7 +12,6 @@ import argparse
 import signal
 import sys
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 import trio
@@ -20,7 +19,7 @@ import trio
 from ntcpsock._address import DEFAULT_BROKER_PORT, DEFAULT_STUN_PORT, Endpoint, parse_host_port
 from ntcpsock._config import default_state_dir
 from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
-from ntcpsock._servers.places import all_listens
+from ntcpsock._servers.places import all_listens, told_addresses
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +63,7 @@ async def main(arguments: argparse.Namespace) -> None:
         arguments.port,
         state_dir=arguments.state_dir,
         stun=stun,
-        elsewhere=[address for address in listen if not ip_address(address).is_unspecified],
+        elsewhere=told_addresses(listen),
         allow_spoofing=arguments.allow_spoofing,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -44,6 +44,8 @@ from ntcpsock._traversal.broker.message import (
     KeepAlive,
     KeepAliveAck,
     Lookup,
+    Prove,
+    Proved,
     Reason,
     Refused,
     Register,
@@ -83,23 +85,29 @@ FROM_NODE: list[FromNode] = [
     Bye(),
     Spoof(b"d" * 16, KEY, HERE, THERE, Syn(2**32 - 1, 65535, 1460, 14, True, 2**32 - 1)),
     Spoof(b"d" * 16, KEY, HERE, THERE, Syn(0, 0)),
+    Prove(),
+    Prove(b"c" * 16),
 ]
 FROM_BROKER: list[FromBroker] = [
     Challenge(b"c" * 16),
     Welcome(b"s" * 8, Endpoint("192.0.2.1", 5), (Endpoint("0.0.0.0", 3478), Endpoint("2001:db8::1", 1))),
     Welcome(b"s" * 8, Endpoint("fe80::1%2", 5)),
+    Welcome(b"s" * 8, Endpoint("192.0.2.1", 5), (Endpoint("::", 3478),), (Endpoint("2001:db8::1", 6060),)),
     Registered(),
     Refused(Reason.NAME_TAKEN, "alice"),
     Refused(Reason.BUSY),
     Found(KEY),
     Introduced(KEY, b"i" * 8, b"card"),
     Introduced(KEY, b"i" * 8),
+    Introduced(KEY, b"i" * 8, None, "192.0.2.1", ("2001:db8::1", "203.0.113.1")),
     Unreachable(Reason.OFFLINE),
     Deliver(KEY, b"i" * 8, SEALED, "alice"),
     Deliver(KEY, b"i" * 8, SEALED),
+    Deliver(KEY, b"i" * 8, SEALED, None, "192.0.2.1", ("2001:db8::1",)),
     KeepAliveAck(),
     Welcome(b"s" * 8, Endpoint("192.0.2.1", 5), (), (), True),
     *(Spoofed(outcome) for outcome in SpoofOutcome),
+    Proved(),
 ]
 
 # Frames

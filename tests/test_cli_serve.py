@@ -15,7 +15,7 @@ import trio
 from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
 from ntcpsock._servers import places
-from ntcpsock._servers.places import all_listens, reachable_address
+from ntcpsock._servers.places import all_listens, reachable_address, told_addresses
 from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
 from ntcpsock.cli.stage import open_loopback_stage
 from ntcpsock.trio import open_node
@@ -156,10 +156,11 @@ async def told_servers(config: Config) -> list[str]:
     ("options", "words"),
     [
         (["--other-address", "127.0.0.2", "--other-address", "127.0.0.3"], "at most one of each family"),
+        (["--other-address", "::1"], "no --listen of its family"),
         ([f"--listen=127.0.0.{number}" for number in range(2, 6)], "at most 4 addresses"),
     ],
 )
-def test_too_many_addresses(options: list[str], words: str, tmp_path: Path) -> None:
+def test_addresses_that_do_not_fit_together(options: list[str], words: str, tmp_path: Path) -> None:
     with start(*options, state=tmp_path) as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -176,6 +177,13 @@ def test_what_listening_addresses_stand_for() -> None:
 def test_a_machine_without_ipv6_listens_on_all_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "_has_ipv6", lambda: False)
     assert all_listens(["::"]) == ("0.0.0.0",)
+
+
+def test_what_nodes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    firsts = {"0.0.0.0": "10.0.0.5", "::": "2001:db8::5"}
+    monkeypatch.setattr(places, "reachable_address", lambda address: firsts.get(address, address))
+    assert told_addresses(["0.0.0.0", "::"]) == ["2001:db8::5"]
+    assert told_addresses(["10.0.0.7", "192.0.2.1"]) == ["10.0.0.7", "192.0.2.1"]
 
 
 def test_reachable_address() -> None:

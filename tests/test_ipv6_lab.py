@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lab_stage import Stage, start_servers, ways
 
 from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
+from ntcpsock._traversal.plan import IPV6_HEAD_START_RTTS
 from ntcpsock.cli.stage import open_stage
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
@@ -34,7 +36,7 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
 @pytest.mark.parametrize(
     ("ipv6", "listener"),
     [
-        ("open", {}),
+        pytest.param("open", {}, marks=pytest.mark.slow),
         ("firewall", {}),
         ("reject", {}),
         ("reject", {"allow": ("carol",)}),
@@ -79,9 +81,9 @@ def test_no_nat_is_filled_where_ipv6_will_do(stage: MakeStage) -> None:
     made = stage("random", "default", ipv6="firewall")
     made.listen()
     (dialled,) = made.dial(1)
-    started = {technique for technique, _ in dialled.attempts}
-    assert "ipv6" in started
-    assert "tcp-predict" not in started
+    starts = dict(reversed(dialled.attempts))
+    # On a machine that is slower than that, the other technique may have begun.
+    assert starts.get("tcp-predict", math.inf) - starts["ipv6"] > 0.9 * IPV6_HEAD_START_RTTS * PATH_RTT
 
 
 def test_without_ipv6_on_one_side_nothing_is_tried_there(stage: MakeStage) -> None:
@@ -97,6 +99,13 @@ def test_a_host_without_ipv4(stage: MakeStage) -> None:
     made.lab.host_a.run(["ip", "-4", "address", "flush", "dev", "eth0"], check=True)
     made.listen()
     assert ways(made.dial(2, ipv6=True)) == {("ipv6", "ipv6", "ipv6")}
+
+
+@pytest.mark.slow
+def test_one_lan_is_a_lan_in_either_family(stage: MakeStage) -> None:
+    made = stage("default", "default", ipv6="firewall", same_nat=True)
+    made.listen()
+    assert ways(made.dial(3)) == {("lan", "lan", "lan")}
 
 
 @pytest.mark.slow
@@ -132,11 +141,16 @@ def test_servers_on_all_addresses_answer_from_the_one_that_was_asked(
             assert {hosts[1]} < set(lab.server_addresses6)
 
 
-def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:
-    """Addresses and a default route on both sides, and the provider drops it all."""
+@pytest.mark.parametrize("broken", ["at the provider", pytest.param("at home", marks=pytest.mark.slow)])
+def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage, broken: str) -> None:
+    """Addresses on both sides; the provider drops all that is sent, or there is no route at all."""
     made = stage("default", "default", ipv6="open")
-    for network in ("2001:db8:33::/64", "2001:db8:44::/64"):
-        made.lab.public.run(["ip", "-6", "route", "replace", "blackhole", network], check=True)
+    if broken == "at home":
+        for host in (made.lab.host_a, made.lab.host_b):
+            host.run(["ip", "-6", "route", "delete", "default"], check=True)
+    else:
+        for network in ("2001:db8:33::/64", "2001:db8:44::/64"):
+            made.lab.public.run(["ip", "-6", "route", "replace", "blackhole", network], check=True)
     made.listen()
     dials = made.dial(3)
     assert ways(dials) == {("tcp", "tcp-open", "tcp-open")}
@@ -144,10 +158,11 @@ def test_ipv6_that_leads_nowhere_holds_nothing_up(stage: MakeStage) -> None:
         # The punch over IPv4 did not wait for the other: both started in the same instant.
         starts = dict(reversed(dialled.attempts))
         assert abs(starts["tcp-open"] - starts["ipv6"]) < PATH_RTT
-        assert [technique for technique, _ in dialled.attempts].count("tcp-open") == 1
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["public card", "private card"])
+@pytest.mark.parametrize(
+    "private", [pytest.param(False, marks=pytest.mark.slow), True], ids=["public card", "private card"]
+)
 @pytest.mark.parametrize(
     ("nat_a", "nat_b"),
     [

@@ -37,6 +37,7 @@ def test_the_machines_own_choice_comes_first(nat_lab: NatLabFactory, tmp_path: P
     assert {dial.local for dial in made.dial(2, **ONLY_PUNCHING)} == {lab.host_a.address}
 
 
+@pytest.mark.slow
 def test_a_second_uplink_with_ipv6(nat_lab: NatLabFactory, tmp_path: Path) -> None:
     """Of IPv6 the default uplink carries nothing, and no IPv4 NAT can be punched."""
     lab = nat_lab("fully-random", "fully-random", second_a="fully-random", ipv6="firewall", delay=DELAY)

@@ -53,6 +53,7 @@ NO_STUN = (host("10.0.0.7"),)
 DUAL_A = (host("10.0.0.2"), host("2001:db8:a::2"), srflx("192.0.2.1"))
 DUAL_B = (host("192.168.1.9"), host("2001:db8:b::9"), srflx("198.51.100.1"))
 DUAL_PUBLIC = (host("203.0.113.5"), host("2001:db8:c::5"))
+ALSO_DUAL_A = (host("10.0.0.3"), host("2001:db8:a::3"), srflx("192.0.2.1", 1001))
 ONLY_IPV6 = (host("2001:db8:d::4"),)
 TRANSLATED_IPV6 = (host("fd00::2"), srflx("2001:db8:e::2"))
 
@@ -74,6 +75,12 @@ TRANSLATED_IPV6 = (host("fd00::2"), srflx("2001:db8:e::2"))
             [("ipv6", "2001:db8:b::9", 0.0), ("tcp-open", "198.51.100.1", 0.05), ("lan", "192.168.1.9", 0.3)],
         ),
         (DUAL_A, DUAL_PUBLIC, [("public", "203.0.113.5", 0.0), ("ipv6", "2001:db8:c::5", 0.05)]),
+        # One /64 is one network.
+        (
+            DUAL_A,
+            ALSO_DUAL_A,
+            [("lan", "10.0.0.3", 0.0), ("lan", "2001:db8:a::3", 0.05), ("tcp-open", "192.0.2.1", 0.1)],
+        ),
         # A family that one side has not is nothing to try.
         (BEHIND_A, DUAL_B, [("tcp-open", "198.51.100.1", 0.0), ("lan", "192.168.1.9", 0.3)]),
         (ONLY_IPV6, DUAL_B, [("ipv6", "2001:db8:b::9", 0.0)]),

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import trio
 
@@ -59,17 +59,22 @@ class BrokerServer:
         return str(BrokerAddress(self.address.host, self.address.port, self.key))
 
 
-class _Source(Endpoint):
-    """Where a datagram came from, and how to send there from the address that was asked.
-
-    The core keeps it for each node, so a `way` is made once for each of our addresses.
-    """
-
-    way: _Way
-
-
 _Way = tuple[DatagramSocket, Ancillary]
-# Our addresses times interfaces; beyond that somebody adds and removes them, and ways are made anew.
+
+
+class _Source(Endpoint):
+    """Where a datagram came from. Its class says how to send there from the address that was asked: the core keeps one
+    for each node, and an attribute would take three times as much as the rest."""
+
+    __slots__ = ()
+    way: ClassVar[_Way]
+
+
+def _sources_by(way: _Way) -> type[_Source]:
+    return type("_SourceByWay", (_Source,), {"__slots__": (), "way": way})
+
+
+# Our addresses times interfaces; beyond that somebody adds and removes them, and classes are made anew.
 _MOST_WAYS = 1024
 
 
@@ -177,7 +182,7 @@ class _Spoofer:
 async def _serve(
     sock: DatagramSocket, core: BrokerCore, unsent: Counter[str], spoofer: _Spoofer | None
 ) -> NoReturn:
-    ways: dict[tuple[tuple[int, int, bytes], ...], _Way] = {}
+    sources: dict[tuple[tuple[int, int, bytes], ...], type[_Source]] = {}
     while True:
         await trio.lowlevel.wait_readable(sock.fileno())
         for _ in range(_BATCH):
@@ -189,10 +194,12 @@ async def _serve(
                 # What the network says of an earlier datagram of ours (WSAECONNRESET) concerns nobody here.
                 _logger.debug("recvfrom: %s", error)
                 break
-            came_from = _Source(*source)
-            if len(ways) > _MOST_WAYS:
-                ways.clear()
-            came_from.way = ways.setdefault(tuple(asked), (sock, asked))
+            known = sources.get(tuple(asked))
+            if known is None:
+                if len(sources) >= _MOST_WAYS:
+                    sources.clear()
+                known = sources[tuple(asked)] = _sources_by((sock, asked))
+            came_from = known(*source)
             for answer, destination in core.receive(datagram, came_from, trio.current_time()):
                 # A node's address was given in by us with the way to it, whoever's datagram makes us send there.
                 assert isinstance(destination, _Source)

@@ -6,6 +6,8 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
+from ntcpsock._address import is_private_address
+
 
 def all_listens(listen: Sequence[str]) -> tuple[str, ...]:
     """The addresses of both families for which `listen` stands, IPv4 first, each once.
@@ -47,6 +49,13 @@ def reachable_address(listen: str) -> str:
             return str(sock.getsockname()[0])
         except OSError:
             return loopback
+
+
+def told_addresses(listen: Sequence[str]) -> list[str]:
+    """Those of this host's addresses that nodes are told: the given ones, and each wildcard's first, unless that is
+    private: there may be others, and it is good in one network only."""
+    first = {address: reachable_address(address) for address in listen}
+    return [told for address, told in first.items() if told == address or not is_private_address(told)]
 
 
 def version_of(address: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ntcpsock._address import Endpoint, is_private_address, may_be_dialled
+from ntcpsock._address import Endpoint, is_private_address, may_be_dialled, site_of
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, Transport
 
 DirectTechnique = Literal["public", "lan", "ipv6", "port-mapped", "tcp-open"]
@@ -56,7 +56,7 @@ def has_public_host(candidates: Sequence[Candidate]) -> bool:
 def name_of_pair(local: Sequence[Candidate], remote: Candidate) -> DirectTechnique:
     """The technique that a connection between us and `remote` is. Both ends say the same of one connection
     as long as they know each other's candidates."""
-    if remote.type != "mapped" and is_private_address(remote.host):
+    if (remote.type != "mapped" and is_private_address(remote.host)) or _is_on_our_link(local, remote):
         return "lan"
     if remote.endpoint.is_ipv6:
         return "ipv6"
@@ -73,6 +73,16 @@ def _is_mapped(local: Sequence[Candidate]) -> bool:
 
 def _mapped(candidates: Sequence[Candidate]) -> set[Endpoint]:
     return {candidate.endpoint for candidate in candidates if candidate.type == "mapped"}
+
+
+def _is_on_our_link(local: Sequence[Candidate], remote: Candidate) -> bool:
+    """Whether both have an IPv6 address of one /64: nothing is between them (RFC 4291 section 2.5.1)."""
+    return remote.endpoint.is_ipv6 and any(
+        candidate.type == "host"
+        and candidate.endpoint.is_ipv6
+        and site_of(candidate.host) == site_of(remote.host)
+        for candidate in local
+    )
 
 
 def name_of_connection(

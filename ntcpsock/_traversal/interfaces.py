@@ -54,11 +54,7 @@ def ipv6_addresses() -> tuple[str, ...]:
     Where the platform does not tell: the routed one alone.
     """
     routed = _routed_ipv6()
-    try:
-        with open("/proc/net/if_inet6", encoding="ascii") as table:
-            found = choose_ipv6(table)
-    except OSError:
-        found = [] if routed is None else [routed]
+    found = choose_ipv6(_lines("/proc/net/if_inet6")) or ([] if routed is None else [routed])
     return tuple(sorted(found, key=lambda address: address != routed))
 
 
@@ -83,22 +79,20 @@ def further_uplinks() -> tuple[str, ...]:
     Each is of an interface with a default route of its own. Whether packets from that address leave there is up to
     the machine's routing rules, which nobody here evades: on purpose, they may lead through a tunnel.
     """
+    devices = default_devices(_lines("/proc/net/route"))[1:]
+    devices6 = default_devices6(_lines("/proc/net/ipv6_route"))[1:]
+    rows6 = _lines("/proc/net/if_inet6")
+    own = [address for device, address in _ipv4_of_devices() if device in devices]
+    own6 = choose_ipv6(row for row in rows6 if row.split()[-1] in devices6)
+    return (*own[:1], *[address for address in own6 if not is_private_address(address)][:1])
+
+
+def _lines(path: str) -> list[str]:
     try:
-        with open("/proc/net/route", encoding="ascii") as table:
-            devices = default_devices(table)
-        with open("/proc/net/ipv6_route", encoding="ascii") as table:
-            devices6 = default_devices6(table)
-        with open("/proc/net/if_inet6", encoding="ascii") as table:
-            lines = list(table)
+        with open(path, encoding="ascii") as table:
+            return list(table)
     except OSError:
-        return ()
-    found = [address for device, address in _ipv4_of_devices() if device in devices[1:]][:1]
-    for device in devices6[1:]:
-        own = choose_ipv6(line for line in lines if line.split()[-1] == device)
-        found += [address for address in own if not is_private_address(address)]
-        if len(found) > 1:
-            break
-    return tuple(found)
+        return []
 
 
 def default_devices(table: Iterable[str]) -> list[str]:

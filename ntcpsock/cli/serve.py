@@ -19,11 +19,10 @@ from ntcpsock._address import (
     DEFAULT_STUN_PORT,
     BrokerAddress,
     Endpoint,
-    is_private_address,
 )
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
-from ntcpsock._servers.places import all_listens, reachable_address, version_of
+from ntcpsock._servers.places import all_listens, reachable_address, told_addresses, version_of
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
 
@@ -94,6 +93,8 @@ def serve(
     if len(families) != len(set(families)):
         raise typer.BadParameter("at most one of each family", param_hint="--other-address")
     listens = all_listens(listen or ["::"])
+    if not set(families) <= {version_of(address) for address in listens}:
+        raise typer.BadParameter("no --listen of its family", param_hint="--other-address")
     if len(listens) > MAX_LISTENS:
         raise typer.BadParameter(f"at most {MAX_LISTENS} addresses", param_hint="--listen")
     options = Options(
@@ -171,9 +172,9 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
         announced += dict.fromkeys((stun.endpoints[0], stun.endpoints[-1]))
         # Where the system chose the ports, all addresses have the same.
         stun_ports = (stun.endpoints[0].port, stun.endpoints[-1].port)
-    reachable = tuple(dict.fromkeys(reachable_address(address) for address in options.listen))
     with _explained("broker", options.listen[0], options.broker_port, "--broker-port"):
-        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, reachable)
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced)
+    reachable = [reachable_address(address) for address in options.listen]
     host = next(
         (address for address in reachable if not ipaddress.ip_address(address).is_loopback), reachable[0]
     )
@@ -201,10 +202,7 @@ async def _serve_stun(
 
 
 async def _serve_broker(
-    options: Options,
-    announced: Sequence[Endpoint],
-    reachable: Sequence[str],
-    task_status: trio.TaskStatus[BrokerServer],
+    options: Options, announced: Sequence[Endpoint], task_status: trio.TaskStatus[BrokerServer]
 ) -> None:
     from ntcpsock._servers.broker import serve_udp_broker
 
@@ -213,10 +211,7 @@ async def _serve_broker(
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
         stun=announced,
-        # A wildcard's address may be one of many, and good in one network only: a private one is not told.
-        elsewhere=[
-            address for address in reachable if address in options.listen or not is_private_address(address)
-        ],
+        elsewhere=told_addresses(options.listen),
         allow_spoofing=options.allow_spoofing,
         task_status=task_status,
     )

@@ -25,7 +25,6 @@ Destination = tuple[int, tuple[Any, ...]]
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
 
-
 # Seconds for which a lost broker is greeted at one of its addresses, before it is the next one's turn.
 _PATIENCE = 5.0
 
@@ -132,7 +131,11 @@ class Link:
     def reopen(self) -> None:
         """A new socket, from whatever own address now leads to the broker; none while nothing does."""
         self.close()
-        raw = socket.socket(self._family, socket.SOCK_DGRAM)
+        try:
+            raw = socket.socket(self._family, socket.SOCK_DGRAM)
+        except OSError as error:  # a system without IPv6
+            self._error = error
+            return
         try:
             raw.setblocking(False)
             if self._family == socket.AF_INET6:

@@ -308,7 +308,7 @@ class ClientMachine:
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
         greeting = self._greeting
-        key = self.broker_key
+        key = self.broker_key if self._state is _State.CONNECTED else None
         if key is not None and self._proofs.challenged(number, challenge.cookie, key, now):
             return
         if greeting is not None:

@@ -56,15 +56,15 @@ class SidePath:
     async def run(self, take: Callable[[bytes], None]) -> None:
         """Give what arrives to `take`, until cancelled."""
         while True:
-            if self._socket is None:
+            sock = self._socket
+            if sock is None:
                 await self._opened.wait()
                 continue
             try:
-                await trio.lowlevel.wait_readable(self._socket)
-                datagram = self._socket.recv(MAX_DATAGRAM + 1)
-            except (BlockingIOError, trio.ClosedResourceError):
-                continue
-            except OSError:  # what ICMP says of an earlier datagram
+                await trio.lowlevel.wait_readable(sock)
+                datagram = sock.recv(MAX_DATAGRAM + 1)
+            except (trio.ClosedResourceError, OSError):
+                # Closed meanwhile, nothing there after all, or what ICMP says of an earlier datagram.
                 continue
             take(datagram)
 
