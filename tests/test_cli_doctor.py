@@ -104,7 +104,7 @@ def test_the_page_shows_unknowns_as_such() -> None:
         transport = TransportFindings(
             finding, finding, finding, finding, finding, Allocation(value, why="why"), finding, finding
         )
-        discovery = Discovery(transport, transport, finding, finding, finding, finding)
+        discovery = Discovery(transport, transport, finding, finding, finding, finding, finding)
         prospects = (Prospect("somebody", "perhaps", "tcp-predict", "as it is", 512),)
         unknown = (("that thing", "a reason [with brackets]"),)
         show_diagnosis(
