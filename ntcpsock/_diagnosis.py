@@ -80,13 +80,18 @@ class TransportFindings:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What the NAT does. https: whether TCP to port 443 gets out, asked where little else seems to. evidence: every
-    question with its outcome; seconds: how long they took."""
+    """What the NAT does.
+
+    ipv6: whether this host reaches a server over IPv6; ipv6_filtering: who gets in there. https: whether TCP to port
+    443 gets out, asked where little else seems to. evidence: every question with its outcome; seconds: how long they
+    took.
+    """
 
     udp: TransportFindings
     tcp: TransportFindings
     double_nat: Finding = Finding()
     ipv6: Finding = Finding()
+    ipv6_filtering: Finding = Finding(why="not asked")
     captive_portal: Finding = Finding()
     https: Finding = Finding(why="not asked")
     evidence: tuple[str, ...] = ()

@@ -69,17 +69,6 @@ def test_nobody_to_ask(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_a_stun_server_alone_is_enough(tmp_path: Path) -> None:
-    with open_loopback_stage() as stage:
-        settings = {name: stage.environment("a")[name] for name in ("NTCP_BROKER", "NTCP_STATE")}
-        servers = json.loads(doctor("--json", **settings).stdout)["servers"]
-        done = doctor("--json", "--stun", servers[0], NTCP_STATE=str(tmp_path))
-        assert done.returncode == 0
-        found = json.loads(done.stdout)
-        assert found["broker"]["address"] is None
-        assert found["servers"] == servers[:1]
-
-
 def test_nobody_answers(tmp_path: Path) -> None:
     """A diagnosis, not an error: that is what the command is for."""
     done = doctor("--json", "--broker", "ntcp://127.0.0.1:9", NTCP_STATE=str(tmp_path))
@@ -115,7 +104,7 @@ def test_the_page_shows_unknowns_as_such() -> None:
         transport = TransportFindings(
             finding, finding, finding, finding, finding, Allocation(value, why="why"), finding, finding
         )
-        discovery = Discovery(transport, transport, finding, finding, finding, finding)
+        discovery = Discovery(transport, transport, finding, finding, finding, finding, finding)
         prospects = (Prospect("somebody", "perhaps", "tcp-predict", "as it is", 512),)
         unknown = (("that thing", "a reason [with brackets]"),)
         show_diagnosis(

@@ -31,6 +31,7 @@ from ntcpsock._traversal.punch.message import NATProfile
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 
 WORDS = (EIM, ADM, APDM)
+FILTERING: tuple[Question, ...] = ("filtering-address", "filtering-port")
 ALLOCATIONS = ("preserving", "offset", "sequential", "band", "random")
 
 
@@ -269,6 +270,16 @@ def test_portal_and_carrier() -> None:
     assert conclude([inside]).double_nat.truth is True
     assert conclude([REACHED], router_external=PUBLIC).double_nat.truth is False
     assert conclude([REACHED], router_external="192.168.0.2").double_nat.truth is True
+
+
+@pytest.mark.parametrize(("admitted", "filtering"), [(True, EIM), (False, APDM)])
+def test_filtering_over_ipv6(admitted: bool, filtering: str) -> None:
+    said = ConnectBackOutcome.CONNECTED if admitted else ConnectBackOutcome.RESET
+    asked = [outcome(question, connect_back=said, arrived=admitted) for question in FILTERING]
+    found = conclude([REACHED], over_ipv6=asked, ipv6=Finding("yes"))
+    assert found.ipv6_filtering.value == filtering
+    assert not found.tcp.filtering.is_known
+    assert not conclude([REACHED], over_ipv6=asked, ipv6=Finding("no")).ipv6_filtering.is_known
 
 
 def test_only_443_gets_out() -> None:

@@ -169,7 +169,7 @@ LINUX = {
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("reject", "none") else pytest.param(kind, marks=pytest.mark.slow) for kind in LINUX],
+    ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LINUX if kind != "none")],
 )
 def test_real_routers(nat_lab: NatLabFactory, kind: str) -> None:
     mapping, filtering, allocation, stray, translated = LINUX[kind]
@@ -238,16 +238,24 @@ def test_one_server_address(nat_lab: NatLabFactory, kind: str) -> None:
             assert (mapping["value"], filtering["value"]) == (APDM, APDM)
 
 
-def test_ipv6(nat_lab: NatLabFactory) -> None:
+@pytest.mark.parametrize(
+    ("ipv6", "filtering"),
+    [
+        ("reject", APDM),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("open", EIM), ("firewall", APDM))),
+    ],
+)
+def test_ipv6(nat_lab: NatLabFactory, ipv6: str, filtering: str) -> None:
     with ExitStack() as stack:
-        lab = nat_lab("default", "none", delay=DELAY, ipv6="open")
+        lab = nat_lab("default", "none", delay=DELAY, ipv6=ipv6)
         first, second = lab.server_addresses
         stage = stack.enter_context(open_stage(lab.server, "--listen", first, "--other-address", second))
-        other = lab.server_addresses6[0]
+        first6, second6 = lab.server_addresses6
         ports = ["--broker-port", "0", "--stun-port", "3490", "--other-stun-port", "3491"]
-        stack.enter_context(open_stage(lab.server, "--listen", other, *ports))
-        found = diagnose(lab, stage, "--stun", f"{first}:3478", "--stun", f"[{other}]:3490")
+        stack.enter_context(open_stage(lab.server, "--listen", first6, "--other-address", second6, *ports))
+        found = diagnose(lab, stage, "--stun", f"{first}:3478", "--stun", f"[{first6}]:3490")
         assert found["ipv6"]["value"] == "yes"
+        assert found["ipv6_filtering"]["value"] == filtering, found["evidence"]
         assert found["tcp"]["mapping"]["value"] == EIM
         assert found["udp"]["filtering"]["value"] == APDM
 

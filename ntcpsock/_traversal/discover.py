@@ -9,7 +9,7 @@ import trio
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._diagnosis import Discovery, Finding
 from ntcpsock._traversal.discovery.driver import DISCOVERY_DEADLINE, run_discovery
-from ntcpsock._traversal.discovery.evidence import Outcome
+from ntcpsock._traversal.discovery.evidence import Outcome, Question
 from ntcpsock._traversal.discovery.finding import no, undecided, yes
 from ntcpsock._traversal.discovery.findings import conclude
 from ntcpsock._traversal.discovery.machine import DiscoveryMachine
@@ -17,6 +17,10 @@ from ntcpsock._traversal.punch.driver import source_address
 
 # Only to ask the kernel for the way out; nothing is sent there (RFC 3849).
 _SOMEWHERE_IN_IPV6 = Endpoint("2001:db8::1", 9)
+
+
+# There is no NAT, but most routers have a firewall (RFC 6092).
+_OVER_IPV6: tuple[Question, ...] = ("filtering-address", "filtering-port")
 
 
 async def discover(
@@ -41,10 +45,11 @@ async def discover(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, "ipv4", DiscoveryMachine(over_ipv4, trouble=trouble))
-        nursery.start_soon(run, "ipv6", DiscoveryMachine(over_ipv6, questions=()))
+        nursery.start_soon(run, "ipv6", DiscoveryMachine(over_ipv6, questions=_OVER_IPV6))
     return conclude(
         found["ipv4"],
         servers=servers,
+        over_ipv6=found["ipv6"],
         ipv6=_ipv6(found["ipv6"]),
         router_external=router_external,
         seconds=trio.current_time() - started,
@@ -56,7 +61,7 @@ def _ipv6(outcomes: Sequence[Outcome]) -> Finding:
     answered = [item for item in outcomes if item.answer == "answered"]
     if answered:
         host = answered[0].mapped.host if answered[0].mapped else ""
-        return yes(f"{host} reaches a server; who may reach it was not asked", answered)
+        return yes(f"{host} reaches a server", answered)
     try:
         address = source_address(_SOMEWHERE_IN_IPV6)
     except OSError:

@@ -106,6 +106,8 @@ def _around_table(diagnosis: Diagnosis) -> Table:
     table.add_row("broker", _broker(diagnosis.broker))
     table.add_row("a second NAT", _with_reason(discovery.double_nat))
     table.add_row("IPv6", _with_reason(discovery.ipv6))
+    if discovery.ipv6.truth:
+        table.add_row("  filtering", _word(discovery.ipv6_filtering, _FILTERING))
     table.add_row("captive portal", _with_reason(discovery.captive_portal))
     if discovery.https.value != "unknown":
         table.add_row(

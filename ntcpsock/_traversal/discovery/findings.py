@@ -47,20 +47,25 @@ def conclude(
     outcomes: Sequence[Outcome],
     *,
     servers: Sequence[Endpoint] = (),
+    over_ipv6: Sequence[Outcome] = (),
     ipv6: Finding = UNKNOWN,
     router_external: str | None = None,
     seconds: float = 0.0,
 ) -> Discovery:
-    """The findings. router_external: the address that the router says it has outside (UPnP, NAT-PMP, PCP)."""
+    """The findings. over_ipv6: the outcomes there, of which `ipv6` is the sum. router_external: the address that the
+    router says it has outside (UPnP, NAT-PMP, PCP)."""
     udp, tcp = conclude_transport("udp", outcomes), conclude_transport("tcp", outcomes)
     return Discovery(
         udp,
         tcp,
         _double_nat(udp, tcp, outcomes, router_external),
         ipv6,
+        conclude_tcp([item for item in over_ipv6 if item.probe.transport == "tcp"])
+        if ipv6.truth
+        else Finding(why="not asked"),
         _captive_portal(outcomes),
         _https(outcomes),
-        texts(outcomes),
+        texts([*outcomes, *over_ipv6]),
         tuple(servers),
         seconds,
     )

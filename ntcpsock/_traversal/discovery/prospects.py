@@ -229,7 +229,7 @@ def unknowns(discovery: Discovery) -> tuple[tuple[str, str], ...]:
                 found.append((f"{transport.upper()}: {words}", _reason(finding)))
     for words, finding in (
         ("a second NAT", discovery.double_nat),
-        ("IPv6", discovery.ipv6),
+        ("IPv6", discovery.ipv6_filtering if discovery.ipv6.truth else discovery.ipv6),
         ("captive portal", discovery.captive_portal),
     ):
         if not finding.is_known:

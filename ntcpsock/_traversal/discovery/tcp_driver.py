@@ -108,9 +108,10 @@ class TcpProber:
     async def _filtering(self, probe: Probe) -> Outcome:
         """Have the server connect to this port, out of an address or a port that we have not talked to."""
         port = choose_port()
-        listener = open_punch_listener(port)
+        listener = _open_listener(port, probe.server)
+        self._kept.append(listener)
         sock = _open(port, probe.server)
-        self._kept += (listener, sock)
+        self._kept.append(sock)
         change = ChangeRequest(
             change_address=probe.question == "filtering-address",
             change_port=probe.question == "filtering-port",
@@ -218,5 +219,22 @@ async def _meet(port: int, target: Endpoint, token: bytes, arrived: trio.Event) 
 def _open(port: int, server: Endpoint) -> trio.socket.SocketType:
     if not server.is_ipv6:
         return open_punch_socket(port)
-    # No NAT, so nothing to punch: it is only asked whether the server is reached.
-    return trio.socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_STREAM)
+    sock = stdlib_socket.socket(stdlib_socket.AF_INET6)
+    try:
+        for option in ("SO_REUSEADDR", "SO_REUSEPORT"):
+            if hasattr(stdlib_socket, option):
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, getattr(stdlib_socket, option), 1)
+        sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        sock.bind(("::", port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def _open_listener(port: int, server: Endpoint) -> trio.socket.SocketType:
+    if not server.is_ipv6:
+        return open_punch_listener(port)
+    listener = _open(port, server)
+    listener.listen()
+    return listener
