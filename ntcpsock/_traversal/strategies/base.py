@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -74,12 +75,19 @@ async def punch_and_authenticate(context: AttemptContext, machine: PunchMachine)
 
 
 async def first_connection(
-    context: AttemptContext, sessions: Sequence[tuple[int, Endpoint]], *, tries: int, pace: float
+    context: AttemptContext,
+    sessions: Sequence[tuple[int, Endpoint]],
+    *,
+    tries: int,
+    pace: float,
+    seconds: float,
 ) -> Connection:
     """Punch from many local ports at once; the first connection that is authenticated wins, the rest is closed.
 
     sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session;
-    pace: seconds between two starts. Raises the last session's OSError when all have failed.
+    pace: seconds between two starts; seconds: within which a session has to be connected. One that is has the
+    attempt's time to be authenticated: the other side may have chosen it already. Raises the last session's OSError
+    when all have failed.
     """
     found: list[Connection] = []
     failures: list[OSError] = []
@@ -88,8 +96,11 @@ async def first_connection(
         await trio.sleep_until(start)
         machine = PunchMachine(context.rtt, max_tries=tries)
         try:
-            sock = await punch(port, remote, machine)
+            with trio.fail_at(begin + seconds):
+                sock = await punch(port, remote, machine)
             carrier = await context.authenticate(sock)
+        except trio.TooSlowError:
+            failures.append(OSError(errno.ETIMEDOUT, "no answer"))
         except OSError as error:
             failures.append(error)
         else:

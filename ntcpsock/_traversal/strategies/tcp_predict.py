@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 
-import trio
-
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports
@@ -60,11 +58,12 @@ async def attempt(context: AttemptContext) -> Connection:
         sessions = _sessions(held, ours, spray, context.remote.host)
         context.entry.notes["sessions"] = str(len(sessions))
         # What has not met by then never will: the NATs get their entries back.
-        with trio.move_on_after(
-            len(sessions) * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
-        ):
-            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE)
-        raise OSError(errno.ETIMEDOUT, f"none of {len(sessions)} sessions met one of the other side's")
+        seconds = len(sessions) * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        try:
+            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE, seconds=seconds)
+        except TimeoutError as error:
+            text = f"none of {len(sessions)} sessions met one of the other side's"
+            raise OSError(errno.ETIMEDOUT, text) from error
 
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
