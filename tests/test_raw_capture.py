@@ -102,7 +102,7 @@ async def test_a_filter_that_is_none() -> None:
     with pytest.raises(OSError, match="capturing packets failed") as info:
         async with open_capture("this is no filter", parse_syn_untrusted):
             raise AssertionError("opened")
-    assert info.value.errno == errno.EPERM
+    assert info.value.errno == errno.EIO
     assert capturing() == 0
 
 
@@ -118,4 +118,27 @@ async def test_an_injected_packet_is_on_the_network() -> None:
         async with open_capture("tcp src port 23457 and tcp dst port 34567", parse) as capture:
             await injector.send(lambda: packet, target.host)
             assert await capture.next() == packet[20:]
+    injector.close()
+
+
+async def test_a_capture_that_breaks_says_so() -> None:
+    def parse(frame: bytes, link: int) -> bytes:
+        raise RuntimeError("broken library")
+
+    with listening() as target, trio.fail_after(PATIENCE):
+        async with open_capture(f"tcp and dst port {target.port}", parse) as capture:
+            connect_from(0, target)
+            for _ in range(2):
+                with pytest.raises(OSError, match="capturing packets failed: broken library"):
+                    await capture.next()
+    assert capturing() == 0
+
+
+async def test_a_packet_that_cannot_be_built() -> None:
+    def make() -> bytes:
+        raise ValueError("no such option")
+
+    injector = Injector()
+    with pytest.raises(OSError, match="building a packet failed: no such option"):
+        await injector.send(make, "127.0.0.1")
     injector.close()

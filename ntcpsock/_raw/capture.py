@@ -42,8 +42,11 @@ class Capture(Generic[T]):
         self.dropped = 0
 
     async def next(self) -> T:
-        """The next packet that fits the filter. Cancelling it loses none."""
-        return await self._receive.receive()
+        """The next packet that fits the filter. Cancelling it loses none. Raises OSError where the capture broke."""
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise self._failure or OSError(errno.EIO, "the capture has ended") from None
 
     async def opened(self) -> None:
         """Until the capture is on. Raises OSError where it cannot be."""
@@ -58,10 +61,11 @@ class Capture(Generic[T]):
                 nursery.start_soon(self._wake_when_cancelled)
                 try:
                     await trio.to_thread.run_sync(self._work, limiter=_threads)
-                except OSError as error:
-                    self._failure = error
+                except Exception as error:  # what libpcap, its binding or the parser's library say
+                    self._failure = OSError(errno.EIO, f"capturing packets failed: {error}")
                 nursery.cancel_scope.cancel()
         finally:
+            self._send.close()
             self._opened.set()
             self._wake_reader.close()
             self._wake_writer.close()
@@ -94,18 +98,15 @@ class Capture(Generic[T]):
     def _open(self) -> Any:
         import pcapy  # type: ignore[import-not-found]
 
-        try:
-            # "any" has every interface: which one the packet takes is the routing table's business.
-            handle = pcapy.create("any")
-            handle.set_snaplen(_SNAPSHOT_LENGTH)
-            handle.set_promisc(0)
-            handle.set_timeout(_RING_TIMEOUT_MS)
-            handle.activate()
-            handle.setfilter(self._filter)
-            # A blocking next() on a quiet network never returns, whatever time-out was set.
-            handle.setnonblock(1)
-        except (pcapy.PcapError, pcapy.BPFError) as error:
-            raise OSError(errno.EPERM, f"capturing packets failed: {error}") from error
+        # "any" has every interface: which one the packet takes is the routing table's business.
+        handle = pcapy.create("any")
+        handle.set_snaplen(_SNAPSHOT_LENGTH)
+        handle.set_promisc(0)
+        handle.set_timeout(_RING_TIMEOUT_MS)
+        handle.activate()
+        handle.setfilter(self._filter)
+        # A blocking next() on a quiet network never returns, whatever time-out was set.
+        handle.setnonblock(1)
         return handle
 
     def _take(self, frame: bytes, link_type: int) -> None:
@@ -120,7 +121,7 @@ async def open_capture(filter_text: str, parse: Callable[[bytes, int], T]) -> As
     """Capture what fits a pcap-filter(7) expression, on all interfaces, until the block ends.
 
     parse: makes of a frame and its link type what `next` returns; it runs in the thread, and BadMessage drops the
-    frame. The capture is on when the block begins. Raises OSError (EPERM) where it cannot be opened. The thread ends
+    frame. The capture is on when the block begins. Raises OSError (EIO) where it cannot be opened. The thread ends
     when the block ends, at once, whatever ends it.
     """
     capture = Capture(filter_text, parse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 
@@ -21,7 +22,11 @@ class Injector:
         """Build a packet to `host` in a worker thread, and send it. Raises OSError. Cancelled, it was sent or not."""
 
         def work() -> None:
-            self._socket.sendto(make(), (host, 0))
+            try:
+                packet = make()
+            except Exception as error:  # what scapy says
+                raise OSError(errno.EIO, f"building a packet failed: {error}") from error
+            self._socket.sendto(packet, (host, 0))
 
         await trio.to_thread.run_sync(work, limiter=_threads)
 

@@ -6,7 +6,6 @@ private addresses, or its public one; the first with another address is behind i
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import sys
@@ -73,12 +72,12 @@ def choose_low_ttl(answered: dict[int, str], ends: frozenset[str]) -> int | None
 
 def _send(sock: socket.socket, host: str, ttl: int) -> None:
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-    try:
-        sock.sendto(b"", (host, _FIRST_PORT + ttl))
-    except OSError as error:
-        # The answer to an earlier probe is told here too. No network: then nothing answers.
-        if error.errno == errno.EHOSTUNREACH:
+    for _ in range(2):
+        try:
             sock.sendto(b"", (host, _FIRST_PORT + ttl))
+        except OSError:
+            continue  # the answer to an earlier probe is told here too; or no network, and then nothing answers
+        return
 
 
 def _read_errors(sock: socket.socket, answered: dict[int, str]) -> None:

@@ -51,7 +51,7 @@ class Mailbox:
 
 #: Ask the broker for a SYN-ACK from the second endpoint, the other side's, to the first, ours, that answers this SYN
 #: of ours. Raises OSError.
-Spoof = Callable[[Endpoint, Endpoint, Syn], Awaitable[None]]
+AskToSpoof = Callable[[Endpoint, Endpoint, Syn], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Talk:
     mailbox: Mailbox
     nursery: trio.Nursery
     send: Callable[[bytes], Awaitable[None]]
-    spoof: Spoof | None = None
+    spoof: AskToSpoof | None = None
 
     def say(self, name: str, body: bytes) -> None:
         """Tell the other side, and tell it again: the task lives as long as the dial's attempts."""

@@ -41,6 +41,7 @@ async def agree(context: AttemptContext, word: str = "port") -> AsyncIterator[Re
     """Observe a fresh port, tell the other side and hear its own; the mapping is held as long as the block.
 
     word: another one each time that an attempt does it.
+
     Raises OSError: ENODATA where nothing was observed, EHOSTUNREACH where a NAT gives each connection any port,
     EPROTO where the other side's word cannot be used.
     """

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 
-import trio
-
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports

@@ -25,7 +25,7 @@ from ntcpsock._traversal.strategies.rendezvous import (
     low_ttl_of,
 )
 
-# Who opens first, and who then. The dialer connects first: it is the more likely one to have the stricter network.
+# Who opens first, and who then.
 HALVES: tuple[Role, ...] = ("follower", "leader")
 
 # Seconds for the opener's SYN to be ended by an error, for the connection of a half, and path round trips for either.
