@@ -179,11 +179,14 @@ class Acceptor:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:
                     pending.nursery = nursery
-                    self._punch_towards(pending, offer, warm)
-                    # The dialer may also reach our listener by itself: hold the token for the whole budget.
-                    await trio.sleep_forever()
+                    try:
+                        self._punch_towards(pending, offer, warm)
+                        # The dialer may also reach our listener by itself: hold the token for the whole budget.
+                        await trio.sleep_forever()
+                    finally:
+                        # An offer that is repeated while the attempts end finds no nursery that is closed already.
+                        pending.nursery = None
         finally:
-            pending.nursery = None
             del self._pending[offer.dial_id]
             self._remember(offer.dial_id)
 
