@@ -15,10 +15,14 @@ from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import punch, punch_with
+from ntcpsock._traversal.punch.driver import accept_connections, open_punch_listener, punch, punch_with
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
+
+# Connections that one attempt takes from outside, each for a TLS handshake: where a NAT lets in more than was aimed
+# at, they may be anybody's.
+MAX_TAKEN = 16
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,31 @@ async def first_connection(
     tries: int,
     pace: float,
     patience: float = math.inf,
+    listen: Sequence[int] = (),
 ) -> Connection:
     """Punch from many local ports at once; the first connection that is authenticated wins, the rest is closed.
 
-    sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session;
-    pace: seconds between two starts; patience: seconds until those that have not met are closed. What has met is
-    authenticated all the same: the other side may have chosen it already. Raises the last session's OSError when
-    all have failed.
+    sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session; pace: seconds
+    between two starts; listen: local ports at which connections are taken too; patience: seconds until all that has not
+    met is closed. What has met is authenticated all the same: the other side may have chosen it already. Raises the
+    last session's OSError when all have failed.
     """
     found: list[Connection] = []
     failures: list[OSError] = []
+    begin = trio.current_time()
+    taken = 0
+
+    async def authenticate(sock: trio.socket.SocketType) -> None:
+        try:
+            carrier = await context.authenticate(sock)
+        except OSError as error:
+            failures.append(error)
+            return
+        if found:
+            carrier.close(abort=True)
+        else:
+            found.append(Connection(carrier, context.planned.technique, context.entry))
+            accepting.cancel_scope.cancel()
 
     async def run(port: int, remote: Endpoint, start: float) -> None:
         machine = PunchMachine(context.rtt, max_tries=tries)
@@ -100,24 +119,33 @@ async def first_connection(
             with trio.move_on_at(begin + patience):
                 await trio.sleep_until(start)
                 sock = await punch(port, remote, machine)
-            if sock is None:
-                return
-            carrier = await context.authenticate(sock)
+            if sock is not None:
+                await authenticate(sock)
         except OSError as error:
             failures.append(error)
-        else:
-            if found:
-                carrier.close(abort=True)
-            else:
-                found.append(Connection(carrier, context.planned.technique, context.entry))
-                nursery.cancel_scope.cancel()
         finally:
             context.entry.tries += machine.tries
 
-    begin = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        for number, (port, remote) in enumerate(sessions):
-            nursery.start_soon(run, port, remote, begin + number * pace)
+    def take(sock: trio.socket.SocketType, _: Endpoint) -> None:
+        nonlocal taken
+        taken += 1
+        if taken > MAX_TAKEN:
+            sock.close()
+        else:
+            punching.start_soon(authenticate, sock)
+
+    listeners: list[trio.socket.SocketType] = []
+    try:
+        async with trio.open_nursery() as accepting, trio.open_nursery() as punching:
+            for number, (port, remote) in enumerate(sessions):
+                punching.start_soon(run, port, remote, begin + number * pace)
+            for port in listen:
+                listeners.append(open_punch_listener(port))
+                accepting.start_soon(accept_connections, listeners[-1], take)
+            punching.start_soon(_close_when, begin + patience, listeners)
+    finally:
+        for listener in listeners:
+            listener.close()
     if found:
         return found[0]
     raise (
@@ -125,3 +153,11 @@ async def first_connection(
         if failures
         else TimeoutError(errno.ETIMEDOUT, f"none of {len(sessions)} sessions met one of the other side's")
     )
+
+
+async def _close_when(moment: float, listeners: Sequence[trio.socket.SocketType]) -> None:
+    """End the accept loops of `listeners`; what has come in goes on."""
+    if listeners:
+        await trio.sleep_until(moment)
+    for listener in listeners:
+        listener.close()

@@ -32,9 +32,13 @@ MAX_TRIES = 4
 # Expected hits of a round below which it is not worth the entries that it costs both NATs.
 WORTHWHILE = 0.02
 
-# Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most.
-SHORTEST_ROUND = 1.0
+# Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most, and
+# long enough for the kernel's second SYN, after a second, to get there.
+SHORTEST_ROUND = 1.5
 LONGEST_RTT = 0.5
+
+# Local ports at which connections are taken, too.
+MAX_LISTENERS = 16
 
 # Seconds between two sessions: a home router takes some thousand new ones a second, not more.
 PACE = 0.0005
@@ -58,9 +62,21 @@ async def attempt(context: AttemptContext) -> Connection:
         spray = plan_spray(ours, theirs, sessions=held.budget)
         sessions = _sessions(held, ours, spray, context.remote.host)
         context.entry.notes["sessions"] = str(len(sessions))
-        # What has not met by then never will: the NATs get their entries back.
-        patience = len(sessions) * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
-        return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE, patience=patience)
+        # What has not met by then never will: the NATs get their entries back. Both sides wait for the one that has
+        # more to open; a busy machine opens them half as fast.
+        theirs_too = plan_spray(theirs, ours, sessions=held.budget)
+        count = max(len(sessions), theirs_too.local_ports * len(theirs_too.targets))
+        patience = 2 * count * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        # Where a NAT lets in whoever has the right address, more arrive than was aimed at.
+        ports = list(dict.fromkeys(port for port, _ in sessions))
+        return await first_connection(
+            context,
+            sessions,
+            tries=MAX_TRIES,
+            pace=PACE,
+            patience=patience,
+            listen=ports if len(ports) <= MAX_LISTENERS else (),
+        )
 
 
 def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> list[tuple[int, Endpoint]]:
