@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Attempt
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import choose_port
-from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, first_connection
+from ntcpsock._traversal.punch.driver import choose_port, open_punch_socket
+from ntcpsock._traversal.strategies.base import MAX_TAKEN, AttemptContext, Authenticate, first_connection
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "SO_REUSEPORT"), reason="ports are shared by SO_REUSEPORT"
@@ -68,7 +69,7 @@ async def test_what_has_met_in_time_is_authenticated_however_long_that_takes(
     made = context(authenticate)
     sessions = [(choose_port(), silent), (choose_port(), answering)]
     with trio.fail_after(60):
-        found = await first_connection(made, sessions, tries=1, pace=0.0, hold=PATIENCE)
+        found = await first_connection(made, sessions, tries=1, pace=0.0, patience=PATIENCE)
     assert made.entry.tries == 2
     found.carrier.close(abort=True)
 
@@ -79,5 +80,67 @@ async def test_what_does_not_meet_is_given_up(silent: Endpoint) -> None:
 
     sessions = [(choose_port(), silent) for _ in range(3)]
     with trio.fail_after(60), pytest.raises(TimeoutError, match="met none") as caught:
-        await first_connection(context(authenticate), sessions, tries=1, pace=0.0, hold=PATIENCE)
+        await first_connection(context(authenticate), sessions, tries=1, pace=0.0, patience=PATIENCE)
     assert caught.value.errno == errno.ETIMEDOUT
+
+
+async def test_what_comes_in_takes_part(silent: Endpoint) -> None:
+    async def authenticate(sock: Any) -> Any:
+        return FakeCarrier(sock)
+
+    ours, theirs = choose_port(), choose_port()
+    made = context(authenticate)
+
+    async def connect() -> None:
+        # From a port that nobody aimed at.
+        sock = open_punch_socket(theirs)
+        await trio.testing.wait_all_tasks_blocked()
+        await sock.connect(("127.0.0.1", ours))
+        accepted.append(sock)
+
+    accepted: list[Any] = []
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            found = await first_connection(
+                made, [(ours, silent)], tries=1, pace=0.0, patience=50.0, listen=[ours]
+            )
+    (sock,) = accepted
+    assert cast(FakeCarrier, found.carrier).sock.getpeername()[1] == theirs
+    found.carrier.close(abort=True)
+    sock.close()
+    with pytest.raises(ConnectionRefusedError):  # nobody listens there any more
+        socket.create_connection(("127.0.0.1", ours), timeout=10)
+
+
+async def test_strangers_are_bounded(silent: Endpoint) -> None:
+    waiting: list[Any] = []
+
+    async def authenticate(sock: Any) -> Any:
+        waiting.append(sock)
+        try:
+            await trio.sleep_forever()
+        finally:
+            sock.close()
+
+    ours = choose_port()
+    clients: list[socket.socket] = []
+    with trio.move_on_after(60) as scope:
+        async with trio.open_nursery() as nursery:
+
+            async def crowd() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                for _ in range(2 * MAX_TAKEN):
+                    clients.append(socket.create_connection(("127.0.0.1", ours), timeout=10))
+                # The last one was closed again: that ends the wait.
+                clients[-1].setblocking(False)
+                await trio.lowlevel.wait_readable(clients[-1])
+                scope.cancel()
+
+            nursery.start_soon(crowd)
+            await first_connection(
+                context(authenticate), [(ours, silent)], tries=1, pace=0.0, patience=50.0, listen=[ours]
+            )
+    assert len(waiting) == MAX_TAKEN
+    for client in clients:
+        client.close()

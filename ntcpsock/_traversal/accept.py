@@ -155,11 +155,14 @@ class Acceptor:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:
                     pending.nursery = nursery
-                    self._punch_towards(pending, offer, warm)
-                    # The dialer may also reach our listener by itself: hold the token for the whole budget.
-                    await trio.sleep_forever()
+                    try:
+                        self._punch_towards(pending, offer, warm)
+                        # The dialer may also reach our listener by itself: hold the token for the whole budget.
+                        await trio.sleep_forever()
+                    finally:
+                        # An offer that is repeated while the attempts end finds no nursery that is closed already.
+                        pending.nursery = None
         finally:
-            pending.nursery = None
             self.dials.end(offer.dial_id)
 
     def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:

@@ -14,13 +14,17 @@ from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
-from ntcpsock._traversal.punch.driver import punch, punch_with
+from ntcpsock._traversal.punch.driver import accept_connections, open_punch_listener, punch, punch_with
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
 
 # Seconds in which one of many connections must be authenticated: it may have met a stranger's.
 AUTHENTICATION_DEADLINE = 5.0
+
+# Connections that one attempt takes from outside, each for a TLS handshake: where a NAT lets in more than was aimed
+# at, they may be anybody's.
+MAX_TAKEN = 16
 
 
 @dataclass(frozen=True)
@@ -84,44 +88,79 @@ async def first_connection(
     *,
     tries: int,
     pace: float,
-    hold: float,
+    patience: float,
+    listen: Sequence[int] = (),
 ) -> Connection:
     """Punch from many local ports at once; the first connection that is authenticated wins, the rest is closed.
 
-    sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session;
-    pace: seconds between two starts; hold: seconds after the last one until those that are not connected are given
-    up. One that is connected may be the leader's choice, and is not. Raises the last session's OSError when all have
-    failed.
+    sessions: local port and remote endpoint of each, none twice; tries: SYN attempts of each session; pace: seconds
+    between two starts; listen: local ports at which connections are taken too; patience: seconds until all that has not
+    met is closed. What has met is authenticated all the same: the other side may have chosen it already. Raises the
+    last session's OSError when all have failed.
     """
     found: list[Connection] = []
     failures: list[OSError] = []
+    begin = trio.current_time()
+    taken = 0
+
+    async def authenticate(sock: trio.socket.SocketType) -> None:
+        try:
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                carrier = await context.authenticate(sock)
+        except trio.TooSlowError:
+            failures.append(TimeoutError(errno.ETIMEDOUT, "met one that did not prove itself"))
+            return
+        except OSError as error:
+            failures.append(error)
+            return
+        if found:
+            carrier.close(abort=True)
+        else:
+            found.append(Connection(carrier, context.planned.technique, context.entry))
+            accepting.cancel_scope.cancel()
 
     async def run(port: int, remote: Endpoint, start: float) -> None:
         await trio.sleep_until(start)
         machine = PunchMachine(context.rtt, max_tries=tries)
         try:
-            with trio.fail_at(until):
+            with trio.fail_at(begin + patience):
                 sock = await punch(port, remote, machine)
-            with trio.fail_after(AUTHENTICATION_DEADLINE):
-                carrier = await context.authenticate(sock)
+            await authenticate(sock)
         except trio.TooSlowError:
             failures.append(TimeoutError(errno.ETIMEDOUT, "met none of the other side's"))
         except OSError as error:
             failures.append(error)
-        else:
-            if found:
-                carrier.close(abort=True)
-            else:
-                found.append(Connection(carrier, context.planned.technique, context.entry))
-                nursery.cancel_scope.cancel()
         finally:
             context.entry.tries += machine.tries
 
-    begin = trio.current_time()
-    until = begin + len(sessions) * pace + hold
-    async with trio.open_nursery() as nursery:
-        for number, (port, remote) in enumerate(sessions):
-            nursery.start_soon(run, port, remote, begin + number * pace)
+    def take(sock: trio.socket.SocketType, _: Endpoint) -> None:
+        nonlocal taken
+        taken += 1
+        if taken > MAX_TAKEN:
+            sock.close()
+        else:
+            punching.start_soon(authenticate, sock)
+
+    listeners: list[trio.socket.SocketType] = []
+    try:
+        async with trio.open_nursery() as accepting, trio.open_nursery() as punching:
+            for number, (port, remote) in enumerate(sessions):
+                punching.start_soon(run, port, remote, begin + number * pace)
+            for port in listen:
+                listeners.append(open_punch_listener(port))
+                accepting.start_soon(accept_connections, listeners[-1], take)
+            punching.start_soon(_close_when, begin + patience, listeners)
+    finally:
+        for listener in listeners:
+            listener.close()
     if found:
         return found[0]
     raise failures[-1] if failures else ConnectionError("there was nothing to try")
+
+
+async def _close_when(moment: float, listeners: Sequence[trio.socket.SocketType]) -> None:
+    """End the accept loops of `listeners`; what has come in goes on."""
+    if listeners:
+        await trio.sleep_until(moment)
+    for listener in listeners:
+        listener.close()

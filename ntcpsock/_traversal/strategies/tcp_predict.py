@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 
+import trio
+
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports
@@ -36,9 +38,13 @@ WORTHWHILE = 0.02
 # Seconds until a round is given up whose other side says nothing.
 HEARING_DEADLINE = 3.5
 
-# Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most.
-SHORTEST_ROUND = 1.0
+# Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most, and
+# long enough for the kernel's second SYN, after a second, to get there.
+SHORTEST_ROUND = 1.5
 LONGEST_RTT = 0.5
+
+# Local ports at which connections are taken, too.
+MAX_LISTENERS = 16
 
 
 async def attempt(context: AttemptContext) -> Connection:
@@ -63,10 +69,18 @@ async def attempt(context: AttemptContext) -> Connection:
         spray = plan_spray(ours, theirs, sessions=held.budget)
         sessions = _sessions(held, ours, spray, context.remote.host)
         context.entry.notes["sessions"] = str(len(sessions))
-        # What has not met by then never will: the NATs get their entries back.
-        hold = max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        # What has not met by then never will: the NATs get their entries back. Both sides wait for the one that has
+        # more to open; a busy machine opens them half as fast.
+        theirs_too = plan_spray(theirs, ours, sessions=held.budget)
+        count = max(len(sessions), theirs_too.local_ports * len(theirs_too.targets))
+        patience = 2 * count * PACE + max(SHORTEST_ROUND, 4 * min(context.rtt, LONGEST_RTT))
+        # Where a NAT lets in whoever has the right address, more arrive than was aimed at.
+        ports = list(dict.fromkeys(port for port, _ in sessions))
+        listen = ports if len(ports) <= MAX_LISTENERS else []
         try:
-            return await first_connection(context, sessions, tries=MAX_TRIES, pace=PACE, hold=hold)
+            return await first_connection(
+                context, sessions, tries=MAX_TRIES, pace=PACE, patience=patience, listen=listen
+            )
         except OSError as error:
             met = f"none of {len(sessions)} sessions met one of the other side's"
             raise OSError(errno.ETIMEDOUT, met) from error
