@@ -16,9 +16,12 @@ from ntcpsock._identity import Identity
 from ntcpsock._lifetimes import Lifetimes
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import open_broker_session
+from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.discover import discover
 from ntcpsock._traversal.discovery.lifetime_driver import measure_lifetime
 from ntcpsock._traversal.discovery.prospects import advice, headline, prospects, unknowns
+from ntcpsock._traversal.discovery.router import with_router
+from ntcpsock._traversal.mapping_probe import PortMappingProbe, probe_port_mapping
 
 # Seconds for the broker, and until the discovery starts without it: all has to fit into five.
 BROKER_PATIENCE = 2.5
@@ -50,8 +53,12 @@ async def diagnose(
             await broker.located.wait()
         servers = configured or list(broker.announced) or broker.usual_servers
         guessed = servers is broker.usual_servers
+        router = _Router()
+        if config.port_mapping != "off" and not all(is_loopback(server.host) for server in servers):
+            nursery.start_soon(router.ask)
         discovery = await discover(servers, trouble=config.broker is not None and not broker.state.reached)
         await broker.known.wait()
+    discovery = router.judge(discovery)
     if broker.failure is not None:
         raise broker.failure
     if lifetime:
@@ -71,6 +78,23 @@ def _diagnosis(discovery: Discovery, state: BrokerState, guessed: bool) -> Diagn
         advice(discovery),
         unknowns(discovery),
     )
+
+
+class _Router:
+    """The default gateway: whether it maps ports."""
+
+    def __init__(self) -> None:
+        self._probe: PortMappingProbe | None = None
+
+    async def ask(self) -> None:
+        """As long as its silence takes to be known, a second or so."""
+        self._probe = await probe_port_mapping()
+
+    def judge(self, discovery: Discovery) -> Discovery:
+        """What its word adds; nothing where nothing is translated, or nobody was asked."""
+        if self._probe is None or discovery.tcp.translated.truth is False:
+            return discovery
+        return with_router(discovery, self._probe.external, self._probe.failures, self._probe.reason)
 
 
 class _Broker:

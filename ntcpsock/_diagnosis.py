@@ -82,7 +82,8 @@ class TransportFindings:
 class Discovery:
     """What the NAT does.
 
-    ipv6: whether this host reaches a server over IPv6; ipv6_filtering: who gets in there. https: whether TCP to port
+    port_mapping: whether the router maps ports that it is asked for (PCP, NAT-PMP, UPnP-IGD); ipv6: whether this host
+    reaches a server over IPv6; ipv6_filtering: who gets in there. https: whether TCP to port
     443 gets out, asked where little else seems to. evidence: every question with its outcome; seconds: how long they
     took.
     """
@@ -97,6 +98,7 @@ class Discovery:
     evidence: tuple[str, ...] = ()
     servers: tuple[Endpoint, ...] = ()
     seconds: float = 0.0
+    port_mapping: Finding = Finding(why="not asked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ntcpsock._traversal.discovery.prospects import (
 from ntcpsock._traversal.discovery.prospects import (
     PUBLIC as PUBLIC_HOST,
 )
+from ntcpsock._traversal.discovery.router import with_router
 from ntcpsock._traversal.punch.message import NATProfile
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 
@@ -268,8 +269,28 @@ def test_portal_and_carrier() -> None:
         assert conclude([REACHED, asked]).double_nat.truth is verdict, hops
     inside = outcome("reach", local=Endpoint("100.80.0.2", 5), mapped=Endpoint(PUBLIC, 5))
     assert conclude([inside]).double_nat.truth is True
-    assert conclude([REACHED], router_external=PUBLIC).double_nat.truth is False
-    assert conclude([REACHED], router_external="192.168.0.2").double_nat.truth is True
+
+
+def test_what_the_router_says() -> None:
+    """Whether it maps ports, and whether its own address is the public one."""
+    found = conclude([REACHED])
+    alone = with_router(found, {"pcp": None, "nat-pmp": PUBLIC}, {"upnp": "is silent"}, None)
+    assert (alone.port_mapping.truth, alone.double_nat.truth) == (True, False)
+    assert PUBLIC in alone.port_mapping.why
+    behind_another = with_router(found, {"upnp": "192.168.0.2"}, {}, None)
+    assert (behind_another.port_mapping.truth, behind_another.double_nat.truth) == (True, True)
+    untold = with_router(found, {"pcp": None}, {}, None)
+    assert (untold.port_mapping.truth, untold.double_nat) == (True, found.double_nat)
+    silent = with_router(found, {}, {"pcp": "is silent", "upnp": "was not found"}, None)
+    assert (silent.port_mapping.truth, silent.port_mapping.why) == (
+        False,
+        "pcp is silent, upnp was not found",
+    )
+    unasked = with_router(found, {}, {}, "no default route")
+    assert not unasked.port_mapping.is_known
+    verdicts = {one.peer: (one.verdict, one.technique) for one in prospects(alone)}
+    assert verdicts[DRAWS] == ("yes", "port-mapped")
+    assert {one.technique for one in prospects(behind_another)}.isdisjoint({"port-mapped"})
 
 
 @pytest.mark.parametrize(("admitted", "filtering"), [(True, EIM), (False, APDM)])

@@ -28,6 +28,7 @@ from ntcpsock.testing.natlab import (
     TcpBehaviour,
     UdpBehaviour,
     parse_behaviour,
+    port_mapper,
 )
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
@@ -199,6 +200,19 @@ def test_blocked_networks(nat_lab: NatLabFactory, kind: str) -> None:
     else:
         assert found["tcp"]["reachable"]["value"] == "no"
         assert "443" in found["summary"]
+
+
+def test_a_router_that_maps_ports(nat_lab: NatLabFactory) -> None:
+    lab = nat_lab("random", "none", delay=DELAY)
+    first, second = lab.server_addresses
+    with port_mapper(lab.nat_a, ["pcp"]):
+        with open_stage(lab.server, "--listen", first, "--other-address", second) as stage:
+            found = diagnose(lab, stage)
+    assert found["port_mapping"]["value"] == "yes"
+    assert "pcp" in found["port_mapping"]["why"]
+    assert not any("Turn on" in line for line in found["advice"])
+    drawing = next(one for one in found["prospects"] if "all ports" in one["peer"])
+    assert (drawing["verdict"], drawing["technique"]) == ("yes", "port-mapped")
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ FLOORS = (
             "_traversal.explain",
             "_traversal.discovery.findings",
             "_traversal.discovery.prospects",
+            "_traversal.discovery.router",
         ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",

@@ -27,13 +27,12 @@ async def discover(
     servers: Sequence[Endpoint],
     *,
     trouble: bool = False,
-    router_external: str | None = None,
     deadline: float = DISCOVERY_DEADLINE,
 ) -> Discovery:
     """What kind of NAT is between this host and `servers` (STUN, IPv4 and IPv6), in `deadline` seconds at most.
 
-    trouble: something was silent before, see `DiscoveryMachine`. router_external: see `conclude`. What goes wrong on
-    the network is a finding; raises nothing but what cancelling does.
+    trouble: something was silent before, see `DiscoveryMachine`. What goes wrong on the network is a finding; raises
+    nothing but what cancelling does.
     """
     started = trio.current_time()
     over_ipv4 = [server for server in servers if not server.is_ipv6]
@@ -51,7 +50,6 @@ async def discover(
         servers=servers,
         over_ipv6=found["ipv6"],
         ipv6=_ipv6(found["ipv6"]),
-        router_external=router_external,
         seconds=trio.current_time() - started,
     )
 

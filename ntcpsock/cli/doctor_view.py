@@ -105,6 +105,8 @@ def _around_table(diagnosis: Diagnosis) -> Table:
     table = _table("around it", "")
     table.add_row("broker", _broker(diagnosis.broker))
     table.add_row("a second NAT", _with_reason(discovery.double_nat))
+    if discovery.tcp.translated.truth is not False:
+        table.add_row("port mapping", _with_reason(discovery.port_mapping))
     table.add_row("IPv6", _with_reason(discovery.ipv6))
     if discovery.ipv6.truth:
         table.add_row("  filtering", _word(discovery.ipv6_filtering, _FILTERING))

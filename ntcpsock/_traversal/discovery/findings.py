@@ -49,16 +49,14 @@ def conclude(
     servers: Sequence[Endpoint] = (),
     over_ipv6: Sequence[Outcome] = (),
     ipv6: Finding = UNKNOWN,
-    router_external: str | None = None,
     seconds: float = 0.0,
 ) -> Discovery:
-    """The findings. over_ipv6: the outcomes there, of which `ipv6` is the sum. router_external: the address that the
-    router says it has outside (UPnP, NAT-PMP, PCP)."""
+    """The findings. over_ipv6: the outcomes there, of which `ipv6` is the sum."""
     udp, tcp = conclude_transport("udp", outcomes), conclude_transport("tcp", outcomes)
     return Discovery(
         udp,
         tcp,
-        _double_nat(udp, tcp, outcomes, router_external),
+        _double_nat(udp, tcp, outcomes),
         ipv6,
         conclude_tcp([item for item in over_ipv6 if item.probe.transport == "tcp"])
         if ipv6.truth
@@ -209,19 +207,12 @@ def _fragments(own: Sequence[Outcome]) -> Finding:
     return undecided("the server does not take part", evidence=asked)
 
 
-def _double_nat(
-    udp: TransportFindings, tcp: TransportFindings, outcomes: Sequence[Outcome], router_external: str | None
-) -> Finding:
-    public = tcp.public or udp.public
+def _double_nat(udp: TransportFindings, tcp: TransportFindings, outcomes: Sequence[Outcome]) -> Finding:
     local = tcp.local or udp.local
     translated = tcp.translated if tcp.public else udp.translated
     asked = _of("hops", outcomes)
     if translated.truth is False:
         return no("nothing is translated")
-    if router_external is not None and public:
-        if router_external in public:
-            return no(f"the router has the public address {router_external} itself")
-        return yes(f"the router's own address outside is {router_external}, the world sees {public[0]}")
     if local is not None and _is_carriers(local):
         return yes(f"this host's address {local} is of the carriers' range {_CARRIER_RANGE}")
     # The last private hop is a router behind the first one; the first is the one at home, whatever its address.

@@ -47,6 +47,9 @@ def prospects(discovery: Discovery) -> tuple[Prospect, ...]:
             Prospect(peer, "yes", how, "whoever knows this endpoint gets in") for peer in peers[:-1]
         )
         return (*reached, without_udp)
+    if discovery.port_mapping.truth and not discovery.double_nat.truth:
+        mapped = tuple(Prospect(peer, "yes", "port-mapped", "the router maps a port") for peer in peers[1:-1])
+        return (Prospect(PUBLIC, "yes", "public", "connections go out from here"), *mapped, without_udp)
     ours = our_prediction(tcp)
     first = Prospect(PUBLIC, "yes", "public", "connections go out from here")
     others = tuple(_through_nat(peer, theirs, ours, tcp) for peer, theirs in _PEERS)
@@ -229,6 +232,7 @@ def unknowns(discovery: Discovery) -> tuple[tuple[str, str], ...]:
                 found.append((f"{transport.upper()}: {words}", _reason(finding)))
     for words, finding in (
         ("a second NAT", discovery.double_nat),
+        ("port mapping", discovery.port_mapping),
         ("IPv6", discovery.ipv6_filtering if discovery.ipv6.truth else discovery.ipv6),
         ("captive portal", discovery.captive_portal),
     ):
