@@ -157,6 +157,7 @@ class Race:
                 await self._prefer_given(connection)
             self._propose(connection)
         except trio.TooSlowError:
+            self._report.end(entry, trio.current_time(), "no answer")
             self._fail(planned, entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
         except OSError as error:
             self._fail(planned, entry, error)
@@ -227,7 +228,7 @@ class Race:
     def _fail(self, planned: PlannedAttempt, entry: Attempt, error: OSError) -> None:
         if not planned.is_check:
             self.failed.add(planned.technique)
-        self._report.end(entry, trio.current_time(), str(error) or type(error).__name__)
+        self._report.end(entry, trio.current_time(), error.strerror or str(error) or type(error).__name__)
         self.errors.append(error)
 
     def _check_failure(self) -> None:
