@@ -161,7 +161,9 @@ class Acceptor:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
         self._node.introductions.reply(delivery, pending.answer)
         warm = self._node.listening_port
-        if offer.round not in pending.rounds and warm is not None and pending.nursery is not None:
+        # A dial that ends has its nursery for a moment longer, which takes no more tasks.
+        is_open = pending.nursery is not None and not pending.scope.cancel_called
+        if offer.round not in pending.rounds and warm is not None and is_open:
             pending.offer = offer
             self._punch_towards(pending, offer, warm)
 
