@@ -28,7 +28,7 @@ from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.pending import MAX_PENDING_PER_NODE
 from ntcpsock._traversal.punch.message import Answer, Candidate, Offer, Signal
-from ntcpsock._traversal.signals import MAX_SIGNALS
+from ntcpsock._traversal.signals import MAX_SIGNALS, WITHDRAWN
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.surroundings import Surroundings
@@ -129,6 +129,28 @@ async def test_rounds_without_end_have_one_budget(tmp_path: Path, made: Made) ->
             assert len(hosts) <= MAX_UNPROVEN_HOSTS
             assert set(hosts.values()) == {1}
             assert made.running["tcp-predict"] == 1  # each has ended the one before
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_round_that_comes_when_its_dial_ends_is_too_late(tmp_path: Path, made: Made) -> None:
+    """Some of many fall into the one moment in which the dial's nursery takes no task any more."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice:
+        async with await alice.open_listener(8000), trio.open_nursery() as nursery:
+            dials = alice._acceptor.dials.under_way
+            for number in range(1, 60):
+                nursery.start_soon(alice._acceptor.offered, delivery(), offer(number, 1, [(PEER, 30000)]))
+                with trio.fail_after(60):
+                    while len(made.attempts) < number:
+                        await trio.lowlevel.checkpoint()
+                (dial_id,) = dials
+                alice._acceptor.heard(delivery(), Signal(dial_id, 1, WITHDRAWN, b""))
+                for _ in range(number % 6):
+                    await trio.lowlevel.checkpoint()
+                await alice._acceptor.offered(delivery(), offer(number, 2, [(PEER, 30001)]))
+                with trio.fail_after(60):
+                    while dials:
+                        await trio.lowlevel.checkpoint()
+                assert len(made.attempts) == number
             nursery.cancel_scope.cancel()
 
 

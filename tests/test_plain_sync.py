@@ -379,7 +379,7 @@ def test_a_timeout_and_a_close_meanwhile(world: World, monkeypatch: pytest.Monke
             await trio.sleep_forever()
 
         with monkeypatch.context() as patch:
-            patch.setattr(acceptor, "_token_of", never)
+            patch.setattr(acceptor.dials, "token", never)
             with NTCPSocket() as client:
                 client.settimeout(0.3)
                 with pytest.raises(TimeoutError):

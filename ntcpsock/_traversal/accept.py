@@ -171,7 +171,8 @@ class Acceptor:
         if warm is not None:
             pending.answer = structs.replace(pending.answer, candidates=warm.candidates)
         self._node.introductions.reply(delivery, pending.answer)
-        if offer.round not in pending.rounds and warm is not None and pending.nursery is not None:
+        is_open = pending.nursery is not None and not pending.scope.cancel_called
+        if offer.round not in pending.rounds and warm is not None and is_open:
             pending.offer = offer
             self._punch_towards(pending, offer, warm)
 
