@@ -130,10 +130,15 @@ def answer_after_end(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with a RST, once something was heard: before that, the client's connect() might be what fails."""
-    connection.recv(65536)
+    """Close with a RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+def hear_and_reset(connection: socket.socket) -> None:
+    """A service that resets once it has heard something: before that, the client's connect() might be what fails."""
+    connection.recv(65536)
+    reset(connection)
 
 
 def dial(place: tuple[str, int]) -> socket.socket:

@@ -21,7 +21,7 @@ from service_support import (
     Command,
     answer_after_end,
     echo,
-    reset,
+    hear_and_reset,
     tcp_service,
     unused_port,
 )
@@ -98,7 +98,7 @@ def test_service_that_is_not_there(stage: Stage) -> None:
 
 def test_service_that_resets(stage: Stage) -> None:
     with (
-        tcp_service(reset) as port,
+        tcp_service(hear_and_reset) as port,
         Command(stage, "rude", "expose", "rude:80", "--to", str(port)) as exposed,
     ):
         code, _, errors = connect(stage, "rude:80", b"hello")
