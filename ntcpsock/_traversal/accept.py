@@ -210,7 +210,7 @@ class Acceptor:
                 pending.nursery.start_soon(self._follow, pending, joint, talk)
 
     async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
-        with self._node.pairs.follow(pending.delivery.sender) as scope:
+        async with self._node.pairs.follow(pending.delivery.sender, pending.offer.dial_id) as scope:
             if scope is None:
                 self._count("joint attempts of this pair, or of all, are under way")
             else:
