@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from ntcpsock._traversal.pairs import FOLLOWS_IN_A_ROW, FOLLOWS_PER_SECOND, MAX_AT_ONCE, Pairs
+from ntcpsock._traversal.pairs import FOLLOWS_IN_A_ROW, FOLLOWS_PER_SECOND, HANDOVER, MAX_AT_ONCE, Pairs
 
 LOW, MIDDLE, HIGH = b"a", b"m", b"z"
+DIAL, NEXT_DIAL = b"1", b"2"
 
 
 async def lead(
@@ -21,8 +22,10 @@ async def lead(
     log.append((trio.current_time(), f"{name} {'ends' if finished else 'gives way'}"))
 
 
-async def follow(pairs: Pairs, key: bytes, seconds: float, log: list[tuple[float, str]]) -> None:
-    with pairs.follow(key) as scope:
+async def follow(
+    pairs: Pairs, key: bytes, seconds: float, log: list[tuple[float, str]], dial: bytes = DIAL
+) -> None:
+    async with pairs.follow(key, dial) as scope:
         if scope is None:
             log.append((trio.current_time(), "follow refused"))
             return
@@ -109,6 +112,25 @@ async def test_a_newer_round_of_the_same_leader_ends_the_one_before(
     assert pairs._following == 0
 
 
+async def test_a_round_of_another_dial_waits_for_the_last_word_of_the_one_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The leader has chosen a connection, and the other dial's offer overtakes its word; or it never comes."""
+    for lasts, starts in ((0.3, 0.3), (5.0, 0.1 + HANDOVER)):
+        pairs, log, begin = Pairs(MIDDLE), list[tuple[float, str]](), trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow, pairs, LOW, lasts, log)
+            await trio.sleep(0.1)
+            nursery.start_soon(follow, pairs, LOW, 1.0, log, NEXT_DIAL)
+        whole = [(lasts, "follow ends")] if lasts < HANDOVER else []
+        assert since(begin, log) == [
+            (0.0, "follow starts"),
+            *whole,
+            (starts, "follow starts"),
+            (starts + 1.0, "follow ends"),
+        ]
+
+
 async def test_a_node_that_dials_itself_leads_and_follows(autojump_clock: trio.testing.MockClock) -> None:
     pairs, log = Pairs(MIDDLE), list[tuple[float, str]]()
     async with trio.open_nursery() as nursery:
@@ -124,7 +146,7 @@ async def test_many_nodes_cannot_make_us_follow_without_bound(autojump_clock: tr
         for number in range(MAX_AT_ONCE + 3):
             nursery.start_soon(follow, pairs, b"%d" % number, 1.0, log)
     assert [what for _, what in log].count("follow refused") == 3
-    with pairs.follow(LOW) as scope:
+    async with pairs.follow(LOW, DIAL) as scope:
         assert scope is not None
 
 
@@ -132,7 +154,7 @@ async def test_one_leader_cannot_begin_without_end(autojump_clock: trio.testing.
     """A new round every hundredth of a second, for ten seconds."""
     pairs, begun = Pairs(MIDDLE), 0
     for _ in range(1000):
-        with pairs.follow(LOW) as scope:
+        async with pairs.follow(LOW, DIAL) as scope:
             begun += scope is not None
             await trio.sleep(0.01)
     assert begun <= FOLLOWS_IN_A_ROW + 10 * FOLLOWS_PER_SECOND + 1
@@ -145,7 +167,7 @@ async def test_an_attempt_that_fails_frees_its_place(autojump_clock: trio.testin
         async with pairs.lead(LOW):
             raise OSError("failed")
     with pytest.raises(OSError, match="failed"):
-        with pairs.follow(LOW):
+        async with pairs.follow(LOW, DIAL):
             raise OSError("failed")
     log: list[tuple[float, str]] = []
     await lead(pairs, LOW, 0.1, log)

@@ -40,12 +40,16 @@ def world(nat_lab: NatLabFactory, tmp_path: Path) -> Callable[..., World]:
     return make
 
 
+def _texts(outcomes: list[conditions.Outcome]) -> str:
+    return "\n".join(outcome.text for outcome in outcomes)
+
+
 def test_dials_of_one_pair_at_once_do_not_spray_at_once(world: Callable[..., World]) -> None:
     lab, config = world("random", "default", delay=0.005)
     lab.host_b.start(programs.run_listener, config("bob"))
     running = lab.host_a.start(conditions.dial_beside, config(), "bob", 3, 3, 0.0, 60.0)
     outcomes = running.result(2 * programs.PATIENCE)
-    assert [outcome.technique for outcome in outcomes] == ["tcp-predict"] * 3, outcomes
+    assert [outcome.technique for outcome in outcomes] == ["tcp-predict"] * 3, _texts(outcomes)
     sprays = sorted(span for outcome in outcomes for span in outcome.sprays)
     assert len(sprays) >= 3
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(sprays)), sprays
@@ -58,7 +62,7 @@ def test_two_nodes_that_dial_each_other_at_once(world: Callable[..., World]) -> 
     there = lab.host_a.start(conditions.dial_and_listen, config("alice"), "bob", 4)
     back = lab.host_b.start(conditions.dial_and_listen, config("bob"), "alice", 4)
     outcomes = there.result(3 * programs.PATIENCE) + back.result(3 * programs.PATIENCE)
-    assert [outcome.technique for outcome in outcomes] == ["tcp-predict"] * 8, outcomes
+    assert [outcome.technique for outcome in outcomes] == ["tcp-predict"] * 8, _texts(outcomes)
 
 
 @pytest.mark.slow

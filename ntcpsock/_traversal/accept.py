@@ -231,7 +231,7 @@ class Acceptor:
         if joint.technique not in COSTLY_TECHNIQUES:
             await self._attempt(pending, joint, talk)
             return
-        with self._node.pairs.follow(pending.delivery.sender) as scope:
+        async with self._node.pairs.follow(pending.delivery.sender, pending.offer.dial_id) as scope:
             if scope is None:
                 self._count("joint attempts of this pair, or of all, are under way")
             else:

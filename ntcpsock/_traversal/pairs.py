@@ -21,6 +21,9 @@ MAX_AT_ONCE = 8
 FOLLOWS_IN_A_ROW = 16
 FOLLOWS_PER_SECOND = 2.0
 
+# Seconds for the last word on a connection that the leader has chosen.
+HANDOVER = 1.0
+
 
 @dataclass
 class _Pair:
@@ -30,6 +33,7 @@ class _Pair:
     waiting: int = 0
     led: trio.CancelScope | None = None
     followed: trio.CancelScope | None = None
+    followed_dial: bytes | None = None
     follow_ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -58,13 +62,18 @@ class Pairs:
                     finally:
                         pair.led = None
 
-    @contextmanager
-    def follow(self, key: bytes) -> Iterator[trio.CancelScope | None]:
+    @asynccontextmanager
+    async def follow(self, key: bytes, dial_id: bytes) -> AsyncIterator[trio.CancelScope | None]:
         """The scope for an attempt that the other node leads, or None where it must not be made.
 
-        A newer one of the same leader ends the one before: it leads one at a time, so that has failed there.
+        Who leads does so one at a time: a newer attempt of the same dial ends the one before, which has failed there.
+        One of another dial waits a moment for it, since that may have been chosen just now.
         """
         with self._known(key) as pair:
+            if pair.followed_dial != dial_id:
+                with trio.move_on_after(HANDOVER):
+                    while pair.followed is not None:
+                        await pair.follow_ended.wait()
             if pair.followed is not None:
                 pair.followed.cancel()
                 self._ended(pair)
@@ -75,6 +84,7 @@ class Pairs:
             if pair.led is not None and key < self._own_key:
                 pair.led.cancel()
             scope = pair.followed = trio.CancelScope()
+            pair.followed_dial = dial_id
             self._following += 1
             try:
                 with scope:
