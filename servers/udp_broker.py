@@ -39,13 +39,26 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HOST:PORT",
         help="a STUN server that nodes are told: numeric, or 0.0.0.0 for this host; may be repeated",
     )
+    parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="a relay that nodes are told, likewise; it needs our relay.key (see relay.py); may be repeated",
+    )
     return parser.parse_args()
 
 
 async def main(arguments: argparse.Namespace) -> None:
     stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
+    relays = [Endpoint(*parse_host_port(text, DEFAULT_BROKER_PORT)) for text in arguments.relay]
     serve = partial(
-        serve_udp_broker, arguments.listen, arguments.port, state_dir=arguments.state_dir, stun=stun
+        serve_udp_broker,
+        arguments.listen,
+        arguments.port,
+        state_dir=arguments.state_dir,
+        stun=stun,
+        relays=relays,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

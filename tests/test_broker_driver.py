@@ -24,8 +24,10 @@ from ntcpsock._errors import (
     PeerOffline,
 )
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker import BrokerServer, _endpoint, _socket_address, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
 from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.outlets import socket_address
+from ntcpsock._servers.web import source_endpoint
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import (
     MAX_DELIVERIES,
@@ -396,8 +398,8 @@ def test_sources_as_nodes_see_them(
     endpoint: Endpoint,
     back: tuple[str, int] | tuple[str, int, int, int],
 ) -> None:
-    assert _endpoint(address) == endpoint
-    assert _socket_address(endpoint, ipv6=len(back) == 4) == back
+    assert source_endpoint(address) == endpoint
+    assert socket_address(endpoint, ipv6=len(back) == 4) == back
 
 
 async def test_a_closed_session_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 
 _MOST_BUCKETS = 65536
 
@@ -38,3 +39,10 @@ def source_of(host: str) -> str:
     if ":" not in host:
         return host
     return str(int(ipaddress.IPv6Address(host)) >> 64)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process may have: the usual 1,024 are for programs that use `select`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,8 +5,8 @@ Pure: `now` comes in, nothing goes out.
 
 from __future__ import annotations
 
-from ntcpsock._address import Endpoint
 from ntcpsock._servers.names import NameRecord, NameStore
+from ntcpsock._servers.sources import Source
 from ntcpsock._traversal.broker.message import MIN_TTL, Register, allowed_digest, allows, key_digest
 from ntcpsock._traversal.broker.replay import ReplayWindow
 
@@ -34,7 +34,7 @@ class NodeRecord:
         "ttl",
     )
 
-    def __init__(self, key: bytes, instance: bytes, session: bytes, source: Endpoint, now: float) -> None:
+    def __init__(self, key: bytes, instance: bytes, session: bytes, source: Source, now: float) -> None:
         self.key = key
         self.instance = instance
         self.session = session
@@ -137,7 +137,7 @@ class Registry:
         return None
 
     def add(
-        self, key: bytes, instance: bytes, session: bytes, source: Endpoint, now: float
+        self, key: bytes, instance: bytes, session: bytes, source: Source, now: float
     ) -> NodeRecord | None:
         """A new record; None where the broker has as many as it may have."""
         if len(self._by_session) >= self._max_nodes:

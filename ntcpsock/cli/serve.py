@@ -1,4 +1,4 @@
-"""`ntcp serve`: STUN and broker in one process."""
+"""`ntcp serve`: STUN, broker and relay in one process."""
 
 from __future__ import annotations
 
@@ -47,17 +47,20 @@ def serve(
     other_stun_port: Annotated[
         int, typer.Option("--other-stun-port", min=0, max=65535, metavar="PORT")
     ] = DEFAULT_OTHER_STUN_PORT,
+    tcp: Annotated[
+        bool, typer.Option("--tcp/--no-tcp", help="Broker and relay over TCP too, on the broker's port.")
+    ] = True,
     state_dir: StateDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
-    """Run a STUN server and a broker until SIGINT or SIGTERM.
+    """Run a STUN server, a broker and a relay until SIGINT or SIGTERM.
 
     Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes.
     """
     for option, address in (("--listen", listen), ("--other-address", other_address)):
         if address is not None and not _is_address(address):
             raise typer.BadParameter("expected a numeric address", param_hint=option)
-    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, state_dir)
+    options = Options(listen, other_address, broker_port, stun_port, other_stun_port, state_dir, tcp)
 
     async def main() -> None:
         await _serve(options, as_json)
@@ -75,11 +78,15 @@ class Options:
     stun_port: int
     other_stun_port: int
     state_dir: Path | None
+    tcp: bool = True
 
 
 async def _serve(options: Options, as_json: bool) -> None:
     import trio
 
+    from ntcpsock._servers.limits import raise_descriptor_limit
+
+    raise_descriptor_limit()
     # Signals are caught before anything is bound: whoever sees the ready line may send one.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -136,12 +143,13 @@ async def _serve_stun(options: Options, task_status: trio.TaskStatus[StunAddress
 async def _serve_broker(
     options: Options, announced: tuple[Endpoint, ...], task_status: trio.TaskStatus[BrokerServer]
 ) -> None:
-    from ntcpsock._servers.broker import serve_udp_broker
+    from ntcpsock._servers.broker import serve_broker
 
-    await serve_udp_broker(
+    await serve_broker(
         options.listen,
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
+        tcp=options.tcp,
         stun=announced,
         task_status=task_status,
     )

@@ -94,3 +94,5 @@ class Introduction:
     card: bytes | None
     #: The address at which the broker sees that node, or "".
     observed_host: str = ""
+    #: Our ticket to a relay, and the one to pass on to that node; None where the broker has no relay.
+    tickets: tuple[bytes, bytes] | None = None

@@ -17,6 +17,7 @@ from msgspec import Meta
 from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.frame import OVERHEAD
+from ntcpsock._traversal.relay.message import TICKET_LENGTH
 
 #: With IPv6 and UDP headers still below 1280, the smallest MTU of IPv6 (RFC 8200 section 5).
 MAX_DATAGRAM = 1200
@@ -30,6 +31,7 @@ MAX_NAME = 128
 MAX_NAMES = 8
 MAX_PORTS = 64
 MAX_STUN_SERVERS = 8
+MAX_RELAYS = 4
 #: Entries of an allow list; each travels as a digest.
 MAX_ALLOWED = 48
 ALLOWED_DIGEST_LENGTH = 16
@@ -55,6 +57,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 #: Digests of the admitted, `ALLOWED_DIGEST_LENGTH` bytes each; see `allowed_digest`.
 AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
 ObservedHost = Annotated[str, Meta(max_length=64)]
+Ticket = Annotated[bytes, Meta(min_length=TICKET_LENGTH, max_length=TICKET_LENGTH)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -154,15 +157,16 @@ class Challenge(Body, frozen=True, tag=32):
 class Welcome(Body, frozen=True, tag=33):
     """A session is open.
 
-    `stun` with an unspecified host (0.0.0.0 or ::) means the host at which the broker was reached.
+    In `stun` and `relays` an unspecified host (0.0.0.0 or ::) means the host at which the broker was reached.
     """
 
     session: Session
     observed: Endpoint
     stun: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_STUN_SERVERS)] = ()
+    relays: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_RELAYS)] = ()
 
     def __post_init__(self) -> None:
-        for endpoint in (self.observed, *self.stun):
+        for endpoint in (self.observed, *self.stun, *self.relays):
             _check_endpoint(endpoint)
 
 
@@ -191,6 +195,8 @@ class Introduced(Body, frozen=True, tag=37):
     card: Card | None = None
     #: The address at which the broker sees that node: what it may be aimed at without further proof.
     observed_host: ObservedHost = ""
+    #: Tickets to a relay, should the two need one: ours, and the one to pass on to that node.
+    tickets: tuple[Ticket, Ticket] | None = None
 
 
 class Unreachable(Body, frozen=True, tag=38):
