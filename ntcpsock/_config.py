@@ -15,10 +15,13 @@ from typing import Any, Literal
 from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
 from ntcpsock._errors import ConfigurationError
 
-TECHNIQUES = ("public", "lan", "tcp-open", "tcp-predict")
+TECHNIQUES = ("public", "lan", "tcp-open", "tcp-predict", "relay")
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
+
+Relay = Literal["auto", "never", "only"]
+RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -45,6 +48,10 @@ class Config:
     #: "tls", or "off": connections are authenticated when they begin and plain TCP from there on, so that
     #: everybody on the way can read and change them. Both ends have to say so.
     encryption: Encryption = "tls"
+    #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
+    #: it, and peers are told no address of ours. A relay sees ciphertext, so connections with `encryption="off"` do
+    #: not go over one, and "only" cannot be had with it.
+    relay: Relay = "auto"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -72,11 +79,26 @@ class Config:
             )
         if self.encryption not in ENCRYPTIONS:
             raise ConfigurationError(f'encryption: must be "tls" or "off", not {self.encryption!r}')
+        if self.relay not in RELAYS:
+            raise ConfigurationError(f'relay: must be "auto", "never" or "only", not {self.relay!r}')
+        if self.relay == "only" and self.encryption == "off":
+            raise ConfigurationError(
+                'relay="only" with encryption="off": the relay would read everything; drop one of the two'
+            )
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
         if not 0 <= self.warm_ports <= 64:
             raise ConfigurationError("warm_ports: must be 0 to 64")
+
+    @property
+    def usable_techniques(self) -> tuple[str, ...]:
+        """Those of `techniques` that `relay` and `encryption` leave."""
+        if self.relay == "only":
+            return ("relay",)
+        if self.relay == "never" or self.encryption == "off":
+            return tuple(name for name in self.techniques if name != "relay")
+        return self.techniques
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:

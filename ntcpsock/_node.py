@@ -66,6 +66,9 @@ class Node:
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
+        if config.relay == "only":
+            # No address of ours is to be told to anybody, so none is looked for.
+            servers = ()
         self.stun_servers = tuple(servers)
         self._identity = identity
         self._session = session
@@ -204,6 +207,7 @@ class Node:
                 self._certificate = await trio.to_thread.run_sync(make_certificate)
             if self._listening.warm is None:
                 await self._nursery.start(self._listening.keep)
+                self._hide(self._listening.warm)
 
     def _closed(self, port: int) -> None:
         if self._listeners.pop(port, None) is not None and not self._closing:
@@ -259,7 +263,11 @@ class Node:
 
     @property
     def techniques(self) -> Sequence[str]:
-        return self.config.techniques
+        return self.config.usable_techniques
+
+    @property
+    def relays(self) -> Sequence[Endpoint]:
+        return self._session.welcome.relays
 
     @property
     def encryption(self) -> Encryption:
@@ -309,7 +317,13 @@ class Node:
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        return await self._dial_ports.take()
+        warm = await self._dial_ports.take()
+        self._hide(warm)
+        return warm
+
+    def _hide(self, warm: WarmPort | None) -> None:
+        if self.config.relay == "only" and warm is not None:
+            warm.candidates = ()
 
     # Tasks.
 

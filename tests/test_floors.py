@@ -87,7 +87,13 @@ FLOORS = (
     ),
     Floor(
         "F3 pure decisions",
-        ("_traversal.plan", "_traversal.nominate", "_traversal.aim", "_traversal.prediction"),
+        (
+            "_traversal.plan",
+            "_traversal.nominate",
+            "_traversal.aim",
+            "_traversal.prediction",
+            "_traversal.relay_plan",
+        ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
         WORLD - {"random"},
@@ -115,6 +121,7 @@ FLOORS = (
             "_traversal.dial",
             "_traversal.introductions",
             "_traversal.direct",
+            "_traversal.relayed",
             "_traversal.connect",
             "_traversal.accept",
             "_listener",

@@ -15,7 +15,7 @@ from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
-from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, serve_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock.trio import open_node
 
@@ -29,6 +29,7 @@ class World:
     nursery: trio.Nursery
     stun: Endpoint
     broker_scope: trio.CancelScope
+    tcp: bool
 
     @property
     def uri(self) -> str:
@@ -55,10 +56,11 @@ class World:
 
         async def run(*, task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED) -> None:
             with self.broker_scope:
-                await serve_udp_broker(
+                await serve_broker(
                     "127.0.0.1",
                     port,
                     state_dir=self.directory / "broker",
+                    tcp=self.tcp,
                     stun=[self.stun],
                     task_status=task_status,
                 )
@@ -67,10 +69,12 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path) -> AsyncIterator[World]:
+async def open_world(directory: Path, *, tcp: bool = False) -> AsyncIterator[World]:
+    """tcp: whether the broker has its TCP port, and so a relay."""
     async with open_background_nursery() as nursery:
         addresses = await nursery.start(partial(serve_stun, "127.0.0.1", 0))
         world = World.__new__(World)
         world.directory, world.nursery, world.stun = directory, nursery, addresses.primary
+        world.tcp = tcp
         await world.start_broker()
         yield world

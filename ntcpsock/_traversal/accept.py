@@ -35,6 +35,7 @@ from ntcpsock._traversal.punch.message import Answer, Offer, Signal
 from ntcpsock._traversal.signals import Mailbox, Talk
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.strategies.relay import RelayAccess
 
 log = logging.getLogger("ntcpsock")
 
@@ -67,6 +68,8 @@ class AcceptContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
     @property
     def certificate(self) -> Certificate: ...
     @property
@@ -227,7 +230,9 @@ class Acceptor:
                 )
         if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
-            joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
+            # A relay is made ready early, and taken only when nothing direct has come.
+            budget = DIAL_BUDGET if offer.technique == "relay" else JOINT_BUDGET
+            joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, budget)
             pending.nursery.start_soon(self._attempt, pending, joint, talk)
 
     def _tell(self, pending: PendingDial) -> Callable[[bytes], Awaitable[None]]:
@@ -259,6 +264,7 @@ class Acceptor:
             "follower",
             self._node.stun_servers,
             talk,
+            relay=RelayAccess(self._node.relays, _no_tickets),
         )
         try:
             with trio.fail_at(deadline):
@@ -410,4 +416,10 @@ def make_stream(
 
 
 def kind_of(technique: str) -> PathKind:
+    if technique == "relay":
+        return "relay"
     return "lan" if technique == "lan" else "tcp"
+
+
+async def _no_tickets() -> None:
+    """The listener's come from the dialer."""

@@ -45,6 +45,8 @@ class Dial:
     mailbox: Mailbox = field(default_factory=Mailbox)
     #: Where the broker sees the listener, or "".
     observed_host: str = ""
+    #: To a relay, of the latest introduction: ours, and the listener's. Good once.
+    tickets: tuple[bytes, bytes] | None = None
 
     def offer(self, round_number: int, warm: WarmPort, broker_rtt: float, technique: str = "") -> bytes:
         """The offer of one round, ready to be sealed."""

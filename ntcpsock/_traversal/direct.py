@@ -22,6 +22,7 @@ from ntcpsock._traversal.plan import make_joint_plan, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.relayed import run_relay_round
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies.base import Connection
 
@@ -43,6 +44,8 @@ class DialContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
     @property
     def broker_rtt(self) -> float: ...
     @property
@@ -99,6 +102,7 @@ class DirectRace:
                     await nursery.start(self._follow_answer, race)
                     await nursery.start(self._further_rounds, race)
                     await nursery.start(self._joint_rounds, race, nursery)
+                    await nursery.start(self._relay_round, race, nursery)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -194,6 +198,21 @@ class DirectRace:
                     await self._node.introductions.introduce(self._dial, offer)
                 except OSError:
                     return
+
+    async def _relay_round(
+        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await run_relay_round(
+            self._node,
+            self._dial,
+            self._card,
+            self._ports[0],
+            race,
+            nursery,
+            self._tell,
+            budget=self._remaining(),
+            task_status=task_status,
+        )
 
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)

@@ -22,7 +22,7 @@ FOREIGN_LAN_DELAY_RTTS = 3.0
 SHORTEST_FOREIGN_LAN_DELAY = 0.3
 
 #: Techniques that both sides do together, in a round that the leader announces.
-JOINT_TECHNIQUES = ("tcp-predict",)
+JOINT_TECHNIQUES = ("tcp-predict", "relay")
 
 # connect() calls towards one candidate: the cure against NATs that answer with RST needs some.
 MAX_TRIES = 64

@@ -160,7 +160,9 @@ class BrokerSession:
         """
         answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
         if isinstance(answer, Introduced):
-            return Introduction(answer.key, answer.instance, answer.card, answer.observed_host)
+            return Introduction(
+                answer.key, answer.instance, answer.card, answer.observed_host, answer.tickets
+            )
         who = f"{name}.ntcp" if name is not None else encode_node_id(to)
         if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
             raise NameNotFound(f"nobody has the name {who}")

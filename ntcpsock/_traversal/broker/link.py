@@ -48,16 +48,19 @@ class Link:
 
     @property
     def welcome(self) -> Welcome:
-        """The latest Welcome; STUN servers that share the broker's host have its address filled in."""
+        """The latest Welcome; STUN servers and relays that share the broker's host have its address filled in."""
         welcome = self.machine.welcome
         assert welcome is not None
-        stun = tuple(
-            Endpoint(str(self._destination[0]), server.port)
-            if ipaddress.ip_address(server.host).is_unspecified
-            else server
-            for server in welcome.stun
+        stun, relays = (
+            tuple(
+                Endpoint(str(self._destination[0]), server.port)
+                if ipaddress.ip_address(server.host).is_unspecified
+                else server
+                for server in servers
+            )
+            for servers in (welcome.stun, welcome.relays)
         )
-        return Welcome(welcome.session, welcome.observed, stun)
+        return Welcome(welcome.session, welcome.observed, stun, relays)
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""

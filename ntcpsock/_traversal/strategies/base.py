@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,6 +18,9 @@ from ntcpsock._traversal.punch.driver import punch, punch_with
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
+
+if TYPE_CHECKING:
+    from ntcpsock._traversal.strategies.relay import RelayAccess
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class AttemptContext:
 
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
-    to that port, where this attempt is the one to use it.
+    to that port, where this attempt is the one to use it; relay: for the technique of that name.
     """
 
     planned: PlannedAttempt
@@ -52,6 +56,7 @@ class AttemptContext:
     servers: Sequence[Endpoint] = ()
     talk: Talk | None = None
     given: GivenSocket | None = None
+    relay: RelayAccess | None = None
 
     @property
     def remote(self) -> Endpoint:

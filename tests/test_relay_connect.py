@@ -1,0 +1,151 @@
+"""connect() by way of a relay, over loopback."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from world import World, open_world
+
+from ntcpsock._config import Config
+from ntcpsock._errors import ConfigurationError, TraversalFailed
+from ntcpsock._listener import NTCPListener
+from ntcpsock._node import Node
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.direct import RACE_BUDGET
+
+PATIENCE = 60.0
+
+
+async def connect(node: Node, listener: NTCPListener) -> tuple[NTCPStream, NTCPStream]:
+    streams: list[NTCPStream] = []
+
+    async def accept() -> None:
+        streams.append(await listener.accept())
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            mine = await node.open_stream("alice", 8000)
+    return mine, streams[0]
+
+
+async def check_both_ways(one: NTCPStream, two: NTCPStream) -> None:
+    async with one, two:
+        data = bytes(range(256)) * 4096
+
+        async def send(stream: NTCPStream) -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, one)
+            nursery.start_soon(send, two)
+            assert b"".join([bytes(part) async for part in two]) == data
+            assert b"".join([bytes(part) async for part in one]) == data
+
+
+@pytest.mark.parametrize(("dialer", "listener"), [("only", "auto"), ("auto", "only"), ("only", "only")])
+async def test_relay_only(tmp_path: Path, dialer: str, listener: str) -> None:
+    """Whichever end says it: everything goes over the relay, at once, and neither end learns of an address."""
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay=listener) as alice, world.node(relay=dialer) as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                for stream in (mine, theirs):
+                    assert (stream.path.kind, stream.path.technique) == ("relay", "relay")
+                    assert stream.path.remote == world.server.address
+                await check_both_ways(mine, theirs)
+                attempts = [entry for entry in mine.report.attempts if entry.technique != "relay"]
+                assert attempts == []
+        await until_relay_is_free(world)
+
+
+async def until_relay_is_free(world: World) -> None:
+    assert world.server.relay is not None
+    with trio.fail_after(PATIENCE):
+        while world.server.relay.counters.open:
+            await trio.sleep(0.01)
+
+
+async def test_a_direct_path_asks_no_relay(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node() as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert mine.path.kind == "lan"
+                await check_both_ways(mine, theirs)
+        assert world.server.relay is not None
+        assert world.server.relay.counters.joined == 0
+
+
+@pytest.mark.parametrize(
+    ("dialer", "listener"),
+    [("auto", "auto"), ("never", "auto"), pytest.param("auto", "never", marks=pytest.mark.slow)],
+)
+async def test_never_at_either_end_is_never(tmp_path: Path, dialer: str, listener: str) -> None:
+    """With no other technique allowed: over the relay, or not at all."""
+    async with open_world(tmp_path, tcp=True) as world:
+        settings: dict[str, Any] = {"techniques": ("relay",)}
+        async with world.node("alice", relay=listener, **settings) as alice:
+            async with world.node(relay=dialer, **settings) as bob:
+                async with await alice.open_listener(8000) as listening:
+                    if "never" not in (dialer, listener):
+                        await check_both_ways(*await connect(bob, listening))
+                        return
+                    with trio.fail_after(PATIENCE), pytest.raises(TraversalFailed) as caught:
+                        await bob.open_stream("alice", 8000, timeout=PATIENCE)
+                    assert caught.value.errno == errno.EHOSTUNREACH
+                    assert caught.value.report is not None
+                    assert caught.value.report.stages[-1].ended is not None
+                    assert caught.value.report.stages[-1].ended < RACE_BUDGET + 10
+
+
+async def test_a_relay_that_is_away_is_followed_by_the_next(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        with trio.socket.socket() as dead:
+            await dead.bind(("127.0.0.1", 0))
+            core = world.server.core
+            here = core._relays[0]
+            core._relays = (here._replace(port=dead.getsockname()[1]), here)
+            async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+                async with await alice.open_listener(8000) as listening:
+                    mine, theirs = await connect(bob, listening)
+                    assert mine.path.kind == "relay"
+                    assert [entry.tries for entry in mine.report.attempts] == [2]
+                    await check_both_ways(mine, theirs)
+
+
+async def test_a_private_listener_is_relayed_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", allow=("bob",)) as alice, world.node("bob", relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert (mine.path.kind, theirs.peer.name) == ("relay", "bob")
+                await check_both_ways(mine, theirs)
+
+
+async def test_a_broken_relay_breaks_the_stream_as_a_reset(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                world.broker_scope.cancel()
+                for stream in (mine, theirs):
+                    with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some(1)
+                    stream.reset()
+
+
+def test_plain_connections_and_a_relay_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="the relay would read everything"):
+        Config(relay="only", encryption="off")
+    assert "relay" not in Config(encryption="off").usable_techniques
+    assert "relay" not in Config(relay="never").usable_techniques
+    assert Config(relay="only").usable_techniques == ("relay",)
+    with pytest.raises(ConfigurationError, match="auto"):
+        Config(relay="sometimes")  # type: ignore[arg-type]
+    assert Config.load({"NTCP_RELAY": "never"}).relay == "never"
