@@ -31,7 +31,7 @@ from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
-from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.gather import STUN_DEADLINE, WarmPort, gather_tcp
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -48,6 +48,10 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
+
+# How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
+PATIENCE_RTTS = 4.0
+SHORTEST_PATIENCE = 0.5
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -78,7 +82,9 @@ class Node:
         self._dial_ports = DialPorts(servers, config.warm_ports)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         self._acceptor = Acceptor(self)
-        self._listening = ListeningPort(servers, self._acceptor.incoming, self._card_changed)
+        self._listening = ListeningPort(
+            servers, self._acceptor.incoming, self._card_changed, self._stun_patience
+        )
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         self._datagram_port = DatagramPort(servers[0], self._card_changed) if servers else None
@@ -97,8 +103,10 @@ class Node:
         return self.config.name
 
     async def wait_warm(self) -> None:
-        """Until the warm ports are gathered, so that a connect starts at once."""
-        await self._dial_ports.wait_filled()
+        """Until the warm ports are gathered, so that a connect starts at once; not for long where no STUN server
+        answers."""
+        with trio.move_on_after(self._stun_patience):
+            await self._dial_ports.wait_filled()
 
     async def resolve(self, name: str) -> bytes:
         """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
@@ -267,7 +275,7 @@ class Node:
 
     @property
     def relays(self) -> Sequence[Endpoint]:
-        return self._session.welcome.relays
+        return self._session.relays
 
     @property
     def encryption(self) -> Encryption:
@@ -317,9 +325,20 @@ class Node:
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        warm = await self._dial_ports.take()
+        warm: WarmPort | None = None
+        with trio.move_on_after(self._stun_patience):
+            warm = await self._dial_ports.take()
+        if warm is None:
+            warm = await gather_tcp(())
         self._hide(warm)
         return warm
+
+    @property
+    def _stun_patience(self) -> float:
+        """Seconds that are worth waiting for a STUN server. Where UDP is blocked most else is, too."""
+        if self._session.transport == "udp":
+            return STUN_DEADLINE + 1.0
+        return max(SHORTEST_PATIENCE, PATIENCE_RTTS * self.broker_rtt)
 
     def _hide(self, warm: WarmPort | None) -> None:
         if self.config.relay == "only" and warm is not None:

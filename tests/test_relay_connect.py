@@ -15,6 +15,7 @@ from ntcpsock._errors import ConfigurationError, TraversalFailed
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal import relay_plan
 from ntcpsock._traversal.direct import RACE_BUDGET
 
 PATIENCE = 60.0
@@ -71,7 +72,8 @@ async def until_relay_is_free(world: World) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_direct_path_asks_no_relay(tmp_path: Path) -> None:
+async def test_a_direct_path_asks_no_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_plan, "NEIGHBOUR_GRACE", PATIENCE)
     async with open_world(tmp_path, tcp=True) as world:
         async with world.node("alice") as alice, world.node() as bob:
             async with await alice.open_listener(8000) as listening:

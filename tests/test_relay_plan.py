@@ -6,7 +6,7 @@ import pytest
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.punch.message import Candidate
-from ntcpsock._traversal.relay_plan import LONGEST_GRACE, RelayPlan, make_relay_plan
+from ntcpsock._traversal.relay_plan import LONGEST_GRACE, NEIGHBOUR_GRACE, RelayPlan, make_relay_plan
 
 RELAYS = (Endpoint("198.51.100.1", 6060),)
 PRIVATE = Candidate("host", "tcp", "192.168.1.2", 20000)
@@ -23,8 +23,10 @@ MAPPED = Candidate("mapped", "tcp", "203.0.113.3", 20000)
         ([PUBLIC], [PRIVATE, REFLEXIVE], 0.0, RelayPlan(1.0, 1.0)),
         ([MAPPED], [PUBLIC], 0.5, RelayPlan(1.0, 3.0)),
         ([PUBLIC], [PUBLIC], 10.0, RelayPlan(0.0, LONGEST_GRACE)),
-        # One cannot: nothing is waited for.
-        ([PRIVATE], [PRIVATE, REFLEXIVE], 0.1, RelayPlan(0.0, 0.0)),
+        # One cannot: only a neighbour could be met.
+        ([PRIVATE], [PRIVATE, REFLEXIVE], 0.1, RelayPlan(0.0, NEIGHBOUR_GRACE)),
+        ([PRIVATE], [PRIVATE], 0.0, RelayPlan(NEIGHBOUR_GRACE, NEIGHBOUR_GRACE)),
+        # There is nothing to aim at: nothing is waited for.
         ([PUBLIC], [], 0.1, RelayPlan(0.0, 0.0)),
         ([], [], 0.1, RelayPlan(0.0, 0.0)),
     ],

@@ -194,7 +194,9 @@ class Acceptor:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
         self._node.introductions.reply(delivery, pending.answer)
         warm = self._node.listening_port
-        if offer.round not in pending.rounds and warm is not None and pending.nursery is not None:
+        if pending.nursery is None or pending.scope.cancel_called:
+            return  # the dial has just been decided
+        if offer.round not in pending.rounds and warm is not None:
             pending.offer = offer
             self._punch_towards(pending, offer, warm)
 

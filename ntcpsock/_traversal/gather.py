@@ -63,8 +63,8 @@ class WarmPort:
         return any(candidate.endpoint == result.mapped for candidate in self.candidates)
 
 
-async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
-    """A fresh warm port. Without a STUN server that answers it has host candidates only.
+async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE) -> WarmPort:
+    """A fresh warm port. Without a STUN server that answers within `patience` it has host candidates only.
 
     Two servers (two addresses or ports of one) also tell how mappings vary. Raises OSError when there is no
     free port. Cancelling closes everything.
@@ -73,9 +73,10 @@ async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
     warm = WarmPort(port, open_punch_listener(port))
     try:
         mapped: list[Endpoint] = []
-        async with trio.open_nursery() as nursery:
-            for server in servers[:2]:
-                nursery.start_soon(_observe, warm, server, mapped)
+        with trio.move_on_after(patience):
+            async with trio.open_nursery() as nursery:
+                for server in servers[:2]:
+                    nursery.start_soon(_observe, warm, server, mapped)
         locals_ = [Endpoint(*sock.getsockname()[:2]) for sock in warm.stun_sockets]
         warm.candidates = _tcp_candidates(port, locals_, mapped)
         if locals_:

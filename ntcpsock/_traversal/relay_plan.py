@@ -19,6 +19,9 @@ GRACE_RTTS = 6.0
 SHORTEST_GRACE = 1.0
 LONGEST_GRACE = 4.0
 
+# Where only neighbours could meet directly: they do it in a moment, or are none.
+NEIGHBOUR_GRACE = 0.25
+
 # What it takes both sides to meet at the relay and to authenticate each other there.
 PREPARATION_RTTS = 4.0
 
@@ -43,10 +46,12 @@ def make_relay_plan(
     """The dialer's plan; None where no relay may be used, or there is none. rtt: the path's, estimated, in seconds."""
     if "relay" not in techniques or not relays:
         return None
-    if not (_has_public_face(local) and _has_public_face(remote)):
-        # At most a neighbour could be met directly, and that would be done long before.
+    if not local or not remote:
         return RelayPlan(0.0, 0.0)
-    grace = min(LONGEST_GRACE, max(SHORTEST_GRACE, GRACE_RTTS * rtt))
+    if _has_public_face(local) and _has_public_face(remote):
+        grace = min(LONGEST_GRACE, max(SHORTEST_GRACE, GRACE_RTTS * rtt))
+    else:
+        grace = NEIGHBOUR_GRACE
     return RelayPlan(max(0.0, grace - PREPARATION_RTTS * rtt), grace)
 
 

@@ -1,12 +1,10 @@
-"""A client machine on a UDP socket under trio: the loop of every session with a broker."""
+"""A client machine on its way to a broker under trio: the loop of every session."""
 
 from __future__ import annotations
 
 import ipaddress
 import math
-import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -14,30 +12,43 @@ from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, Welcome
+from ntcpsock._traversal.broker.message import Welcome
+from ntcpsock._traversal.broker.transport import OPEN_DEADLINE, Transport
 
-#: Address family and socket address, as `getaddrinfo` gives them.
-Destination = tuple[int, tuple[Any, ...]]
+#: Seconds of silence after which another way to the broker is tried.
+FALLBACK_DELAY = 0.4
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
 
 
 class Link:
-    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task."""
+    """One machine and the ways to its broker, one of which is in use. `run` serves it; `flush` sends at once, from any
+    task.
 
-    def __init__(self, machine: ClientMachine, address: BrokerAddress, destination: Destination) -> None:
+    transports: the first is the one to begin with; the others' turn comes where it stays silent.
+    """
+
+    def __init__(
+        self, machine: ClientMachine, address: BrokerAddress, transports: Sequence[Transport]
+    ) -> None:
         self.machine = machine
         self.address = address
-        self._family, self._destination = destination
-        self._socket: trio.socket.SocketType | None = None
-        self._raw: socket.socket | None = None
-        self._opened = trio.Event()
+        self._transports = tuple(transports)
+        self._transport = self._transports[0]
+        self._running = trio.CancelScope()
         self._wake = trio.Event()
         self._handle: Callable[[Event], None] = self._greeting_event
         self._greeted = trio.Event()
         self._suspicious = trio.Event()
+        self._lost = trio.Event()
+        self._found = trio.Event()
         self._error: Exception | None = None
+
+    @property
+    def transport(self) -> str:
+        """What is in use: "udp" or "tcp"."""
+        return self._transport.name
 
     @property
     def broker_key(self) -> bytes:
@@ -48,19 +59,27 @@ class Link:
 
     @property
     def welcome(self) -> Welcome:
-        """The latest Welcome; STUN servers and relays that share the broker's host have its address filled in."""
+        """The latest Welcome; STUN servers that share the broker's host have its address filled in, and are left out
+        where only a proxy knows that address."""
         welcome = self.machine.welcome
         assert welcome is not None
-        stun, relays = (
-            tuple(
-                Endpoint(str(self._destination[0]), server.port)
-                if ipaddress.ip_address(server.host).is_unspecified
-                else server
-                for server in servers
-            )
-            for servers in (welcome.stun, welcome.relays)
+        stun = tuple(server for server in self._filled_in(welcome.stun) if _is_numeric(server.host))
+        return Welcome(welcome.session, welcome.observed, stun)
+
+    @property
+    def relays(self) -> tuple[Endpoint, ...]:
+        """Those of the latest Welcome, likewise; a host may be a name, for a proxy."""
+        welcome = self.machine.welcome
+        assert welcome is not None
+        return self._filled_in(welcome.relays)
+
+    def _filled_in(self, servers: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+        return tuple(
+            Endpoint(self._transport.host, server.port)
+            if ipaddress.ip_address(server.host).is_unspecified
+            else server
+            for server in servers
         )
-        return Welcome(welcome.session, welcome.observed, stun, relays)
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
@@ -71,42 +90,24 @@ class Link:
             f"expected is {known}"
         )
 
-    # The socket.
+    # Sending.
 
     def reopen(self) -> None:
-        """A new socket, from whatever own address now leads to the broker; none while nothing does."""
-        self.close()
-        raw = socket.socket(self._family, socket.SOCK_DGRAM)
-        try:
-            raw.setblocking(False)
-            # Connected: the kernel drops what others send, and tells us of ICMP errors.
-            raw.connect(self._destination)
-        except OSError as error:
-            raw.close()
-            self._error = error
-            return
-        self._raw = raw
-        self._socket = trio.socket.from_stdlib_socket(raw)
-        self._opened.set()
+        """The session is lost in silence: begin from whatever own address now leads to the broker, and after a while
+        by another way."""
+        self._transport.close()
+        self._lost.set()
 
     def close(self) -> None:
-        """Close the socket; `flush` would open another one."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = self._raw = None
-        self._opened = trio.Event()
+        """Close what is open; `flush` would open it again."""
+        for transport in self._transports:
+            transport.close()
 
     def flush(self) -> None:
         """Send what the machine has, without waiting, and have its timers looked at anew."""
         for datagram in self.machine.datagrams_to_send():
-            if self._raw is None:
-                self.reopen()
-            if self._raw is None:
-                continue
             try:
-                # Not through trio: `introduce` is on the critical path of every connect, and a UDP
-                # socket's buffer has room. Where it has not, the datagram is lost like any other.
-                self._raw.send(datagram)
+                self._transport.send(datagram)
             except OSError as error:
                 self._suspect(error)
         self._wake.set()
@@ -117,8 +118,6 @@ class Link:
         """Run until the broker has welcomed us. Raises OSError or IdentityMismatch; waits for ever else."""
         self.machine.start(trio.current_time())
         self.flush()
-        if self._raw is None and self._error is not None:
-            raise self._error
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.run, self._greeting_event)
             nursery.start_soon(self._judge)
@@ -133,22 +132,21 @@ class Link:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._change)
 
     async def _receive(self) -> None:
         while True:
-            if self._socket is None:
-                await self._opened.wait()
-                continue
-            try:
-                datagram = await self._socket.recv(MAX_DATAGRAM + 1)
-            except trio.ClosedResourceError:
-                # `reopen` took it away.
-                continue
-            except OSError as error:
-                self._suspect(error)
-                continue
-            self.machine.receive_datagram(datagram, trio.current_time())
-            self._turn()
+            with trio.CancelScope() as self._running:
+                await self._transport.run(self._take, self._suspect, self._renew)
+
+    def _take(self, datagram: bytes) -> None:
+        self.machine.receive_datagram(datagram, trio.current_time())
+        self._turn()
+
+    def _renew(self) -> None:
+        """A new connection is another place to the broker: be found there at once, not at the next keep-alive."""
+        self.machine.greet_again(trio.current_time())
+        self._turn()
 
     async def _keep_time(self) -> None:
         while True:
@@ -159,8 +157,32 @@ class Link:
             self.machine.handle_timer(trio.current_time())
             self._turn()
 
+    async def _change(self) -> None:
+        """After a silence: one transport after the other, until the broker answers on one."""
+        while True:
+            await self._lost.wait()
+            self._lost = trio.Event()
+            patience = FALLBACK_DELAY
+            while not self.machine.connected and not self.machine.closed:
+                self._found = trio.Event()
+                with trio.move_on_after(patience):
+                    await self._found.wait()
+                    break
+                if len(self._transports) > 1:
+                    self._switch()
+                patience = OPEN_DEADLINE / 2
+
+    def _switch(self) -> None:
+        self._transport.close()
+        index = self._transports.index(self._transport)
+        self._transport = self._transports[(index + 1) % len(self._transports)]
+        self._running.cancel()
+        self._renew()
+
     def _turn(self) -> None:
         for event in self.machine.events():
+            if isinstance(event, Connected):
+                self._found.set()
             self._handle(event)
         self.flush()
 
@@ -187,3 +209,11 @@ class Link:
         await self._suspicious.wait()
         await trio.sleep(_GRACE)
         self._greeted.set()
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

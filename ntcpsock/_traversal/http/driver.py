@@ -35,8 +35,18 @@ async def open_connection(host: str, port: int, proxy: Proxy | None) -> trio.soc
 
 
 async def _connect(host: str, port: int) -> trio.socket.SocketType:
-    # trio's own race of addresses (RFC 8305). Names under our own suffix do not come here.
-    stream = await trio.open_tcp_stream(host, port)
+    try:
+        # trio's own race of addresses (RFC 8305).
+        stream = await trio.open_tcp_stream(host, port)
+    except OSError as error:
+        # It tells that all have failed: one of the reasons says more.
+        if isinstance(error.__cause__, BaseExceptionGroup):
+            reason = error.__cause__.exceptions[0]
+            if isinstance(reason, OSError):
+                raise reason from None
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
     return stream.socket
 
 
