@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from ntcpsock import _errors
 from ntcpsock._address import Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
-from ntcpsock._servers.broker import serve_udp_broker
+from ntcpsock._servers.broker import serve_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock.trio import open_node
@@ -37,14 +38,14 @@ class Dialled:
     stages: tuple[str, ...]
 
 
-def run_servers(addresses: tuple[str, str], state: Path) -> None:
-    """A broker, and then STUN on two addresses. Until killed."""
+def run_servers(addresses: tuple[str, str], state: Path, tcp: bool = False, port: int = BROKER_PORT) -> None:
+    """A broker, with `tcp` a relay as well, and then STUN on two addresses. Until killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             stun = [Endpoint(address, STUN_PORT) for address in addresses]
             await nursery.start(
-                partial(serve_udp_broker, addresses[0], BROKER_PORT, state_dir=state, stun=stun)
+                partial(serve_broker, addresses[0], port, state_dir=state, tcp=tcp, stun=stun)
             )
             await nursery.start(partial(serve_stun, addresses[0], STUN_PORT, other_address=addresses[1]))
 
@@ -68,8 +69,9 @@ def wait_for_servers(address: str) -> None:
     trio.run(main)
 
 
-def run_listener(config: Config) -> None:
+def run_listener(config: Config, proxy: tuple[str, int] | None = None) -> None:
     """A node that answers on PORT, as the first byte of each stream asks. Until killed."""
+    use_proxy(proxy)
 
     async def main() -> None:
         async with open_node(config) as node, await node.open_listener(PORT) as listener:
@@ -98,8 +100,15 @@ async def _answer(stream: NTCPStream) -> None:
             stream.reset()
 
 
-def dial_many(config: Config, name: str, count: int) -> list[Dialled]:
+def use_proxy(proxy: tuple[str, int] | None) -> None:
+    """Have this process's environment name an HTTP proxy."""
+    if proxy is not None:
+        os.environ["HTTPS_PROXY"] = f"http://{proxy[0]}:{proxy[1]}"
+
+
+def dial_many(config: Config, name: str, count: int, proxy: tuple[str, int] | None = None) -> list[Dialled]:
     """Connect `count` times, warm each time, and exchange a byte over each connection."""
+    use_proxy(proxy)
 
     async def main() -> list[Dialled]:
         async with open_node(config) as node:

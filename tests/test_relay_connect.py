@@ -73,7 +73,8 @@ async def until_relay_is_free(world: World) -> None:
 
 
 async def test_a_direct_path_asks_no_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_plan, "NEIGHBOUR_GRACE", PATIENCE)
+    monkeypatch.setattr(relay_plan, "SHORTEST_GRACE", PATIENCE)
+    monkeypatch.setattr(relay_plan, "LONGEST_GRACE", PATIENCE)
     async with open_world(tmp_path, tcp=True) as world:
         async with world.node("alice") as alice, world.node() as bob:
             async with await alice.open_listener(8000) as listening:

@@ -25,7 +25,9 @@ MAPPED = Candidate("mapped", "tcp", "203.0.113.3", 20000)
         ([PUBLIC], [PUBLIC], 10.0, RelayPlan(0.0, LONGEST_GRACE)),
         # One cannot: only a neighbour could be met.
         ([PRIVATE], [PRIVATE, REFLEXIVE], 0.1, RelayPlan(0.0, NEIGHBOUR_GRACE)),
-        ([PRIVATE], [PRIVATE], 0.0, RelayPlan(NEIGHBOUR_GRACE, NEIGHBOUR_GRACE)),
+        ([PUBLIC], [PRIVATE], 0.0, RelayPlan(NEIGHBOUR_GRACE, NEIGHBOUR_GRACE)),
+        # Neither can: a network of their own.
+        ([PRIVATE], [PRIVATE], 0.0, RelayPlan(1.0, 1.0)),
         # There is nothing to aim at: nothing is waited for.
         ([PUBLIC], [], 0.1, RelayPlan(0.0, 0.0)),
         ([], [], 0.1, RelayPlan(0.0, 0.0)),

@@ -19,7 +19,7 @@ GRACE_RTTS = 6.0
 SHORTEST_GRACE = 1.0
 LONGEST_GRACE = 4.0
 
-# Where only neighbours could meet directly: they do it in a moment, or are none.
+# Where one side can be met by neighbours only: they meet in a moment, or are none.
 NEIGHBOUR_GRACE = 0.25
 
 # What it takes both sides to meet at the relay and to authenticate each other there.
@@ -48,7 +48,8 @@ def make_relay_plan(
         return None
     if not local or not remote:
         return RelayPlan(0.0, 0.0)
-    if _has_public_face(local) and _has_public_face(remote):
+    if _has_public_face(local) == _has_public_face(remote):
+        # Two without one are in a network of their own, with its broker, more likely than not.
         grace = min(LONGEST_GRACE, max(SHORTEST_GRACE, GRACE_RTTS * rtt))
     else:
         grace = NEIGHBOUR_GRACE
