@@ -20,6 +20,7 @@ from ntcpsock._errors import BrokerUnreachable, IdentityMismatch, NameNotFound
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker import BrokerServer, serve_broker
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker import reach
 from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
 from ntcpsock._traversal.broker.transport import UdpTransport
 from ntcpsock._traversal.http import proxy
@@ -90,6 +91,7 @@ async def test_udp_is_used_where_it_answers_and_both_meet(deaf: list[bytes]) -> 
             assert deaf
             with pytest.MonkeyPatch.context() as hearing:
                 hearing.setattr(UdpTransport, "send", SEND)
+                hearing.setattr(reach, "FALLBACK_DELAY", PATIENCE)
                 async with session_with(server, BOB) as bob:
                     assert bob.transport == "udp"
                     await check_introduction(alice, bob)
@@ -99,9 +101,11 @@ SEND = UdpTransport.send
 
 
 async def test_a_session_moves_to_tcp_when_udp_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "FALLBACK_DELAY", PATIENCE)
     async with running_broker() as server:
         async with session_with(server, ALICE, keep_alive_interval=0.2) as alice:
             assert alice.transport == "udp"
+            monkeypatch.undo()
             await alice.set_registration(("alice",), (80,), b"card", None)
             monkeypatch.setattr(UdpTransport, "send", lambda self, frame: None)
             while alice.transport == "udp" or not alice.connected:

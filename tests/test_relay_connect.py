@@ -143,6 +143,28 @@ async def test_a_broken_relay_breaks_the_stream_as_a_reset(tmp_path: Path) -> No
                     stream.reset()
 
 
+async def test_a_cancelled_connect_leaves_nothing_at_the_relay(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                for milliseconds in (0, 2, 5, 10, 15, 20, 30, 50):
+                    with trio.move_on_after(milliseconds / 1000):
+                        (await bob.open_stream("alice", 8000)).reset()
+                await until_relay_is_free(world)
+                # Those that were up to the listener have come to it; a whole one still goes through.
+                with trio.fail_after(PATIENCE):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(reset_arrivals, listening)
+                        async with await bob.open_stream("alice", 8000) as mine:
+                            assert mine.path.kind == "relay"
+                        nursery.cancel_scope.cancel()
+
+
+async def reset_arrivals(listening: NTCPListener) -> None:
+    while True:
+        (await listening.accept()).reset()
+
+
 def test_plain_connections_and_a_relay_exclude_each_other() -> None:
     with pytest.raises(ConfigurationError, match="the relay would read everything"):
         Config(relay="only", encryption="off")

@@ -199,6 +199,14 @@ async def test_used_tickets_are_bounded() -> None:
             sock.close()
 
 
+async def test_one_address_cannot_use_tickets_up_for_all() -> None:
+    async with running_relay(RelayLimits(entry_rate=0.001, entry_burst=2)) as relay:
+        held = [await relay.seat(tickets(number)[0]) for number in range(2)]
+        assert "429" in await refused(relay, tickets(2)[0])
+        for sock in held:
+            sock.close()
+
+
 async def test_a_rate_is_kept() -> None:
     async with running_relay(RelayLimits(bytes_per_second=1_000_000)) as relay:
         one, two = await relay.pair()

@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 import trio
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.splice import Forwarder, Meter
 from ntcpsock._servers.web import Visitor
 from ntcpsock._traversal.relay.message import (
@@ -39,7 +40,8 @@ _SWEEP_INTERVAL: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """sessions: joined or waiting, in all and of one node; used_tickets: how many are remembered.
+    """sessions: joined or waiting, in all and of one node; used_tickets: how many are remembered; entry_rate,
+    entry_burst: tickets that are taken of one address, per second and at once, so that nobody fills that memory.
 
     bytes_per_second: of one node, all its connections and both directions; None: no limit. Seconds:
     pairing_deadline for the second side, idle_timeout without a byte in either direction.
@@ -48,6 +50,8 @@ class RelayLimits:
     sessions: int = 4096
     sessions_of_a_node: int = 256
     used_tickets: int = 100_000
+    entry_rate: float = 200.0
+    entry_burst: float = 5000.0
     bytes_per_second: float | None = None
     pairing_deadline: float = 15.0
     idle_timeout: float = 7200.0
@@ -131,6 +135,7 @@ class RelayDesk:
         self._limits = limits or RelayLimits()
         self._wall_clock = wall_clock
         self._forwarder = forwarder or Forwarder()
+        self._entries = RateLimit(self._limits.entry_rate, self._limits.entry_burst)
         self._used: OrderedDict[tuple[bytes, Seat], int] = OrderedDict()
         self._waiting: dict[bytes, _Place] = {}
         self._of_node: Counter[bytes] = Counter()
@@ -151,7 +156,7 @@ class RelayDesk:
         if (visitor.header("upgrade") or b"").lower() != UPGRADE.encode():
             await self._refuse(visitor, 426, f"upgrade to {UPGRADE} is expected")
             return
-        reason = self._why_not(ticket)
+        reason = self._why_not(ticket, visitor.source.host)
         if reason is not None:
             await self._refuse(visitor, 409 if "used" in reason else 429, reason)
             return
@@ -181,7 +186,7 @@ class RelayDesk:
         self.counters.refused[reason] += 1
         await visitor.answer(status, reason + "\n")
 
-    def _why_not(self, ticket: Ticket) -> str | None:
+    def _why_not(self, ticket: Ticket, host: str) -> str | None:
         """Why a good ticket does not get in, or None; from now on it is used."""
         if (ticket.session, ticket.seat) in self._used:
             return "ticket was used"
@@ -189,6 +194,8 @@ class RelayDesk:
             return "too many connections of this node"
         if self.counters.open >= 2 * self._limits.sessions:
             return "the relay is full"
+        if not self._entries.take(host.partition("%")[0], trio.current_time()):
+            return "too many tickets of this address lately"
         self._forget_used()
         if len(self._used) >= self._limits.used_tickets:
             return "too many tickets lately"

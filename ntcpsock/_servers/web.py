@@ -10,7 +10,7 @@ import resource
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import h11
@@ -50,20 +50,20 @@ class WebCounters:
     late: int = 0  # no request, or no proof, in time
     broken: int = 0  # no HTTP, or gone half-way
     open: int = 0
-    answers: Counter[int] = field(default_factory=Counter)  # by status
 
 
 class Visitor:
     """One connection with its request. `scope` ends it at its deadline; a handler that returns ends it too."""
 
-    def __init__(self, stream: trio.SocketStream, source: Endpoint, scope: trio.CancelScope) -> None:
+    def __init__(self, stream: trio.SocketStream, source: Endpoint, header_bytes: int) -> None:
         self.stream = stream
         self.source = source
-        self.scope = scope
+        self.scope = trio.CancelScope()
         self.request: h11.Request | None = None
         #: Bytes that came behind the request.
         self.rest = b""
-        self.connection = h11.Connection(h11.SERVER)
+        self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=header_bytes)
+        #: To be called when the owner has proved something: no limit for strangers holds from then on.
         self.proved: Callable[[], None] = lambda: None
 
     @property
@@ -137,8 +137,7 @@ class WebServer:
             return
         counters.accepted += 1
         counters.open += 1
-        visitor = Visitor(stream, source, trio.CancelScope())
-        visitor.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
+        visitor = Visitor(stream, source, limits.header_bytes)
         visitor.proved = lambda: self._proved(visitor)
         self._unproven[visitor] = host
         self._unproven_of[host] += 1
