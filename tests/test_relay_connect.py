@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import trio
 from world import World, open_world
 
+from ntcpsock._address import Endpoint
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalFailed
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
+from ntcpsock._servers.relay import RelayLimits
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal import relay_plan
 from ntcpsock._traversal.direct import RACE_BUDGET
+from ntcpsock._traversal.relayed import why_no_relay
 
 PATIENCE = 60.0
 
@@ -102,6 +106,7 @@ async def test_never_at_either_end_is_never(tmp_path: Path, dialer: str, listene
                     with trio.fail_after(PATIENCE), pytest.raises(TraversalFailed) as caught:
                         await bob.open_stream("alice", 8000, timeout=PATIENCE)
                     assert caught.value.errno == errno.EHOSTUNREACH
+                    assert "relay" in str(caught.value)
                     assert caught.value.report is not None
                     assert caught.value.report.stages[-1].ended is not None
                     assert caught.value.report.stages[-1].ended < RACE_BUDGET + 10
@@ -131,6 +136,42 @@ async def test_a_private_listener_is_relayed_too(tmp_path: Path) -> None:
                 await check_both_ways(mine, theirs)
 
 
+async def test_a_reset_passes_the_relay(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                mine.reset()
+                with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError) as caught:
+                    await theirs.receive_some(1)
+                assert isinstance(caught.value.__cause__, ConnectionResetError)
+                theirs.reset()
+        await until_relay_is_free(world)
+
+
+@pytest.mark.parametrize(
+    ("settings", "relays", "words"),
+    [
+        ({"encryption": "off"}, (Endpoint("192.0.2.1", 1),), "would read them"),
+        ({"relay": "never"}, (Endpoint("192.0.2.1", 1),), "not allowed here"),
+        ({}, (), "has no relay"),
+        ({}, (Endpoint("192.0.2.1", 1),), "either side"),
+    ],
+)
+def test_a_failure_says_why_no_relay_helped(
+    settings: dict[str, Any], relays: tuple[Endpoint, ...], words: str
+) -> None:
+    @dataclass
+    class FakeNode:
+        techniques: tuple[str, ...]
+        encryption: str
+        relays: tuple[Endpoint, ...]
+
+    config = Config(**settings)
+    node = FakeNode(config.usable_techniques, config.encryption, relays)
+    assert words in why_no_relay(node)  # type: ignore[arg-type]
+
+
 async def test_a_broken_relay_breaks_the_stream_as_a_reset(tmp_path: Path) -> None:
     async with open_world(tmp_path, tcp=True) as world:
         async with world.node("alice") as alice, world.node(relay="only") as bob:
@@ -147,6 +188,9 @@ async def test_a_cancelled_connect_leaves_nothing_at_the_relay(tmp_path: Path) -
     async with open_world(tmp_path, tcp=True) as world:
         async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
             async with await alice.open_listener(8000) as listening:
+                # A listener whose dialer never takes its seat waits in vain.
+                assert world.server.relay is not None
+                world.server.relay._limits = RelayLimits(pairing_deadline=1.0)
                 for milliseconds in (0, 2, 5, 10, 15, 20, 30, 50):
                     with trio.move_on_after(milliseconds / 1000):
                         (await bob.open_stream("alice", 8000)).reset()

@@ -131,6 +131,14 @@ async def test_who_waits_in_vain_is_sent_away() -> None:
             await relay.seat(tickets()[0])
 
 
+async def test_who_comes_after_the_other_has_left_need_not_wait() -> None:
+    async with running_relay() as relay:
+        dialer, listener = tickets()
+        (await relay.seat(dialer)).close()
+        await relay.settle()
+        assert "410" in await refused(relay, listener)
+
+
 async def refused(relay: RunningRelay, ticket: bytes) -> str:
     with pytest.raises(ConnectionRefusedError) as caught:
         await relay.seat(ticket)

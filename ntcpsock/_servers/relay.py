@@ -36,6 +36,8 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, at once
 # The kernel asks a silent end after a minute whether it is still there (RFC 9293 section 3.8.4).
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 _SWEEP_INTERVAL: Final = 10.0
+# Of refusals that no later try with the same ticket can change.
+_STATUS: Final = {"ticket was used": 409, "the other side has left": 410}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +79,20 @@ class _Place:
         self.visitor = visitor
         self.ticket = ticket
         self.joined = trio.Event()
-        #: Nobody waits at its socket any more.
+        #: Nobody waits at its socket any more; `has_left` says whether that has ended.
         self.released = trio.Event()
+        self.has_left = False
         self.done = trio.Event()
 
     async def wait(self) -> None:
         """Until it is over: joined and done, or gone before the other side came."""
-        try:
-            with trio.CancelScope() as gone:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch, gone)
-                    await self.joined.wait()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self.released.set()
+        with trio.CancelScope() as gone:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, gone)
+                await self.joined.wait()
+                nursery.cancel_scope.cancel()
         if self.joined.is_set():
+            self.released.set()
             await self.done.wait()
 
     async def _watch(self, gone: trio.CancelScope) -> None:
@@ -158,7 +159,7 @@ class RelayDesk:
             return
         reason = self._why_not(ticket, visitor.source.host)
         if reason is not None:
-            await self._refuse(visitor, 409 if "used" in reason else 429, reason)
+            await self._refuse(visitor, _STATUS.get(reason, 429), reason)
             return
         if visitor.rest:
             await self._refuse(visitor, 400, "bytes before the answer")
@@ -190,6 +191,8 @@ class RelayDesk:
         """Why a good ticket does not get in, or None; from now on it is used."""
         if (ticket.session, ticket.seat) in self._used:
             return "ticket was used"
+        if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
+            return "the other side has left"
         if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
             return "too many connections of this node"
         if self.counters.open >= 2 * self._limits.sessions:
@@ -223,15 +226,19 @@ class RelayDesk:
 
     async def _seat(self, place: _Place) -> None:
         visitor, session = place.visitor, place.ticket.session
-        await visitor.switch(UPGRADE)
         other = self._waiting.pop(session, None)
         if other is None:
             self._waiting[session] = place
             visitor.scope.deadline = trio.current_time() + self._limits.pairing_deadline
             try:
+                await visitor.switch(UPGRADE)
                 await place.wait()
             finally:
-                if self._waiting.pop(session, None) is place:
+                if not place.released.is_set():
+                    place.has_left = True
+                    place.released.set()
+                if self._waiting.get(session) is place:
+                    del self._waiting[session]
                     self.counters.unmatched += 1
         else:
             for side in (place, other):
@@ -239,8 +246,9 @@ class RelayDesk:
                 side.visitor.scope.deadline = math.inf
             other.joined.set()
             try:
+                await visitor.switch(UPGRADE)
                 await other.released.wait()
-                if other.visitor.scope.cancel_called:
+                if other.has_left:
                     self.counters.unmatched += 1
                 else:
                     await self._join(other, place)

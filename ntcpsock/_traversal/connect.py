@@ -19,6 +19,7 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
+from ntcpsock._traversal.relayed import why_no_relay
 from ntcpsock._traversal.strategies.base import Connection
 
 
@@ -101,7 +102,7 @@ async def _punch(
     race = DirectRace(node, dial, card, warm, report, given)
     connection = await race.run()
     if connection is None:
-        report.advice = _advice(warm, card)
+        report.advice = f"{_advice(warm, card)} {why_no_relay(node)}"
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]
         raise TraversalFailed(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._config import Encryption
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
@@ -15,7 +17,7 @@ from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import Card
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relay_plan import make_relay_plan
-from ntcpsock._traversal.signals import Talk
+from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.strategies.relay import RelayAccess
 
 #: The last that an offer can name: far from those of the direct and joint techniques.
@@ -27,6 +29,8 @@ class RelayContext(Protocol):
 
     @property
     def techniques(self) -> Sequence[str]: ...
+    @property
+    def encryption(self) -> Encryption: ...
     @property
     def relays(self) -> Sequence[Endpoint]: ...
     @property
@@ -70,7 +74,19 @@ async def run_relay_round(
         planned = PlannedAttempt("relay", node.relays[0], 0.0, budget - plan.prepare)
         talk = Talk(dial.dial_id, RELAY_ROUND, dial.mailbox, nursery, tell)
         race.start_relay(planned, warm.port, talk, RelayAccess(node.relays, tickets), begin + plan.use)
-        try:
+    # A datagram that nobody acknowledges, and all depends on it.
+    for pause in (0.0, *REPEAT_PAUSES, *REPEAT_PAUSES):
+        await trio.sleep(pause)
+        with suppress(OSError):
             await tell(offer)
-        except OSError:
-            return  # the words of the attempt may still arrive
+
+
+def why_no_relay(node: RelayContext) -> str:
+    """Why a relay did not help a dial that failed."""
+    if node.encryption == "off":
+        return 'Connections with encryption="off" do not go over a relay, which would read them.'
+    if "relay" not in node.techniques:
+        return "The relay, which connects every pair, is not allowed here (settings relay and techniques)."
+    if not node.relays:
+        return "The broker has no relay: `ntcp serve` runs one on its TCP port."
+    return "The relay could not be used either: either side may not reach it, or not allow it."
