@@ -54,7 +54,7 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
         lab.server.start(programs.run_servers, lab.server_addresses, tmp_path / "servers", True, port)
         lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
         made = Stage(lab, tmp_path, str(BrokerAddress(lab.server_addresses[0], port, key)))
-        lab.host_b.start(programs.run_listener, made.config("bob", **settings))
+        lab.host_b.start(programs.run_listener, made.config("bob", **settings), lab.nat_b.proxy)
         return made
 
     return make
@@ -82,7 +82,14 @@ def test_a_direct_path_wins_where_there_is_one(stage: MakeStage) -> None:
     assert [dialled.kind for dialled in stage("default", "reject").dial(3)] == ["tcp"] * 3
 
 
-@pytest.mark.parametrize(("nat_a", "nat_b"), [("udp-blocked", "default"), ("default", "udp-blocked")])
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b"),
+    [
+        ("udp-blocked", "udp-blocked"),
+        pytest.param("udp-blocked", "default", marks=pytest.mark.slow),
+        pytest.param("default", "udp-blocked", marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_without_udp_connects_directly(stage: MakeStage, nat_a: str, nat_b: str) -> None:
     assert [dialled.kind for dialled in stage(nat_a, nat_b).dial(2)] == ["tcp"] * 2
 
@@ -91,5 +98,13 @@ def test_a_network_with_port_443_only_connects(stage: MakeStage) -> None:
     assert [dialled.kind for dialled in stage("only-443", "fully-random", port=443).dial(2)] == ["relay"] * 2
 
 
-def test_a_network_with_a_proxy_only_connects(stage: MakeStage) -> None:
-    assert [dialled.kind for dialled in stage("proxy-only", "default").dial(2)] == ["relay"] * 2
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b"),
+    [
+        ("proxy-only", "proxy-only"),
+        pytest.param("proxy-only", "default", marks=pytest.mark.slow),
+        pytest.param("default", "proxy-only", marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_with_a_proxy_only_connects(stage: MakeStage, nat_a: str, nat_b: str) -> None:
+    assert [dialled.kind for dialled in stage(nat_a, nat_b).dial(2)] == ["relay"] * 2

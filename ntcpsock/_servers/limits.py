@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
+from contextlib import suppress
 
 _MOST_BUCKETS = 65536
 
@@ -45,4 +46,5 @@ def raise_descriptor_limit() -> None:
     """As many descriptors as this process may have: the usual 1,024 are for programs that use `select`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(OSError, ValueError):  # not where "any number" is not meant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
