@@ -46,6 +46,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HOST:PORT",
         help="a relay that nodes are told, in place of this port's own; it needs our relay.key; may be repeated",
     )
+    parser.add_argument(
+        "--behind",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="a reverse proxy before us, whose X-Forwarded-For is believed; may be repeated",
+    )
     return parser.parse_args()
 
 
@@ -63,6 +70,7 @@ async def main(arguments: argparse.Namespace) -> None:
         udp=False,
         stun=stun,
         relays=relays,
+        behind=arguments.behind,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

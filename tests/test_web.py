@@ -10,7 +10,7 @@ import trio.testing
 from relay_support import running_broker, say
 
 from ntcpsock._address import Endpoint, encode_node_id
-from ntcpsock._servers.web import WebLimits
+from ntcpsock._servers.web import Visitor, WebLimits, WebServer, open_listener
 
 
 async def test_the_pages_say_key_and_servers() -> None:
@@ -50,6 +50,34 @@ async def test_what_is_not_served_is_answered_in_a_line(request_text: bytes, sta
         assert server.web is not None
         while server.web.counters.open:
             await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("behind", "forwarded", "seen"),
+    [
+        ((), b"203.0.113.5", "127.0.0.1"),
+        (("127.0.0.1",), b"203.0.113.5", "203.0.113.5"),
+        # What a client says itself comes before what the proxy adds.
+        (("127.0.0.1",), b"198.51.100.9, 2001:DB8::1", "2001:db8::1"),
+        (("127.0.0.1",), b"somebody", "127.0.0.1"),
+        (("127.0.0.2",), b"203.0.113.5", "127.0.0.1"),
+    ],
+)
+async def test_only_a_known_proxy_says_who_comes(
+    behind: tuple[str, ...], forwarded: bytes, seen: str
+) -> None:
+    async def answer(visitor: Visitor) -> None:
+        await visitor.answer(200, visitor.source.host)
+
+    listener = open_listener("127.0.0.1", 0)
+    server = WebServer({"/": answer}, behind=behind)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve, listener)
+            request = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: " + forwarded + b"\r\n\r\n"
+            response = await say(Endpoint(*listener.socket.getsockname()[:2]), request)
+            assert response.endswith(b"\r\n\r\n" + seen.encode())
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_endless_head_is_not_read_to_its_end() -> None:

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ async def serve_broker(
     limits: BrokerLimits | None = None,
     web_limits: WebLimits | None = None,
     relay_limits: RelayLimits | None = None,
+    behind: Collection[str] = (),
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -78,7 +79,8 @@ async def serve_broker(
     `listen` is a numeric IPv4 or IPv6 address ("::" takes IPv4 too); port 0 lets the system choose one, the same
     for UDP and TCP. `state_dir` None keeps keys and names in memory only. `stun` and `relays` are what nodes are
     told; the host 0.0.0.0 or :: in them means "where you reached this broker". `relays` None is the relay on our own
-    TCP port, where we have one; any other relay needs our `relay.key`.
+    TCP port, where we have one; any other relay needs our `relay.key`. `behind`: addresses of reverse proxies before
+    the TCP port, which tell in X-Forwarded-For whom they bring.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes, ConfigurationError for
     an unusable state directory.
     """
@@ -108,6 +110,7 @@ async def serve_broker(
                             **make_pages(core.key, stun, relays),
                         },
                         web_limits,
+                        behind=behind,
                     )
                     nursery.start_soon(relay.sweep)
                     nursery.start_soon(web.serve, listener)

@@ -6,10 +6,11 @@ a place among few of its host, and makes room, oldest first, where there are too
 
 from __future__ import annotations
 
+import ipaddress
 import resource
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -112,8 +113,16 @@ Handler = Callable[[Visitor], Awaitable[None]]
 class WebServer:
     """Handlers by path."""
 
-    def __init__(self, handlers: Mapping[str, Handler], limits: WebLimits | None = None) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        limits: WebLimits | None = None,
+        *,
+        behind: Collection[str] = (),
+    ) -> None:
+        """behind: addresses of reverse proxies, whose word (X-Forwarded-For) for whom they bring is taken."""
         self._handlers = handlers
+        self._behind = frozenset(behind)
         self._limits = limits or WebLimits()
         self._most = self._limits.connections or _descriptors() // 2
         self._unproven: dict[Visitor, str] = {}
@@ -132,7 +141,8 @@ class WebServer:
         source = source_endpoint(address)
         host = source_of(source.host.partition("%")[0])
         counters, limits = self.counters, self._limits
-        if counters.open >= self._most or self._unproven_of[host] >= limits.unproven_of_a_host:
+        is_crowded = self._unproven_of[host] >= limits.unproven_of_a_host and source.host not in self._behind
+        if counters.open >= self._most or is_crowded:
             counters.refused += 1
             return
         counters.accepted += 1
@@ -168,6 +178,8 @@ class WebServer:
             return
         visitor.scope.deadline = trio.current_time() + self._limits.proof_deadline
         assert visitor.request is not None
+        if visitor.source.host in self._behind:
+            visitor.source = _forwarded(visitor)
         path = visitor.request.target.partition(b"?")[0].decode("ascii", "replace")
         handler = self._handlers.get(path)
         if handler is None:
@@ -199,6 +211,15 @@ class WebServer:
             self._unproven_of[host] -= 1
             if not self._unproven_of[host]:
                 del self._unproven_of[host]
+
+
+def _forwarded(visitor: Visitor) -> Endpoint:
+    """Where a reverse proxy says that a request came from: the last address is the one that it saw itself."""
+    host = (visitor.header("x-forwarded-for") or b"").rpartition(b",")[2].decode("ascii", "replace").strip()
+    try:
+        return Endpoint(str(ipaddress.ip_address(host)), visitor.source.port)
+    except ValueError:
+        return visitor.source
 
 
 def open_listener(listen: str, port: int) -> trio.SocketListener:
