@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.connect import connect
-from ntcpsock._traversal.gather import STUN_DEADLINE, WarmPort, gather_tcp
+from ntcpsock._traversal.gather import WarmPort, gather_tcp
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -335,9 +336,9 @@ class Node:
 
     @property
     def _stun_patience(self) -> float:
-        """Seconds that are worth waiting for a STUN server. Where UDP is blocked most else is, too."""
+        """Seconds for which the STUN servers may hold somebody up. Where UDP is blocked most else is, too."""
         if self._session.transport == "udp":
-            return STUN_DEADLINE + 1.0
+            return math.inf
         return max(SHORTEST_PATIENCE, PATIENCE_RTTS * self.broker_rtt)
 
     def _hide(self, warm: WarmPort | None) -> None:

@@ -55,7 +55,7 @@ class _Race:
         self._keep_alive_interval = keep_alive_interval
         self._proxy = find_proxy(address.host)
         self._resolved: list[Destination] = []
-        self._resolution_failed = trio.Event()
+        self._resolution_ended = trio.Event()
         self.winner: Link | None = None
         self.errors: list[Exception] = []
 
@@ -69,8 +69,9 @@ class _Race:
             self._resolved = await _resolve(self._address)
         except BrokerUnreachable as error:
             self.errors.append(error)
-            self._resolution_failed.set()
             return
+        finally:
+            self._resolution_ended.set()
         before = None
         for destination in self._resolved:
             failed = trio.Event()
@@ -79,11 +80,15 @@ class _Race:
             before = failed
 
     async def _over_tcp(self) -> None:
-        with trio.move_on_after(FALLBACK_DELAY):
-            await self._resolution_failed.wait()
         if self._proxy is not None:
+            with trio.move_on_after(FALLBACK_DELAY):
+                await self._resolution_ended.wait()
+                if self._resolved:
+                    await trio.sleep(FALLBACK_DELAY)
             await self._attempt((self._web_socket(None),), None, trio.Event())
             return
+        await self._resolution_ended.wait()
+        await trio.sleep(FALLBACK_DELAY)
         before = None
         for destination in self._resolved:
             failed = trio.Event()
