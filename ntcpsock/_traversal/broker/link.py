@@ -13,10 +13,12 @@ from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import Welcome
-from ntcpsock._traversal.broker.transport import OPEN_DEADLINE, Transport
+from ntcpsock._traversal.broker.transport import Transport
 
-#: Seconds of silence after which another way to the broker is tried.
+#: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
+#: and over TCP, where a connection has to be made first.
 FALLBACK_DELAY = 0.4
+CONNECTION_PATIENCE = 5.0
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
@@ -162,15 +164,18 @@ class Link:
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
-            patience = FALLBACK_DELAY
+            datagram_patience = FALLBACK_DELAY
             while not self.machine.connected and not self.machine.closed:
                 self._found = trio.Event()
-                with trio.move_on_after(patience):
+                is_udp = self._transport.name == "udp"
+                with trio.move_on_after(datagram_patience if is_udp else CONNECTION_PATIENCE):
                     await self._found.wait()
                     break
+                if is_udp:
+                    # The path may be long, and no TCP lead out.
+                    datagram_patience = min(2 * datagram_patience, CONNECTION_PATIENCE)
                 if len(self._transports) > 1:
                     self._switch()
-                patience = OPEN_DEADLINE / 2
 
     def _switch(self) -> None:
         self._transport.close()
