@@ -36,6 +36,7 @@ from ntcpsock._traversal.plan import (
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card, decode_card_untrusted
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.relayed import run_relay_round
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
@@ -65,6 +66,8 @@ class DialContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
     @property
     def broker_rtt(self) -> float: ...
     @property
@@ -136,6 +139,7 @@ class DirectRace:
                     earliest = ipv6_head_start(plan, self._rtt)
                     await nursery.start(self._joint_rounds, race, nursery, earliest)
                     await nursery.start(self._mapped_round, race)
+                    await nursery.start(self._relay_round, race, nursery)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -364,10 +368,25 @@ class DirectRace:
             there=self._card.raw,
             broker_spoofs=self._node.broker_spoofs,
         )
-        if set(chosen) != set(TECHNIQUES):
+        if {*chosen, "relay"} != set(TECHNIQUES):
             for technique, obstacle in obstacles.items():
                 race.impossible(technique, Endpoint(self._dial.observed_host, 0), obstacle)
         return [technique for technique in chosen if technique not in obstacles]
+
+    async def _relay_round(
+        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await run_relay_round(
+            self._node,
+            self._dial,
+            self._card,
+            self._ports[0],
+            race,
+            nursery,
+            self._tell,
+            budget=self._remaining(),
+            task_status=task_status,
+        )
 
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)
