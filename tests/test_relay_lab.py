@@ -51,7 +51,9 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
     def make(nat_a: str, nat_b: str, port: int = programs.BROKER_PORT, **settings: Any) -> Stage:
         lab = nat_lab(nat_a, nat_b, delay=0.025)
         key = load_identity(tmp_path / "servers" / "broker.key").public_key
-        lab.server.start(programs.run_servers, lab.server_addresses, tmp_path / "servers", True, port)
+        lab.server.start(
+            programs.run_servers, lab.server_addresses, tmp_path / "servers", (), False, True, port
+        )
         lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
         made = Stage(lab, tmp_path, str(BrokerAddress(lab.server_addresses[0], port, key)))
         lab.host_b.start(programs.run_listener, made.config("bob", **settings), lab.nat_b.proxy)
