@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import pytest
 import trio
 from world import World, open_world
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._config import Config
 from ntcpsock._errors import ConfigurationError, TraversalFailed
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
+from ntcpsock._servers.broker import serve_broker
 from ntcpsock._servers.relay import RelayLimits
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal import relay_plan
 from ntcpsock._traversal.direct import RACE_BUDGET
+from ntcpsock._traversal.plan import RAW_TECHNIQUES
+from ntcpsock._traversal.punch.driver import has_ipv6
 from ntcpsock._traversal.relayed import why_no_relay
+from ntcpsock.trio import open_node
 
 PATIENCE = 60.0
 
@@ -67,6 +72,55 @@ async def test_relay_only(tmp_path: Path, dialer: str, listener: str) -> None:
                 attempts = [entry for entry in mine.report.attempts if entry.technique != "relay"]
                 assert attempts == []
         await until_relay_is_free(world)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_a_world_without_ipv4(tmp_path: Path) -> None:
+    """Nothing is aimed at, so it does not matter that joint techniques need an IPv4 address."""
+    async with open_world(tmp_path, "::1", tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert mine.path.kind == "relay"
+                assert mine.path.remote[0] == "::1"
+                await check_both_ways(mine, theirs)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_a_relay_joins_two_families(tmp_path: Path) -> None:
+    hosts = ("127.0.0.1", "::1")
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve_broker, hosts, 0, state_dir=None, elsewhere=hosts))
+        uris = [str(BrokerAddress(host, server.address.port, server.key)) for host in hosts]
+        async with (
+            open_node(broker=uris[0], name="alice", state_dir=tmp_path / "alice", relay="only") as alice,
+            open_node(broker=uris[1], state_dir=tmp_path / "bob", relay="only") as bob,
+        ):
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert (theirs.path.remote[0], mine.path.remote[0]) == hosts
+                await check_both_ways(mine, theirs)
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_a_relay_no_other_technique_counts_as_chosen(tmp_path: Path) -> None:
+    """Who only forbids the relay has not asked for raw packets, and is not told what they lack."""
+    async with open_world(tmp_path) as world:
+        async with world.node("alice") as alice, world.node(relay="never") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert not {entry.technique for entry in mine.report.attempts} & set(RAW_TECHNIQUES)
+                await check_both_ways(mine, theirs)
+
+
+async def test_a_relayed_dial_is_no_success_of_the_network(tmp_path: Path) -> None:
+    """It says nothing of the direct techniques, and the next dial tries them in another order."""
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node() as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                await check_both_ways(mine, theirs)
+                assert bob.surroundings.earlier_failures(await bob.resolve("alice")) == 1
 
 
 async def until_relay_is_free(world: World) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -139,7 +140,10 @@ class DirectRace:
                     earliest = ipv6_head_start(plan, self._rtt)
                     await nursery.start(self._joint_rounds, race, nursery, earliest)
                     await nursery.start(self._mapped_round, race)
-                    await nursery.start(self._relay_round, race, nursery)
+                    relay = partial(run_relay_round, budget=self._remaining())
+                    await nursery.start(
+                        relay, self._node, self._dial, self._card, self._ports[0], race, nursery, self._tell
+                    )
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -372,21 +376,6 @@ class DirectRace:
             for technique, obstacle in obstacles.items():
                 race.impossible(technique, Endpoint(self._dial.observed_host, 0), obstacle)
         return [technique for technique in chosen if technique not in obstacles]
-
-    async def _relay_round(
-        self, race: Race, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
-    ) -> None:
-        await run_relay_round(
-            self._node,
-            self._dial,
-            self._card,
-            self._ports[0],
-            race,
-            nursery,
-            self._tell,
-            budget=self._remaining(),
-            task_status=task_status,
-        )
 
     async def _tell(self, payload: bytes) -> None:
         await self._node.introductions.introduce(self._dial, payload)
