@@ -135,8 +135,9 @@ class Link:
     def reopen(self) -> None:
         """The session is lost in silence: begin from whatever own address now leads to the broker, and after a while
         by another way."""
-        known = {way.destination for way in self._transports if way.name == "udp"}
-        self._transports += [UdpTransport(place) for place in self._places() if place not in known]
+        known = {way.destination[1][:2] for way in self._transports if way.name == "udp" and way.destination}
+        told = {place[1][:2]: place for place in self._places() if place[1][:2] not in known}
+        self._transports += [UdpTransport(place) for place in told.values()]
         self._transport.close()
         self._lost.set()
 
