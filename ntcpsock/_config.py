@@ -25,6 +25,7 @@ TECHNIQUES = (
     "tcp-stunt2",
     "tcp-natblaster",
     "tcp-stunt1",
+    "relay",
 )
 
 Encryption = Literal["tls", "off"]
@@ -32,6 +33,9 @@ ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
 
 PortMapping = Literal["auto", "off"]
 PORT_MAPPINGS: tuple[PortMapping, ...] = ("auto", "off")
+
+Relay = Literal["auto", "never", "only"]
+RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 
 KeepAlive = Literal["auto", "fixed", "lazy"]
 KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
@@ -63,6 +67,10 @@ class Config:
     encryption: Encryption = "tls"
     #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
     port_mapping: PortMapping = "auto"
+    #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
+    #: it, and peers are told no address of ours. A relay sees ciphertext, so connections with `encryption="off"` do
+    #: not go over one, and "only" cannot be had with it.
+    relay: Relay = "auto"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -99,11 +107,26 @@ class Config:
         if self.keep_alive not in KEEP_ALIVES:
             choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
             raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
+        if self.relay not in RELAYS:
+            raise ConfigurationError(f'relay: must be "auto", "never" or "only", not {self.relay!r}')
+        if self.relay == "only" and self.encryption == "off":
+            raise ConfigurationError(
+                'relay="only" with encryption="off": the relay would read everything; drop one of the two'
+            )
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
         if not 0 <= self.warm_ports <= 64:
             raise ConfigurationError("warm_ports: must be 0 to 64")
+
+    @property
+    def usable_techniques(self) -> tuple[str, ...]:
+        """Those of `techniques` that `relay` and `encryption` leave."""
+        if self.relay == "only":
+            return ("relay",)
+        if self.relay == "never" or self.encryption == "off":
+            return tuple(name for name in self.techniques if name != "relay")
+        return self.techniques
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:

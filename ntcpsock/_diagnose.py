@@ -69,13 +69,14 @@ async def diagnose(
 
 
 def _diagnosis(discovery: Discovery, state: BrokerState, guessed: bool) -> Diagnosis:
+    over_tcp = state.transport == "tcp"
     return Diagnosis(
         headline(discovery),
         discovery,
         state,
         guessed,
-        prospects(discovery),
-        advice(discovery),
+        prospects(discovery, over_tcp),
+        advice(discovery, over_tcp),
         unknowns(discovery),
     )
 
@@ -131,7 +132,7 @@ class _Broker:
         timeout = min(self._config.broker_timeout, BROKER_PATIENCE)
         pins = Pins(self._config.state_dir)
         async with open_broker_session(address, Identity.generate(), pins=pins, timeout=timeout) as session:
-            self.state = replace(self.state, reached=True, rtt=session.rtt)
+            self.state = replace(self.state, reached=True, rtt=session.rtt, transport=session.transport)
             self.announced = session.welcome.stun
 
 

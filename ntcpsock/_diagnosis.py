@@ -115,12 +115,14 @@ class Prospect:
 
 @dataclass(frozen=True, slots=True)
 class BrokerState:
-    """address: HOST:PORT as configured, None where there is none; why: it was not reached; rtt: seconds."""
+    """address: HOST:PORT as configured, None where there is none; why: it was not reached; rtt: seconds; transport:
+    "udp" or "tcp", by which it was."""
 
     address: str | None = None
     reached: bool = False
     why: str = ""
     rtt: float | None = None
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)

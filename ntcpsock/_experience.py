@@ -25,8 +25,8 @@ MAX_NETWORKS = 32
 _MAX_TECHNIQUES = 32
 _MAX_FILE = 256 * 1024
 
-# It fails wherever two nodes are in different networks, which says nothing about either.
-_NOT_REMEMBERED = frozenset({"lan"})
+# They say nothing about a network: one fails wherever two nodes are in different ones, the other works in all.
+_NOT_REMEMBERED = frozenset({"lan", "relay"})
 
 
 class Record(msgspec.Struct):

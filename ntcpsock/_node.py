@@ -37,7 +37,7 @@ from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.explain import explain
-from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.gather import WarmPort, gather_tcp
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.mapping import DialMapping, PortMapper
@@ -63,6 +63,10 @@ MAX_DIALLING = 64
 # Dials whose connection came by a port that the router maps for it: that many are kept mapped.
 MAX_DIAL_MAPPINGS = 16
 
+# How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
+PATIENCE_RTTS = 4.0
+SHORTEST_PATIENCE = 0.5
+
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
 
@@ -81,6 +85,9 @@ class Node:
         pace: float = 1.0,
     ) -> None:
         self.config = config
+        if config.relay == "only":
+            # No address of ours is to be told to anybody, so none is looked for.
+            servers = ()
         self.stun_servers = tuple(servers)
         self._identity = identity
         self._session = session
@@ -96,11 +103,16 @@ class Node:
         self.pairs = Pairs(identity.public_key)
         self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
         self._acceptor = Acceptor(self)
-        wanted = config.port_mapping == "auto" and "port-mapped" in config.techniques
+        wanted = config.port_mapping == "auto" and "port-mapped" in config.usable_techniques
         self._mapper = PortMapper() if wanted else None
         self._dial_mappings: deque[DialMapping] = deque()
         self._listening = ListeningPort(
-            servers, self._acceptor.doorkeeper.incoming, self._card_changed, self._mapper, pace
+            servers,
+            self._acceptor.doorkeeper.incoming,
+            self._card_changed,
+            self._mapper,
+            pace,
+            self._stun_patience,
         )
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
@@ -121,8 +133,10 @@ class Node:
         return self.config.name
 
     async def wait_warm(self) -> None:
-        """Until the warm ports are gathered, so that a connect starts at once."""
-        await self._dial_ports.wait_filled()
+        """Until the warm ports are gathered, so that a connect starts at once; not for long where no STUN server
+        answers."""
+        with trio.move_on_after(self._stun_patience):
+            await self._dial_ports.wait_filled()
 
     async def resolve(self, name: str) -> bytes:
         """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
@@ -237,6 +251,7 @@ class Node:
                 self._certificate = await trio.to_thread.run_sync(make_certificate)
             if self._listening.warm is None:
                 await self._nursery.start(self._listening.keep)
+                self._hide(self._listening.warm)
 
     def _closed(self, port: int) -> None:
         if self._listeners.pop(port, None) is not None and not self._closing:
@@ -296,7 +311,11 @@ class Node:
 
     @property
     def techniques(self) -> Sequence[str]:
-        return self.config.techniques
+        return self.config.usable_techniques
+
+    @property
+    def relays(self) -> Sequence[Endpoint]:
+        return self._session.relays
 
     @property
     def encryption(self) -> Encryption:
@@ -358,7 +377,24 @@ class Node:
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        return self._learned.inform(await self._dial_ports.take())
+        warm: WarmPort | None = None
+        with trio.move_on_after(self._stun_patience):
+            warm = await self._dial_ports.take()
+        if warm is None:
+            warm = await gather_tcp(())
+        self._hide(warm)
+        return self._learned.inform(warm)
+
+    @property
+    def _stun_patience(self) -> float:
+        """Seconds for which the STUN servers may hold somebody up. Where UDP is blocked most else is, too."""
+        if self._session.transport == "udp":
+            return math.inf
+        return max(SHORTEST_PATIENCE, PATIENCE_RTTS * self.broker_rtt)
+
+    def _hide(self, warm: WarmPort | None) -> None:
+        if self.config.relay == "only" and warm is not None:
+            warm.candidates = ()
 
     @property
     def port_mapping_refusal(self) -> str | None:

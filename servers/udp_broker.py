@@ -51,11 +51,19 @@ def parse_arguments() -> argparse.Namespace:
         help="let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
         "needs CAP_NET_RAW",
     )
+    parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="a relay that nodes are told, likewise; it needs our relay.key (see relay.py); may be repeated",
+    )
     return parser.parse_args()
 
 
 async def main(arguments: argparse.Namespace) -> None:
     stun = [Endpoint(*parse_host_port(text, DEFAULT_STUN_PORT)) for text in arguments.stun]
+    relays = [Endpoint(*parse_host_port(text, DEFAULT_BROKER_PORT)) for text in arguments.relay]
     listen = all_listens(arguments.listen or ["::"])
     serve = partial(
         serve_udp_broker,
@@ -64,6 +72,7 @@ async def main(arguments: argparse.Namespace) -> None:
         state_dir=arguments.state_dir,
         stun=stun,
         elsewhere=told_addresses(listen),
+        relays=relays,
         allow_spoofing=arguments.allow_spoofing,
     )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -13,6 +13,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
+from ntcpsock._servers.sources import endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._traversal.broker.events import Answered, Connected, Delivered, Event, KeyShown
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer
@@ -213,7 +214,7 @@ class SimulatedNetwork:
             if destination == BROKER:
                 if self.broker_is_up:
                     for answer, target in self.core.receive(datagram, source, self.now):
-                        self.send(answer, BROKER, target)
+                        self.send(answer, BROKER, endpoint_of(target))
             elif destination in self.nodes:
                 node = self.nodes[destination]
                 node.machine.receive_datagram(datagram, self.now)
@@ -221,4 +222,5 @@ class SimulatedNetwork:
 
     def replay(self, datagram: bytes, source: Endpoint) -> list[tuple[bytes, Endpoint]]:
         """Hand a recorded datagram to the broker again, at once."""
-        return self.core.receive(datagram, source, self.now)
+        answers = self.core.receive(datagram, source, self.now)
+        return [(answer, endpoint_of(target)) for answer, target in answers]

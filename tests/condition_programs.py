@@ -70,7 +70,7 @@ async def _dial(node: Node, name: str, timeout: float | None) -> Outcome:
             seconds = trio.current_time() - begin
             await stream.send_all(b"ehello")
             await stream.send_eof()
-            if not (await read_all(stream)).startswith(b"hellolast word by "):
+            if not (await read_all(stream)).startswith(b"hellolast word"):
                 return Outcome(seconds, None, "the echo was another")
             sprays = tuple(
                 (stream.report.started + entry.started, stream.report.started + (entry.ended or 0.0))

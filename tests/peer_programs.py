@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ from ntcpsock import _errors
 from ntcpsock._address import Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
-from ntcpsock._servers.broker import serve_udp_broker
+from ntcpsock._servers.broker import serve_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.gather import gather_udp
@@ -54,8 +55,11 @@ def run_servers(
     state: Path,
     addresses6: tuple[str, ...] = (),
     allow_spoofing: bool = False,
+    tcp: bool = False,
+    port: int = BROKER_PORT,
 ) -> None:
-    """A broker, and then STUN on two addresses, of IPv6 too where they are given. Until killed."""
+    """A broker, with `tcp` a relay as well, and then STUN on two addresses, of IPv6 too where they are given. Until
+    killed."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -63,10 +67,11 @@ def run_servers(
             listen = (addresses[0], *addresses6[:1])
             await nursery.start(
                 partial(
-                    serve_udp_broker,
+                    serve_broker,
                     listen,
-                    BROKER_PORT,
+                    port,
                     state_dir=state,
+                    tcp=tcp,
                     stun=stun,
                     elsewhere=listen,
                     allow_spoofing=allow_spoofing,
@@ -95,8 +100,9 @@ def wait_for_servers(address: str) -> None:
     trio.run(main)
 
 
-def run_listener(config: Config) -> None:
+def run_listener(config: Config, proxy: tuple[str, int] | None = None) -> None:
     """A node that answers on PORT, as the first byte of each stream asks. Until killed."""
+    use_proxy(proxy)
 
     async def main() -> None:
         async with open_node(config) as node, await node.open_listener(PORT) as listener:
@@ -150,8 +156,15 @@ def stun_servers(config: Config) -> tuple[Endpoint, ...]:
     return trio.run(main)
 
 
-def dial_many(config: Config, name: str, count: int) -> list[Dialled]:
+def use_proxy(proxy: tuple[str, int] | None) -> None:
+    """Have this process's environment name an HTTP proxy."""
+    if proxy is not None:
+        os.environ["HTTPS_PROXY"] = f"http://{proxy[0]}:{proxy[1]}"
+
+
+def dial_many(config: Config, name: str, count: int, proxy: tuple[str, int] | None = None) -> list[Dialled]:
     """Connect `count` times, warm each time, and exchange a byte over each connection."""
+    use_proxy(proxy)
 
     async def main() -> list[Dialled]:
         async with open_node(config) as node:

@@ -34,6 +34,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             broker_rtt=0.0,
             surroundings=SimpleNamespace(standpoint=Standpoint("127.0.0.1"), late_techniques=()),
             offers_raw=False,
+            relays=(),
             private=False,
             listening_port=warm,
             listens=lambda port: True,

@@ -28,7 +28,7 @@ from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
 from ntcpsock._servers.broker_core import BrokerLimits
 from ntcpsock._servers.datagrams import endpoint_of, socket_address
 from ntcpsock._state import Pins
-from ntcpsock._traversal.broker import driver, link
+from ntcpsock._traversal.broker import link, reach
 from ntcpsock._traversal.broker.driver import (
     MAX_DELIVERIES,
     BrokerSession,
@@ -38,6 +38,7 @@ from ntcpsock._traversal.broker.driver import (
 )
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_CARD
+from ntcpsock._traversal.punch.driver import has_ipv6
 
 ALICE, BOB = make_identity(1), make_identity(2)
 
@@ -78,7 +79,9 @@ class StoppableBroker:
 
         async def serve(task_status: trio.TaskStatus[BrokerServer]) -> None:
             with self._scope:
-                await serve_udp_broker(listen, port, state_dir=state_dir, task_status=task_status)
+                await serve_udp_broker(
+                    listen, port, state_dir=state_dir, elsewhere=listen, task_status=task_status
+                )
             self._stopped.set()
 
         server: BrokerServer = await self._nursery.start(serve)
@@ -184,23 +187,47 @@ async def test_a_lost_broker_is_looked_for_at_all_its_addresses(
     async def resolve(address: BrokerAddress) -> list[tuple[int, tuple[str, int]]]:
         return [(family, (host, address.port)) for family, (host, _) in places]
 
-    monkeypatch.setattr(driver, "_resolve", resolve)
-    monkeypatch.setattr(driver, "ClientMachine", partial(ClientMachine, request_timeout=0.5))
-    monkeypatch.setattr(link, "_PATIENCE", 0.5)
+    monkeypatch.setattr(reach, "_resolve", resolve)
+    monkeypatch.setattr(reach, "ClientMachine", partial(ClientMachine, request_timeout=0.5))
+    monkeypatch.setattr(link, "CONNECTION_PATIENCE", 0.5)
     async with trio.open_nursery() as nursery:
         broker = StoppableBroker(nursery)
         first = await broker.start(state_dir=tmp_path, listen=["127.0.0.1", "127.0.0.2"])
         address = BrokerAddress("broker.example", first.address.port, first.key)
         async with session(address, ALICE, keep_alive_interval=0.1) as alice:
             await alice.set_registration(("alice",), (80,), b"card", None)
-            assert alice._link._destination[0] == "127.0.0.2"
+            assert alice.broker_host == "127.0.0.2"
             for host in ("127.0.0.1", "127.0.0.2"):
                 await broker.stop()
                 await broker.start(first.address.port, tmp_path, listen=[host])
                 with trio.fail_after(60):
-                    while not (alice.connected and alice._link._destination[0] == host):
+                    while not (alice.connected and alice.broker_host == host):
                         await trio.sleep(0.02)
                     assert await alice.lookup("alice") == ALICE.public_key
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_a_lost_broker_is_looked_for_where_it_said_that_it_is_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An address in the node's settings, one of the other family in the broker's Welcome."""
+    monkeypatch.setattr(reach, "ClientMachine", partial(ClientMachine, request_timeout=0.5))
+    monkeypatch.setattr(link, "CONNECTION_PATIENCE", 0.5)
+    async with trio.open_nursery() as nursery:
+        broker = StoppableBroker(nursery)
+        first = await broker.start(state_dir=tmp_path, listen=["127.0.0.1", "::1"])
+        address = BrokerAddress("127.0.0.1", first.address.port, first.key)
+        async with session(address, ALICE, keep_alive_interval=0.1) as alice:
+            await alice.set_registration(("alice",), (80,), b"card", None)
+            for host in ("::1", "127.0.0.1", "::1"):
+                await broker.stop()
+                await broker.start(first.address.port, tmp_path, listen=[host])
+                with trio.fail_after(60):
+                    while not (alice.connected and alice.broker_host == host):
+                        await trio.sleep(0.02)
+                    assert await alice.lookup("alice") == ALICE.public_key
+            assert len(alice._link._transports) == 3
         nursery.cancel_scope.cancel()
 
 

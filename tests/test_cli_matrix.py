@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ntcpsock.cli.lab import open_lab_stage, start_echo
+from ntcpsock.cli.lab import DIRECT, open_lab_stage, start_echo
 from ntcpsock.cli.stage import Stage, open_loopback_stage
 from ntcpsock.testing.natlab import lab_namespaces, namespaces_available
 
@@ -123,7 +123,7 @@ class TestInTheLab:
             ]
             done = lab.host_a.run(
                 argv,
-                env=stage.environment("a"),
+                env=stage.environment("a", **DIRECT),
                 capture_output=True,
                 text=True,
                 timeout=DEADLINE,

@@ -49,6 +49,21 @@ def test_ready_line_and_clean_end(number: signal.Signals, tmp_path: Path) -> Non
     assert address.key is not None
 
 
+@pytest.mark.parametrize(("option", "answers"), [("--tcp", True), ("--no-tcp", False)])
+def test_the_broker_has_a_tcp_port_beside_udp(option: str, answers: bool, tmp_path: Path) -> None:
+    with start(*FREE, option, state=tmp_path) as process:
+        assert process.stdout is not None
+        address = parse_broker(process.stdout.readline().split()[1])
+        try:
+            with socket.create_connection((address.host, address.port), 60) as sock:
+                sock.sendall(b"GET /.well-known/ntcp HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+                assert answers
+        except ConnectionRefusedError:
+            assert not answers
+        process.send_signal(signal.SIGTERM)
+
+
 def test_json_ready_line_and_a_key_that_stays(tmp_path: Path) -> None:
     keys = set()
     for _ in range(2):

@@ -67,11 +67,12 @@ def diagnose(lab: Lab, stage: Stage, *options: str, code: int = 0) -> dict[str, 
 def examine(
     nat_lab: NatLabFactory, kind: str | Behaviour, *, two: bool = True, **more: Any
 ) -> dict[str, Any]:
-    """Host A behind `kind`, and what it finds; `two`: the server has a second address."""
-    code = more.pop("code", 0)
+    """Host A behind `kind`, and what it finds; `two`: the server has a second address; serving: its other options."""
+    code, serving = more.pop("code", 0), more.pop("serving", ())
     lab = nat_lab(kind, "none", delay=DELAY, **more)
     first, second = lab.server_addresses
-    with open_stage(lab.server, "--listen", first, *(("--other-address", second) if two else ())) as stage:
+    options = ["--listen", first, *(("--other-address", second) if two else ()), *serving]
+    with open_stage(lab.server, *options) as stage:
         return diagnose(lab, stage, code=code)
 
 
@@ -183,9 +184,18 @@ def test_real_routers(nat_lab: NatLabFactory, kind: str) -> None:
         assert {one["verdict"] for one in found["prospects"][:-1]} == {"yes"}
 
 
-@pytest.mark.parametrize("kind", ["udp-blocked", "only-443"])
-def test_blocked_networks(nat_lab: NatLabFactory, kind: str) -> None:
-    found = examine(nat_lab, kind, code=1)
+def test_without_udp_a_broker_is_met_over_tcp(nat_lab: NatLabFactory) -> None:
+    found = examine(nat_lab, "udp-blocked")
+    assert found["broker"]["reached"]
+    assert found["broker"]["transport"] == "tcp"
+    assert found["udp"]["reachable"]["value"] == "no"
+    assert {one["verdict"] for one in found["prospects"]} & {"yes"}
+    assert not any("broker" in line for line in found["advice"])
+
+
+@pytest.mark.parametrize(("kind", "serving"), [("udp-blocked", ["--no-tcp"]), ("only-443", [])])
+def test_blocked_networks(nat_lab: NatLabFactory, kind: str, serving: list[str]) -> None:
+    found = examine(nat_lab, kind, code=1, serving=serving)
     assert not found["works"]
     assert not found["broker"]["reached"]
     assert "no answer" in found["broker"]["why"]
@@ -196,7 +206,7 @@ def test_blocked_networks(nat_lab: NatLabFactory, kind: str) -> None:
     if kind == "udp-blocked":
         assert found["tcp"]["reachable"]["value"] == "yes"
         assert found["tcp"]["stray"]["value"] == "drop"
-        assert any("Let UDP out" in line for line in found["advice"])
+        assert any("Let UDP or TCP out" in line for line in found["advice"])
     else:
         assert found["tcp"]["reachable"]["value"] == "no"
         assert "443" in found["summary"]

@@ -53,6 +53,7 @@ def test_it_takes_several_nodes_and_something_that_works(tmp_path: Path) -> None
     for node in NODES[:FAILED_NODES]:
         experience.note(HOME, "public", node, False)
         experience.note(HOME, "lan", node, False)
+        experience.note(HOME, "relay", node, True)
     assert experience.late(HOME) == frozenset()
     experience.note(HOME, "tcp-predict", NODES[0], True)
     assert experience.late(HOME) == {"public"}

@@ -71,6 +71,12 @@ def test_cause(made: Report, cause: str) -> None:
     assert explain(made).cause == cause
 
 
+def test_a_side_of_which_nobody_is_told_an_address() -> None:
+    made = report(STABLE, STABLE)
+    note_sides(made, (STABLE, HERE), (UNKNOWN, ()))
+    assert explain(made).cause == "Nobody is told an address of the other side, so only a relay can reach it."
+
+
 def test_what_was_refused() -> None:
     made = report(STABLE, STABLE)
     made.end(

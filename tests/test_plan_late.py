@@ -37,6 +37,7 @@ def starts(*techniques: str, budget: float = BUDGET) -> list[tuple[str, float]]:
         (("lan", "tcp-stunt1"), [("tcp-stunt1", 4.5)]),
         # Nothing to wait for.
         (("tcp-stunt2",), [("tcp-stunt2", 0.0)]),
+        (("tcp-stunt2", "relay"), [("tcp-stunt2", 0.0)]),
         (("tcp-natblaster",), [("tcp-natblaster", 0.0)]),
         (("tcp-stunt1",), [("tcp-stunt1", 0.0)]),
         (("tcp-stunt1", "tcp-natblaster"), [("tcp-natblaster", 0.0), ("tcp-stunt1", 1.0)]),

@@ -18,6 +18,7 @@ from ntcpsock._config import TECHNIQUES, Config
 from ntcpsock._errors import TraversalFailed
 from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._state import load_identity
+from ntcpsock.cli.lab import technique_settings
 from ntcpsock.cli.stage import open_stage
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
@@ -112,8 +113,9 @@ def test_without_it_nothing_connects(stage: MakeStage) -> None:
         assert isinstance(error, TraversalFailed)
         assert error.report is not None
         tried = {entry.technique for entry in error.report.attempts}
-        # "public" needs a public address, "ipv6" one of that family, "port-mapped" a router that maps.
-        assert tried == {*others(technique)} - {"public", "ipv6", "port-mapped"}
+        # "public" needs a public address, "ipv6" one of that family, "port-mapped" a router that maps; the broker has
+        # no relay.
+        assert tried == {*others(technique)} - {"public", "ipv6", "port-mapped", "relay"}
         if technique != "tcp-stunt1":
             (refused,) = [e for e in error.report.attempts if e.technique == "tcp-stunt1"]
             assert "its operator has not switched --allow-spoofing on" in refused.outcome
@@ -134,7 +136,7 @@ def test_without_privileges(nat_lab: NatLabFactory) -> None:
         )
 
         def dial(*prefix: str, techniques: str | None = None) -> dict[str, Any]:
-            more = {} if techniques is None else {"NTCP_TECHNIQUES": techniques}
+            more = technique_settings(techniques)
             process = stage.start(
                 lab.host_a, "a", [*prefix, *peer, "dial", "b:7000"], stage.environment("a", **more)
             )

@@ -16,7 +16,7 @@ from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
-from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
+from ntcpsock._servers.broker import BrokerServer, serve_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock.trio import open_node
 
@@ -31,6 +31,7 @@ class World:
     stun: Endpoint
     broker_scope: trio.CancelScope
     host: str
+    tcp: bool
 
     @property
     def uri(self) -> str:
@@ -57,10 +58,11 @@ class World:
 
         async def run(*, task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED) -> None:
             with self.broker_scope:
-                await serve_udp_broker(
+                await serve_broker(
                     self.host,
                     port,
                     state_dir=self.directory / "broker",
+                    tcp=self.tcp,
                     stun=[self.stun],
                     task_status=task_status,
                 )
@@ -69,12 +71,14 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path, host: str = "127.0.0.1") -> AsyncIterator[World]:
+async def open_world(directory: Path, host: str = "127.0.0.1", *, tcp: bool = False) -> AsyncIterator[World]:
+    """tcp: whether the broker has its TCP port, and so a relay."""
     async with open_background_nursery() as nursery:
         addresses = await nursery.start(partial(serve_stun, host, 0))
         world = World.__new__(World)
         world.host = host
         world.directory, world.nursery, world.stun = directory, nursery, addresses.primary
+        world.tcp = tcp
         await world.start_broker()
         yield world
 

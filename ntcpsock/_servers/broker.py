@@ -1,7 +1,7 @@
-"""The UDP broker: its core on a socket, and its state directory.
+"""The broker as a server: its core on a UDP socket and on a TCP port, a relay beside it, and its state directory.
 
-State: `broker.key` (its identity, mode 0600) and `names.sqlite`. Everything else is soft: nodes say it
-again when a restarted broker challenges them.
+State: `broker.key` (its identity, mode 0600), `relay.key` (what it shares with its relays, likewise) and
+`names.sqlite`. Everything else is soft: nodes say it again when a restarted broker challenges them.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ import ipaddress
 import logging
 import socket
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import NoReturn
 
 import trio
 
 from ntcpsock._address import BrokerAddress, Endpoint
-from ntcpsock._errors import ConfigurationError
 from ntcpsock._identity import Identity
-from ntcpsock._raw.inject import Injector
-from ntcpsock._raw.packet import build_syn_ack
-from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
-from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, socket_address
+from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.names import NameStore
-from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._servers.outlets import Outlets
+from ntcpsock._servers.pages import make_pages
+from ntcpsock._servers.relay import RelayDesk, RelayLimits
+from ntcpsock._servers.signal_desk import SignalDesk
+from ntcpsock._servers.sources import UdpSource, sources_by
+from ntcpsock._servers.spoofer import Spoofer
+from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.web import WebLimits, WebServer, open_listener
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_STUN_SERVERS
+from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_RELAYS, MAX_STUN_SERVERS
 
 _logger = logging.getLogger("ntcpsock.broker")
 
@@ -39,19 +41,23 @@ _BATCH = 64
 # Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _EXPIRY_INTERVAL = 5.0
-# Segments that wait to be built and sent.
-_MAX_SYN_ACKS = 256
+# Tries to find a port that is free for UDP and TCP, when the kernel may choose.
+_BIND_ATTEMPTS = 32
+# Our addresses times interfaces; beyond that somebody adds and removes them, and classes are made anew.
+_MOST_WAYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerServer:
-    """A running broker: where it is bound (first), and its public key."""
+    """A running broker: where it is bound (first), and its public key. web, relay: what its TCP port has, or None."""
 
     address: Endpoint
     key: bytes
     core: BrokerCore
-    #: Datagrams that the socket did not take, by errno text.
+    #: Frames that did not leave, by reason.
     unsent: Counter[str]
+    web: WebServer | None = None
+    relay: RelayDesk | None = None
 
     @property
     def uri(self) -> str:
@@ -59,23 +65,87 @@ class BrokerServer:
         return str(BrokerAddress(self.address.host, self.address.port, self.key))
 
 
-_Way = tuple[DatagramSocket, Ancillary]
+async def serve_broker(
+    listen: str | Sequence[str],
+    port: int,
+    *,
+    state_dir: Path | None,
+    udp: bool = True,
+    tcp: bool = True,
+    stun: Sequence[Endpoint] = (),
+    elsewhere: Sequence[str] = (),
+    relays: Sequence[Endpoint] | None = None,
+    limits: BrokerLimits | None = None,
+    web_limits: WebLimits | None = None,
+    relay_limits: RelayLimits | None = None,
+    behind: Collection[str] = (),
+    allow_spoofing: bool = False,
+    task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve until cancelled; `started` gets the BrokerServer once it is bound.
 
-
-class _Source(Endpoint):
-    """Where a datagram came from. Its class says how to send there from the address that was asked: the core keeps one
-    for each node, and an attribute would take three times as much as the rest."""
-
-    __slots__ = ()
-    way: ClassVar[_Way]
-
-
-def _sources_by(way: _Way) -> type[_Source]:
-    return type("_SourceByWay", (_Source,), {"__slots__": (), "way": way})
-
-
-# Our addresses times interfaces; beyond that somebody adds and removes them, and classes are made anew.
-_MOST_WAYS = 1024
+    `listen` is one or more numeric IPv4 or IPv6 addresses ("::" alone takes IPv4 too); port 0 lets the system choose
+    one, the same for all, UDP and TCP. `state_dir` None keeps keys and names in memory only.
+    `stun` and `relays` are what nodes are told; a host that is 0.0.0.0 or :: means "this broker's own": for `stun`, of
+    that family. `relays` None is the relay on our own TCP port, where we have one; any other relay needs our
+    `relay.key`. `elsewhere`: this host's addresses; a node is told those of the other family than the one in which it
+    came. `behind`: addresses of reverse proxies before the TCP port, which tell in X-Forwarded-For whom they bring.
+    `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
+    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
+    Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes, ConfigurationError for
+    an unusable state directory, and where it may not spoof.
+    """
+    _check_told(stun, relays)
+    identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
+    secret = Identity.generate() if state_dir is None else load_identity(state_dir / "relay.key")
+    names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
+    spoofer: Spoofer | None = None
+    relay: RelayDesk | None = None
+    try:
+        spoofer = Spoofer() if allow_spoofing else None
+        hosts = (listen,) if isinstance(listen, str) else tuple(listen)
+        with _bound(hosts, port, udp=udp, tcp=tcp) as (sockets, listeners, address):
+            if relays is None:
+                relays = [Endpoint("0.0.0.0", address.port)] if tcp else []
+            core = BrokerCore(
+                identity,
+                names,
+                stun=stun,
+                elsewhere=[Endpoint(host, address.port) for host in elsewhere],
+                relays=relays,
+                relay_secret=secret.seed,
+                limits=limits,
+                spoofing=SpoofingDesk() if allow_spoofing else None,
+            )
+            outlets = Outlets(spoofer)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_expire, core)
+                if spoofer is not None:
+                    nursery.start_soon(spoofer.run)
+                web: WebServer | None = None
+                if tcp:
+                    relay = RelayDesk(secret.seed, relay_limits)
+                    web = WebServer(
+                        {
+                            "/signal": SignalDesk(core, outlets).serve,
+                            "/relay": relay.serve,
+                            **make_pages(core.key, stun, relays),
+                        },
+                        web_limits,
+                        behind=behind,
+                    )
+                    nursery.start_soon(relay.sweep)
+                    nursery.start_soon(web.serve, listeners)
+                for sock in sockets:
+                    nursery.start_soon(_serve_datagrams, sock, core, outlets)
+                task_status.started(BrokerServer(address, core.key, core, outlets.unsent, web, relay))
+    finally:
+        names.close()
+        if spoofer is not None:
+            spoofer.close()
+        if relay is not None:
+            relay.close()
+    raise AssertionError("unreachable")
 
 
 async def serve_udp_broker(
@@ -85,57 +155,77 @@ async def serve_udp_broker(
     state_dir: Path | None,
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
+    relays: Sequence[Endpoint] = (),
     limits: BrokerLimits | None = None,
     allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Serve until cancelled; `started` gets the BrokerServer once it is bound.
+    """`serve_broker` over UDP alone, with the relays that are given."""
+    await serve_broker(
+        listen,
+        port,
+        state_dir=state_dir,
+        tcp=False,
+        stun=stun,
+        elsewhere=elsewhere,
+        relays=relays,
+        limits=limits,
+        allow_spoofing=allow_spoofing,
+        task_status=task_status,
+    )
 
-    `listen` is one or more numeric IPv4 or IPv6 addresses ("::" alone takes IPv4 too); port 0 lets the system choose.
-    `state_dir` None keeps key and names in memory only. `stun` is the list that nodes are told; a host that is
-    0.0.0.0 or :: in it means "this broker's own, IPv4 or IPv6". `elsewhere`: this host's addresses; a node is told
-    those of the other family than the one in which it came. `allow_spoofing` lets two nodes that both ask for it
-    have SYN-ACKs under each other's address (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
-    Raises OSError where it cannot bind, ValueError for STUN servers that cannot be told to nodes,
-    ConfigurationError for an unusable state directory, and where it may not spoof.
-    """
+
+def _check_told(stun: Sequence[Endpoint], relays: Sequence[Endpoint] | None) -> None:
+    """Nodes refuse a Welcome with anything else in it."""
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
-    for server_address in stun:
-        # Nodes refuse a Welcome with anything else in it.
-        ipaddress.ip_address(server_address.host)
-    identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
-    names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
-    spoofer: _Spoofer | None = None
-    try:
-        spoofer = _Spoofer() if allow_spoofing else None
+    if len(relays or ()) > MAX_RELAYS:
+        raise ValueError(f"at most {MAX_RELAYS} relays")
+    for server in (*stun, *(relays or ())):
+        ipaddress.ip_address(server.host)
+
+
+@contextmanager
+def _bound(
+    hosts: Sequence[str], port: int, *, udp: bool, tcp: bool
+) -> Iterator[tuple[list[DatagramSocket], list[trio.SocketListener], Endpoint]]:
+    """UDP sockets and TCP listeners, on one port; closed at the end. And where the first of them is."""
+    if not (udp or tcp):
+        raise ValueError("a broker needs UDP or TCP")
+    for attempt in range(_BIND_ATTEMPTS):
         with ExitStack() as stack:
-            sockets: list[DatagramSocket] = []
-            hosts = (listen,) if isinstance(listen, str) else listen
-            for host in hosts:
-                number = sockets[0].local.port if sockets else port
-                bound = stack.enter_context(_bind(host, number, dual=hosts == ("::",)))
-                sockets.append(DatagramSocket(bound))
-            address = sockets[0].local
-            places = [Endpoint(host, address.port) for host in elsewhere]
-            spoofing = SpoofingDesk() if allow_spoofing else None
-            core = BrokerCore(identity, names, stun=stun, elsewhere=places, limits=limits, spoofing=spoofing)
-            server = BrokerServer(address, core.key, core, Counter())
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_expire, core)
-                if spoofer is not None:
-                    nursery.start_soon(spoofer.run)
-                for sock in sockets:
-                    nursery.start_soon(_serve, sock, core, server.unsent, spoofer)
-                task_status.started(server)
-    finally:
-        names.close()
-        if spoofer is not None:
-            spoofer.close()
-    raise AssertionError("unreachable")
+            try:
+                bound = _bind_all(stack, hosts, port, udp=udp, tcp=tcp)
+            except OSError:
+                if port or attempt == _BIND_ATTEMPTS - 1:
+                    raise
+                continue
+            yield bound
+            return
 
 
-def _bind(listen: str, port: int, *, dual: bool) -> socket.socket:
+def _bind_all(
+    stack: ExitStack, hosts: Sequence[str], port: int, *, udp: bool, tcp: bool
+) -> tuple[list[DatagramSocket], list[trio.SocketListener], Endpoint]:
+    dual = hosts == ("::",)
+    sockets: list[DatagramSocket] = []
+    listeners: list[trio.SocketListener] = []
+    first: Endpoint | None = None
+    for host in hosts:
+        if udp:
+            bound = stack.enter_context(_bind_datagrams(host, first.port if first else port, dual=dual))
+            sockets.append(DatagramSocket(bound))
+            first = first or sockets[-1].local
+        if tcp:
+            listener = open_listener(host, first.port if first else port, dual=dual)
+            stack.callback(listener.socket.close)
+            listeners.append(listener)
+            first = first or Endpoint(*listener.socket.getsockname()[:2])
+    assert first is not None
+    return sockets, listeners, first
+
+
+def _bind_datagrams(listen: str, port: int, *, dual: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -149,40 +239,8 @@ def _bind(listen: str, port: int, *, dual: bool) -> socket.socket:
     return sock
 
 
-class _Spoofer:
-    """Sends what the core's rules let through. Raises ConfigurationError where this process may not."""
-
-    def __init__(self) -> None:
-        if lack := missing_for_raw(capturing=False):
-            raise ConfigurationError(f"--allow-spoofing lacks {lack}")
-        self._injector = Injector()
-        self._send, self._receive = trio.open_memory_channel[SynAck](_MAX_SYN_ACKS)
-
-    def put(self, segments: list[SynAck]) -> None:
-        """Never waits: what finds no room is lost as if on the way, and asked for again."""
-        for segment in segments:
-            with suppress(trio.WouldBlock):
-                self._send.send_nowait(segment)
-        segments.clear()
-
-    async def run(self) -> None:
-        async for segment in self._receive:
-            make = partial(build_syn_ack, segment.source, segment.target, segment.ours, segment.theirs)
-            try:
-                await self._injector.send(make, segment.target.host)
-            except OSError as error:
-                _logger.warning("cannot send a SYN-ACK to %s: %s", segment.target, error)
-            else:
-                _logger.info("sent a SYN-ACK of %s to %s", segment.source, segment.target)
-
-    def close(self) -> None:
-        self._injector.close()
-
-
-async def _serve(
-    sock: DatagramSocket, core: BrokerCore, unsent: Counter[str], spoofer: _Spoofer | None
-) -> NoReturn:
-    sources: dict[tuple[tuple[int, int, bytes], ...], type[_Source]] = {}
+async def _serve_datagrams(sock: DatagramSocket, core: BrokerCore, outlets: Outlets) -> NoReturn:
+    sources: dict[tuple[tuple[int, int, bytes], ...], type[UdpSource]] = {}
     while True:
         await trio.lowlevel.wait_readable(sock.fileno())
         for _ in range(_BATCH):
@@ -198,19 +256,8 @@ async def _serve(
             if known is None:
                 if len(sources) >= _MOST_WAYS:
                     sources.clear()
-                known = sources[tuple(asked)] = _sources_by((sock, asked))
-            came_from = known(*source)
-            for answer, destination in core.receive(datagram, came_from, trio.current_time()):
-                # A node's address was given in by us with the way to it, whoever's datagram makes us send there.
-                assert isinstance(destination, _Source)
-                out, own_address = destination.way
-                try:
-                    out.send(answer, socket_address(destination, out.ipv6), own_address)
-                except OSError as error:
-                    # A full buffer or no route: lost like any datagram, and asked for again.
-                    unsent[str(error.strerror)] += 1
-            if spoofer is not None:
-                spoofer.put(core.syn_acks)
+                known = sources[tuple(asked)] = sources_by((sock, asked))
+            outlets.answer(core, datagram, known(*source))
 
 
 async def _expire(core: BrokerCore) -> NoReturn:

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
 from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.sources import Datagram, Source, endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
@@ -63,11 +65,11 @@ from ntcpsock._traversal.broker.message import (
     decode_from_node,
     encode_from_broker,
 )
+from ntcpsock._traversal.relay.message import SESSION_LENGTH as RELAY_SESSION_LENGTH
+from ntcpsock._traversal.relay.message import issue_pair
 
 #: A cookie is good in its own slot of time and in the next one: 30 to 60 seconds.
 _COOKIE_SLOT = MIN_TTL // 2
-
-Datagram = tuple[bytes, Endpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,15 @@ class BrokerCore:
         *,
         stun: Sequence[Endpoint] = (),
         elsewhere: Sequence[Endpoint] = (),
+        relays: Sequence[Endpoint] = (),
+        relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """relays: those that nodes are told; relay_secret: what these check our tickets with. `wall_clock` is Unix
+        time, which tickets need because a relay may be another machine."""
         limits = limits or BrokerLimits()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
@@ -111,6 +118,11 @@ class BrokerCore:
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
         self._elsewhere = tuple(elsewhere)
+        self._relays = tuple(relays)
+        self._relay_secret = relay_secret
+        self._wall_clock = wall_clock
+        #: Whether what was received last was of a node with a session.
+        self.was_in_session = False
         self._registry = Registry(names, max_nodes=limits.nodes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
@@ -136,9 +148,10 @@ class BrokerCore:
         """Forget the silent; to be called now and then where nothing arrives."""
         self._registry.expire(now)
 
-    def receive(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+    def receive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
         self._registry.expire(now)
+        self.was_in_session = False
         try:
             if datagram[:1] == bytes((KEY_REQUEST,)):
                 return self._key_request(datagram, source, now)
@@ -156,13 +169,13 @@ class BrokerCore:
 
     # Before a session.
 
-    def _key_request(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+    def _key_request(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         nonce = decode_key_request_untrusted(datagram)
         if not self._greetings.take(source.host, now):
             return self._drop("too many greetings")
         return [(encode_key_reply(nonce, self.key), source)]
 
-    def _sealed(self, datagram: bytes, source: Endpoint, now: float) -> list[Datagram]:
+    def _sealed(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
@@ -182,6 +195,7 @@ class BrokerCore:
         if not node.received.accept(envelope.counter):
             return self._drop("replay")
         self._registry.touch(node, now)
+        self.was_in_session = True
         return self._handlers[type(envelope.body)](node, envelope, now)
 
     def _hello(
@@ -190,7 +204,7 @@ class BrokerCore:
         key: bytes,
         envelope: ClientEnvelope,
         hello: Hello,
-        source: Endpoint,
+        source: Source,
         now: float,
     ) -> list[Datagram]:
         if not self._is_fresh(hello.cookie, key, source, now):
@@ -207,8 +221,11 @@ class BrokerCore:
         # may have changed, and neither is a reason to forget what is registered.
         node.source = source
         self._registry.touch(node, now)
-        elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != source.is_ipv6)
-        welcome = Welcome(node.session, source, self._stun, elsewhere, self._spoofing is not None)
+        self.was_in_session = True
+        observed = endpoint_of(source)
+        elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != observed.is_ipv6)
+        spoofs = self._spoofing is not None
+        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, self._relays)
         return [self._to(node, envelope.request, welcome)]
 
     def _prove(
@@ -217,7 +234,7 @@ class BrokerCore:
         node: NodeRecord,
         envelope: ClientEnvelope,
         prove: Prove,
-        source: Endpoint,
+        source: Source,
         now: float,
     ) -> list[Datagram]:
         if not self._is_fresh(prove.cookie, node.key, source, now):
@@ -229,7 +246,7 @@ class BrokerCore:
         return [(frame, source)]
 
     def _challenge(
-        self, datagram: bytes, key: bytes, request: int, source: Endpoint, now: float
+        self, datagram: bytes, key: bytes, request: int, source: Source, now: float
     ) -> list[Datagram]:
         cookie = self._cookie(int(now // _COOKIE_SLOT), key, source)
         # No counter: there is no state to count in. The echoed request number tells a replay.
@@ -238,12 +255,12 @@ class BrokerCore:
             return self._drop("answer larger than question")
         return [(frame, source)]
 
-    def _cookie(self, slot: int, key: bytes, source: Endpoint) -> bytes:
+    def _cookie(self, slot: int, key: bytes, source: Source) -> bytes:
         """Proof that its holder receives at `source`, which costs us no memory."""
         text = f"{slot} {source.port} {source.host}".encode()
         return hashlib.blake2b(text + key, key=self._cookie_secret, digest_size=COOKIE_LENGTH).digest()
 
-    def _is_fresh(self, cookie: bytes, key: bytes, source: Endpoint, now: float) -> bool:
+    def _is_fresh(self, cookie: bytes, key: bytes, source: Source, now: float) -> bool:
         slot = int(now // _COOKIE_SLOT)
         return any(
             hmac.compare_digest(cookie, self._cookie(number, key, source)) for number in (slot, slot - 1)
@@ -302,9 +319,21 @@ class BrokerCore:
             node.key, node.instance, offer.sealed, name, node.source.host, node.proved_hosts(now)
         )
         introduction = Introduced(
-            target.key, target.instance, target.card, target.source.host, target.proved_hosts(now)
+            target.key,
+            target.instance,
+            target.card,
+            target.source.host,
+            target.proved_hosts(now),
+            self._tickets(node.key, target.key),
         )
         return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
+
+    def _tickets(self, dialer: bytes, listener: bytes) -> tuple[bytes, bytes] | None:
+        """Nothing is remembered of them, and most are never used."""
+        if not self._relays or self._relay_secret is None:
+            return None
+        session = self._random_bytes(RELAY_SESSION_LENGTH)
+        return issue_pair(self._relay_secret, session, dialer, listener, self._wall_clock())
 
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Reply)

@@ -5,8 +5,8 @@ Pure: `now` comes in, nothing goes out.
 
 from __future__ import annotations
 
-from ntcpsock._address import Endpoint
 from ntcpsock._servers.names import NameRecord, NameStore
+from ntcpsock._servers.sources import Source
 from ntcpsock._traversal.broker.message import (
     MAX_PROVED,
     MIN_TTL,
@@ -42,7 +42,7 @@ class NodeRecord:
         "ttl",
     )
 
-    def __init__(self, key: bytes, instance: bytes, session: bytes, source: Endpoint, now: float) -> None:
+    def __init__(self, key: bytes, instance: bytes, session: bytes, source: Source, now: float) -> None:
         self.key = key
         self.instance = instance
         self.session = session
@@ -156,7 +156,7 @@ class Registry:
         return None
 
     def add(
-        self, key: bytes, instance: bytes, session: bytes, source: Endpoint, now: float
+        self, key: bytes, instance: bytes, session: bytes, source: Source, now: float
     ) -> NodeRecord | None:
         """A new record; None where the broker has as many as it may have."""
         if len(self._by_session) >= self._max_nodes:

@@ -37,6 +37,7 @@ from ntcpsock._traversal.signals import WITHDRAWN, Talk
 from ntcpsock._traversal.start import LONGEST_WAIT, order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.surroundings import Surroundings
 
 log = logging.getLogger("ntcpsock")
@@ -60,6 +61,8 @@ class AcceptContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
     @property
     def certificate(self) -> Certificate: ...
     @property
@@ -217,7 +220,9 @@ class Acceptor:
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
         proven_host = ipv4_host(proven_host, *also_proven)
-        if offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
+        if offer.technique == "relay":
+            self._follow_to_relay(pending, offer)
+        elif offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             pending.joint_rounds += 1
             if pending.joint_rounds <= MAX_JOINT_ROUNDS:
                 spoof = partial(self._node.introductions.spoof, offer.dial_id, pending.delivery.sender)
@@ -226,6 +231,14 @@ class Acceptor:
                 )
                 joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
                 pending.nursery.start_soon(self._follow, pending, joint, talk)
+
+    def _follow_to_relay(self, pending: PendingDial, offer: Offer) -> None:
+        """A relay is made ready early, and taken only when nothing direct has come. Nobody is aimed at."""
+        assert pending.nursery is not None
+        if "relay" in self._node.techniques and self._node.relays:
+            talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+            planned = PlannedAttempt("relay", self._node.relays[0], 0.0, DIAL_BUDGET)
+            pending.nursery.start_soon(self._attempt, pending, planned, talk)
 
     async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
         if joint.technique not in COSTLY_TECHNIQUES:
@@ -285,6 +298,7 @@ class Acceptor:
             "follower",
             self._node.stun_servers,
             talk,
+            relay=RelayAccess(self._node.relays, _no_tickets),
         )
         try:
             with trio.fail_at(deadline):
@@ -347,4 +361,13 @@ def kind_of(technique: str) -> PathKind:
     return _KINDS.get(technique, "tcp")
 
 
-_KINDS: dict[str, PathKind] = {"lan": "lan", "ipv6": "ipv6", "port-mapped": "port-mapped"}
+_KINDS: dict[str, PathKind] = {
+    "lan": "lan",
+    "ipv6": "ipv6",
+    "port-mapped": "port-mapped",
+    "relay": "relay",
+}
+
+
+async def _no_tickets() -> None:
+    """The listener's come from the dialer."""

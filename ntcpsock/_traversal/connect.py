@@ -20,6 +20,7 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
+from ntcpsock._traversal.relayed import why_no_relay
 from ntcpsock._traversal.strategies.base import Connection
 
 
@@ -114,7 +115,8 @@ async def _punch(
     except BaseException:  # cancelled, most often because its time is up
         node.surroundings.dial_ended(dial.key, None, ())
         raise
-    node.surroundings.dial_ended(dial.key, connection.technique if connection else None, race.failed)
+    direct = connection.technique if connection and connection.technique != "relay" else None
+    node.surroundings.dial_ended(dial.key, direct, race.failed)
     if connection is None:
         why = explain(report)
         if race.errors and all(isinstance(error, PermissionError) for error in race.errors):
@@ -123,6 +125,9 @@ async def _punch(
             why = Explanation(
                 "Both sides are in different networks, and only lan is allowed.", "Allow other techniques."
             )
+        elif not set(node.techniques) - {"relay"}:
+            why = Explanation("Only the relay is allowed.", "")
+        why = Explanation(why.cause, f"{why.advice} {why_no_relay(node)}".lstrip())
         report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]

@@ -51,6 +51,8 @@ class Dial:
     also_observed: tuple[str, ...] = ()
     #: Which process of the listening node got the offer.
     instance: bytes | None = None
+    #: To a relay, of the latest introduction: ours, and the listener's. Good once.
+    tickets: tuple[bytes, bytes] | None = None
 
     def offer(self, round_number: int, warm: WarmPort, broker_rtt: float, technique: str = "") -> bytes:
         """The offer of one round, ready to be sealed."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -36,6 +37,7 @@ from ntcpsock._traversal.plan import (
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Candidate, Card, decode_card_untrusted
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.relayed import run_relay_round
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
@@ -65,6 +67,8 @@ class DialContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
     @property
     def broker_rtt(self) -> float: ...
     @property
@@ -136,6 +140,10 @@ class DirectRace:
                     earliest = ipv6_head_start(plan, self._rtt)
                     await nursery.start(self._joint_rounds, race, nursery, earliest)
                     await nursery.start(self._mapped_round, race)
+                    relay = partial(run_relay_round, budget=self._remaining())
+                    await nursery.start(
+                        relay, self._node, self._dial, self._card, self._ports[0], race, nursery, self._tell
+                    )
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -364,7 +372,7 @@ class DirectRace:
             there=self._card.raw,
             broker_spoofs=self._node.broker_spoofs,
         )
-        if set(chosen) != set(TECHNIQUES):
+        if {*chosen, "relay"} != set(TECHNIQUES):
             for technique, obstacle in obstacles.items():
                 race.impossible(technique, Endpoint(self._dial.observed_host, 0), obstacle)
         return [technique for technique in chosen if technique not in obstacles]

@@ -46,6 +46,11 @@ def explain(report: Report) -> Explanation:
     """What a report says of a dial whose attempts have failed, or had no time to succeed."""
     profiles = [report.profiles.get(name, {}) for name, _ in _SIDES]
     for (_, words), profile in zip(_SIDES, profiles, strict=True):
+        if profile and not profile["seen"] and not profile["own"]:
+            return Explanation(
+                f"Nobody is told an address of {words}, so only a relay can reach it.",
+                "Allow more than the relay there.",
+            )
         if profile and not profile["seen"] and profile["translated"] is None:
             return Explanation(
                 f"No STUN server answered {words} over TCP, so nobody knows where it can be reached.",

@@ -101,8 +101,8 @@ class WarmPort:
         return any(candidate.endpoint == result.mapped for candidate in self.candidates)
 
 
-async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
-    """A fresh warm port. Without a STUN server that answers it has host candidates only.
+async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE) -> WarmPort:
+    """A fresh warm port. Without a STUN server that answers within `patience` it has host candidates only.
 
     Two servers (two addresses or ports of one) also tell how mappings vary. Raises OSError when there is no
     free port. Cancelling closes everything.
@@ -111,7 +111,7 @@ async def gather_tcp(servers: Sequence[Endpoint]) -> WarmPort:
     hosts = ipv6_addresses() if has_ipv6() else ()
     warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts)
     try:
-        seen = await _observe_all(port, servers)
+        seen = await _observe_all(port, servers, patience)
         warm.stun_sockets += [observation.socket for observation in seen]
         default = [observation for observation in seen if not observation.source]
         elsewhere = [
@@ -158,15 +158,16 @@ class _Observation:
         return Endpoint(*self.socket.getsockname()[:2])
 
 
-async def _observe_all(port: int, servers: Sequence[Endpoint]) -> list[_Observation]:
+async def _observe_all(port: int, servers: Sequence[Endpoint], patience: float) -> list[_Observation]:
     """As what two servers of each family see the port, IPv4 first, and one server over each further uplink.
 
-    Cancelling closes all their sockets.
+    patience: seconds after which those that have not answered are left out. Cancelling closes all their sockets.
     """
     found: list[_Observation] = []
     begin = trio.current_time()
     try:
         async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = begin + patience
 
             async def observe_over(ipv6: bool) -> None:
                 family = [server for server in servers if server.is_ipv6 == ipv6][:2]
@@ -175,7 +176,8 @@ async def _observe_all(port: int, servers: Sequence[Endpoint]) -> list[_Observat
                         observers.start_soon(_observe, port, server, "", found)
                 now = trio.current_time()
                 if any(observation.mapped.is_ipv6 == ipv6 for observation in found):
-                    nursery.cancel_scope.deadline = now + max(now - begin, SHORTEST_WAIT_FOR_OTHER_WAYS)
+                    wait = max(now - begin, SHORTEST_WAIT_FOR_OTHER_WAYS)
+                    nursery.cancel_scope.deadline = min(begin + patience, now + wait)
 
             for ipv6 in {server.is_ipv6 for server in servers}:
                 nursery.start_soon(observe_over, ipv6)

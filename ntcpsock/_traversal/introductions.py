@@ -75,12 +75,14 @@ class Introductions:
         name = None if decode_node_id(dial.label) else dial.label
         sealed = self._sealer.seal(dial.key, payload)
         try:
-            return await self._session.introduce(dial.key, dial.port, sealed, name=name)
+            introduction = await self._session.introduce(dial.key, dial.port, sealed, name=name)
         except NameNotFound:
             if name is not None:
                 # The pinned key no longer has this name. Whose is it? Raises IdentityMismatch where it moved.
                 self._pins.check("names", name, await self._session.lookup(name))
             raise
+        dial.tickets = introduction.tickets
+        return introduction
 
     @contextmanager
     def awaiting_answer(self, dial: Dial) -> Iterator[None]:

@@ -39,7 +39,8 @@ _UNNEEDED_MAPPING_DELAY = 1.5
 MAPPED_COURTESY_RTTS = 1.5
 SHORTEST_MAPPED_COURTESY = 0.1
 
-#: Techniques that both sides do together, in a round that the leader announces.
+#: Techniques that both sides do together, in a round that the leader announces. So is the relay, which has a plan of
+#: its own (`relay_plan.py`).
 JOINT_TECHNIQUES = ("tcp-predict", "tcp-stunt2", "tcp-natblaster", "tcp-stunt1")
 
 #: Those that hold hundreds of sockets and NAT entries: one at a time between two nodes.
@@ -197,7 +198,9 @@ def make_joint_plan(
             delay += PREDICT_INTERVAL
     last = [technique for technique in _LATE_DELAY if technique in techniques]
     # Without anything before them there is nothing to wait for.
-    begin = 0.0 if set(techniques) - set(last) else min((_LATE_DELAY[name] for name in last), default=0.0)
+    begin = (
+        0.0 if set(techniques) - {*last, "relay"} else min((_LATE_DELAY[name] for name in last), default=0.0)
+    )
     for technique in last:
         delay = max(earliest, _LATE_DELAY[technique] - begin) + (LATE if technique in late else 0.0)
         if delay < budget:

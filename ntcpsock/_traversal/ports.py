@@ -10,6 +10,7 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.gather import (
+    STUN_DEADLINE,
     TCP_REFRESH_INTERVAL,
     UDP_REFRESH_INTERVAL,
     WarmDatagramPort,
@@ -120,17 +121,20 @@ class ListeningPort:
         changed: Callable[[], Awaitable[None]],
         mapper: PortMapper | None = None,
         pace: float = 1.0,
+        patience: float = STUN_DEADLINE,
     ) -> None:
+        """patience: seconds that the first start waits for the STUN servers; later ones do not hold anybody up."""
         self._servers = servers
         self._pace = pace
         self._serve = serve
         self._mapper = mapper
+        self._patience = patience
         self._changed = changed
         self.warm: WarmPort | None = None
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
-        self.warm = await gather_tcp(self._servers)
+        self.warm = await gather_tcp(self._servers, patience=self._patience)
         task_status.started()
         try:
             while True:

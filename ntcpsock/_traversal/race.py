@@ -23,6 +23,7 @@ from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
+from ntcpsock._traversal.strategies.relay import RelayAccess
 
 # Strangers who reach the punching port cost a TLS handshake each: so many at once, for so many seconds.
 MAX_UNAUTHENTICATED = 16
@@ -68,6 +69,11 @@ class Race:
         # The application's own socket, until an attempt takes it, and whether that is still under way.
         self._given: GivenSocket | None = None
         self._given_ended: trio.Event | None = None
+        # Attempts by way of a relay, from when on they may win, and an event that is replaced when an attempt ends.
+        self._relays = 0
+        self._relay_access: RelayAccess | None = None
+        self._use_relay = 0.0
+        self._attempt_ended = trio.Event()
 
     def prefer(self, given: GivenSocket) -> None:
         """Let the first attempt over IPv4 that is started next use the application's own socket, and rather have it
@@ -105,6 +111,15 @@ class Race:
         """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
         self._running += 1
         await self._attempt(replace(planned, delay=0.0), port, talk, None)
+
+    def start_relay(
+        self, planned: PlannedAttempt, port: int, talk: Talk, access: RelayAccess, use: float
+    ) -> None:
+        """Add the attempt by way of a relay. It wins when no other attempt is under way, or from the time `use` on."""
+        self._relays += 1
+        self._running += 1
+        self._relay_access, self._use_relay = access, use
+        self._nursery.start_soon(self._attempt, planned, port, talk, None)
 
     def listen(self, listeners: Iterable[trio.socket.SocketType], name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listeners` take part. The caller closes them."""
@@ -148,12 +163,23 @@ class Race:
         )
         entry.budget = planned.cost(self._rtt)
         context = AttemptContext(
-            planned, port, self._rtt, self._authenticate, entry, "leader", self._servers, talk, given
+            planned,
+            port,
+            self._rtt,
+            self._authenticate,
+            entry,
+            "leader",
+            self._servers,
+            talk,
+            given,
+            self._relay_access,
         )
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)
-            if given is None:
+            if planned.technique == "relay":
+                await self._prefer_direct(connection)
+            elif given is None:
                 await self._prefer_given(connection)
             self._propose(connection)
         except trio.TooSlowError:
@@ -166,6 +192,9 @@ class Race:
             if given is not None and self._given_ended is not None:
                 self._given_ended.set()
             self._running -= 1
+            self._relays -= planned.technique == "relay"
+            self._attempt_ended.set()
+            self._attempt_ended = trio.Event()
             self._check_failure()
 
     async def _accept(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
@@ -213,6 +242,16 @@ class Race:
         try:
             with trio.move_on_after(min(max(self._rtt, SHORTEST_PREFERENCE), LONGEST_PREFERENCE)):
                 await self._given_ended.wait()
+        except BaseException:
+            connection.carrier.close(abort=True)
+            raise
+
+    async def _prefer_direct(self, connection: Connection) -> None:
+        """Before a relayed connection is proposed: a direct one, while any is tried, has its time."""
+        try:
+            with trio.move_on_at(self._use_relay):
+                while self._running > self._relays:
+                    await self._attempt_ended.wait()
         except BaseException:
             connection.carrier.close(abort=True)
             raise

@@ -46,7 +46,7 @@ class Surroundings:
         return self._failures.get(key, 0)
 
     def dial_ended(self, key: bytes, worked: str | None, failed: Collection[str]) -> None:
-        """Remember how a dial went: the technique that connected, or None, and those that failed."""
+        """Remember how a dial went: the direct technique that connected, or None, and those that failed."""
         _, network = self._look_around()
         if worked is not None:
             self._failures.pop(key, None)
@@ -69,7 +69,8 @@ class Surroundings:
         if self._seen is None or now > self._looked + LOOK_AROUND_INTERVAL:
             self._looked = now
             observed = self._session.welcome.observed.host
-            services = {self._session.broker_host, *(server.host for server in self._servers)}
+            servers = (*self._servers, *self._session.relays)
+            services = {self._session.broker_host, *(server.host for server in servers)}
             interfaces = frozenset((*ipv4_addresses(), *ipv6_addresses()))
             standpoint = Standpoint(observed, frozenset(services), interfaces)
             self._seen = standpoint, network_id(observed)

@@ -176,7 +176,8 @@ def _broker(state: BrokerState) -> Text:
     if not state.reached:
         return Text(state.why, style="red")
     rtt = f", {state.rtt * 1000:.0f} ms" if state.rtt is not None else ""
-    return Text(f"{state.address} answers{rtt}")
+    how = " over TCP, where UDP does not get through" if state.transport == "tcp" else ""
+    return Text(f"{state.address} answers{how}{rtt}")
 
 
 def _print_list(console: Console, heading: str, lines: Sequence[Text]) -> None:

@@ -19,6 +19,9 @@ lab_app = typer.Typer(help="Connections through real NATs on this machine.", no_
 # What host B calls itself, and the port where it listens.
 TARGET = "b.ntcp:7000"
 
+# What a lab measures are direct paths. `--technique relay` asks for the other one.
+DIRECT = {"NTCP_RELAY": "never"}
+
 _KINDS = "a kind of `ntcp lab list`, or words of RFC 4787 like apdm+adf+sequential=2."
 _TRY_DEADLINE = 30.0  # seconds for one try, its time-out and the pause before it included
 
@@ -60,7 +63,9 @@ def pair(
     tries: Annotated[int, typer.Option("--tries", min=1, max=10_000, help="Connect this often.")] = 1,
     technique: Annotated[
         str | None,
-        typer.Option("--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all."),
+        typer.Option(
+            "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all but relay."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each try, on stdout.")] = False,
 ) -> None:
@@ -147,11 +152,13 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterato
 
 
 def start_echo(lab: Lab, stage: Stage, settings: Mapping[str, str] | None = None) -> None:
-    """Have host B listen at TARGET and send everything back."""
+    """Have host B listen at TARGET and send everything back. settings: of NTCP_*, DIRECT when None."""
     from ntcpsock.cli.stage import READY_DEADLINE
 
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "echo", TARGET]
-    events = stage.start(lab.host_b, "b", argv, stage.environment("b", **(settings or {})))
+    events = stage.start(
+        lab.host_b, "b", argv, stage.environment("b", **(DIRECT if settings is None else settings))
+    )
     events.wait_for("listening", READY_DEADLINE)
 
 
@@ -165,25 +172,28 @@ def dial(
 ) -> Iterator[dict[str, Any]]:
     """Dial TARGET from one warm node on host A; the events of all tries, `connected` or `error`.
 
-    listener, dialer: NTCP_* settings of the two nodes. Raises StageError where a node does not work at all.
+    listener, dialer: NTCP_* settings of the two nodes, DIRECT when None. Raises StageError where a node does not
+    work at all.
     """
     from ntcpsock.cli.stage import StageError
 
     start_echo(lab, stage, listener)
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
-    process = stage.start(lab.host_a, "a", argv, stage.environment("a", **(dialer or {})))
+    process = stage.start(
+        lab.host_a, "a", argv, stage.environment("a", **(DIRECT if dialer is None else dialer))
+    )
     while (event := process.next(_TRY_DEADLINE)) is not None:
         yield event
     if process.process.wait() not in (0, 1):
         raise StageError(f"the dialer broke:\n{process.errors()}")
 
 
-def technique_settings(techniques: str | None) -> dict[str, str]:
+def technique_settings(techniques: str | None) -> Mapping[str, str]:
     """The NTCP_* settings of a node that uses only `T[,T]`; what is no technique is a usage error (exit 2)."""
     from ntcpsock._config import TECHNIQUES
 
     if techniques is None:
-        return {}
+        return DIRECT
     unknown = sorted(set(techniques.split(",")) - set(TECHNIQUES))
     if unknown:
         known = ", ".join(TECHNIQUES)

@@ -29,7 +29,9 @@ def draw(
     nat_b: Annotated[str, typer.Option("--nat-b", metavar="KIND", help="Host B's router.")] = "linux",
     technique: Annotated[
         str | None,
-        typer.Option("--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all."),
+        typer.Option(
+            "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all but relay."
+        ),
     ] = None,
     delay_ms: Annotated[
         float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")

@@ -31,7 +31,9 @@ def matrix(
     ] = None,
     technique: Annotated[
         str | None,
-        typer.Option("--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all."),
+        typer.Option(
+            "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all but relay."
+        ),
     ] = None,
     tries: Annotated[int, typer.Option("--tries", min=1, max=1000, help="Connects of each pair.")] = 5,
     delay_ms: Annotated[

@@ -1,4 +1,4 @@
-"""`ntcp serve`: STUN and broker in one process."""
+"""`ntcp serve`: STUN, broker and relay in one process."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def serve(
             help="Connect to TCP clients of the STUN server that ask for it, so that they learn how they are filtered.",
         ),
     ] = True,
+    tcp: Annotated[
+        bool, typer.Option("--tcp/--no-tcp", help="Broker and relay over TCP too, on the broker's port.")
+    ] = True,
     state_dir: StateDir = None,
     allow_spoofing: Annotated[
         bool,
@@ -82,7 +85,7 @@ def serve(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
-    """Run a STUN server and a broker until SIGINT or SIGTERM.
+    """Run a STUN server, a broker and a relay until SIGINT or SIGTERM.
 
     Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes.
     """
@@ -106,6 +109,7 @@ def serve(
         connect_back,
         state_dir,
         allow_spoofing,
+        tcp,
     )
 
     async def main() -> None:
@@ -126,6 +130,7 @@ class Options:
     connect_back: bool
     state_dir: Path | None
     allow_spoofing: bool = False
+    tcp: bool = True
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -138,6 +143,9 @@ class Options:
 async def _serve(options: Options, as_json: bool) -> None:
     import trio
 
+    from ntcpsock._servers.limits import raise_descriptor_limit
+
+    raise_descriptor_limit()
     # Signals are caught before anything is bound: whoever sees the ready line may send one.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -204,12 +212,13 @@ async def _serve_stun(
 async def _serve_broker(
     options: Options, announced: Sequence[Endpoint], task_status: trio.TaskStatus[BrokerServer]
 ) -> None:
-    from ntcpsock._servers.broker import serve_udp_broker
+    from ntcpsock._servers.broker import serve_broker
 
-    await serve_udp_broker(
+    await serve_broker(
         options.listen,
         options.broker_port,
         state_dir=options.state_dir or default_state_dir(),
+        tcp=options.tcp,
         stun=announced,
         elsewhere=told_addresses(options.listen),
         allow_spoofing=options.allow_spoofing,

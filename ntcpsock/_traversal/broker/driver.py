@@ -1,16 +1,15 @@
-"""A session with the UDP broker under trio: the machine on a socket, its requests as awaitable calls."""
+"""A session with the broker under trio: the machine on its link, its requests as awaitable calls."""
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from ntcpsock._address import BrokerAddress, encode_node_id
+from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import (
     BadMessage,
     BrokerUnreachable,
@@ -18,7 +17,6 @@ from ntcpsock._errors import (
     IdentityMismatch,
     NameNotFound,
     NameTaken,
-    NTCPError,
     PeerOffline,
 )
 from ntcpsock._identity import Identity
@@ -36,13 +34,9 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
-from ntcpsock._traversal.broker.frame import Sealer
-from ntcpsock._traversal.broker.link import Destination, Link
-from ntcpsock._traversal.broker.machine import ClientMachine
+from ntcpsock._traversal.broker.link import Link
 from ntcpsock._traversal.broker.message import (
     MAX_PORTS,
-    MAX_TTL,
-    MIN_TTL,
     Found,
     FromBroker,
     Introduce,
@@ -59,6 +53,7 @@ from ntcpsock._traversal.broker.message import (
     Welcome,
     encode_allow,
 )
+from ntcpsock._traversal.broker.reach import reach, ttl_for
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
 
@@ -66,8 +61,6 @@ _logger = logging.getLogger("ntcpsock.broker")
 
 #: Offers and answers that wait to be taken. One more is dropped: whoever sent it sends it again.
 MAX_DELIVERIES = 256
-# Another address of the broker is tried beside the first after this pause (RFC 8305 section 5).
-_STAGGER = 0.25
 
 
 class BrokerSession:
@@ -92,8 +85,18 @@ class BrokerSession:
 
     @property
     def broker_host(self) -> str:
-        """The numeric address at which the broker is reached."""
+        """Where the broker is reached: a numeric address, or a name for a proxy."""
         return self._link.broker_host
+
+    @property
+    def relays(self) -> tuple[Endpoint, ...]:
+        """The broker's relays; the host may be a name where we reached the broker through a proxy."""
+        return self._link.relays
+
+    @property
+    def transport(self) -> str:
+        """How the broker is reached now: "udp" or "tcp"."""
+        return self._link.transport
 
     @property
     def rtt(self) -> float:
@@ -117,7 +120,7 @@ class BrokerSession:
 
     def keep_alive_every(self, interval: float) -> None:
         """Another interval between keep-alives, in seconds, from now on; call it before the registration."""
-        self._machine.keep_alive_every(interval, _ttl(interval), trio.current_time())
+        self._machine.keep_alive_every(interval, ttl_for(interval), trio.current_time())
         self._link.flush()
 
     async def wait_connected(self) -> None:
@@ -174,7 +177,12 @@ class BrokerSession:
         answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
         if isinstance(answer, Introduced):
             return Introduction(
-                answer.key, answer.instance, answer.card, answer.observed_host, answer.also_observed
+                answer.key,
+                answer.instance,
+                answer.card,
+                answer.observed_host,
+                answer.also_observed,
+                answer.tickets,
             )
         who = f"{name}.ntcp" if name is not None else encode_node_id(to)
         if isinstance(answer, Unreachable) and answer.reason is Reason.NOT_FOUND:
@@ -247,7 +255,7 @@ class BrokerSession:
                 _logger.info("broker %s: %s", self._link.address, "silent" if silent else "was restarted")
                 if silent:
                     # The network may be another one now: a new socket finds its way in it.
-                    self._link.move_on()
+                    self._link.reopen()
             case WrongKeyShown(key):
                 self._wrong_key = key
             case RegistrationLost(reason, name):
@@ -288,11 +296,12 @@ async def open_broker_session(
 ) -> AsyncIterator[BrokerSession]:
     """A session with the broker at `address`, kept alive every `keep_alive_interval` seconds until the block ends.
 
+    It goes over UDP, and where no answer comes over TCP, through the proxy that the environment names.
     Where `address` has no key, the pinned one is expected, and without a pin the first one seen is pinned.
     Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route) and IdentityMismatch.
     What the block raises leaves as it is, not in a group.
     """
-    link = await _connect(address, identity, pins, keep_alive_interval, timeout)
+    link = await reach(address, identity, pins, keep_alive_interval, timeout)
     link.prove_further_addresses()
     failure: BaseException | None = None
     try:
@@ -312,75 +321,3 @@ async def open_broker_session(
         link.close()
     if failure is not None:
         raise failure
-
-
-async def _connect(
-    address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float, timeout: float
-) -> Link:
-    """The first of the broker's addresses that answers; each next one starts a little later, or when one fails."""
-    key = address.key or pins.get("brokers", _pin_name(address))
-    winner: Link | None = None
-    errors: list[Exception] = []
-
-    async def attempt(destination: Destination, before: trio.Event | None, failed: trio.Event) -> None:
-        nonlocal winner
-        if before is not None:
-            with trio.move_on_after(_STAGGER):
-                await before.wait()
-        # An instance for each address: two addresses of one broker must not look like one node that moves.
-        machine = ClientMachine(
-            Sealer(identity), key, keep_alive_interval=keep_alive_interval, ttl=_ttl(keep_alive_interval)
-        )
-        others = [place for place in destinations if place != destination]
-        link = Link(machine, address, destination, others)
-        try:
-            await link.greet()
-            if address.key is None:
-                pins.check("brokers", _pin_name(address), link.broker_key)
-            if winner is None:
-                winner = link
-                race.cancel_scope.cancel()
-        except OSError as error:
-            errors.append(error)
-            failed.set()
-        finally:
-            if winner is not link:
-                machine.close()
-                link.flush()
-                link.close()
-
-    with trio.move_on_after(timeout):
-        destinations = await _resolve(address)
-        async with trio.open_nursery() as race:
-            before = None
-            for destination in destinations:
-                failed = trio.Event()
-                race.start_soon(attempt, destination, before, failed)
-                before = failed
-    if winner is not None:
-        return winner
-    for error in errors:
-        if isinstance(error, NTCPError) and not isinstance(error, BrokerUnreachable):
-            raise error
-    text = f"no answer from the broker {address.host}:{address.port}"
-    if errors:
-        raise BrokerUnreachable(f"{text}: {errors[0]}") from ExceptionGroup("broker", errors)
-    raise BrokerUnreachable(f"{text} within {timeout:g} s")
-
-
-def _ttl(keep_alive_interval: float) -> int:
-    """Seconds after which the broker may forget us."""
-    return int(min(MAX_TTL, max(MIN_TTL, 3 * keep_alive_interval)))
-
-
-async def _resolve(address: BrokerAddress) -> list[Destination]:
-    try:
-        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:
-        raise BrokerUnreachable(f"broker {address.host}: {error}") from error
-    # In the system's order (RFC 6724), each once.
-    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
-
-
-def _pin_name(address: BrokerAddress) -> str:
-    return f"{address.host}:{address.port}"

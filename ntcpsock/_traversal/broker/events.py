@@ -98,3 +98,5 @@ class Introduction:
     observed_host: str = ""
     #: Further addresses that the node has proved to the broker.
     also_observed: tuple[str, ...] = ()
+    #: Our ticket to a relay, and the one to pass on to that node; None where the broker has no relay.
+    tickets: tuple[bytes, bytes] | None = None

@@ -1,4 +1,4 @@
-"""A client machine on a UDP socket under trio: the loop of every session with a broker."""
+"""A client machine on its way to a broker under trio: the loop of every session."""
 
 from __future__ import annotations
 
@@ -6,61 +6,62 @@ import ipaddress
 import math
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import trio
+from msgspec import structs
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, Welcome
+from ntcpsock._traversal.broker.message import Welcome
 from ntcpsock._traversal.broker.side import SidePath
+from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
 from ntcpsock._traversal.candidate import is_loopback
-from ntcpsock._traversal.interfaces import further_uplinks, prefer_lasting_source
+from ntcpsock._traversal.interfaces import further_uplinks
 
-#: Address family and socket address, as `getaddrinfo` gives them.
-Destination = tuple[int, tuple[Any, ...]]
+#: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
+#: and over TCP, where a connection has to be made first.
+FALLBACK_DELAY = 0.4
+CONNECTION_PATIENCE = 5.0
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
 
-# Seconds for which a lost broker is greeted at one of its addresses, before it is the next one's turn.
-_PATIENCE = 5.0
-
 
 class Link:
-    """One machine and the socket under it. `run` serves both; `flush` sends at once, from any task.
+    """One machine and the ways to its broker, one of which is in use. `run` serves it; `flush` sends at once, from any
+    task.
 
-    others: further destinations of the same broker.
+    transports: the first is the one to begin with; the others' turn comes where it stays silent.
     """
 
     def __init__(
-        self,
-        machine: ClientMachine,
-        address: BrokerAddress,
-        destination: Destination,
-        others: Sequence[Destination] = (),
+        self, machine: ClientMachine, address: BrokerAddress, transports: Sequence[Transport]
     ) -> None:
         self.machine = machine
         self.address = address
-        self._family, self._destination = destination
-        self._others = others
+        self._transports = list(transports)
+        self._transport = self._transports[0]
+        self._running = trio.CancelScope()
         self._sides: list[SidePath] = []
-        self._moved = 0.0
-        self._socket: trio.socket.SocketType | None = None
-        self._raw: socket.socket | None = None
-        self._opened = trio.Event()
         self._wake = trio.Event()
         self._handle: Callable[[Event], None] = self._greeting_event
         self._greeted = trio.Event()
         self._suspicious = trio.Event()
+        self._lost = trio.Event()
+        self._found = trio.Event()
         self._error: Exception | None = None
 
     @property
     def broker_host(self) -> str:
-        """The numeric address at which the broker is reached."""
-        return str(self._destination[0])
+        """Where the broker is reached: a numeric address, or a name for a proxy."""
+        return self._transport.host
+
+    @property
+    def transport(self) -> str:
+        """What is in use: "udp" or "tcp"."""
+        return self._transport.name
 
     @property
     def broker_key(self) -> bytes:
@@ -72,7 +73,7 @@ class Link:
     @property
     def welcome(self) -> Welcome:
         """The latest Welcome; STUN servers that share the broker's host have its address filled in, and are left out
-        where it has none in their family."""
+        where it has none in their family that we know."""
         welcome = self.machine.welcome
         assert welcome is not None
         stun = []
@@ -83,15 +84,27 @@ class Link:
                 host = next((str(address[0]) for known, address in self._places() if known == family), None)
             if host is not None:
                 stun.append(Endpoint(host, server.port))
-        return Welcome(welcome.session, welcome.observed, tuple(stun), welcome.elsewhere, welcome.spoofs)
+        return structs.replace(welcome, stun=tuple(stun))
+
+    @property
+    def relays(self) -> tuple[Endpoint, ...]:
+        """Those of the latest Welcome, with the broker's host filled in, which may be a name, for a proxy."""
+        welcome = self.machine.welcome
+        assert welcome is not None
+        return tuple(
+            Endpoint(self._transport.host, relay.port)
+            if ipaddress.ip_address(relay.host).is_unspecified
+            else relay
+            for relay in welcome.relays
+        )
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""
         welcome = self.machine.welcome
         told = () if welcome is None else welcome.elsewhere
+        ways = (way.destination for way in (self._transport, *self._transports))
         return [
-            (self._family, self._destination),
-            *self._others,
+            *(place for place in ways if place is not None),
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
         ]
 
@@ -100,7 +113,8 @@ class Link:
         firsts: dict[int, Destination] = {}
         for place in self._places():
             firsts.setdefault(place[0], place)
-        self._sides = [SidePath(*place) for family, place in firsts.items() if family != self._family]
+        here = self._transport.destination
+        self._sides = [SidePath(*place) for family, place in firsts.items() if not here or family != here[0]]
         for source in further_uplinks():
             own = firsts.get(socket.AF_INET6 if ":" in source else socket.AF_INET)
             if own is not None and not is_loopback(str(own[1][0])):
@@ -116,60 +130,29 @@ class Link:
             f"expected is {known}"
         )
 
-    # The socket.
-
-    def move_on(self) -> None:
-        """A new socket, towards the broker's next address where it has several: this one led nowhere."""
-        here = self._family, self._destination
-        others = [place for place in dict.fromkeys(self._places()) if place != here]
-        if others:
-            self._others = [*others[1:], here]
-            self._family, self._destination = others[0]
-        self._moved = trio.current_time()
-        self.reopen()
+    # Sending.
 
     def reopen(self) -> None:
-        """A new socket, from whatever own address now leads to the broker; none while nothing does."""
-        self.close()
-        try:
-            raw = socket.socket(self._family, socket.SOCK_DGRAM)
-        except OSError as error:  # a system without IPv6
-            self._error = error
-            return
-        try:
-            raw.setblocking(False)
-            if self._family == socket.AF_INET6:
-                prefer_lasting_source(raw)
-            # Connected: the kernel drops what others send, and tells us of ICMP errors.
-            raw.connect(self._destination)
-        except OSError as error:
-            raw.close()
-            self._error = error
-            return
-        self._raw = raw
-        self._socket = trio.socket.from_stdlib_socket(raw)
-        self._opened.set()
+        """The session is lost in silence: begin from whatever own address now leads to the broker, and after a while
+        by another way."""
+        known = {way.destination[1][:2] for way in self._transports if way.name == "udp" and way.destination}
+        told = {place[1][:2]: place for place in self._places() if place[1][:2] not in known}
+        self._transports += [UdpTransport(place) for place in told.values()]
+        self._transport.close()
+        self._lost.set()
 
     def close(self) -> None:
-        """Close the sockets; `flush` would open others."""
+        """Close what is open; `flush` would open it again."""
         for side in self._sides:
             side.close()
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = self._raw = None
-        self._opened = trio.Event()
+        for transport in self._transports:
+            transport.close()
 
     def flush(self) -> None:
         """Send what the machine has, without waiting, and have its timers looked at anew."""
         for datagram in self.machine.datagrams_to_send():
-            if self._raw is None:
-                self.reopen()
-            if self._raw is None:
-                continue
             try:
-                # Not through trio: `introduce` is on the critical path of every connect, and a UDP
-                # socket's buffer has room. Where it has not, the datagram is lost like any other.
-                self._raw.send(datagram)
+                self._transport.send(datagram)
             except OSError as error:
                 self._suspect(error)
         for index, datagram in self.machine.proofs_to_send():
@@ -182,8 +165,6 @@ class Link:
         """Run until the broker has welcomed us. Raises OSError or IdentityMismatch; waits for ever else."""
         self.machine.start(trio.current_time())
         self.flush()
-        if self._raw is None and self._error is not None:
-            raise self._error
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.run, self._greeting_event)
             nursery.start_soon(self._judge)
@@ -198,26 +179,22 @@ class Link:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._change)
             for side in self._sides:
                 nursery.start_soon(side.run, self._take)
 
     async def _receive(self) -> None:
         while True:
-            if self._socket is None:
-                await self._opened.wait()
-                continue
-            try:
-                datagram = await self._socket.recv(MAX_DATAGRAM + 1)
-            except trio.ClosedResourceError:
-                # `reopen` took it away.
-                continue
-            except OSError as error:
-                self._suspect(error)
-                continue
-            self._take(datagram)
+            with trio.CancelScope() as self._running:
+                await self._transport.run(self._take, self._suspect, self._renew)
 
     def _take(self, datagram: bytes) -> None:
         self.machine.receive_datagram(datagram, trio.current_time())
+        self._turn()
+
+    def _renew(self) -> None:
+        """A new connection is another place to the broker: be found there at once, not at the next keep-alive."""
+        self.machine.greet_again(trio.current_time())
         self._turn()
 
     async def _keep_time(self) -> None:
@@ -228,12 +205,36 @@ class Link:
                 await self._wake.wait()
             self.machine.handle_timer(trio.current_time())
             self._turn()
-            lost = self._greeted.is_set() and not self.machine.connected
-            if lost and trio.current_time() - self._moved > _PATIENCE:
-                self.move_on()
+
+    async def _change(self) -> None:
+        """After a silence: one transport after the other, until the broker answers on one."""
+        while True:
+            await self._lost.wait()
+            self._lost = trio.Event()
+            datagram_patience = FALLBACK_DELAY
+            while not self.machine.connected and not self.machine.closed:
+                self._found = trio.Event()
+                is_udp = self._transport.name == "udp"
+                with trio.move_on_after(datagram_patience if is_udp else CONNECTION_PATIENCE):
+                    await self._found.wait()
+                    break
+                if is_udp:
+                    # The path may be long, and no TCP lead out.
+                    datagram_patience = min(2 * datagram_patience, CONNECTION_PATIENCE)
+                if len(self._transports) > 1:
+                    self._switch()
+
+    def _switch(self) -> None:
+        self._transport.close()
+        index = self._transports.index(self._transport)
+        self._transport = self._transports[(index + 1) % len(self._transports)]
+        self._running.cancel()
+        self._renew()
 
     def _turn(self) -> None:
         for event in self.machine.events():
+            if isinstance(event, Connected):
+                self._found.set()
             self._handle(event)
         self.flush()
 

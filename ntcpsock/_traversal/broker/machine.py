@@ -181,6 +181,14 @@ class ClientMachine:
         """Begin to greet, or to ask for the key."""
         self._begin_greeting(now)
 
+    def greet_again(self, now: float) -> None:
+        """The way to the broker is another one: to it we may be a stranger there."""
+        if self._state is _State.CLOSED:
+            return
+        if self._state is _State.CONNECTED:
+            self._events.append(events.Disconnected(silent=False))
+        self._begin_greeting(now)
+
     def accept_key(self, key: bytes, now: float) -> None:
         """Go on with the key that KeyShown told."""
         if self._state is _State.ASKING_KEY:

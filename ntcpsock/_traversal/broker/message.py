@@ -18,6 +18,7 @@ from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
 from ntcpsock._traversal.broker.frame import OVERHEAD
+from ntcpsock._traversal.relay.message import TICKET_LENGTH
 
 #: With IPv6 and UDP headers still below 1280, the smallest MTU of IPv6 (RFC 8200 section 5).
 MAX_DATAGRAM = 1200
@@ -35,6 +36,7 @@ MAX_STUN_SERVERS = 8
 MAX_ELSEWHERE = 4
 #: Addresses of a node beside the one of its session.
 MAX_PROVED = 3
+MAX_RELAYS = 4
 #: Entries of an allow list; each travels as a digest.
 MAX_ALLOWED = 48
 ALLOWED_DIGEST_LENGTH = 16
@@ -62,6 +64,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
 ObservedHost = Annotated[str, Meta(max_length=64)]
 AlsoObserved = Annotated[tuple[ObservedHost, ...], Meta(max_length=MAX_PROVED)]
+Ticket = Annotated[bytes, Meta(min_length=TICKET_LENGTH, max_length=TICKET_LENGTH)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -206,7 +209,8 @@ class Welcome(Body, frozen=True, tag=33):
     """A session is open.
 
     `stun` with an unspecified host means the broker's own: its IPv4 address for 0.0.0.0, its IPv6 address for ::.
-    `elsewhere`: where the broker is reached in the other family.
+    In `relays` either means the host at which the broker was reached. `elsewhere`: where the broker is reached in the
+    other family.
     """
 
     session: Session
@@ -215,9 +219,10 @@ class Welcome(Body, frozen=True, tag=33):
     elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
     #: Whether the operator allows Spoof.
     spoofs: bool = False
+    relays: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_RELAYS)] = ()
 
     def __post_init__(self) -> None:
-        for endpoint in (self.observed, *self.stun, *self.elsewhere):
+        for endpoint in (self.observed, *self.stun, *self.elsewhere, *self.relays):
             _check_endpoint(endpoint)
 
 
@@ -248,6 +253,8 @@ class Introduced(Body, frozen=True, tag=37):
     observed_host: ObservedHost = ""
     #: Further addresses that it has proved.
     also_observed: AlsoObserved = ()
+    #: Tickets to a relay, should the two need one: ours, and the one to pass on to that node.
+    tickets: tuple[Ticket, Ticket] | None = None
 
 
 class Unreachable(Body, frozen=True, tag=38):

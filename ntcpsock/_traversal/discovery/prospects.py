@@ -26,8 +26,10 @@ NO_UDP = "a host without UDP"
 _PEERS = ((KEEPS, _EXACT), (STEPS, _SEQUENTIAL), (BLOCK, _BLOCK), (DRAWS, _RANDOM))
 
 
-def prospects(discovery: Discovery) -> tuple[Prospect, ...]:
-    """What will work to whom. It says what is to be expected; every attempt is made all the same."""
+def prospects(discovery: Discovery, broker_over_tcp: bool = False) -> tuple[Prospect, ...]:
+    """What will work to whom without a relay. It says what is to be expected; every attempt is made all the same.
+
+    broker_over_tcp: the broker was reached so, and does without UDP."""
     udp, tcp = discovery.udp, discovery.tcp
     peers = (PUBLIC, *(peer for peer, _ in _PEERS), NO_UDP)
     if tcp.reachable.truth is not True:
@@ -36,11 +38,12 @@ def prospects(discovery: Discovery) -> tuple[Prospect, ...]:
             Prospect(peer, verdict, why="TCP does not get out to the servers that were asked")
             for peer in peers
         )
-    if udp.reachable.truth is False:
+    if udp.reachable.truth is False and not broker_over_tcp:
         return tuple(
-            Prospect(peer, "no", why="the broker is reached over UDP, which gets no answer") for peer in peers
+            Prospect(peer, "no", why="UDP gets no answer, and no broker was reached over TCP")
+            for peer in peers
         )
-    without_udp = Prospect(NO_UDP, "no", why="such a host does not reach the broker: that takes UDP")
+    without_udp = Prospect(NO_UDP, "perhaps", why="such a host needs the broker's TCP port")
     if _lets_everybody_in(tcp):
         how = "public" if tcp.translated.truth is False else "tcp-open"
         reached = tuple(
@@ -164,7 +167,7 @@ def _drawing(allocation: Allocation) -> str:
     }.get(allocation.value, "and which one is not known")
 
 
-def advice(discovery: Discovery) -> tuple[str, ...]:
+def advice(discovery: Discovery, broker_over_tcp: bool = False) -> tuple[str, ...]:
     """What would help, the most useful first; empty where all is well."""
     udp, tcp = discovery.udp, discovery.tcp
     if discovery.captive_portal.truth:
@@ -176,14 +179,16 @@ def advice(discovery: Discovery) -> tuple[str, ...]:
             )
         return ("Is this host online, and are the servers up? Name others with NTCP_BROKER and NTCP_STUN.",)
     found: list[str] = []
-    if udp.reachable.truth is False:
-        found.append("Let UDP out to the broker's port (6060 by default): without it nobody is met.")
+    meets = udp.reachable.truth is not False or broker_over_tcp
+    if not meets:
+        found.append("Let UDP or TCP out to the broker's port (6060 by default): without it nobody is met.")
     if tcp.reachable.truth is False:
         found.append(
             "Let TCP out to the STUN servers' port (3478 by default): without it no port is known outside."
         )
-    weak = udp.reachable.truth is not False and any(
-        one.verdict in ("no", "perhaps") and one.peer != NO_UDP for one in prospects(discovery)
+    weak = meets and any(
+        one.verdict in ("no", "perhaps") and one.peer != NO_UDP
+        for one in prospects(discovery, broker_over_tcp)
     )
     if tcp.translated.truth and weak:
         found.append(_reachable_by_mapping(discovery))

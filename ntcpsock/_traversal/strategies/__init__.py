@@ -9,6 +9,7 @@ from ntcpsock._traversal.strategies import (
     lan,
     port_mapped,
     public,
+    relay,
     tcp_natblaster,
     tcp_open,
     tcp_predict,
@@ -27,4 +28,5 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "tcp-stunt2": tcp_stunt2.attempt,
     "tcp-natblaster": tcp_natblaster.attempt,
     "tcp-stunt1": tcp_stunt1.attempt,
+    "relay": relay.attempt,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,6 +19,9 @@ from ntcpsock._traversal.punch.driver import accept_connections, open_punch_list
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
+
+if TYPE_CHECKING:
+    from ntcpsock._traversal.strategies.relay import RelayAccess
 
 # Seconds in which one of many connections must be authenticated: it may have met a stranger's.
 AUTHENTICATION_DEADLINE = 5.0
@@ -48,7 +52,7 @@ class AttemptContext:
 
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
-    to that port, where this attempt is the one to use it.
+    to that port, where this attempt is the one to use it; relay: for the technique of that name.
     """
 
     planned: PlannedAttempt
@@ -60,6 +64,7 @@ class AttemptContext:
     servers: Sequence[Endpoint] = ()
     talk: Talk | None = None
     given: GivenSocket | None = None
+    relay: RelayAccess | None = None
 
     @property
     def remote(self) -> Endpoint:

@@ -1,0 +1,311 @@
+"""`GET /relay`: two nodes that present the tickets of one session get joined, and the kernel moves their bytes.
+
+What the relay sees is ciphertext. What it bounds: who may enter (tickets of a broker that shares its secret, each
+good once), how long the first waits for the second, how many connections a node has here, how much it moves, and how
+long a silent connection stays.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._servers.limits import RateLimit
+from ntcpsock._servers.splice import Forwarder, Meter
+from ntcpsock._servers.web import Visitor
+from ntcpsock._traversal.relay.message import (
+    TICKET_HEADER,
+    UPGRADE,
+    Seat,
+    Ticket,
+    from_header_untrusted,
+    verify_untrusted,
+)
+
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, at once
+# The kernel asks a silent end after a minute whether it is still there (RFC 9293 section 3.8.4).
+_KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
+_SWEEP_INTERVAL: Final = 10.0
+# Of refusals that no later try with the same ticket can change.
+_STATUS: Final = {"ticket was used": 409, "the other side has left": 410}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """sessions: joined or waiting, in all and of one node; used_tickets: how many are remembered; entry_rate,
+    entry_burst: tickets that are taken of one address, per second and at once, so that nobody fills that memory.
+
+    bytes_per_second: of one node, all its connections and both directions; None: no limit. Seconds:
+    pairing_deadline for the second side, idle_timeout without a byte in either direction.
+    """
+
+    sessions: int = 4096
+    sessions_of_a_node: int = 256
+    used_tickets: int = 100_000
+    entry_rate: float = 200.0
+    entry_burst: float = 5000.0
+    bytes_per_second: float | None = None
+    pairing_deadline: float = 15.0
+    idle_timeout: float = 7200.0
+
+
+@dataclass(slots=True)
+class RelayCounters:
+    """What the relay has done since it started."""
+
+    refused: Counter[str] = field(default_factory=Counter)  # by reason
+    joined: int = 0
+    unmatched: int = 0  # the other side never came
+    resets: int = 0
+    idle: int = 0
+    bytes: int = 0
+    open: int = 0  # nodes' connections, joined or waiting
+
+
+class _Place:
+    """One side that has come: it waits for the other one, and then until both are done."""
+
+    def __init__(self, visitor: Visitor, ticket: Ticket) -> None:
+        self.visitor = visitor
+        self.ticket = ticket
+        self.joined = trio.Event()
+        #: Nobody waits at its socket any more; `has_left` says whether that has ended.
+        self.released = trio.Event()
+        self.has_left = False
+        self.done = trio.Event()
+
+    async def wait(self) -> None:
+        """Until it is over: joined and done, or gone before the other side came."""
+        with trio.CancelScope() as gone:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, gone)
+                await self.joined.wait()
+                nursery.cancel_scope.cancel()
+        if self.joined.is_set():
+            self.released.set()
+            await self.done.wait()
+
+    async def _watch(self, gone: trio.CancelScope) -> None:
+        """Cancel `gone` when the node leaves. What it says already is the other side's, and stays."""
+        try:
+            if not await self.visitor.stream.socket.recv(1, socket.MSG_PEEK):
+                gone.cancel()
+        except OSError:
+            gone.cancel()
+
+
+class _Allowance:
+    """A node's bytes: a bucket that holds one second's worth."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = rate
+        self._then = trio.current_time()
+
+    async def spend(self, count: int) -> None:
+        now = trio.current_time()
+        self._left = min(self._rate, self._left + (now - self._then) * self._rate) - count
+        self._then = now
+        if self._left < 0:
+            await trio.sleep(-self._left / self._rate)
+
+
+class RelayDesk:
+    """The relayed connections of one server; `sweep` runs as its task."""
+
+    def __init__(
+        self,
+        secret: bytes,
+        limits: RelayLimits | None = None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        forwarder: Forwarder | None = None,
+    ) -> None:
+        self.counters = RelayCounters()
+        self._secret = secret
+        self._limits = limits or RelayLimits()
+        self._wall_clock = wall_clock
+        self._forwarder = forwarder or Forwarder()
+        self._entries = RateLimit(self._limits.entry_rate, self._limits.entry_burst)
+        self._used: OrderedDict[tuple[bytes, Seat], int] = OrderedDict()
+        self._waiting: dict[bytes, _Place] = {}
+        self._of_node: Counter[bytes] = Counter()
+        self._allowances: dict[bytes, _Allowance] = {}
+        self._last_bytes: dict[trio.CancelScope, float] = {}
+
+    async def serve(self, visitor: Visitor) -> None:
+        """One side's connection, until it ends."""
+        try:
+            ticket = verify_untrusted(
+                self._secret,
+                from_header_untrusted(visitor.header(TICKET_HEADER) or b""),
+                self._wall_clock(),
+            )
+        except BadMessage as error:
+            await self._refuse(visitor, 403, error.args[0])
+            return
+        if (visitor.header("upgrade") or b"").lower() != UPGRADE.encode():
+            await self._refuse(visitor, 426, f"upgrade to {UPGRADE} is expected")
+            return
+        reason = self._why_not(ticket, visitor.source.host)
+        if reason is not None:
+            await self._refuse(visitor, _STATUS.get(reason, 429), reason)
+            return
+        if visitor.rest:
+            await self._refuse(visitor, 400, "bytes before the answer")
+            return
+        visitor.proved()
+        with self._counted(ticket):
+            await self._seat(_Place(visitor, ticket))
+
+    async def sweep(self) -> NoReturn:
+        """End what has been silent for too long; forget tickets whose time is over."""
+        while True:
+            await trio.sleep(min(_SWEEP_INTERVAL, self._limits.idle_timeout / 2))
+            now = trio.current_time()
+            for scope, then in list(self._last_bytes.items()):
+                if now - then > self._limits.idle_timeout:
+                    self.counters.idle += 1
+                    scope.cancel()
+            self._forget_used()
+
+    def close(self) -> None:
+        """After the last connection has ended."""
+        self._forwarder.close()
+
+    async def _refuse(self, visitor: Visitor, status: int, reason: str) -> None:
+        self.counters.refused[reason] += 1
+        await visitor.answer(status, reason + "\n")
+
+    def _why_not(self, ticket: Ticket, host: str) -> str | None:
+        """Why a good ticket does not get in, or None; from now on it is used."""
+        if (ticket.session, ticket.seat) in self._used:
+            return "ticket was used"
+        if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
+            return "the other side has left"
+        if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
+            return "too many connections of this node"
+        if self.counters.open >= 2 * self._limits.sessions:
+            return "the relay is full"
+        if not self._entries.take(host.partition("%")[0], trio.current_time()):
+            return "too many tickets of this address lately"
+        self._forget_used()
+        if len(self._used) >= self._limits.used_tickets:
+            return "too many tickets lately"
+        self._used[ticket.session, ticket.seat] = ticket.expires
+        return None
+
+    def _forget_used(self) -> None:
+        now = self._wall_clock()
+        # Tickets come about in the order in which they expire; one that does not is forgotten a little late.
+        while self._used and next(iter(self._used.values())) < now:
+            self._used.popitem(last=False)
+
+    @contextmanager
+    def _counted(self, ticket: Ticket) -> Iterator[None]:
+        self.counters.open += 1
+        self._of_node[ticket.node] += 1
+        try:
+            yield
+        finally:
+            self.counters.open -= 1
+            self._of_node[ticket.node] -= 1
+            if not self._of_node[ticket.node]:
+                del self._of_node[ticket.node]
+                self._allowances.pop(ticket.node, None)
+
+    async def _seat(self, place: _Place) -> None:
+        visitor, session = place.visitor, place.ticket.session
+        other = self._waiting.pop(session, None)
+        if other is None:
+            self._waiting[session] = place
+            visitor.scope.deadline = trio.current_time() + self._limits.pairing_deadline
+            try:
+                await visitor.switch(UPGRADE)
+                await place.wait()
+            finally:
+                if not place.released.is_set():
+                    place.has_left = True
+                    place.released.set()
+                if self._waiting.get(session) is place:
+                    del self._waiting[session]
+                    self.counters.unmatched += 1
+        else:
+            for side in (place, other):
+                # Both end with this task.
+                side.visitor.scope.deadline = math.inf
+            other.joined.set()
+            try:
+                await visitor.switch(UPGRADE)
+                await other.released.wait()
+                if other.has_left:
+                    self.counters.unmatched += 1
+                else:
+                    await self._join(other, place)
+            finally:
+                other.done.set()
+
+    async def _join(self, first: _Place, second: _Place) -> None:
+        self.counters.joined += 1
+        sockets = (first.visitor.stream.socket, second.visitor.stream.socket)
+        for sock in sockets:
+            _keep_alive(sock)
+        is_broken = False
+
+        async def forward(source: trio.socket.SocketType, sink: trio.socket.SocketType) -> None:
+            nonlocal is_broken
+            try:
+                await self._forwarder.forward(source, sink, meter)
+            except OSError:
+                is_broken = True
+                scope.cancel()
+
+        with trio.CancelScope() as scope:
+            meter = self._meter(scope, first.ticket.node, second.ticket.node)
+            self._last_bytes[scope] = trio.current_time()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(forward, *sockets)
+                    nursery.start_soon(forward, sockets[1], sockets[0])
+            finally:
+                del self._last_bytes[scope]
+        if scope.cancelled_caught:
+            self.counters.resets += is_broken
+            for sock in sockets:
+                with suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def _meter(self, scope: trio.CancelScope, *nodes: bytes) -> Meter:
+        rate = self._limits.bytes_per_second
+        allowances = []
+        if rate is not None:
+            allowances = [
+                self._allowances.setdefault(node, _Allowance(rate)) for node in dict.fromkeys(nodes)
+            ]
+
+        async def meter(count: int) -> None:
+            self.counters.bytes += count
+            self._last_bytes[scope] = trio.current_time()
+            for allowance in allowances:
+                await allowance.spend(count)
+
+        return meter
+
+
+def _keep_alive(sock: trio.socket.SocketType) -> None:
+    with suppress(OSError):  # gone already: the first read tells
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,158 @@
+"""Reaching a broker for the first time: its addresses over UDP, and soon after over TCP, in one race."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from ntcpsock._address import BrokerAddress
+from ntcpsock._errors import BrokerUnreachable, NTCPError
+from ntcpsock._identity import Identity
+from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.frame import Sealer
+from ntcpsock._traversal.broker.link import FALLBACK_DELAY, Link
+from ntcpsock._traversal.broker.machine import ClientMachine
+from ntcpsock._traversal.broker.message import MAX_TTL, MIN_TTL
+from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport, WebSocketTransport
+from ntcpsock._traversal.http.proxy import find_proxy
+
+# Another address of the broker is tried beside the first after this pause (RFC 8305 section 5).
+_STAGGER = 0.25
+
+
+async def reach(
+    address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float, timeout: float
+) -> Link:
+    """The link by which the broker answers first.
+
+    Each next address starts a little later, or when one fails; TCP starts when nothing has answered over UDP for
+    `FALLBACK_DELAY` seconds, or when the name cannot be resolved here and a proxy may do it. Raises BrokerUnreachable,
+    IdentityMismatch.
+    """
+    race = _Race(address, identity, pins, keep_alive_interval)
+    with trio.move_on_after(timeout):
+        await race.run()
+    if race.winner is not None:
+        return race.winner
+    for error in race.errors:
+        if isinstance(error, NTCPError) and not isinstance(error, BrokerUnreachable):
+            raise error
+    text = f"no answer from the broker {address.host}:{address.port}"
+    if race.errors:
+        raise BrokerUnreachable(f"{text}: {race.errors[0]}") from ExceptionGroup("broker", race.errors)
+    raise BrokerUnreachable(f"{text} within {timeout:g} s")
+
+
+class _Race:
+    def __init__(
+        self, address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float
+    ) -> None:
+        self._address = address
+        self._identity = identity
+        self._pins = pins
+        self._key = address.key or pins.get("brokers", _pin_name(address))
+        self._keep_alive_interval = keep_alive_interval
+        self._proxy = find_proxy(address.host)
+        self._resolved: list[Destination] = []
+        self._resolution_ended = trio.Event()
+        self.winner: Link | None = None
+        self.errors: list[Exception] = []
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._over_tcp)
+            await self._over_udp()
+
+    async def _over_udp(self) -> None:
+        try:
+            self._resolved = await _resolve(self._address)
+        except BrokerUnreachable as error:
+            self.errors.append(error)
+            return
+        finally:
+            self._resolution_ended.set()
+        before = None
+        for destination in self._resolved:
+            failed = trio.Event()
+            transports = self._ways(destination)
+            self._nursery.start_soon(self._attempt, transports, before, failed)
+            before = failed
+
+    async def _over_tcp(self) -> None:
+        if self._proxy is not None:
+            with trio.move_on_after(FALLBACK_DELAY):
+                await self._resolution_ended.wait()
+                if self._resolved:
+                    await trio.sleep(FALLBACK_DELAY)
+            await self._attempt((self._web_socket(None),), None, trio.Event())
+            return
+        await self._resolution_ended.wait()
+        await trio.sleep(FALLBACK_DELAY)
+        before = None
+        for destination in self._resolved:
+            failed = trio.Event()
+            transports = self._ways(destination, tcp_first=True)
+            self._nursery.start_soon(self._attempt, transports, before, failed)
+            before = failed
+
+    def _ways(self, first: Destination, *, tcp_first: bool = False) -> tuple[Transport, ...]:
+        """To the broker at `first`, and then to its other addresses: a lost session is looked for everywhere."""
+        places = [first, *(place for place in self._resolved if place != first)]
+        over_udp = [UdpTransport(place) for place in places]
+        over_tcp = [self._web_socket(place) for place in (places if self._proxy is None else places[:1])]
+        return (*over_tcp, *over_udp) if tcp_first else (*over_udp, *over_tcp)
+
+    def _web_socket(self, destination: Destination | None) -> WebSocketTransport:
+        """A proxy is told the name, and resolves it itself."""
+        if destination is None or self._proxy is not None:
+            return WebSocketTransport(self._address.host, self._address.port, self._proxy, None)
+        return WebSocketTransport(str(destination[1][0]), self._address.port, None, destination)
+
+    async def _attempt(
+        self, transports: tuple[Transport, ...], before: trio.Event | None, failed: trio.Event
+    ) -> None:
+        if before is not None:
+            with trio.move_on_after(_STAGGER):
+                await before.wait()
+        # An instance for each: two ways to one broker must not look like one node that moves.
+        machine = ClientMachine(
+            Sealer(self._identity),
+            self._key,
+            keep_alive_interval=self._keep_alive_interval,
+            ttl=ttl_for(self._keep_alive_interval),
+        )
+        link = Link(machine, self._address, transports)
+        try:
+            await link.greet()
+            if self._address.key is None:
+                self._pins.check("brokers", _pin_name(self._address), link.broker_key)
+            if self.winner is None:
+                self.winner = link
+                self._nursery.cancel_scope.cancel()
+        except OSError as error:
+            self.errors.append(error)
+            failed.set()
+        finally:
+            if self.winner is not link:
+                machine.close()
+                link.flush()
+                link.close()
+
+
+def ttl_for(keep_alive_interval: float) -> int:
+    """Seconds after which the broker may forget us."""
+    return int(min(MAX_TTL, max(MIN_TTL, 3 * keep_alive_interval)))
+
+
+async def _resolve(address: BrokerAddress) -> list[Destination]:
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise BrokerUnreachable(f"broker {address.host}: {error}") from error
+    # In the system's order (RFC 6724), each once.
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _pin_name(address: BrokerAddress) -> str:
+    return f"{address.host}:{address.port}"

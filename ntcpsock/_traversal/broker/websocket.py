@@ -1,0 +1,105 @@
+"""A broker's frames as binary messages of a WebSocket (RFC 6455): bytes in and out, at either end.
+
+For networks that let nothing but HTTP out. One frame is one message; there is no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Ping,
+    RejectConnection,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+
+PATH: Final = "/signal"
+
+
+class WebSocketMachine:
+    """One connection; made by `client` or `server`. Bytes go out through `data_to_send`."""
+
+    def __init__(self, websocket: WSConnection) -> None:
+        self._websocket = websocket
+        self._out = bytearray()
+        self._partial = bytearray()
+        self.is_open = False
+        #: Whether the other end has said goodbye.
+        self.is_over = False
+
+    @classmethod
+    def client(cls, host: str) -> WebSocketMachine:
+        """Asks for the upgrade; `host` is what stands in the Host header."""
+        machine = cls(WSConnection(ConnectionType.CLIENT))
+        machine._out += machine._websocket.send(Request(host=host, target=PATH))
+        return machine
+
+    @classmethod
+    def server(cls, headers: Sequence[tuple[bytes, bytes]]) -> WebSocketMachine:
+        """Answers the request that had these headers. Raises BadMessage where it asks for no WebSocket."""
+        machine = cls(WSConnection(ConnectionType.SERVER))
+        try:
+            machine._websocket.initiate_upgrade_connection(list(headers), PATH)
+            for event in machine._websocket.events():
+                if isinstance(event, Request):
+                    machine._out += machine._websocket.send(AcceptConnection())
+                    machine.is_open = True
+        except (ProtocolError, ValueError) as error:
+            raise BadMessage("not a WebSocket request") from error
+        return machine
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The messages that `data` completes. Raises BadMessage for whatever a node or a broker would not send."""
+        messages: list[bytes] = []
+        try:
+            self._websocket.receive_data(data)
+            for event in self._websocket.events():
+                if isinstance(event, BytesMessage):
+                    self._partial += event.data
+                    if len(self._partial) > MAX_DATAGRAM:
+                        raise BadMessage("too long")
+                    if event.message_finished:
+                        messages.append(bytes(self._partial))
+                        self._partial.clear()
+                elif isinstance(event, AcceptConnection):
+                    self.is_open = True
+                elif isinstance(event, Ping):
+                    self._out += self._websocket.send(event.response())
+                elif isinstance(event, CloseConnection):
+                    self._out += self._websocket.send(event.response())
+                    self.is_over = True
+                elif isinstance(event, RejectConnection):
+                    raise BadMessage("refused", f"HTTP status {event.status_code}")
+                elif isinstance(event, TextMessage):
+                    raise BadMessage("text message")
+        except (ProtocolError, ValueError) as error:
+            if isinstance(error, BadMessage):
+                raise
+            raise BadMessage("not a WebSocket", str(error)) from error
+        return messages
+
+    def send(self, message: bytes) -> None:
+        """Put a message out. Only while the connection is open."""
+        self._out += self._websocket.send(BytesMessage(data=message))
+
+    def close(self) -> None:
+        """Say goodbye, where that can be said."""
+        if self.is_open and not self.is_over:
+            self.is_over = True
+            self._out += self._websocket.send(CloseConnection(code=1000))
+
+    def data_to_send(self) -> bytes:
+        """What is to be sent, once."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data

@@ -1,0 +1,1 @@
+"""What goes between nodes, brokers and relays about relayed connections."""

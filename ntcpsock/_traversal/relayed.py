@@ -1,0 +1,92 @@
+"""The relay of one dial: asked for beside the race for a direct path, in a round of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._config import Encryption
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.plan import PlannedAttempt
+from ntcpsock._traversal.punch.message import Card
+from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.relay_plan import make_relay_plan
+from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
+from ntcpsock._traversal.strategies.relay import RelayAccess
+
+#: Far from those of the direct and joint techniques; the last that an offer can name is the mapped port's.
+RELAY_ROUND = 15
+
+
+class RelayContext(Protocol):
+    """What a dial needs of its node for this."""
+
+    @property
+    def techniques(self) -> Sequence[str]: ...
+    @property
+    def encryption(self) -> Encryption: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
+    @property
+    def broker_rtt(self) -> float: ...
+    @property
+    def introductions(self) -> Introductions: ...
+
+
+async def run_relay_round(
+    node: RelayContext,
+    dial: Dial,
+    card: Card,
+    warm: WarmPort,
+    race: Race,
+    nursery: trio.Nursery,
+    tell: Callable[[bytes], Awaitable[None]],
+    *,
+    budget: float,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Announce the relay when the plan says so, and enter it into the race, which lets direct paths win until the
+    plan's grace is over. budget: seconds for all of it."""
+    with race.more_may_come():
+        task_status.started()
+        rtt = card.broker_rtt + node.broker_rtt
+        plan = make_relay_plan(
+            warm.candidates, card.candidates, techniques=node.techniques, relays=node.relays, rtt=rtt
+        )
+        if plan is None:
+            return
+        begin = trio.current_time()
+        await trio.sleep(plan.prepare)
+        offer = dial.offer(RELAY_ROUND, warm, node.broker_rtt, "relay")
+
+        async def tickets() -> tuple[bytes, bytes] | None:
+            if dial.tickets is None:
+                await node.introductions.introduce(dial, offer)
+            taken, dial.tickets = dial.tickets, None
+            return taken
+
+        planned = PlannedAttempt("relay", node.relays[0], 0.0, budget - plan.prepare)
+        talk = Talk(dial.dial_id, RELAY_ROUND, dial.mailbox, nursery, tell)
+        race.start_relay(planned, warm.port, talk, RelayAccess(node.relays, tickets), begin + plan.use)
+    # A datagram that nobody acknowledges, and all depends on it.
+    for pause in (0.0, *REPEAT_PAUSES, *REPEAT_PAUSES):
+        await trio.sleep(pause)
+        with suppress(OSError):
+            await tell(offer)
+
+
+def why_no_relay(node: RelayContext) -> str:
+    """Why a relay did not help a dial that failed."""
+    if node.encryption == "off":
+        return 'Connections with encryption="off" do not go over a relay, which would read them.'
+    if "relay" not in node.techniques:
+        return "The relay, which connects every pair, is not allowed here (settings relay and techniques)."
+    if not node.relays:
+        return "The broker has no relay: `ntcp serve` runs one on its TCP port."
+    return "The relay could not be used either: either side may not reach it, or not allow it."

@@ -1,0 +1,274 @@
+"""connect() by way of a relay, over loopback."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from world import World, open_world
+
+from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._config import Config
+from ntcpsock._errors import ConfigurationError, TraversalFailed
+from ntcpsock._listener import NTCPListener
+from ntcpsock._node import Node
+from ntcpsock._servers.broker import serve_broker
+from ntcpsock._servers.relay import RelayLimits
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal import relay_plan
+from ntcpsock._traversal.direct import RACE_BUDGET
+from ntcpsock._traversal.plan import RAW_TECHNIQUES
+from ntcpsock._traversal.punch.driver import has_ipv6
+from ntcpsock._traversal.relayed import why_no_relay
+from ntcpsock.trio import open_node
+
+PATIENCE = 60.0
+
+
+async def connect(node: Node, listener: NTCPListener) -> tuple[NTCPStream, NTCPStream]:
+    streams: list[NTCPStream] = []
+
+    async def accept() -> None:
+        streams.append(await listener.accept())
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            mine = await node.open_stream("alice", 8000)
+    return mine, streams[0]
+
+
+async def check_both_ways(one: NTCPStream, two: NTCPStream) -> None:
+    async with one, two:
+        data = bytes(range(256)) * 4096
+
+        async def send(stream: NTCPStream) -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, one)
+            nursery.start_soon(send, two)
+            assert b"".join([bytes(part) async for part in two]) == data
+            assert b"".join([bytes(part) async for part in one]) == data
+
+
+@pytest.mark.parametrize(("dialer", "listener"), [("only", "auto"), ("auto", "only"), ("only", "only")])
+async def test_relay_only(tmp_path: Path, dialer: str, listener: str) -> None:
+    """Whichever end says it: everything goes over the relay, at once, and neither end learns of an address."""
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay=listener) as alice, world.node(relay=dialer) as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                for stream in (mine, theirs):
+                    assert (stream.path.kind, stream.path.technique) == ("relay", "relay")
+                    assert stream.path.remote == world.server.address
+                await check_both_ways(mine, theirs)
+                attempts = [entry for entry in mine.report.attempts if entry.technique != "relay"]
+                assert attempts == []
+        await until_relay_is_free(world)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_a_world_without_ipv4(tmp_path: Path) -> None:
+    """Nothing is aimed at, so it does not matter that joint techniques need an IPv4 address."""
+    async with open_world(tmp_path, "::1", tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert mine.path.kind == "relay"
+                assert mine.path.remote[0] == "::1"
+                await check_both_ways(mine, theirs)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_a_relay_joins_two_families(tmp_path: Path) -> None:
+    hosts = ("127.0.0.1", "::1")
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve_broker, hosts, 0, state_dir=None, elsewhere=hosts))
+        uris = [str(BrokerAddress(host, server.address.port, server.key)) for host in hosts]
+        async with (
+            open_node(broker=uris[0], name="alice", state_dir=tmp_path / "alice", relay="only") as alice,
+            open_node(broker=uris[1], state_dir=tmp_path / "bob", relay="only") as bob,
+        ):
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert (theirs.path.remote[0], mine.path.remote[0]) == hosts
+                await check_both_ways(mine, theirs)
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_a_relay_no_other_technique_counts_as_chosen(tmp_path: Path) -> None:
+    """Who only forbids the relay has not asked for raw packets, and is not told what they lack."""
+    async with open_world(tmp_path) as world:
+        async with world.node("alice") as alice, world.node(relay="never") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert not {entry.technique for entry in mine.report.attempts} & set(RAW_TECHNIQUES)
+                await check_both_ways(mine, theirs)
+
+
+async def test_a_relayed_dial_is_no_success_of_the_network(tmp_path: Path) -> None:
+    """It says nothing of the direct techniques, and the next dial tries them in another order."""
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node() as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                await check_both_ways(mine, theirs)
+                assert bob.surroundings.earlier_failures(await bob.resolve("alice")) == 1
+
+
+async def until_relay_is_free(world: World) -> None:
+    assert world.server.relay is not None
+    with trio.fail_after(PATIENCE):
+        while world.server.relay.counters.open:
+            await trio.sleep(0.01)
+
+
+async def test_a_direct_path_asks_no_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_plan, "SHORTEST_GRACE", PATIENCE)
+    monkeypatch.setattr(relay_plan, "LONGEST_GRACE", PATIENCE)
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node() as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert mine.path.kind == "lan"
+                await check_both_ways(mine, theirs)
+        assert world.server.relay is not None
+        assert world.server.relay.counters.joined == 0
+
+
+@pytest.mark.parametrize(
+    ("dialer", "listener"),
+    [("auto", "auto"), ("never", "auto"), pytest.param("auto", "never", marks=pytest.mark.slow)],
+)
+async def test_never_at_either_end_is_never(tmp_path: Path, dialer: str, listener: str) -> None:
+    """With no other technique allowed: over the relay, or not at all."""
+    async with open_world(tmp_path, tcp=True) as world:
+        settings: dict[str, Any] = {"techniques": ("relay",)}
+        async with world.node("alice", relay=listener, **settings) as alice:
+            async with world.node(relay=dialer, **settings) as bob:
+                async with await alice.open_listener(8000) as listening:
+                    if "never" not in (dialer, listener):
+                        await check_both_ways(*await connect(bob, listening))
+                        return
+                    with trio.fail_after(PATIENCE), pytest.raises(TraversalFailed) as caught:
+                        await bob.open_stream("alice", 8000, timeout=PATIENCE)
+                    assert caught.value.errno == errno.EHOSTUNREACH
+                    assert "relay" in str(caught.value)
+                    assert caught.value.report is not None
+                    assert caught.value.report.stages[-1].ended is not None
+                    assert caught.value.report.stages[-1].ended < RACE_BUDGET + 10
+
+
+async def test_a_relay_that_is_away_is_followed_by_the_next(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        with trio.socket.socket() as dead:
+            await dead.bind(("127.0.0.1", 0))
+            core = world.server.core
+            here = core._relays[0]
+            core._relays = (here._replace(port=dead.getsockname()[1]), here)
+            async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+                async with await alice.open_listener(8000) as listening:
+                    mine, theirs = await connect(bob, listening)
+                    assert mine.path.kind == "relay"
+                    assert [entry.tries for entry in mine.report.attempts] == [2]
+                    await check_both_ways(mine, theirs)
+
+
+async def test_a_private_listener_is_relayed_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", allow=("bob",)) as alice, world.node("bob", relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                assert (mine.path.kind, theirs.peer.name) == ("relay", "bob")
+                await check_both_ways(mine, theirs)
+
+
+async def test_a_reset_passes_the_relay(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                mine.reset()
+                with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError) as caught:
+                    await theirs.receive_some(1)
+                assert isinstance(caught.value.__cause__, ConnectionResetError)
+                theirs.reset()
+        await until_relay_is_free(world)
+
+
+@pytest.mark.parametrize(
+    ("settings", "relays", "words"),
+    [
+        ({"encryption": "off"}, (Endpoint("192.0.2.1", 1),), "would read them"),
+        ({"relay": "never"}, (Endpoint("192.0.2.1", 1),), "not allowed here"),
+        ({}, (), "has no relay"),
+        ({}, (Endpoint("192.0.2.1", 1),), "either side"),
+    ],
+)
+def test_a_failure_says_why_no_relay_helped(
+    settings: dict[str, Any], relays: tuple[Endpoint, ...], words: str
+) -> None:
+    @dataclass
+    class FakeNode:
+        techniques: tuple[str, ...]
+        encryption: str
+        relays: tuple[Endpoint, ...]
+
+    config = Config(**settings)
+    node = FakeNode(config.usable_techniques, config.encryption, relays)
+    assert words in why_no_relay(node)  # type: ignore[arg-type]
+
+
+async def test_a_broken_relay_breaks_the_stream_as_a_reset(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                world.broker_scope.cancel()
+                for stream in (mine, theirs):
+                    with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some(1)
+                    stream.reset()
+
+
+async def test_a_cancelled_connect_leaves_nothing_at_the_relay(tmp_path: Path) -> None:
+    async with open_world(tmp_path, tcp=True) as world:
+        async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                # A listener whose dialer never takes its seat waits in vain.
+                assert world.server.relay is not None
+                world.server.relay._limits = RelayLimits(pairing_deadline=1.0)
+                for milliseconds in (0, 2, 5, 10, 15, 20, 30, 50):
+                    with trio.move_on_after(milliseconds / 1000):
+                        (await bob.open_stream("alice", 8000)).reset()
+                await until_relay_is_free(world)
+                # Those that were up to the listener have come to it; a whole one still goes through.
+                with trio.fail_after(PATIENCE):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(reset_arrivals, listening)
+                        async with await bob.open_stream("alice", 8000) as mine:
+                            assert mine.path.kind == "relay"
+                        nursery.cancel_scope.cancel()
+
+
+async def reset_arrivals(listening: NTCPListener) -> None:
+    while True:
+        (await listening.accept()).reset()
+
+
+def test_plain_connections_and_a_relay_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="the relay would read everything"):
+        Config(relay="only", encryption="off")
+    assert "relay" not in Config(encryption="off").usable_techniques
+    assert "relay" not in Config(relay="never").usable_techniques
+    assert Config(relay="only").usable_techniques == ("relay",)
+    with pytest.raises(ConfigurationError, match="auto"):
+        Config(relay="sometimes")  # type: ignore[arg-type]
+    assert Config.load({"NTCP_RELAY": "never"}).relay == "never"
