@@ -68,8 +68,8 @@ class Config:
     #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
     port_mapping: PortMapping = "auto"
     #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
-    #: it, and peers are told no address of ours. A relay sees ciphertext, so connections with `encryption="off"` do
-    #: not go over one, and "only" cannot be had with it.
+    #: it, and this node tells peers no address of its own (the broker still says where it sees it). A relay sees
+    #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
