@@ -221,7 +221,7 @@ def tell(
         Panel(facts, title="what happened", title_align="left", border_style="green" if same else "red")
     )
     console.print(timeline(connection["report"], title="the connect, step by step"))
-    if scene.path_rtt:
+    if scene.path_rtt and connection["kind"] != "relay":
         console.print(
             Text("\nNo packet of the download passed a server: NAT A and NAT B talked directly.", "dim")
         )
