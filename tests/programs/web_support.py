@@ -151,7 +151,7 @@ def pid():
         return urlopen(url + "/pid", timeout=60).read()
 
 before = pid()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 80
 with open(path, "a") as file:
     file.write("# edited\\n")
 while pid() in (before, None):
