@@ -88,7 +88,7 @@ WAIT = """
 import contextlib, socket, time
 
 def wait_until_up(host, port):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 80
     while True:
         try:
             return socket.create_connection((host, port)).close()
