@@ -23,6 +23,7 @@ from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.surroundings import LOOK_AROUND_INTERVAL, MAX_FAILING, Surroundings
 
+RELAYS = (Endpoint("198.51.100.56", 6060),)
 SERVERS = (Endpoint("198.51.100.54", 3478), Endpoint("198.51.100.55", 3478))
 
 
@@ -35,7 +36,7 @@ def leaks_show_where_they_are_made() -> Iterator[None]:
 
 def surroundings(experience: Experience, observed: str = "192.0.2.1") -> Surroundings:
     session = SimpleNamespace(
-        broker_host="198.51.100.53", welcome=SimpleNamespace(observed=Endpoint(observed, 5))
+        broker_host="198.51.100.53", welcome=SimpleNamespace(observed=Endpoint(observed, 5)), relays=RELAYS
     )
     return Surroundings(cast(BrokerSession, session), SERVERS, experience)
 
@@ -48,7 +49,7 @@ async def test_where_a_node_is(
     monkeypatch.setattr("ntcpsock._traversal.surroundings.ipv6_addresses", lambda: ("2001:db8::2",))
     here = surroundings(Experience(None))
     assert here.standpoint.observed == "192.0.2.1"
-    assert here.standpoint.services == {"198.51.100.53", "198.51.100.54", "198.51.100.55"}
+    assert here.standpoint.services == {f"198.51.100.{last}" for last in (53, 54, 55, 56)}
     assert here.standpoint.interfaces == {"10.0.0.2", "2001:db8::2"}
     addresses[0] = "10.9.9.9"
     await trio.sleep(LOOK_AROUND_INTERVAL + 0.1)
