@@ -34,12 +34,12 @@ class Attribute:
 
     def encode(self, mask: bytes) -> bytes:
         """The value, unpadded. `mask` is the cookie and the transaction id, 16 octets."""
-        raise NotImplementedError
+        raise NotImplementedError  # each attribute has its own
 
     @classmethod
     def decode_untrusted(cls, value: bytes, mask: bytes) -> Self:
         """The attribute that `value` holds. Raises BadMessage."""
-        raise NotImplementedError
+        raise NotImplementedError  # each attribute has its own
 
 
 @dataclass(frozen=True, slots=True)
