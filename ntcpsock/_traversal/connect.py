@@ -14,7 +14,8 @@ from ntcpsock._session.plain import PlainCarrier, nominate
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._traversal.accept import make_stream
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.direct import DialContext, DirectRace
+from ntcpsock._traversal.course import DialContext
+from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
