@@ -78,8 +78,8 @@ class Config:
     #: it, and this node tells peers no address of its own (the broker still says where it sees it). A relay sees
     #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
-    #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves, or
-    #: "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
+    #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
+    #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
     prefer: Prefer = "tcp"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0

@@ -64,6 +64,7 @@ FLOORS = (
         (
             "_nursery",
             "_traversal.*.driver",
+            "_traversal.checks.port",
             "_traversal.portmap.gateway",
             "_traversal.portmap.upnp",
             "_traversal.discovery.lifetime_driver",
@@ -116,6 +117,7 @@ FLOORS = (
             "_traversal.discovery.prospects",
             "_traversal.discovery.router",
             "_traversal.relay_plan",
+            "_traversal.datagram_plan",
         ),
         frozenset({"F0 words", "F1 protocols", "F2 notions", "F3 pure decisions"}),
         "both sides compute the same plan, from data alone",
@@ -127,6 +129,7 @@ FLOORS = (
         (
             "_traversal.discover",
             "_traversal.gather",
+            "_traversal.gather_udp",
             "_traversal.hops",
             "_traversal.learn",
             "_traversal.mapping",
@@ -154,6 +157,10 @@ FLOORS = (
         "F4 orchestration",
         (
             "_traversal.race",
+            "_traversal.patience",
+            "_traversal.course",
+            "_traversal.joint",
+            "_traversal.mapped",
             "_traversal.dial",
             "_traversal.introductions",
             "_traversal.pairs",
@@ -195,6 +202,8 @@ FLOORS = (
             "_traversal.portmap.*",
             "_traversal.discovery",
             "_traversal.discovery.*",
+            "_traversal.checks",
+            "_traversal.checks.*",
             "_traversal.punch",
             "_traversal.punch.*",
             "_traversal.http",

@@ -27,6 +27,9 @@ TECHNIQUE = "udp-punch"
 # The order in which candidates of one preference are hoped for.
 _HOPE = {"host": 0, "mapped": 1, "srflx": 2, "prflx": 3, "relay": 4}
 
+# Seconds; a repeated first packet is a large one.
+SHORTEST_HANDSHAKE_RTT = 0.1
+
 # Ways of the first packet: each costs it once more.
 MAX_GUESSES = 2
 
@@ -108,6 +111,11 @@ def make_datagram_plan(
 def udp_profile(profile: NATProfile, of_udp: NATProfile | None) -> NATProfile:
     """What is known of a NAT for UDP, where the peer has said something of its own or not."""
     return profile if of_udp is None else of_udp
+
+
+def handshake_rtt(rtt: float) -> float:
+    """What a handshake may take for the path's round trip, before it has measured: what is estimated, and some."""
+    return max(SHORTEST_HANDSHAKE_RTT, 1.5 * rtt)
 
 
 #: Packets a second of an attempt's checks: the first of each pair, and repetitions.

@@ -11,13 +11,14 @@ from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, greet_over
+from ntcpsock._session.quic.carrier import quic_client_handshake
 from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import client_handshake
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.message import derive_credentials
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.course import Course, DialContext, listen_at
-from ntcpsock._traversal.datagram_plan import make_datagram_plan
+from ntcpsock._traversal.datagram_plan import handshake_rtt, make_datagram_plan
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.joint import JointRounds
@@ -111,7 +112,9 @@ class DirectRace:
             if course.mapping is not None:
                 used = connection is not None and connection.carrier.local.port == course.mapping.port
                 carrier = connection.carrier if connection is not None and used else None
-                course.mapping.release(carrier.socket if isinstance(carrier, TLSCarrier | PlainCarrier) else None)
+                course.mapping.release(
+                    carrier.socket if isinstance(carrier, TLSCarrier | PlainCarrier) else None
+                )
         return connection
 
     def _enter(
@@ -197,7 +200,10 @@ class DirectRace:
         return await client_handshake(sock, self._course.card.fingerprint)
 
     async def _authenticate_path(self, path: PunchedPath) -> Carrier:
-        return await quic_client_handshake(path, self._course.card.fingerprint)
+        course = self._course
+        return await quic_client_handshake(
+            path, course.card.fingerprint, nursery=course.node.nursery, round_trip=handshake_rtt(course.rtt)
+        )
 
     async def _follow_answer(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         """The answer may refuse, or bring candidates that are newer than the card."""

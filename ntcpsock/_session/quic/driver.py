@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -15,7 +16,6 @@ import trio
 
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.machine import ABORT, DONE, QuicMachine
-from ntcpsock._session.socket_path import SocketPath
 
 # Datagrams in one system call, and in one turn before others get theirs.
 BATCH: Final = 45
@@ -26,6 +26,9 @@ LINGER: Final = 5.0
 UNREACHABLE_PATIENCE: Final = 1.0
 UNREACHABLE_TIMEOUTS: Final = 2
 
+#: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
+Batches = Callable[[], list[tuple[bytes, int]]]
+
 
 class QuicDriver:
     """path, machine: the two it joins. `run` must be a task for as long as there is a connection."""
@@ -35,7 +38,7 @@ class QuicDriver:
         self.machine = machine
         self.keep_alive = keep_alive
         self.over = trio.Event()  # the path is closed
-        self._batches = path.try_receive_batches if isinstance(path, SocketPath) else None
+        self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
         self._waiting: trio.CancelScope | None = None
         self._unsent: list[bytes] = []
@@ -161,7 +164,7 @@ class QuicDriver:
 
     def _watch_errors(self, now: float) -> None:
         """ICMP says that nobody is there, and nobody is heard: believe it after a while."""
-        error = self.path.error if isinstance(self.path, SocketPath) else None
+        error: OSError | None = getattr(self.path, "error", None)
         if error is None:
             self._lost_since = None
         elif self._lost_since is None:

@@ -10,15 +10,22 @@ from __future__ import annotations
 import errno
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._session.datagram_path import SAFE_DATAGRAM_SIZE, DatagramPath
+from ntcpsock._session.datagram_path import SAFE_DATAGRAM_SIZE
+from ntcpsock._session.socket_path import SocketPath
 from ntcpsock._traversal.checks.machine import ChecksMachine
 from ntcpsock._traversal.checks.pairs import Heard, Lost, Nominated, Outgoing, Valid, Way
 from ntcpsock._traversal.checks.port import UdpPort
+
+if TYPE_CHECKING:
+    import socket
 
 # Datagrams that are kept until they are read, before the path has a socket of its own.
 _LONGEST_QUEUE = 256
@@ -41,7 +48,8 @@ class PunchedPath:
     """A DatagramPath over a port and its checks. `run` drives the checks, as a task of a nursery that outlives the
     path; `close` ends both.
 
-    guesses: the ways of what is sent first; rtt: of the path, in seconds; port_is_ours: whether the port is closed with the path.
+    guesses: the ways of what is sent first; rtt: of the path, in seconds; port_is_ours: whether the port is closed with
+    the path.
     """
 
     def __init__(
@@ -67,7 +75,7 @@ class PunchedPath:
         self._repeats = 0
         self._has_received = False
         self._settled = False
-        self._socket: DatagramPath | None = None
+        self._socket: SocketPath | None = None
         self._connected: Way | None = None
         self._error: OSError | None = None
         self._closed = False
@@ -156,12 +164,12 @@ class PunchedPath:
     def _wake(self) -> None:
         self._readable.set()
         self._readable = trio.Event()
+        if self._socket is not None:
+            self._socket.interrupt()
 
     def _fail(self, error: OSError) -> None:
         self._error = self._error or error
         self._wake()
-        if self._socket is not None:
-            self._socket.interrupt()
 
     async def wait_alive(self) -> None:
         """Until the peer was heard from. Raises OSError where the path is broken, ClosedResourceError when closed."""
@@ -182,13 +190,29 @@ class PunchedPath:
             self._connect(self.machine.selected)
 
     def _connect(self, way: Way) -> None:
-        """From now on the kernel brings us what comes by `way`."""
-        del way  # until the batching socket is there all goes by the port
+        """From now on the kernel brings us what comes by `way`. Without a socket to spare all goes on by the port."""
+        if way == self._connected:
+            return
+        base, remote = way
+        before = self._socket
+        try:
+            # The C class is what the standard one is made of, and in a patched process that is ours.
+            sock = cast("socket.socket", self._port.open_connected(base, remote))
+            self._socket = SocketPath(
+                sock, remote, on_stun=lambda data, source: self.take_check(base, data, source)
+            )
+            self._connected = way
+        except OSError:
+            self._socket, self._connected = None, None
+        if before is not None:
+            before.close()
 
     # -- DatagramPath ----------------------------------------------------------------------------
 
     @property
     def local(self) -> Endpoint:
+        if self._socket is not None:
+            return self._socket.local
         way = self._current or (self._guesses[0] if self._guesses else (0, Endpoint("0.0.0.0", 0)))
         return Endpoint(*self._port.sockets[way[0]].getsockname()[:2])
 
@@ -212,6 +236,8 @@ class PunchedPath:
             self._sent_at = now
             self.machine.probe(now)
             self._notify()
+        if self._socket is not None:
+            return self._socket.try_send(datagrams)
         ways = self._guesses if self._current is None else (self._current,)
         for number, datagram in enumerate(datagrams):
             data = bytes(datagram)
@@ -239,28 +265,51 @@ class PunchedPath:
         self._wake()
 
     def try_receive(self) -> list[bytes]:
-        if self._queue:
-            batch = list(self._queue)
-            self._queue.clear()
-            return batch
+        return [
+            data[start : start + size]
+            for data, size in self.try_receive_batches()
+            for start in range(0, len(data), size)
+        ]
+
+    def try_receive_batches(self) -> list[tuple[bytes, int]]:
+        """As `try_receive`, uncut: buffers, and the size of each one's datagrams."""
         self._check_usable()
-        return []
+        batches = [(data, len(data)) for data in self._queue]
+        self._queue.clear()
+        if self._socket is not None:
+            received = self._socket.try_receive_batches()
+            if received:
+                self._received_at = trio.current_time()
+                batches += received
+        return batches
+
+    @property
+    def error(self) -> OSError | None:
+        """The last ICMP error since something came from the peer, or None."""
+        return None if self._socket is None else self._socket.error
 
     async def wait_readable(self) -> None:
-        self._check_usable()
-        interrupts = self._interrupts
-        if not self._queue:
-            await self._readable.wait()
-        else:
+        if self._queue:
+            self._check_usable()
             await trio.lowlevel.checkpoint()
-        self._check_interrupted(interrupts)
+            return
+        sock = self._socket
+        await self._wait(self._readable.wait if sock is None else sock.wait_readable)
 
     async def wait_writable(self) -> None:
+        sock = self._socket
+        # Before that many paths share a socket, and each may wait for it.
+        await self._wait(partial(trio.sleep, _WRITE_PAUSE) if sock is None else sock.wait_writable)
+
+    async def _wait(self, wait: Callable[[], Awaitable[None]]) -> None:
         self._check_usable()
         interrupts = self._interrupts
-        # Many paths share a socket, and each may wait for it.
-        await trio.sleep(_WRITE_PAUSE)
-        self._check_interrupted(interrupts)
+        with suppress(
+            trio.ClosedResourceError
+        ):  # our own socket's: it was replaced, or there is something here
+            await wait()
+        if self._closed or self._interrupts != interrupts:
+            raise trio.ClosedResourceError("this path was closed")
 
     def interrupt(self) -> None:
         self._interrupts += 1
@@ -283,10 +332,6 @@ class PunchedPath:
     @property
     def is_closed(self) -> bool:
         return self._closed
-
-    def _check_interrupted(self, before: int) -> None:
-        if self._closed or self._interrupts != before:
-            raise trio.ClosedResourceError("this path was closed")
 
     def _check_usable(self) -> None:
         if self._closed:

@@ -65,7 +65,10 @@ class Credentials:
 def derive_credentials(token: bytes, round_number: int, side: Side) -> Credentials:
     """The credentials of one round of the dial whose offer has `token` (32 secret bytes), as `side` sees them."""
     dialer, listener = (
-        (_derive(token, round_number, end, "fragment")[:16], _derive(token, round_number, end, "password")[:32])
+        (
+            _derive(token, round_number, end, "fragment")[:16],
+            _derive(token, round_number, end, "password")[:32],
+        )
         for end in ("dialer", "listener")
     )
     return Credentials(*dialer, *listener) if side == "dialer" else Credentials(*listener, *dialer)
@@ -176,7 +179,11 @@ def decode_request_untrusted(data: bytes, credentials: Credentials) -> Request:
     if priority is None or role is None or (controlling and controlled):
         raise BadMessage("a check without priority or role")
     return Request(
-        message, priority.priority, controlling is not None, role.tie_breaker, message.get(UseCandidate) is not None
+        message,
+        priority.priority,
+        controlling is not None,
+        role.tie_breaker,
+        message.get(UseCandidate) is not None,
     )
 
 

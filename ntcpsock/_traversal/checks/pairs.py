@@ -1,4 +1,4 @@
-"""The records of the check list (RFC 8445 section 6.1.2): one pair, its transactions, and when its next check is due."""
+"""The records of the check list (RFC 8445 section 6.1.2): pairs, and what comes of their checks."""
 
 from __future__ import annotations
 

@@ -186,11 +186,11 @@ class UdpPort:
             self.is_running = False
 
     async def _read(self, base: int, sock: _socket.socket) -> None:
-        while not self.closed:
+        while True:
             try:
                 await trio.lowlevel.wait_readable(sock)
             except (trio.ClosedResourceError, OSError, ValueError):
-                return
+                return  # the port was closed
             now = trio.current_time()
             for _ in range(_BATCH):
                 if self.closed:

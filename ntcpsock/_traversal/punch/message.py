@@ -28,6 +28,9 @@ MAX_CANDIDATES_OF_TRANSPORT = 8
 #: Bytes that one side of a joint technique may tell the other at once.
 MAX_SIGNAL = 512
 
+#: Rounds that one dial can name: direct and joint ones, the relay's, the mapped port's, and the joint ones over UDP.
+MAX_ROUND = 32
+
 # More ports than this do not fit into a card; dials to them wait for the answer.
 MAX_CARD_PORTS = 16
 
@@ -129,7 +132,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     dial_id: _DialId
     token: _Token
     port: _Port
-    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    round: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUND)]
     candidates: _Candidates
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
@@ -162,7 +165,7 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):
     """A word from one side of a joint technique to the other, in one round of a dial."""
 
     dial_id: _DialId
-    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    round: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUND)]
     name: Annotated[str, msgspec.Meta(max_length=24)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNAL)]
 

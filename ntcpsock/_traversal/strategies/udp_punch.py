@@ -17,7 +17,8 @@ from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; without a deadline it waits for a peer that never comes."""
     access = context.datagram
-    assert access is not None and access.plan is not None, "planned with UDP candidates only"
+    assert access is not None, "planned with UDP candidates only"
+    assert access.plan is not None, "planned with UDP candidates only"
     port = access.take_port()
     if port is None:
         raise OSError(errno.EADDRNOTAVAIL, "this side has no UDP port")
