@@ -121,7 +121,9 @@ class Doorkeeper:
                 dial_id, token, rest = await receive_bind(carrier)
                 await self._dials.arrived(dial_id)
         except (OSError, BadMessage, trio.TooSlowError, trio.ClosedResourceError) as error:
-            self._count(f"authentication: {type(error).__name__}")
+            # Whoever got so far has proven the offer's secret: most often it is the dialer, who has chosen otherwise.
+            if isinstance(error, BadMessage):
+                self._count("authentication: BadMessage")
             if carrier is not None:
                 carrier.close(abort=True)
             raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error

@@ -23,6 +23,7 @@ from ntcpsock._session.socket_path import SocketPath
 from ntcpsock._traversal.checks.machine import ChecksMachine
 from ntcpsock._traversal.checks.pairs import Heard, Lost, Nominated, Outgoing, Valid, Way
 from ntcpsock._traversal.checks.port import UdpPort
+from ntcpsock._traversal.punch.driver import source_address
 
 if TYPE_CHECKING:
     import socket
@@ -188,6 +189,7 @@ class PunchedPath:
         self._settled = True
         if self.machine.selected is not None:
             self._connect(self.machine.selected)
+            self._wake()
 
     def _connect(self, way: Way) -> None:
         """From now on the kernel brings us what comes by `way`. Without a socket to spare all goes on by the port."""
@@ -213,8 +215,10 @@ class PunchedPath:
     def local(self) -> Endpoint:
         if self._socket is not None:
             return self._socket.local
-        way = self._current or (self._guesses[0] if self._guesses else (0, Endpoint("0.0.0.0", 0)))
-        return Endpoint(*self._port.sockets[way[0]].getsockname()[:2])
+        remote = self.remote
+        if not remote.port:
+            return Endpoint("0.0.0.0", self._port.number)
+        return Endpoint(source_address(remote), self._port.number)
 
     @property
     def remote(self) -> Endpoint:

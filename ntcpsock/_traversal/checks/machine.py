@@ -109,6 +109,7 @@ class ChecksMachine:
         self._selected: Pair | None = None
         self._nominating: Pair | None = None
         self._consent_due = math.inf
+        self._consent_asked = -math.inf
         self._closed = False
         #: How often something was refused, by reason.
         self.refused: Counter[str] = Counter()
@@ -161,8 +162,9 @@ class ChecksMachine:
         """Ask for consent early: what was sent has brought nothing back."""
         pair = self._selected
         if pair is not None and not self._closed:
-            last = max(pair.transactions.values(), default=-math.inf)
-            self._consent_due = min(self._consent_due, max(now, last + SHORTEST_CONSENT_INTERVAL))
+            self._consent_due = min(
+                self._consent_due, max(now, self._consent_asked + SHORTEST_CONSENT_INTERVAL)
+            )
 
     def close(self) -> None:
         """No more checks, no more answers."""
@@ -258,11 +260,12 @@ class ChecksMachine:
         if pair.way != (base, source):
             raise BadMessage("a response from elsewhere")
         del self._by_transaction[response.transaction_id]
-        sent = pair.transactions.pop(response.transaction_id)
+        sent, as_controlling = pair.transactions.pop(response.transaction_id)
         if response.code == ErrorCode.ROLE_CONFLICT:
-            # RFC 8445 section 7.2.5.1: take the other role, with another tie-breaker, and ask again.
-            self.controlling = not self.controlling
-            self._tie_breaker = new_tie_breaker()
+            # RFC 8445 section 7.2.5.1: take the other role than it was sent in, with a new tie-breaker, and ask again.
+            if self.controlling == as_controlling:
+                self.controlling = not self.controlling
+                self._tie_breaker = new_tie_breaker()
             self._schedule(pair, now)
             return
         if response.code is not None or response.mapped is None:
@@ -298,7 +301,7 @@ class ChecksMachine:
 
     def _is_silent(self, pair: Pair, now: float) -> bool:
         """Whether a check of the pair in use is unanswered for longer than an answer takes."""
-        unanswered = [sent for sent in pair.transactions.values() if sent > pair.answered]
+        unanswered = [sent for sent, _ in pair.transactions.values() if sent > pair.answered]
         return bool(unanswered) and now - min(unanswered) > self._rto
 
     def _select(self, pair: Pair, now: float) -> None:
@@ -338,6 +341,7 @@ class ChecksMachine:
                 self.close()
                 self._events.append(Lost())
                 return
+            self._consent_asked = now
             self._send(self._selected, now)
             self._plan_consent(now)
 
@@ -365,7 +369,7 @@ class ChecksMachine:
         )
         if nominate and pair is self._nominating:
             pair.nominating = transaction
-        pair.transactions[transaction] = now
+        pair.transactions[transaction] = now, self.controlling
         self._by_transaction[transaction] = pair
         while len(pair.transactions) > _MAX_TRANSACTIONS:
             oldest = next(iter(pair.transactions))

@@ -76,8 +76,8 @@ class Pair:
     wanted: bool = False
     answered: float = -math.inf
     triggered: float = -math.inf
-    #: Transactions under way and when each was sent, the oldest first.
-    transactions: dict[bytes, float] = field(default_factory=dict)
+    #: Transactions under way, the oldest first: when each was sent, and in which role.
+    transactions: dict[bytes, tuple[float, bool]] = field(default_factory=dict)
     nominating: bytes | None = None
 
     @property

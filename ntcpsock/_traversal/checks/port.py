@@ -186,10 +186,10 @@ class UdpPort:
             self.is_running = False
 
     async def _read(self, base: int, sock: _socket.socket) -> None:
-        while True:
+        while sock.fileno() >= 0:
             try:
                 await trio.lowlevel.wait_readable(sock)
-            except (trio.ClosedResourceError, OSError, ValueError):
+            except (trio.ClosedResourceError, OSError):
                 return  # the port was closed
             now = trio.current_time()
             for _ in range(_BATCH):
