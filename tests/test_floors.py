@@ -135,6 +135,7 @@ FLOORS = (
             "_traversal.mapping",
             "_traversal.mapping_probe",
             "_traversal.observe",
+            "_traversal.observe_udp",
             "_traversal.ports",
             "_traversal.signals",
             "_traversal.strategies",
