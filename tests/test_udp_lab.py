@@ -173,6 +173,4 @@ def test_thirty_seconds_of_silence_with_short_time_outs(stage: MakeStage, tmp_pa
 def test_changing_ports_are_met(stage: MakeStage, nat_a: str, nat_b: str, technique: str) -> None:
     techniques = ("udp-punch", "udp-predict", "udp-birthday")
     dials = stage(nat_a, nat_b).dial(2, techniques=techniques, relay="never")
-    for d in dials:
-        print(d)
     assert ways(dials) == {("udp", technique, technique)}

@@ -23,6 +23,9 @@ _LOWEST_PORT, _HIGHEST_PORT = 1024, 65535
 # Seconds that the changing side holds its sockets longer than the other one tries.
 _MARGIN = 2.0
 
+# Of a narrow band so much is used.
+SHARE_OF_BAND = 4
+
 _rng = random.SystemRandom()
 
 
@@ -36,7 +39,8 @@ async def attempt(context: AttemptContext) -> Connection:
             ways = _guesses(meeting, context.planned.budget * rate)
             pace = 1 / rate
         elif meeting.ours.shape == "band" and meeting.theirs.shape == "exact":
-            count = min(sockets, meeting.held.budget)
+            # A customer of a carrier may have a few hundred ports: the rest of the household needs some.
+            count = min(sockets, meeting.held.budget, max(SHARE_OF_BAND, meeting.ours.width // SHARE_OF_BAND))
             remote = Endpoint(context.remote.host, meeting.theirs.low)
             ways = [(base, remote) for base in meeting.held.fresh(count)]
             pace = 1 / OPENINGS_PER_SECOND

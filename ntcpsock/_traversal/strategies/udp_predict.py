@@ -15,8 +15,8 @@ from ntcpsock._traversal.prediction import expected_hits, plan_spray
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.udp_spray import Meeting, agree, check_all
 
-# Expected hits below which it is not worth the entries; `udp-birthday` is for the rest.
-WORTHWHILE = 3.0
+# Expected hits below which it is not worth the entries. Where one port is known `udp-birthday` does the rest.
+WORTHWHILE = {True: 3.0, False: 0.02}
 
 # Seconds between two ways, and in which they are held: some round trips.
 PACE = 0.001
@@ -27,7 +27,9 @@ async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; EHOSTUNREACH where no port can be foreseen."""
     async with agree(context) as meeting:
         sessions = min(MAX_WAYS, meeting.held.budget)
-        if expected_hits(meeting.ours, meeting.theirs, sessions=sessions) < WORTHWHILE:
+        shapes = {meeting.ours.shape, meeting.theirs.shape}
+        expected = expected_hits(meeting.ours, meeting.theirs, sessions=sessions)
+        if expected < WORTHWHILE[shapes == {"exact", "band"}]:
             raise OSError(errno.EHOSTUNREACH, "a NAT chooses among too many ports for any to be foreseen")
         patience = max(SHORTEST_ROUND, 6 * context.rtt) + MAX_WAYS * PACE
         return await check_all(
