@@ -87,6 +87,7 @@ class QuicMachine:
         self.ended = False
         self.dropped_datagrams = 0
         self.closed = False  # by us
+        self.datagram_size = connection.configuration.max_datagram_size
         self._address = _ADDRESSES[is_ipv6]
         self._fingerprint = fingerprint
         self._connection = connection
@@ -140,9 +141,7 @@ class QuicMachine:
 
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
-        the peer's and new. Whatever they are: it raises nothing."""
-        if self.error is not None and self.is_over:
-            return 0
+        the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
         core = self._connection._core
         if self.handshake_done and core is not None:
             report = self._guard(core.receive_gro_buffer, buffer, size, self._address, now)
@@ -277,8 +276,7 @@ class QuicMachine:
     def max_datagram_payload(self) -> int:
         """The most bytes of a datagram that fit into one packet of the smallest size in use."""
         remote = self._connection._remote_max_datagram_frame_size or 0
-        size = self._connection.configuration.max_datagram_size
-        return max(0, min(size - _DATAGRAM_OVERHEAD, remote - 3))
+        return max(0, min(self.datagram_size - _DATAGRAM_OVERHEAD, remote - 3))
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram, unreliably; False where too much waits already. EMSGSIZE where it is too large."""
@@ -302,18 +300,47 @@ class QuicMachine:
     def has_datagrams(self) -> bool:
         return bool(self._datagrams)
 
+    def lower_datagram_size(self) -> bool:
+        """Send no more than 1200 bytes at once from now on: larger datagrams seem to get lost. Whether that is new."""
+        core, parameters = self._connection._core, self._connection._applied_transport_parameters
+        if core is None or parameters is None or self.datagram_size <= SMALLEST_INITIAL:
+            return False
+        self.datagram_size = SMALLEST_INITIAL
+        # The core takes over a peer's limit at any time, and limits only ever grow or stay, but this one.
+        self._guard(
+            core.apply_peer_transport_parameters,
+            parameters.initial_max_data or 0,
+            parameters.initial_max_stream_data_bidi_local or 0,
+            parameters.initial_max_stream_data_bidi_remote or 0,
+            parameters.initial_max_stream_data_uni or 0,
+            parameters.initial_max_streams_bidi or 0,
+            parameters.initial_max_streams_uni or 0,
+            3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
+            0.025 if parameters.max_ack_delay is None else parameters.max_ack_delay / 1000,
+            None if not parameters.max_idle_timeout else parameters.max_idle_timeout / 1000,
+            parameters.max_datagram_frame_size,
+            None,
+            parameters.active_connection_id_limit or 2,
+            bool(parameters.disable_active_migration),
+            SMALLEST_INITIAL,
+        )
+        return True
+
     # -- signs of life
 
-    def ping(self) -> int:
-        """Queue a PING; `is_answered` tells its answer."""
+    def ping(self, *, expect: bool = False) -> int:
+        """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer."""
         self._ping += 1
         core = self._connection._core
         if core is not None:
-            self._pings[self._ping] = False
-            while len(self._pings) > 8:
-                del self._pings[next(iter(self._pings))]
+            if expect:
+                self._pings[self._ping] = False
             self._guard(core.send_ping, self._ping)
         return self._ping
+
+    def forget_pings(self) -> None:
+        """Expect no answers any more."""
+        self._pings.clear()
 
     def is_answered(self, ping: int) -> bool:
         """Whether the packet with this PING has arrived at the peer. True only once."""
@@ -359,7 +386,8 @@ class QuicMachine:
     # -- what the core tells
 
     def _has_room_for_events(self) -> bool:
-        return self._held < RECEIVE_ROOM
+        # The answer to a ping that somebody waits for may stand behind data that nobody reads.
+        return self._held < (WINDOW if self._pings else RECEIVE_ROOM)
 
     def _on_stream_data(self, stream: int, data: bytes) -> None:
         if stream != STREAM:
@@ -383,8 +411,8 @@ class QuicMachine:
             certificate = self._connection.get_peercert()
             der = b"" if certificate is None else certificate.public_bytes()
             if not hmac.compare_digest(hashlib.sha256(der).digest(), self._fingerprint):
+                # The driver closes after it has sent the handshake's last part, without which no close is understood.
                 self._fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
-                self.close(ABORT, "wrong certificate")
                 return
         self.handshake_done = True
 
