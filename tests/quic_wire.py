@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -37,6 +37,7 @@ class WirePath:
         self.peer: WirePath
         self.error: OSError | None = None
         self.closed = False
+        self.on_send: Callable[[bytes], object] = len
         self._rng = rng
         self._free_at = 0.0
         self._arriving: list[tuple[float, int, bytes]] = []
@@ -52,6 +53,7 @@ class WirePath:
     def _send(self, datagram: bytes) -> None:
         weather, rng, now = self.weather, self._rng, trio.current_time()
         self.sent += 1
+        self.on_send(datagram)
         self._free_at = max(self._free_at, now)
         if (
             len(datagram) > weather.largest

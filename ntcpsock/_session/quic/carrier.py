@@ -178,6 +178,11 @@ class QuicCarrier:
         """The most bytes that `try_send_datagram` takes."""
         return self._machine.max_datagram_payload
 
+    @property
+    def dropped_datagrams(self) -> int:
+        """Datagrams that arrived and were dropped, because they were not fetched in time."""
+        return self._machine.dropped_datagrams
+
     def try_send_datagram(self, data: bytes) -> bool:
         """Send one datagram, which may get lost; False where too many wait. EMSGSIZE, or the carrier's error."""
         self._check_open()
@@ -211,7 +216,8 @@ class QuicCarrier:
     def close(self, *, abort: bool = False) -> None:
         if not self._closed:
             self._closed = True
-            self._driver.close(abort=abort)
+            # As TCP does: what nobody will read any more is no orderly end.
+            self._driver.close(abort=abort or self._machine.readable > 0)
             self.interrupt()
 
     async def aclose(self) -> None:

@@ -24,9 +24,8 @@ BATCH: Final = 45
 TURN: Final = 450
 # Seconds that a closed connection goes on without progress to bring out what was sent before.
 LINGER: Final = 5.0
-# After an ICMP error the peer has so long to be heard of (seconds, and at least so many probe time-outs).
+# After an ICMP error the peer has so long to be heard of: seconds, and at least three round trips.
 UNREACHABLE_PATIENCE: Final = 1.0
-UNREACHABLE_TIMEOUTS: Final = 2
 # Probe time-outs after which large datagrams are suspected of getting lost for their size.
 BLACK_HOLE_TIMEOUTS: Final = 3
 
@@ -132,8 +131,8 @@ class QuicDriver:
             machine.lower_datagram_size()
         if self._closing and not machine.closed:
             self._linger(now)
-        self._flush(now)
         self._watch_errors(now)
+        self._flush(now)
         self.wake()
         if machine.error is not None and not machine.closed:
             machine.close(ABORT)  # so that what goes on arriving gets an answer for a while
@@ -223,8 +222,12 @@ class QuicDriver:
             self._lost_since = None
         elif self._lost_since is None:
             self._lost_since = now
-        elif now >= self._lost_since + UNREACHABLE_PATIENCE and self.machine.timeouts >= UNREACHABLE_TIMEOUTS:
+            self.machine.ping()  # one who is there after all answers
+        elif now >= self._lost_since + self._unreachable_patience():
             self.machine.fail(error)
+
+    def _unreachable_patience(self) -> float:
+        return max(UNREACHABLE_PATIENCE, 3 * (self.machine.round_trip or 0.0))
 
     def _deadline(self) -> float:
         deadline = self.machine.next_timer()
@@ -233,6 +236,8 @@ class QuicDriver:
             wanted = min(wanted, self._said + self.keep_alive)
         if self._closing and not self.machine.closed:
             wanted = min(wanted, self._progress[0] + LINGER)
+        if self._lost_since is not None:
+            wanted = min(wanted, self._lost_since + self._unreachable_patience())
         # What is due already has been done, but for the last fraction of a microsecond.
         return max(wanted, trio.current_time() + SHORTEST_WAIT)
 

@@ -98,6 +98,7 @@ class QuicMachine:
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
+        self._may_use_stream = fingerprint is not None  # the client opens it
         self._wants_to_speak = False
 
     @classmethod
@@ -205,9 +206,12 @@ class QuicMachine:
     # -- the stream
 
     def send(self, data: bytes | memoryview) -> int:
-        """Take the first bytes of `data` for the stream, as far as there is room. Raises the connection's error."""
+        """Take the first bytes of `data` for the stream, as far as there is room: how many. Raises the connection's
+        error. A server has no room before the client's first byte has arrived."""
         self._check_may_send()
         core = self._connection._require_core()
+        if not self._may_use_stream:
+            return 0
         room = SEND_ROOM - core.get_send_buffer_size(STREAM)
         if room <= 0:
             return 0
@@ -227,7 +231,7 @@ class QuicMachine:
         core = self._connection._core
         if self.error is not None or self.ended or core is None:
             return True
-        return bool(core.get_send_buffer_size(STREAM) <= SEND_ROOM // 2)
+        return self._may_use_stream and bool(core.get_send_buffer_size(STREAM) <= SEND_ROOM // 2)
 
     def unacknowledged(self) -> int:
         """Bytes that have not reached the peer for sure, packets' overhead included."""
@@ -394,6 +398,7 @@ class QuicMachine:
             self._fail(_broken("the peer opened a second stream", None))
             self.close(ABORT, "one stream only")
         elif data:
+            self._may_use_stream = True
             self._chunks.append(memoryview(data))
             self._held += len(data)
 
