@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
@@ -18,8 +19,13 @@ from ntcpsock._session.socket_path import SocketPath
 
 async def say(source: QuicCarrier, target: QuicCarrier, text: bytes) -> None:
     """`text` goes from one end to the other, within 10 seconds."""
+    assert source.try_send(text) == len(text)
+    await receive(target, text)
+
+
+async def receive(target: QuicCarrier, text: bytes) -> None:
+    """`text` arrives within 10 seconds."""
     with trio.fail_after(10):
-        assert source.try_send(text) == len(text)
         got, buffer = b"", memoryview(bytearray(100))
         while len(got) < len(text):
             await target.wait_readable()
@@ -119,7 +125,7 @@ async def test_a_client_finds_out_that_larger_datagrams_fit(autojump_clock: trio
         near.on_send = lambda datagram: sizes.append(len(datagram))
         client.try_send(bytes(100_000))
         await trio.sleep(5)
-        assert max(sizes) == 1452
+        assert 1400 < max(sizes) <= 1452
         nursery.cancel_scope.cancel()
 
 
@@ -207,9 +213,10 @@ async def test_a_stranger_who_repeats_or_invents_moves_nothing() -> None:
             stranger.sendto(data, server.local)
         # A packet that has not arrived yet is the worst: it is the peer's, and new.
         client_path.try_send = lambda datagrams: len(datagrams)  # type: ignore[method-assign]
-        client.try_send(b"held back")
+        client.try_send(b"held back, ")
         client_path.try_send = record  # type: ignore[method-assign, assignment]
-        await say(client, server, b"held back")
+        client.try_send(b"and sent again")
+        await receive(server, b"held back, and sent again")
         with pytest.raises(BlockingIOError):
             stranger.recv(2000)
         assert server.remote == client.local
@@ -240,7 +247,7 @@ async def test_a_forged_source_gets_no_more_than_three_times_what_it_sent() -> N
             victim.sendto(datagram, server.local)
         await trio.testing.wait_all_tasks_blocked(0.1)
         received = 0
-        with pytest.raises(BlockingIOError):
+        with suppress(BlockingIOError):
             while True:
                 received += len(victim.recv(2000))
         assert 0 < received <= 3 * sum(map(len, caught))
