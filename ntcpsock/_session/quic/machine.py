@@ -390,8 +390,16 @@ class QuicMachine:
     # -- what the core tells
 
     def _has_room_for_events(self) -> bool:
-        # The answer to a ping that somebody waits for may stand behind data that nobody reads.
-        return self._held < (WINDOW if self._pings else RECEIVE_ROOM)
+        if self._held < RECEIVE_ROOM:
+            return True
+        # Behind data that nobody reads may stand the answer to a ping, and the end of everything. No more than the
+        # window is there, but what is taken out for a ping lets more come.
+        return not self._is_open or (bool(self._pings) and self._held < WINDOW)
+
+    @property
+    def _is_open(self) -> bool:
+        core = self._connection._core
+        return core is None or core.state in ("first_flight", "connected")
 
     def _on_stream_data(self, stream: int, data: bytes) -> None:
         if stream != STREAM:
