@@ -12,6 +12,7 @@ from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usab
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
 from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
+from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
@@ -213,7 +214,10 @@ def plans_of_both(
         joint = make_joint_plan(
             ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
         )
-        plans.append([*direct, *joint])
+        over_udp = make_joint_datagram_plan(
+            ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
+        )
+        plans.append([*direct, *joint, *over_udp])
     return plans[0], plans[1]
 
 
