@@ -154,7 +154,7 @@ def test_birthdays_can_be_switched_off() -> None:
         {"prefer": "sctp"},
     ):
         with pytest.raises(ConfigurationError):
-            Config(**wrong)  # type: ignore[arg-type]
+            Config(**wrong)
 
 
 def test_streams_without_encryption_are_tcp() -> None:

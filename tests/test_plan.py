@@ -9,10 +9,10 @@ import pytest
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Budget, Report
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
+from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
 from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
-from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
