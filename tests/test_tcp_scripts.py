@@ -18,7 +18,7 @@ import trio
 
 from ntcpsock._address import parse_broker, parse_host_port
 from ntcpsock._config import Config
-from ntcpsock._servers.limits import raise_descriptor_limit
+from ntcpsock._servers.descriptors import raise_descriptor_limit
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.http.message import encode_request, upgrade_request
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header

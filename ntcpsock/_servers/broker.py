@@ -32,7 +32,13 @@ from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.web import WebLimits, WebServer, open_listener
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_RELAYS, MAX_STUN_SERVERS
+from ntcpsock._traversal.broker.message import (
+    MAX_DATAGRAM,
+    MAX_RELAYS,
+    MAX_STUN_SERVERS,
+    RelayPlace,
+    check_relay,
+)
 
 _logger = logging.getLogger("ntcpsock.broker")
 
@@ -74,7 +80,7 @@ async def serve_broker(
     tcp: bool = True,
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
-    relays: Sequence[Endpoint] | None = None,
+    relays: Sequence[Endpoint | RelayPlace] | None = None,
     limits: BrokerLimits | None = None,
     web_limits: WebLimits | None = None,
     relay_limits: RelayLimits | None = None,
@@ -106,13 +112,14 @@ async def serve_broker(
         hosts = (listen,) if isinstance(listen, str) else tuple(listen)
         with _bound(hosts, port, udp=udp, tcp=tcp) as (sockets, listeners, address):
             if relays is None:
-                relays = [Endpoint("0.0.0.0", address.port)] if tcp else []
+                relays = [RelayPlace("0.0.0.0", 0)] if tcp else []
+            told = tuple(RelayPlace(*relay) for relay in relays)
             core = BrokerCore(
                 identity,
                 names,
                 stun=stun,
                 elsewhere=[Endpoint(host, address.port) for host in elsewhere],
-                relays=relays,
+                relays=told,
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
@@ -129,7 +136,7 @@ async def serve_broker(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
-                            **make_pages(core.key, stun, relays),
+                            **make_pages(core.key, stun, told),
                         },
                         web_limits,
                         behind=behind,
@@ -155,7 +162,7 @@ async def serve_udp_broker(
     state_dir: Path | None,
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
-    relays: Sequence[Endpoint] = (),
+    relays: Sequence[Endpoint | RelayPlace] = (),
     limits: BrokerLimits | None = None,
     allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
@@ -175,14 +182,16 @@ async def serve_udp_broker(
     )
 
 
-def _check_told(stun: Sequence[Endpoint], relays: Sequence[Endpoint] | None) -> None:
+def _check_told(stun: Sequence[Endpoint], relays: Sequence[Endpoint | RelayPlace] | None) -> None:
     """Nodes refuse a Welcome with anything else in it."""
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
     if len(relays or ()) > MAX_RELAYS:
         raise ValueError(f"at most {MAX_RELAYS} relays")
-    for server in (*stun, *(relays or ())):
+    for server in stun:
         ipaddress.ip_address(server.host)
+    for relay in relays or ():
+        check_relay(RelayPlace(*relay))
 
 
 @contextmanager

@@ -56,6 +56,7 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
+    RelayPlace,
     Reply,
     Spoof,
     Spoofed,
@@ -100,7 +101,7 @@ class BrokerCore:
         *,
         stun: Sequence[Endpoint] = (),
         elsewhere: Sequence[Endpoint] = (),
-        relays: Sequence[Endpoint] = (),
+        relays: Sequence[RelayPlace] = (),
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
@@ -220,6 +221,7 @@ class BrokerCore:
         # The session stays the same where one is open: a Welcome may have been lost, or the address
         # may have changed, and neither is a reason to forget what is registered.
         node.source = source
+        node.hidden = hello.hidden
         self._registry.touch(node, now)
         self.was_in_session = True
         observed = endpoint_of(source)
@@ -315,15 +317,12 @@ class BrokerCore:
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
-        delivery = Deliver(
-            node.key, node.instance, offer.sealed, name, node.source.host, node.proved_hosts(now)
-        )
+        delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
         introduction = Introduced(
             target.key,
             target.instance,
             target.card,
-            target.source.host,
-            target.proved_hosts(now),
+            *target.whereabouts(now),
             self._tickets(node.key, target.key),
         )
         return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
@@ -344,9 +343,7 @@ class BrokerCore:
         if target is None:
             return self._drop("reply to nobody")
         name = node.names[0] if node.names else None
-        delivery = Deliver(
-            node.key, node.instance, reply.sealed, name, node.source.host, node.proved_hosts(now)
-        )
+        delivery = Deliver(node.key, node.instance, reply.sealed, name, *node.whereabouts(now))
         return [self._to(target, 0, delivery)]
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 
 from ntcpsock._address import Endpoint, encode_node_id
-from ntcpsock._servers.web import Handler, Visitor
+from ntcpsock._servers.visitor import Handler, Visitor
+from ntcpsock._traversal.broker.message import RelayPlace
 from ntcpsock._version import __version__
 
 WELL_KNOWN = "/.well-known/ntcp"
 
 
-def make_pages(key: bytes, stun: Sequence[Endpoint], relays: Sequence[Endpoint]) -> dict[str, Handler]:
-    """Handlers by path. In the lists the host 0.0.0.0 or :: means the one at which this page was asked for."""
+def make_pages(key: bytes, stun: Sequence[Endpoint], relays: Sequence[RelayPlace]) -> dict[str, Handler]:
+    """Handlers by path. In the lists the host 0.0.0.0 or ::, and the port 0, mean those at which this page
+    was asked for."""
     document = {
         "version": __version__,
         "key": encode_node_id(key),

@@ -8,7 +8,8 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
-from ntcpsock._servers.web import Visitor, WebLimits, WebServer, open_listener
+from ntcpsock._servers.visitor import Visitor
+from ntcpsock._servers.web import WebLimits, WebServer, open_listener
 
 
 async def serve_relay(

@@ -143,7 +143,7 @@ class Options:
 async def _serve(options: Options, as_json: bool) -> None:
     import trio
 
-    from ntcpsock._servers.limits import raise_descriptor_limit
+    from ntcpsock._servers.descriptors import raise_descriptor_limit
 
     raise_descriptor_limit()
     # Signals are caught before anything is bound: whoever sees the ready line may send one.
