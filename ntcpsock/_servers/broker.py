@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,15 +21,18 @@ import trio
 from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.outlets import Outlets
-from ntcpsock._servers.pages import make_pages
+from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
 from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.web import WebLimits, WebServer, open_listener
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import (
@@ -55,7 +58,8 @@ _MOST_WAYS = 1024
 
 @dataclass(frozen=True, slots=True)
 class BrokerServer:
-    """A running broker: where it is bound (first), and its public key. web, relay: what its TCP port has, or None."""
+    """A running broker: where it is bound (first), and its public key. web, relay: what its TCP port has, or None;
+    certificate: for TLS there, or None."""
 
     address: Endpoint
     key: bytes
@@ -64,6 +68,26 @@ class BrokerServer:
     unsent: Counter[str]
     web: WebServer | None = None
     relay: RelayDesk | None = None
+    certificate: CertificateFiles | None = None
+    readiness: Readiness = field(default_factory=Readiness)
+
+    @property
+    def ready(self) -> str:
+        """The line that says so."""
+        return f"ready {self.uri}"
+
+    async def drain(self, seconds: float) -> None:
+        """Give no seats at the relay any more, and return when it is empty, or after so many seconds. Signalling goes
+        on until then: where this is the only broker, nodes have no other."""
+        self.readiness.reason = "draining"
+        if self.relay is not None:
+            with trio.move_on_after(seconds):
+                await self.relay.drain()
+
+    def reload(self) -> None:
+        """Read the certificate again. Raises ConfigurationError."""
+        if self.certificate is not None:
+            self.certificate.reload()
 
     @property
     def uri(self) -> str:
@@ -85,6 +109,9 @@ async def serve_broker(
     web_limits: WebLimits | None = None,
     relay_limits: RelayLimits | None = None,
     behind: Collection[str] = (),
+    certificate: CertificateFiles | None = None,
+    metrics_from: Collection[str] = (),
+    stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -96,6 +123,8 @@ async def serve_broker(
     that family. `relays` None is the relay on our own TCP port, where we have one; any other relay needs our
     `relay.key`. `elsewhere`: this host's addresses; a node is told those of the other family than the one in which it
     came. `behind`: addresses of reverse proxies before the TCP port, which tell in X-Forwarded-For whom they bring.
+    `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
+    this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes, ConfigurationError for
@@ -130,6 +159,7 @@ async def serve_broker(
                 if spoofer is not None:
                     nursery.start_soon(spoofer.run)
                 web: WebServer | None = None
+                readiness = Readiness()
                 if tcp:
                     relay = RelayDesk(secret.seed, relay_limits)
                     web = WebServer(
@@ -137,15 +167,25 @@ async def serve_broker(
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
                             **make_pages(core.key, stun, told),
+                            **make_operator_pages(
+                                lambda: Sources(
+                                    core, outlets.unsent, web.counters if web else None, relay, stun_counters
+                                ),
+                                readiness,
+                                metrics_from,
+                            ),
                         },
                         web_limits,
                         behind=behind,
+                        certificate=certificate,
                     )
                     nursery.start_soon(relay.sweep)
                     nursery.start_soon(web.serve, listeners)
                 for sock in sockets:
                     nursery.start_soon(_serve_datagrams, sock, core, outlets)
-                task_status.started(BrokerServer(address, core.key, core, outlets.unsent, web, relay))
+                task_status.started(
+                    BrokerServer(address, core.key, core, outlets.unsent, web, relay, certificate, readiness)
+                )
     finally:
         names.close()
         if spoofer is not None:

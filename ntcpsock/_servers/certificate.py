@@ -37,5 +37,14 @@ class CertificateFiles:
         return context
 
 
+def certificate_files(certificate: Path | None, key: Path | None) -> CertificateFiles | None:
+    """`--certificate` and `--key`; None without. Raises ConfigurationError."""
+    if certificate is None:
+        if key is not None:
+            raise ConfigurationError("a key without a certificate: give both")
+        return None
+    return CertificateFiles(certificate, key)
+
+
 def _no_password() -> str:
     raise ValueError("the key is encrypted")

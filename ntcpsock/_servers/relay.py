@@ -38,7 +38,11 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, at once
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 _SWEEP_INTERVAL: Final = 10.0
 # Of refusals that no later try with the same ticket can change.
-_STATUS: Final = {"ticket was used": 409, "the other side has left": 410}
+_STATUS: Final = {
+    "ticket was used": 409,
+    "the other side has left": 410,
+    "the relay is about to end": 503,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ class RelayDesk:
         self._of_node: Counter[bytes] = Counter()
         self._allowances: dict[bytes, _Allowance] = {}
         self._last_bytes: dict[trio.CancelScope, float] = {}
+        self._is_draining = False
+        self._changed = trio.Event()
 
     async def serve(self, visitor: Visitor) -> None:
         """One side's connection, until it ends."""
@@ -170,6 +176,18 @@ class RelayDesk:
         with self._counted(ticket):
             await self._seat(_Place(visitor, ticket))
 
+    @property
+    def pairs(self) -> int:
+        """How many are joined now."""
+        return len(self._last_bytes)
+
+    async def drain(self) -> None:
+        """Give no seats any more but those whose other side waits; return when nobody is here."""
+        self._is_draining = True
+        while self.counters.open:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
     async def sweep(self) -> NoReturn:
         """End what has been silent for too long; forget tickets whose time is over."""
         while True:
@@ -193,6 +211,8 @@ class RelayDesk:
         """Why a good ticket does not get in, or None; from now on it is used."""
         if (ticket.session, ticket.seat) in self._used:
             return "ticket was used"
+        if self._is_draining and ticket.session not in self._waiting:
+            return "the relay is about to end"
         if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
             return "the other side has left"
         if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
@@ -221,6 +241,7 @@ class RelayDesk:
             yield
         finally:
             self.counters.open -= 1
+            self._changed.set()
             self._of_node[ticket.node] -= 1
             if not self._of_node[ticket.node]:
                 del self._of_node[ticket.node]

@@ -47,6 +47,11 @@ class Visitor:
         values = [value for key, value in self.headers if key == name.encode()]
         return values[0] if len(values) == 1 else None
 
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether a proxy says that it brings somebody."""
+        return any(key == b"x-forwarded-for" for key, _ in self.headers)
+
     async def answer(self, status: int, text: str, content_type: str = "text/plain; charset=utf-8") -> None:
         """A whole response; the connection ends with it."""
         body = text.encode()

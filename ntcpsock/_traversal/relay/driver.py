@@ -15,8 +15,8 @@ PATH = "/relay"
 
 
 async def take_seat(relay: Endpoint, ticket: bytes) -> trio.socket.SocketType:
-    """Present `ticket` at `relay`, in TLS where it is a TlsRelay. From then on the socket is as good as one to the other
-    side, once that has come as well; where it does not come, the socket ends.
+    """Present `ticket` at `relay`, in TLS where it is a TlsRelay. From then on the socket is as good as one to the
+    other side, once that has come as well; where it does not come, the socket ends.
 
     Raises OSError; the caller sets the deadline. Cancelled, the connection is closed.
     """
