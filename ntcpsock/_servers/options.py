@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ntcpsock._address import (
     DEFAULT_BROKER_PORT,
@@ -23,7 +23,9 @@ from ntcpsock._address import (
 )
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
-from ntcpsock._traversal.broker.message import RelayPlace
+
+if TYPE_CHECKING:
+    from ntcpsock._traversal.broker.message import RelayPlace
 
 Kind = Literal["text", "list", "number", "integer", "switch", "path"]
 
@@ -250,6 +252,8 @@ def stun_endpoints(texts: Sequence[str] | None) -> list[Endpoint]:
 
 def relay_places(texts: Sequence[str] | None) -> list[RelayPlace] | None:
     """`--relay`; None where none is given. Raises ConfigurationError."""
+    from ntcpsock._traversal.broker.message import RelayPlace
+
     if not texts:
         return None
     places = []
