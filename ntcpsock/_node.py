@@ -287,6 +287,7 @@ class Node:
             self.broker_rtt,
             self.encryption,
             self.offers_raw,
+            "relay" in self.techniques,
         )
         # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
         while len(encoded := encode_card(card, self._identity)) > MAX_CARD:

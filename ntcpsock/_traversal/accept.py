@@ -145,6 +145,7 @@ class Acceptor:
             warm.profile,
             self._node.broker_rtt,
             raw=self._node.offers_raw,
+            relayed="relay" in self._node.techniques,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)

@@ -98,7 +98,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
 
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
     broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections;
-    raw: whether the node can send and capture raw packets, and wants to.
+    raw: whether the node can send and capture raw packets, and wants to; relayed: whether it lets itself be reached
+    over a relay.
     """
 
     fingerprint: _Fingerprint
@@ -108,6 +109,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     broker_rtt: _Seconds = 0.0
     encryption: Encryption = "tls"
     raw: bool = False
+    relayed: bool = True
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -145,6 +147,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     broker_rtt: _Seconds = 0.0
     demands: Encryption | None = None
     raw: bool = False
+    relayed: bool = True
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):
