@@ -190,7 +190,7 @@ class QuicCarrier:
         return self._machine.max_datagram_payload
 
     def try_send_datagram(self, data: bytes) -> bool:
-        """Send one datagram, which may get lost; False where too many wait already. EMSGSIZE, or the carrier's error."""
+        """Send one datagram, which may get lost; False where too many wait. EMSGSIZE, or the carrier's error."""
         self._check_open()
         taken = self._machine.send_datagram(data)
         if taken:
