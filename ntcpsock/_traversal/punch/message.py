@@ -185,6 +185,14 @@ def encode_card(card: Card, identity: Identity) -> bytes:
     return identity.sign(_CARD_CONTEXT + body) + body
 
 
+def encode_card_within(limit: int, card: Card, identity: Identity) -> bytes:
+    """As `encode_card`, in at most `limit` bytes: IPv6 addresses are long, and the last candidates, those for UDP, may
+    find no room. (Offers and answers have room for all.)"""
+    while len(encoded := encode_card(card, identity)) > limit and card.candidates:
+        card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
+    return encoded
+
+
 def decode_card_untrusted(data: bytes, node_key: bytes) -> Card:
     """The card in `data`, which must bear `node_key`'s signature. Raises BadMessage."""
     signature, body = data[:SIGNATURE_LENGTH], data[SIGNATURE_LENGTH:]
