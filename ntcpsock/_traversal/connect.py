@@ -112,7 +112,7 @@ async def _card_from_answer(dial: Dial) -> Card:
 async def _punch(
     node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
 ) -> Connection:
-    note_sides(report, (warm.profile, warm.candidates), (card.profile, card.candidates))
+    note_sides(report, (warm.profile, warm.offered), (card.profile, card.candidates))
     race = DirectRace(node, dial, card, warm, report, given)
     has_prospect = card.relayed or bool(set(node.techniques) - {"relay"})
     try:
