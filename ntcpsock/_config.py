@@ -61,8 +61,11 @@ MAX_ALLOWED = 48
 class Config:
     """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
 
-    #: The broker: `ntcp://HOST[:6060][?key=KEY]`. Without a key the first one seen is pinned.
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
+    #: first one seen is pinned.
     broker: str | None = None
+    #: PEM file of the authorities that sign the certificates of `wss://` brokers. None: the system's.
+    ca_file: Path | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
     #: This node's own name. It makes the node's key permanent.
@@ -218,7 +221,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
 _LISTS = frozenset({"stun", "allow", "techniques"})
-_PATHS = frozenset({"identity", "state_dir"})
+_PATHS = frozenset({"ca_file", "identity", "state_dir"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
@@ -53,7 +52,7 @@ from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
     MAX_CARD_PORTS,
     Card,
-    encode_card,
+    encode_card_within,
 )
 from ntcpsock._traversal.surroundings import Surroundings
 
@@ -295,12 +294,10 @@ class Node:
             self.broker_rtt,
             self.encryption,
             self.offers_raw,
+            "relay" in self.techniques,
             warm.udp_profile,
         )
-        # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
-        while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
-            card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
-        return encoded
+        return encode_card_within(MAX_CARD, card, self._identity)
 
     @property
     def private(self) -> bool:

@@ -164,6 +164,7 @@ class Acceptor:
             warm.profile,
             self._node.broker_rtt,
             raw=self._node.offers_raw,
+            relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
