@@ -148,7 +148,7 @@ def test_a_nat_that_has_forgotten_everything_during_a_silence(
 @pytest.mark.parametrize("nat", ["udp:idle=5", "udp:idle=12+udp:random", "udp:idle=8+udp:unreplied=3"])
 def test_thirty_seconds_of_silence_with_short_time_outs(stage: MakeStage, tmp_path: Path, nat: str) -> None:
     """Nodes that know of it (`ntcp doctor --lifetime`) send as often as such NATs need it."""
-    often = {"keep_alive": "fixed", "keep_alive_interval": 2.0}
+    often: dict[str, Any] = {"keep_alive": "fixed", "keep_alive_interval": 2.0}
     made = stage(nat, nat, there=often)
     flag = tmp_path / "flag"
     config = made.config(techniques=UDP_ONLY, **often)
