@@ -24,6 +24,9 @@ _TECHNIQUES = {
     "lan": "#7a8794",
     "ipv6": "#00838f",
     "port-mapped": "#b26a00",
+    "udp-punch": "#1f9aa8",
+    "udp-predict": "#a8487f",
+    "udp-birthday": "#c2649b",
 }
 _OTHER_TECHNIQUE = "#5d6b33"
 
