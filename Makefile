@@ -41,7 +41,7 @@ matrix: setup
 # The same with one router that maps ports, which is all that may be used.
 matrix-mapped: setup
 	@mkdir -p build
-	@$(BIN)/ntcp lab matrix --port-mapping --technique public,port-mapped --tries 2 --jobs 2 --resume \
+	@$(BIN)/ntcp lab matrix --port-mapping --technique public,port-mapped --tries 2 --jobs 4 --resume \
 		--json build/matrix-mapped.json --svg build/matrix-mapped.svg || test -f build/matrix-mapped.svg
 	@mv build/matrix-mapped.json build/matrix-mapped.svg docs/
 

@@ -34,7 +34,7 @@ def matrix(
     technique: Annotated[
         str | None,
         typer.Option(
-            "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all but relay."
+            "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all over TCP."
         ),
     ] = None,
     port_mapping: Annotated[

@@ -118,7 +118,7 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all.
+    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all over TCP.
     `port_mapping`: each pair is tried as often with host A's router mapping ports as with host B's."""
 
     tries: int = 5
