@@ -34,7 +34,13 @@ class TlsStream(trio.abc.Stream):
         try:
             sock.setblocking(False)
             sock.getpeername()  # wrap_socket leaves the descriptor open where there is nobody
-            self._tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            # Where OpenSSL tells TCP's end from a reset, Python's way to hide the first would hide the second too.
+            self._tls = context.wrap_socket(
+                sock,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=not hasattr(ssl, "OP_IGNORE_UNEXPECTED_EOF"),
+            )
         except BaseException:
             sock.close()
             raise
