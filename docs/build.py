@@ -48,8 +48,10 @@ GUIDE = (
     ("docs/guide/doctor.md", "guide/doctor.html", "What network am I in?"),
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
     ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
+    ("docs/guide/servers.md", "guide/servers.html", "Running servers"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
+    ("docs/security.md", "security.html", "Security"),
 )
 
 # Beside the pages.
