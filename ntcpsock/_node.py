@@ -28,6 +28,7 @@ from ntcpsock._nursery import Background
 from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
+from ntcpsock._session.quic.carrier import prepare
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
@@ -119,6 +120,7 @@ class Node:
             self._stun_patience,
             nursery if self._uses_udp else None,
         )
+        self._quic_loaded = trio.Event()
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
         self._listeners: dict[int, NTCPListener] = {}
@@ -140,6 +142,8 @@ class Node:
         answers."""
         with trio.move_on_after(self._stun_patience):
             await self._dial_ports.wait_filled()
+        if self._uses_udp and self.config.keep_alive != "lazy":
+            await self._quic_loaded.wait()
 
     async def resolve(self, name: str) -> bytes:
         """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
@@ -444,8 +448,14 @@ class Node:
             await self._register()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._nursery.start_soon(self._dial_ports.keep)
+        if self._uses_udp and self.config.keep_alive != "lazy":
+            self._nursery.start_soon(self._load_quic)
         if self.config.keep_alive != "lazy":
             self._nursery.start_soon(self._learn)
+
+    async def _load_quic(self) -> None:
+        await prepare()
+        self._quic_loaded.set()
 
     async def _learn(self) -> None:
         await self._dial_ports.wait_filled()

@@ -18,6 +18,7 @@ import trio
 from ntcpsock._address import Endpoint
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.machine import ABORT, DONE, QuicMachine
+from ntcpsock._session.socket_path import SocketPath
 
 # Datagrams in one system call, and in one turn before others get theirs.
 BATCH: Final = 45
@@ -41,6 +42,7 @@ class _Move:
     remote: Endpoint
     ping: int
     at: float
+
 
 #: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
 Batches = Callable[[], list[tuple[bytes, int]]]
