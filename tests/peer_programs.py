@@ -19,9 +19,10 @@ from ntcpsock._address import Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
 from ntcpsock._servers.broker import serve_broker
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
-from ntcpsock._traversal.gather import gather_udp
+from ntcpsock._traversal.gather_udp import gather_udp
 from ntcpsock.trio import open_node
 
 BROKER_PORT = 6060
@@ -57,9 +58,10 @@ def run_servers(
     allow_spoofing: bool = False,
     tcp: bool = False,
     port: int = BROKER_PORT,
+    certificate: tuple[Path, Path] | None = None,
 ) -> None:
     """A broker, with `tcp` a relay as well, and then STUN on two addresses, of IPv6 too where they are given. Until
-    killed."""
+    killed. certificate: of its TLS port, and the key."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -75,6 +77,8 @@ def run_servers(
                     stun=stun,
                     elsewhere=listen,
                     allow_spoofing=allow_spoofing,
+                    certificate=CertificateFiles(*certificate) if certificate else None,
+                    behind=addresses,
                 )
             )
             for both in filter(None, (addresses6, addresses)):
@@ -150,7 +154,9 @@ def stun_servers(config: Config) -> tuple[Endpoint, ...]:
         async with open_node(config) as node:
             with trio.fail_after(PATIENCE):
                 for server in node.stun_servers:
-                    (await gather_udp(server)).close()
+                    datagrams = await gather_udp([server])
+                    assert datagrams.server == server
+                    datagrams.close()
             return node.stun_servers
 
     return trio.run(main)

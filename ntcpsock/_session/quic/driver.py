@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -28,10 +29,11 @@ LINGER: Final = 5.0
 UNREACHABLE_PATIENCE: Final = 1.0
 # Probe time-outs after which large datagrams are suspected of getting lost for their size.
 BLACK_HOLE_TIMEOUTS: Final = 3
-
-
 # The core's clock counts nanoseconds, ours has the digits of a float.
 SHORTEST_WAIT: Final = 1e-6
+
+#: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
+Batches = Callable[[], list[tuple[bytes, int]]]
 
 
 @dataclass
@@ -52,7 +54,7 @@ class QuicDriver:
         self.keep_alive = keep_alive
         self.moves = 0  # times that the peer's address has changed
         self.over = trio.Event()  # the path is closed
-        self._batches = path.try_receive_batches if isinstance(path, SocketPath) else None
+        self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
         self._waiting: trio.CancelScope | None = None
         self._unsent: list[bytes] = []
@@ -217,7 +219,7 @@ class QuicDriver:
 
     def _watch_errors(self, now: float) -> None:
         """ICMP says that nobody is there, and nobody is heard: believe it after a while."""
-        error = self.path.error if isinstance(self.path, SocketPath) else None
+        error: OSError | None = getattr(self.path, "error", None)
         if error is None:
             self._lost_since = None
         elif self._lost_since is None:
