@@ -96,7 +96,7 @@ class PairRunner:
         for maps in self._mapping_sides(nat_a, nat_b):
             for count in [1] * self._settings.tries if alone else [self._settings.tries]:
                 tries += self._try_in_one_lab(nat_a, nat_b, count, path_rtt, maps)
-        return PairResult(nat_a, nat_b, tuple(tries))
+        return PairResult(nat_a, nat_b, tuple(tries), self._settings.everything)
 
     def _mapping_sides(self, nat_a: str, nat_b: str) -> Iterable[str | None]:
         """Each host whose router shall map ports, one after the other."""
@@ -124,7 +124,8 @@ class PairRunner:
         settings = self._settings
         argv = [sys.executable, "-m", "ntcpsock", "lab", "pair", "--json", "--nat-a", nat_a, "--nat-b", nat_b]
         argv += ["--tries", str(count), "--delay-ms", f"{settings.delay_ms:g}"]
-        argv += ["--technique", settings.technique or ",".join(OVER_TCP)]
+        usual = TECHNIQUES if settings.everything else OVER_TCP
+        argv += ["--technique", settings.technique or ",".join(usual)]
         if maps is not None:
             argv += ["--maps", maps]
         with self._lock:
