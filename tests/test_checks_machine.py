@@ -318,6 +318,16 @@ def test_a_nat_that_gives_another_port_is_followed(mover: str) -> None:
     assert not getattr(wire, mover).saw(Lost)
 
 
+def test_a_pair_is_in_doubt_when_two_checks_could_have_come() -> None:
+    wire = nominated()
+    assert not wire.a.machine.is_doubtful(1.0)
+    wire.passes = lambda *_: False
+    wire.run(until=5.0)
+    assert not wire.a.machine.is_doubtful(5.0)
+    wire.run(until=9.0)
+    assert wire.a.machine.is_doubtful(9.0)
+
+
 def test_doubts_are_asked_at_once_and_not_too_often() -> None:
     wire = nominated()
     wire.a.sent.clear()

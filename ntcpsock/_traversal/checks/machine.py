@@ -59,6 +59,8 @@ _MAX_TRANSACTIONS = 8
 #: RFC 7675 section 5.1, seconds: between two checks, times 0.8 to 1.2, and until a silent pair may not be used.
 CONSENT_INTERVAL = 5.0
 CONSENT_TIMEOUT = 30.0
+# So many intervals without an answer raise doubts about a pair; the other side's next check comes within 1.2.
+DOUBTFUL_INTERVALS = 1.5
 # With fresh doubts about the pair, seconds between two checks.
 SHORTEST_CONSENT_INTERVAL = 0.5
 
@@ -165,6 +167,11 @@ class ChecksMachine:
             self._consent_due = min(
                 self._consent_due, max(now, self._consent_asked + SHORTEST_CONSENT_INTERVAL)
             )
+
+    def is_doubtful(self, now: float) -> bool:
+        """Whether the pair in use has not been answered for longer than two checks of either side are apart."""
+        pair = self._selected
+        return pair is not None and now - pair.answered > DOUBTFUL_INTERVALS * self._consent_interval
 
     def close(self) -> None:
         """No more checks, no more answers."""
