@@ -23,6 +23,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.outlets import Outlets
@@ -33,7 +34,7 @@ from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.stun import StunCounters
-from ntcpsock._servers.web import WebLimits, WebServer, open_listener
+from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import (
     MAX_DATAGRAM,
