@@ -55,7 +55,15 @@ GUIDE = (
 )
 
 # Beside the pages.
-FILES = ("connection.svg", "matrix.svg", "matrix.json", "punch.svg", "prediction.svg")
+FILES = (
+    "connection.svg",
+    "matrix.svg",
+    "matrix.json",
+    "matrix-mapped.svg",
+    "matrix-mapped.json",
+    "punch.svg",
+    "prediction.svg",
+)
 
 EXTRAS = ("fenced-code-blocks", "tables", "header-ids", "cuddled-lists", "code-friendly", "strike")
 

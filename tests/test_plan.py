@@ -9,6 +9,7 @@ import pytest
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Budget, Report
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
+from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
 from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
@@ -25,7 +26,7 @@ from ntcpsock._traversal.plan import (
 )
 from ntcpsock._traversal.prediction import MAX_SESSIONS
 from ntcpsock._traversal.punch.message import (
-    MAX_CANDIDATES,
+    MAX_CANDIDATES_OF_TRANSPORT,
     Candidate,
     FilteringBehavior,
     MappingBehavior,
@@ -213,7 +214,10 @@ def plans_of_both(
         joint = make_joint_plan(
             ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
         )
-        plans.append([*direct, *joint])
+        over_udp = make_joint_datagram_plan(
+            ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
+        )
+        plans.append([*direct, *joint, *over_udp])
     return plans[0], plans[1]
 
 
@@ -313,7 +317,7 @@ def test_a_liars_candidates() -> None:
     assert usable_candidates(lies, "tcp", loopback_allowed=False) == ()
     assert usable_candidates(lies, "tcp", loopback_allowed=True) == (host("127.0.0.1"),)
     many = [srflx("192.0.2.1", port) for port in range(1, 10_000)]
-    assert len(usable_candidates(many, "tcp", loopback_allowed=False)) == MAX_CANDIDATES
+    assert len(usable_candidates(many, "tcp", loopback_allowed=False)) == MAX_CANDIDATES_OF_TRANSPORT
     assert len(usable_candidates([srflx("192.0.2.1")] * 5, "tcp", loopback_allowed=False)) == 1
 
 
