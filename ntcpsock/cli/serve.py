@@ -182,9 +182,9 @@ def serve(
         tuple(metrics_from or ()),
         drain,
     )
-    logs.set_up(log)
 
     async def main() -> None:
+        logs.set_up(log)
         await _serve(options, as_json)
 
     run_command(Output(), main)
@@ -343,6 +343,9 @@ def _explained(what: str, host: str, port: int, option: str) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
+    except ValueError as error:
+        # An address that is none, or too many of them.
+        raise ConfigurationError(f"{what} server: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         hint = f"; choose another port with {option}" if error.errno == errno.EADDRINUSE else ""
