@@ -179,6 +179,8 @@ FLOORS = (
             "_diagnose",
             "_listener",
             "_node",
+            "_registration",
+            "_traversal.dial_mappings",
         ),
         frozenset(
             {
