@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -116,6 +117,12 @@ class QuicCarrier:
     @property
     def path(self) -> DatagramPath:
         return self._driver.path
+
+    @property
+    def kernel_socket(self) -> socket.socket | None:
+        """The path's UDP socket where it has one of its own: for its options, and for forked children to close."""
+        found = getattr(self._driver.path, "socket", None)
+        return found if isinstance(found, socket.socket) else None
 
     @property
     def local(self) -> Endpoint:
