@@ -219,6 +219,32 @@ async def test_closing_over_unread_data_resets() -> None:
             server.try_receive_into(memoryview(bytearray(1)))
 
 
+async def test_datagrams_obey_congestion_control_and_wait_within_bounds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    weather = Weather(delay=0.05, rate=1e6, queue=30_000)
+    near, far = wire_paths(weather)
+    async with trio.open_nursery() as nursery:
+        client, server = await handshake(nursery, near, far)
+        before = near.sent
+        taken = 0
+        while client.try_send_datagram(b"%5d" % taken + bytes(995)):
+            taken += 1
+        assert machine.DATAGRAM_ROOM / 1045 <= taken < machine.DATAGRAM_ROOM / 1000 + 20
+        assert 8 <= near.sent - before <= 20, "a window's worth, and no more"
+        await client.wait_datagram_room()
+        assert client.try_send_datagram(b"one more")
+        got: list[bytes] = []
+        with trio.move_on_after(20):
+            while True:
+                await server.wait_datagram()
+                got += server.try_receive_datagrams()
+        assert got[-1] == b"one more"
+        assert len(got) > 0.8 * taken
+        assert got[:-1] == sorted(got[:-1])
+        nursery.cancel_scope.cancel()
+
+
 async def test_over_ipv6() -> None:
     async with trio.open_nursery() as nursery:
         client, server = await handshake(nursery, *socket_paths(host="::1"))

@@ -198,6 +198,10 @@ class QuicCarrier:
             self._driver.flush()
         return taken
 
+    async def wait_datagram_room(self) -> None:
+        """Until `try_send_datagram` takes one, or raises."""
+        await self._wait(lambda: self._machine.has_datagram_room)
+
     def try_receive_datagrams(self) -> list[bytes]:
         """Those that have arrived, oldest first; the carrier's error where there are none and none can come."""
         self._check_open()

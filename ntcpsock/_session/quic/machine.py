@@ -15,7 +15,7 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qh3 import tls
 from qh3.quic.configuration import QuicConfiguration
@@ -23,6 +23,9 @@ from qh3.quic.connection import QuicConnection
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from ntcpsock._errors import IdentityMismatch
+
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
 
 ALPN: Final = "ntcp/1"
 VERSION: Final = 1  # RFC 9000
@@ -101,6 +104,8 @@ class QuicMachine:
         self._chunks: deque[memoryview] = deque()
         self._held = 0
         self._datagrams: deque[bytes] = deque(maxlen=MOST_DATAGRAMS)
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
@@ -169,6 +174,8 @@ class QuicMachine:
         poll, now = core.poll_transmit, now * HASTE
         try:
             while len(datagrams) < most:
+                if self._outgoing:
+                    self._let_datagrams_go(core)
                 transmit = poll(now)
                 if transmit is None:
                     break
@@ -298,10 +305,24 @@ class QuicMachine:
             raise OSError(
                 errno.EMSGSIZE, f"a datagram on this path carries {self.max_datagram_payload} bytes"
             )
-        self._guard(self._connection._require_core().send_datagram, bytes(data))
-        if self.error is not None:
-            raise self.error
+        if not self.has_datagram_room:
+            return False
+        self._outgoing.append(bytes(data))
+        self._outgoing_bytes += len(data) + _DATAGRAM_OVERHEAD
         return True
+
+    @property
+    def has_datagram_room(self) -> bool:
+        """Whether `send_datagram` would take one, or raise."""
+        return self._outgoing_bytes < DATAGRAM_ROOM or self.error is not None or self.ended
+
+    def _let_datagrams_go(self, core: QuicConnectionCore) -> None:
+        """Give the core one packet's worth, where congestion control has room: the core itself does not ask it."""
+        room = min(core.congestion_window - core.bytes_in_flight, self.datagram_size)
+        while self._outgoing and (size := len(self._outgoing[0]) + _DATAGRAM_OVERHEAD) <= room:
+            core.send_datagram(self._outgoing.popleft())
+            self._outgoing_bytes -= size
+            room -= size
 
     def take_datagrams(self) -> list[bytes]:
         """Those that have arrived, oldest first."""
