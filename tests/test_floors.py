@@ -76,6 +76,7 @@ FLOORS = (
             "_traversal.broker.reach",
             "_traversal.broker.transport",
             "_session.carrier",
+            "_session.datagram_path",
             "_session.driver",
             "_session.plain",
             "_session.stream",
