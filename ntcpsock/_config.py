@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
+from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port, parse_turn
 from ntcpsock._errors import ConfigurationError
 
 TECHNIQUES = (
@@ -52,6 +52,14 @@ class Config:
     broker: str | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
+    #: TURN servers (RFC 8656), best first: `turn:HOST[:3478][?transport=udp|tcp]` or `turns:HOST[:5349]`.
+    turn: tuple[str, ...] = ()
+    #: User and password at them; or the secret that time-limited ones are made from (`turn_user` may be left out then).
+    turn_user: str | None = field(default=None, repr=False)
+    turn_password: str | None = field(default=None, repr=False)
+    turn_secret: str | None = field(default=None, repr=False)
+    #: File of the certificates that may sign those of `turns:` servers. Default: the system's.
+    turn_ca: Path | None = None
     #: This node's own name. It makes the node's key permanent.
     name: str | None = None
     #: File of the node's private key. Default: `node.key` in the state directory.
@@ -91,6 +99,12 @@ class Config:
             object.__setattr__(self, "name", normalize_name(self.name))
         for server in self.stun:
             parse_host_port(server, 3478)
+        for uri in self.turn:
+            parse_turn(uri)
+        if self.turn and (self.turn_password is None) == (self.turn_secret is None):
+            raise ConfigurationError("turn: give either turn_password, with turn_user, or turn_secret")
+        if self.turn_password is not None and not self.turn_user:
+            raise ConfigurationError("turn_password: it needs a turn_user")
         if self.allow is not None:
             if len(self.allow) > MAX_ALLOWED:
                 raise ConfigurationError(f"allow: at most {MAX_ALLOWED} entries")
@@ -187,8 +201,8 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
-_LISTS = frozenset({"stun", "allow", "techniques"})
-_PATHS = frozenset({"identity", "state_dir"})
+_LISTS = frozenset({"stun", "turn", "allow", "techniques"})
+_PATHS = frozenset({"identity", "state_dir", "turn_ca"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,
