@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
+import random
+import socket
 import subprocess
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from stun_support import udp_socket
-from test_stun_interop import neighbouring_ports
 
 from ntcpsock._address import Endpoint, TurnAddress, TurnTransport
 from ntcpsock._traversal.stun.attributes import (
@@ -322,10 +323,23 @@ class Coturn:
                     return
 
 
+def free_port(host: str) -> int:
+    """A port that nobody has over UDP or TCP, and that the kernel gives to no client meanwhile."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                with socket.socket(socket.AF_INET, kind) as sock:
+                    sock.bind((host, port))
+        except OSError:
+            continue
+        return port
+
+
 @contextmanager
 def coturn(directory: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Coturn]:
     """A turnserver on loopback: user u, password p, realm lab, unless `options` say `--use-auth-secret`."""
-    port, tls_port = neighbouring_ports(), neighbouring_ports()
+    port, tls_port = free_port(host), free_port(host)
     credentials = [] if "--use-auth-secret" in options else ["--lt-cred-mech", "--user=u:p"]
     argv = [
         "turnserver",
