@@ -27,6 +27,7 @@ TECHNIQUES = (
     "tcp-stunt1",
     "udp-punch",
     "relay",
+    "turn",
 )
 
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
@@ -149,8 +150,8 @@ class Config:
     def usable_techniques(self) -> tuple[str, ...]:
         """Those of `techniques` that `relay` and `encryption` leave."""
         if self.relay == "only":
-            return ("relay",)
-        unusable = {"relay"} if self.relay == "never" or self.encryption == "off" else set()
+            return ("relay", "turn")
+        unusable = {"relay", "turn"} if self.relay == "never" or self.encryption == "off" else set()
         if self.encryption == "off":
             unusable.update(UDP_TECHNIQUES)
         return tuple(name for name in self.techniques if name not in unusable)

@@ -55,6 +55,7 @@ from ntcpsock._traversal.punch.message import (
     encode_card,
 )
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.credentials import TurnServer, configured_servers
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -92,6 +93,7 @@ class Node:
             # No address of ours is to be told to anybody, so none is looked for.
             servers = ()
         self.stun_servers = tuple(servers)
+        self._turn_servers = configured_servers(config)
         self._identity = identity
         self._session = session
         self._nursery = nursery
@@ -292,6 +294,7 @@ class Node:
             self.encryption,
             self.offers_raw,
             warm.udp_profile,
+            bool(self.turn_servers),
         )
         # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
         while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
@@ -317,6 +320,15 @@ class Node:
     @property
     def techniques(self) -> Sequence[str]:
         return self.config.usable_techniques
+
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]:
+        return self._turn_servers if "turn" in self.techniques else ()
+
+    @property
+    def hidden(self) -> bool:
+        """Whether peers are to see no address of ours."""
+        return self.config.relay == "only"
 
     @property
     def prefer(self) -> Prefer:

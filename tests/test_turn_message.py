@@ -182,7 +182,14 @@ def test_what_is_no_channel_data(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"SSH-2.0-OpenSSH", b"\x80", b"\xff" * 9, b"\0\1\0\3\x21\x12\xa4\x42", b"\0\1\0\0\x21\x12\xa4\0", b"\0\1\0\0x"],
+    [
+        b"SSH-2.0-OpenSSH",
+        b"\x80",
+        b"\xff" * 9,
+        b"\0\1\0\3\x21\x12\xa4\x42",
+        b"\0\1\0\0\x21\x12\xa4\0",
+        b"\0\1\0\0x",
+    ],
 )
 def test_a_stream_of_something_else(data: bytes) -> None:
     with pytest.raises(BadMessage):

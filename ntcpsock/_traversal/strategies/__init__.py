@@ -15,6 +15,7 @@ from ntcpsock._traversal.strategies import (
     tcp_predict,
     tcp_stunt1,
     tcp_stunt2,
+    turn,
     udp_punch,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
@@ -31,4 +32,5 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "tcp-stunt1": tcp_stunt1.attempt,
     "udp-punch": udp_punch.attempt,
     "relay": relay.attempt,
+    "turn": turn.attempt,
 }

@@ -10,7 +10,7 @@ import errno
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -56,9 +56,12 @@ class TurnAllocation:
         self._paths: dict[Endpoint, TurnPath] = {}
         self._refused: dict[str, TurnError] = {}
         self._unclaimed: deque[tuple[bytes, Endpoint]] = deque()
+        self._take: Callable[[bytes, Endpoint], None] | None = None
+        self._tell_lost: Callable[[OSError], None] | None = None
         self._changed = trio.Event()
         self._closing = False
         self._close_when_unused = False
+        self._close_due = math.inf
         self._is_allocated = False
         self._is_broken = False
         self._redirected: Redirected | None = None
@@ -127,6 +130,16 @@ class TurnAllocation:
             await self._changed.wait()
         return self._unclaimed.popleft()
 
+    def take_over(self, take: Callable[[bytes, Endpoint], None], lost: Callable[[OSError], None]) -> None:
+        """Have `take` called with every datagram that no path is open for, in place of `receive_from`, and `lost` when
+        the server is lost or the allocation closed; both by the allocation's task, or by what closes it."""
+        self._take, self._tell_lost = take, lost
+
+    def bind(self, peer: Endpoint) -> None:
+        """Have a channel to `peer`, whose host is permitted: 4 octets of overhead in place of 36."""
+        self._machine.bind(peer, trio.current_time())
+        self._flush()
+
     async def wait_writable(self) -> None:
         """Until `try_send_to`, that did not take all, may get on."""
         try:
@@ -163,6 +176,11 @@ class TurnAllocation:
         if not self._paths:
             self.close()
 
+    def close_after(self, seconds: float) -> None:
+        """`close`, when what is still under way has had its time."""
+        self._close_due = trio.current_time() + seconds
+        self._wake()
+
     def close(self) -> None:
         """Give the allocation back. Its paths break at once; the rest is done by the task."""
         if not self._closing:
@@ -184,7 +202,10 @@ class TurnAllocation:
                     await self._changed.wait()
                 task_status.started(self)
                 while self.error is None:
-                    await self._changed.wait()
+                    with trio.move_on_at(self._close_due) as waiting:
+                        await self._changed.wait()
+                    if waiting.cancelled_caught:
+                        self.close()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # Its tasks raise nothing of their own: this is the body's, or Cancelled.
@@ -235,6 +256,8 @@ class TurnAllocation:
         path = self._paths.get(peer)
         if path is not None:
             path.deliver(data)
+        elif self._take is not None:
+            self._take(data, peer)
         elif len(self._unclaimed) < MAX_UNCLAIMED:
             self._unclaimed.append((data, peer))
             self._wake()
@@ -301,6 +324,8 @@ class TurnAllocation:
     def _fail(self, error: TurnError) -> None:
         if self.error is None:
             self.error = error
+            if self._tell_lost is not None:
+                self._tell_lost(error)
         self._wake()
         self._wake_paths()
 
