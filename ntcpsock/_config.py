@@ -26,12 +26,14 @@ TECHNIQUES = (
     "tcp-natblaster",
     "tcp-stunt1",
     "udp-punch",
+    "udp-predict",
+    "udp-birthday",
     "relay",
     "turn",
 )
 
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
-UDP_TECHNIQUES = ("udp-punch",)
+UDP_TECHNIQUES = ("udp-punch", "udp-predict", "udp-birthday")
 
 Prefer = Literal["tcp", "udp"]
 PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
@@ -47,6 +49,10 @@ RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 
 KeepAlive = Literal["auto", "fixed", "lazy"]
 KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
+
+# Home routers have room for some thousand entries, and take some hundred new ones a second.
+MAX_BIRTHDAY_SOCKETS = 1024
+MAX_BIRTHDAY_RATE = 1000.0
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -90,6 +96,11 @@ class Config:
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
     prefer: Prefer = "tcp"
+    #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
+    #: is never tried.
+    birthday_sockets: int = 256
+    #: Ports a second that it tries where the other side's NAT draws them; each is an entry in this side's NAT.
+    birthday_rate: float = 250.0
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -143,6 +154,10 @@ class Config:
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.birthday_sockets <= MAX_BIRTHDAY_SOCKETS:
+            raise ConfigurationError(f"birthday_sockets: must be 0 to {MAX_BIRTHDAY_SOCKETS}")
+        if not 0 < self.birthday_rate <= MAX_BIRTHDAY_RATE:
+            raise ConfigurationError(f"birthday_rate: must be above 0 and at most {MAX_BIRTHDAY_RATE:g}")
         if not 0 <= self.warm_ports <= 64:
             raise ConfigurationError("warm_ports: must be 0 to 64")
 
@@ -154,6 +169,8 @@ class Config:
         unusable = {"relay", "turn"} if self.relay == "never" or self.encryption == "off" else set()
         if self.encryption == "off":
             unusable.update(UDP_TECHNIQUES)
+        if not self.birthday_sockets:
+            unusable.add("udp-birthday")
         return tuple(name for name in self.techniques if name not in unusable)
 
     @classmethod
@@ -222,6 +239,8 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "broker_timeout": float,
     "keep_alive_interval": float,
     "warm_ports": int,
+    "birthday_sockets": int,
+    "birthday_rate": float,
 }
 
 

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
-from ntcpsock._config import Config, Encryption, Prefer
+from ntcpsock._config import UDP_TECHNIQUES, Config, Encryption, Prefer
 from ntcpsock._errors import (
     ConfigurationError,
     NameTaken,
@@ -102,7 +102,7 @@ class Node:
         self._pace = pace
         # A lazy node has no ports that would have to be kept alive.
         warm_ports = 0 if math.isinf(pace) else config.warm_ports
-        self._uses_udp = bool({"udp-punch"} & set(config.usable_techniques))
+        self._uses_udp = bool({*UDP_TECHNIQUES} & {*config.usable_techniques})
         self._dial_ports = DialPorts(servers, warm_ports, pace, self._uses_udp)
         self._learned = Learned(servers)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
@@ -338,6 +338,14 @@ class Node:
     def nursery(self) -> trio.Nursery:
         """For the tasks of paths over UDP, which end with them."""
         return self._nursery
+
+    @property
+    def birthday_sockets(self) -> int:
+        return self.config.birthday_sockets
+
+    @property
+    def birthday_rate(self) -> float:
+        return self.config.birthday_rate
 
     @property
     def consent_interval(self) -> float:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from session_support import tls_streams
+from quic_support import handshake, socket_paths
+from session_support import make_stream, tls_streams
 
 from ntcpsock._config import Config
 from ntcpsock._errors import NameNotFound, NTCPError, PeerRefused, TraversalTimeout
+from ntcpsock._nursery import open_background_nursery
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.stream import NTCPStream
 
@@ -122,6 +124,8 @@ class FakeNetwork:
     window: int = 65536
     #: Real streams, TLS over loopback, in place of fakes.
     encrypted: bool = False
+    #: Real streams, QUIC over loopback, in place of fakes.
+    quic: bool = False
     #: Raised by open_stream for a name.
     dial_errors: dict[str, Exception] = field(default_factory=dict)
     #: Names that never answer.
@@ -142,14 +146,16 @@ class FakeNetwork:
             raise self.open_error
         self.opened.append(config)
         try:
-            yield FakeNode(self, config)
+            async with open_background_nursery() as nursery:
+                yield FakeNode(self, config, nursery)
         finally:
             self.events.append(f"closed {config.name}")
 
 
 class FakeNode:
-    def __init__(self, network: FakeNetwork, config: Config) -> None:
+    def __init__(self, network: FakeNetwork, config: Config, nursery: trio.Nursery) -> None:
         self.network = network
+        self.nursery = nursery
         self.config = config
         self.name = config.name
         self.node_id = NODE_ID
@@ -182,8 +188,12 @@ class FakeNode:
                 raise PeerRefused(f"{name}: nothing listens on port {port}", report=report)
             raise NameNotFound(f"{name}: nobody has this name", report=report)
         peers = PeerInfo(name, "b" * 52, port), PeerInfo(self.name, self.node_id, port, source_port)
-        if network.encrypted:
-            first, second = await tls_streams()
+        if network.encrypted or network.quic:
+            if network.quic:
+                carriers = await handshake(self.nursery, *socket_paths(1400))
+                first, second = (make_stream(carrier) for carrier in carriers)
+            else:
+                first, second = await tls_streams()
             first.peer, second.peer = peers
             first.report = report
             await listener.arrive.send(second)

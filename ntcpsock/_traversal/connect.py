@@ -113,7 +113,7 @@ async def _card_from_answer(dial: Dial) -> Card:
 async def _punch(
     node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
 ) -> Connection:
-    note_sides(report, (warm.profile, warm.candidates), (card.profile, card.candidates))
+    note_sides(report, (warm.profile, warm.offered), (card.profile, card.candidates))
     race = DirectRace(node, dial, card, warm, report, given)
     try:
         connection = await race.run()

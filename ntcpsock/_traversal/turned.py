@@ -10,14 +10,12 @@ import trio
 from ntcpsock._address import Endpoint, may_be_dialled
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.candidate import is_loopback
-from ntcpsock._traversal.checks.message import derive_credentials
 from ntcpsock._traversal.course import Course
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import MAX_ROUND, Candidate
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relay_plan import make_turn_plan
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
-from ntcpsock._traversal.strategies.datagrams import AuthenticatePath, DatagramAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
 
 #: The last that an offer can name.
@@ -31,7 +29,6 @@ async def run_turn_round(
     course: Course,
     race: Race,
     nursery: trio.Nursery,
-    authenticate: AuthenticatePath,
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
@@ -45,15 +42,7 @@ async def run_turn_round(
         plan = make_turn_plan(warm.offered, card.candidates, rtt=course.rtt)
         begin = trio.current_time()
         await trio.sleep(plan.prepare)
-        datagram = DatagramAccess(
-            None,
-            derive_credentials(dial.token, TURN_ROUND, "dialer"),
-            lambda: None,
-            node.nursery,
-            authenticate,
-            (course.proven_host, *course.also_proven),
-            consent_interval=node.consent_interval,
-        )
+        datagram = course.datagram_access(None, TURN_ROUND, lambda: None)
         access = TurnAccess(
             node.turn_servers,
             hosts_of(course.targets(card.candidates, "udp"), course.proven_host, course.also_proven),

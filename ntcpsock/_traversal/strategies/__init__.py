@@ -16,6 +16,8 @@ from ntcpsock._traversal.strategies import (
     tcp_stunt1,
     tcp_stunt2,
     turn,
+    udp_birthday,
+    udp_predict,
     udp_punch,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
@@ -31,6 +33,8 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "tcp-natblaster": tcp_natblaster.attempt,
     "tcp-stunt1": tcp_stunt1.attempt,
     "udp-punch": udp_punch.attempt,
+    "udp-predict": udp_predict.attempt,
+    "udp-birthday": udp_birthday.attempt,
     "relay": relay.attempt,
     "turn": turn.attempt,
 }
