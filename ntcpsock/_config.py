@@ -123,9 +123,9 @@ class Config:
             parse_host_port(server, 3478)
         for uri in self.turn:
             parse_turn(uri)
-        if self.turn and (self.turn_password is None) == (self.turn_secret is None):
+        if self.turn and bool(self.turn_password) == bool(self.turn_secret):
             raise ConfigurationError("turn: give either turn_password, with turn_user, or turn_secret")
-        if self.turn_password is not None and not self.turn_user:
+        if self.turn_password and not self.turn_user:
             raise ConfigurationError("turn_password: it needs a turn_user")
         if self.allow is not None:
             if len(self.allow) > MAX_ALLOWED:

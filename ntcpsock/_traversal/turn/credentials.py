@@ -74,8 +74,8 @@ def configured_servers(config: Config) -> tuple[TurnServer, ...]:
         TurnServer(
             parse_turn(uri),
             config.turn_user or "",
-            config.turn_password,
-            config.turn_secret,
+            config.turn_password or None,
+            config.turn_secret or None,
             str(config.turn_ca) if config.turn_ca is not None else None,
         )
         for uri in config.turn
