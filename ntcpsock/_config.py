@@ -62,8 +62,12 @@ MAX_ALLOWED = 48
 class Config:
     """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
 
-    #: The broker: `ntcp://HOST[:6060][?key=KEY]`. Without a key the first one seen is pinned.
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
+    #: first one seen is pinned.
     broker: str | None = None
+    #: PEM file of the authorities that sign the certificates of `wss://` brokers and `turns:` servers. None: the
+    #: system's.
+    ca_file: Path | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
     #: TURN servers (RFC 8656), best first: `turn:HOST[:3478][?transport=udp|tcp]` or `turns:HOST[:5349]`.
@@ -72,8 +76,6 @@ class Config:
     turn_user: str | None = field(default=None, repr=False)
     turn_password: str | None = field(default=None, repr=False)
     turn_secret: str | None = field(default=None, repr=False)
-    #: File of the certificates that may sign those of `turns:` servers. Default: the system's.
-    turn_ca: Path | None = None
     #: This node's own name. It makes the node's key permanent.
     name: str | None = None
     #: File of the node's private key. Default: `node.key` in the state directory.
@@ -233,7 +235,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
 _LISTS = frozenset({"stun", "turn", "allow", "techniques"})
-_PATHS = frozenset({"identity", "state_dir", "turn_ca"})
+_PATHS = frozenset({"ca_file", "identity", "state_dir"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,

@@ -71,6 +71,7 @@ FLOORS = (
             "_traversal.discovery.tcp_driver",
             "_traversal.discovery.udp_driver",
             "_traversal.punch.given",
+            "_traversal.broker.climb",
             "_traversal.broker.link",
             "_traversal.broker.side",
             "_traversal.interfaces",
@@ -79,6 +80,8 @@ FLOORS = (
             "_traversal.turn.path",
             "_traversal.turn.port",
             "_traversal.turn.transport",
+            "_traversal.http.tls",
+            "_traversal.relay.tunnel",
             "_session.carrier",
             "_session.datagram_path",
             "_session.driver",
@@ -180,6 +183,8 @@ FLOORS = (
             "_diagnose",
             "_listener",
             "_node",
+            "_registration",
+            "_traversal.dial_mappings",
         ),
         frozenset(
             {

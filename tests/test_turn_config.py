@@ -80,11 +80,11 @@ def test_credentials_must_be_whole(settings: dict[str, str]) -> None:
 def test_from_the_environment_and_a_file(tmp_path: Path) -> None:
     file = tmp_path / "ntcp.toml"
     file.write_text(
-        'turn = ["turn:one.example"]\nturn_user = "u"\nturn_password = "p"\nturn_ca = "/ca.pem"\n'
+        'turn = ["turn:one.example"]\nturn_user = "u"\nturn_password = "p"\nca_file = "/ca.pem"\n'
     )
     config = Config.load({"NTCP_CONFIG": str(file), "NTCP_TURN": "turns:two.example, turn:three.example:1"})
     assert config.turn == ("turns:two.example", "turn:three.example:1")
-    assert config.turn_ca == Path("/ca.pem")
+    assert config.ca_file == Path("/ca.pem")
     first, second = configured_servers(config)
     assert first.address == TurnAddress("two.example", 5349, "tls")
     assert (first.user, first.password, first.ca_file) == ("u", "p", "/ca.pem")

@@ -106,7 +106,7 @@ async def test_a_tls_server_that_nobody_vouches_for(tmp_path: Path, turn_certifi
         await server.ready()
         error = await try_to_allocate(server.server("tls", host="localhost"))
         assert error.errno == errno.ECONNABORTED
-        assert "turn_ca" in str(error)
+        assert "ca_file" in str(error)
 
 
 async def test_a_tls_server_of_another_name(tmp_path: Path, turn_certificate: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
 from ntcpsock._servers.connect_back import ConnectBacks
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
 from ntcpsock._traversal.stun.server import BindingServer, ConnectBackOrder
@@ -105,7 +105,12 @@ async def serve_stun(
             None if other_port is None else last.port,
             connects_back=connect_back,
         )
-        server = _StunServer(core, datagram_sockets, idle_timeout, most_connections or _connection_limit())
+        server = _StunServer(
+            core,
+            datagram_sockets,
+            idle_timeout,
+            most_connections or min(_MOST_CONNECTIONS, descriptor_limit() // 2),
+        )
         endpoints = tuple(sock.local for sock in datagram_sockets)
         async with trio.open_nursery() as nursery:
             for sock in datagram_sockets:
@@ -265,8 +270,3 @@ def _open(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _connection_limit() -> int:
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)

@@ -171,6 +171,7 @@ class Acceptor:
             warm.profile,
             self._node.broker_rtt,
             raw=self._node.offers_raw,
+            relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
             turn=bool(self._node.turn_servers),
         )

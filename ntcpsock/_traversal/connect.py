@@ -106,6 +106,7 @@ async def _card_from_answer(dial: Dial) -> Card:
         answer.broker_rtt,
         raw=answer.raw,
         turn=answer.turn,
+        relayed=answer.relayed,
         udp_profile=answer.udp_profile,
     )
 
@@ -115,8 +116,9 @@ async def _punch(
 ) -> Connection:
     note_sides(report, (warm.profile, warm.offered), (card.profile, card.candidates))
     race = DirectRace(node, dial, card, warm, report, given)
+    has_prospect = card.relayed or bool(set(node.techniques) - {"relay"})
     try:
-        connection = await race.run()
+        connection = await race.run() if has_prospect else None
     except OSError:
         raise  # the listener's own word
     except BaseException:  # cancelled, most often because its time is up
@@ -135,7 +137,7 @@ async def _punch(
             )
         elif not set(node.techniques) - {"relay", "turn"}:
             why = Explanation("Only the relay is allowed.", "")
-        why = Explanation(why.cause, f"{why.advice} {why_no_relay(node)}".lstrip())
+        why = Explanation(why.cause, f"{why.advice} {why_no_relay(node, card)}".lstrip())
         report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]

@@ -160,8 +160,8 @@ def make_joint_datagram_plan(
 
 
 def birthday_cost(sockets: int, rate: float) -> Budget:
-    """The most that `udp-birthday` uses at one side: it opens sockets where that side's NAT changes, and tries ports where
-    the other one's does."""
+    """The most that `udp-birthday` uses at one side: it opens sockets where that side's NAT changes, and tries ports
+    where the other one's does."""
     return Budget(sockets + MAX_OBSERVATIONS, max(rate, OPENINGS_PER_SECOND), max(sockets, MAX_PROBES))
 
 

@@ -89,8 +89,8 @@ class PlannedAttempt:
     """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
     the plan begins; `max_tries` bounds the SYNs to one endpoint, `patience` the seconds that one may stay unanswered.
     A joint technique learns the ports on the way: its `remote` is the peer's public address with port 0. source: the
-    own address to come from, where that is not the one that leads there by itself. uses: the most that it uses; None: as
-    TCP's do."""
+    own address to come from, where that is not the one that leads there by itself. uses: the most that it uses; None:
+    as TCP's do."""
 
     technique: str
     remote: Endpoint

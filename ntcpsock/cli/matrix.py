@@ -33,6 +33,23 @@ DEFAULT_KINDS = (
     "mobile",
 )
 
+#: Those of `--port-mapping`: routers that a real miniupnpd can serve, and exact ones that no punch gets through.
+MAPPING_KINDS = (
+    "full-cone",
+    "cgn",
+    "rfc",
+    "default",
+    "default-accept",
+    "reject",
+    "openwrt",
+    "symmetric",
+    "apdm+preserving",
+    "cgn-session",
+    "cisco",
+    "fully-random",
+    "mobile",
+)
+
 #: Share of tries that must succeed where a direct path is expected.
 EXPECTED_SHARE = 0.97
 #: Path round trips to connect where no port has to be foreseen: the median and the 95th percentile.
@@ -48,7 +65,8 @@ class MatrixFileError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Try:
     """One connect. `rtts`: its seconds in path round trips, None where the lab has no delay; `first_attempt`: the
-    winner needed no second SYN, and nothing had failed before it; `message`: why it failed."""
+    winner needed no second SYN, and nothing had failed before it; `message`: why it failed; `maps`: the host, "a" or
+    "b", whose router mapped ports, None where none did."""
 
     connected: bool
     seconds: float
@@ -56,6 +74,7 @@ class Try:
     technique: str | None = None
     first_attempt: bool = False
     message: str | None = None
+    maps: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +88,8 @@ class PairResult:
     @property
     def expected(self) -> Way | None:
         """Why there must be a direct path, or None."""
+        if any(entry.maps is not None for entry in self.tries):
+            return Way.MAPPED
         return expected_direct(self.nat_a, self.nat_b)
 
     @property
@@ -97,11 +118,13 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all."""
+    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all.
+    `port_mapping`: each pair is tried as often with host A's router mapping ports as with host B's."""
 
     tries: int = 5
     delay_ms: float = 25.0
     technique: str | None = None
+    port_mapping: bool = False
 
 
 @dataclass(slots=True)
@@ -143,16 +166,17 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
 
 
-def try_from_event(event: Mapping[str, Any], path_rtt: float) -> Try:
-    """A try out of an event line of `ntcp lab pair --json`. path_rtt: in seconds, 0 without delay."""
+def try_from_event(event: Mapping[str, Any], path_rtt: float, maps: str | None = None) -> Try:
+    """A try out of an event line of `ntcp lab pair --json`. path_rtt: in seconds, 0 without delay; maps: whose router
+    mapped ports."""
     seconds = float(event.get("seconds") or 0.0)
     rtts = round(seconds / path_rtt, 3) if path_rtt else None
     if event["event"] != "connected":
-        return Try(False, round(seconds, 4), rtts, message=str(event["message"]))
+        return Try(False, round(seconds, 4), rtts, message=str(event["message"]), maps=maps)
     attempts = (event.get("report") or {}).get("attempts", [])
     won = next((entry for entry in attempts if entry["outcome"] == "ok"), None)
     clean = won is not None and won["tries"] <= 1 and not any(_failed(entry, won) for entry in attempts)
-    return Try(True, round(seconds, 4), rtts, str(event["technique"]), clean)
+    return Try(True, round(seconds, 4), rtts, str(event["technique"]), clean, maps=maps)
 
 
 def _failed(entry: Mapping[str, Any], won: Mapping[str, Any]) -> bool:
@@ -221,8 +245,15 @@ def _pair_to_dict(pair: PairResult) -> dict[str, Any]:
         "connected": len(pair.connected),
         "technique": pair.technique,
         "median_rtts": pair.median_rtts,
-        "tries": [asdict(entry) for entry in pair.tries],
+        "tries": [_try_to_dict(entry) for entry in pair.tries],
     }
+
+
+def _try_to_dict(entry: Try) -> dict[str, Any]:
+    fields = asdict(entry)
+    if entry.maps is None:
+        del fields["maps"]
+    return fields
 
 
 def _share(outcomes: Iterable[bool]) -> float | None:

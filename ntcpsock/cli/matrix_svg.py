@@ -46,7 +46,7 @@ def heat_maps(matrix: Matrix) -> str:
     panels = (
         _Panel(
             "Connected",
-            f"of {settings.tries} tries. A host behind the row's router dials one behind the column's.",
+            f"of {_tries(matrix)}. A host behind the row's router dials one behind the column's.",
             _success,
             (("#2e9e5b", "all"), ("#e8b93a", "some"), (_PALE, "none: no direct path can be expected")),
         ),
@@ -69,6 +69,12 @@ def heat_maps(matrix: Matrix) -> str:
     for panel in panels:
         y = _draw(svg, matrix, panel, y)
     return svg.render(width, y)
+
+
+def _tries(matrix: Matrix) -> str:
+    if matrix.settings.port_mapping:
+        return f"{matrix.settings.tries} tries with the dialer's router mapping ports, as many with the listener's"
+    return f"{matrix.settings.tries} tries"
 
 
 def _draw(svg: Svg, matrix: Matrix, panel: _Panel, top: float) -> float:

@@ -76,7 +76,7 @@ def configured_servers(config: Config) -> tuple[TurnServer, ...]:
             config.turn_user or "",
             config.turn_password or None,
             config.turn_secret or None,
-            str(config.turn_ca) if config.turn_ca is not None else None,
+            str(config.ca_file) if config.ca_file is not None else None,
         )
         for uri in config.turn
     )

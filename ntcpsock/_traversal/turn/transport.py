@@ -105,7 +105,7 @@ async def _do_handshake(stream: trio.SSLStream[trio.SocketStream], address: Turn
         cause = error.__cause__
         reason = "the connection ended"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = f"{cause.verify_message}; the setting turn_ca names who may sign it"
+            reason = f"{cause.verify_message}; the setting ca_file names who may sign it"
         elif isinstance(cause, ssl.SSLError):
             reason = cause.reason or str(cause)
         raise TurnError(errno.ECONNABORTED, f"TLS with the TURN server {address}: {reason}") from error
