@@ -333,6 +333,7 @@ async def lost(server: Coturn, transport: TurnTransport) -> tuple[OSError, float
                 await trio.sleep(0.2)
 
 
+@pytest.mark.slow
 async def test_a_restarted_server_over_udp(tmp_path: Path) -> None:
     with coturn(tmp_path) as server:
         await server.ready()

@@ -110,7 +110,7 @@ OVER_TURN = {("relay", "turn", "turn")}
 @pytest.mark.parametrize(
     ("nat_a", "nat_b", "ours", "bobs"),
     [
-        ("fully-random", "fully-random", ("udp",), ()),
+        pytest.param("fully-random", "fully-random", ("udp",), (), marks=pytest.mark.slow),
         ("udp-blocked", "fully-random", ("udp", "tcp"), ()),
         pytest.param("fully-random", "fully-random", (), ("udp",), marks=pytest.mark.slow),
         pytest.param("fully-random", "udp-blocked", (), ("udp", "tcp"), marks=pytest.mark.slow),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from fuzz_support import check_decoder, mutations
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_stun_iana import read_table
 from turn_support import PEER, RELAYED, FakeServer, Pair, data_indication
@@ -152,6 +152,7 @@ def test_channel_data_survives_the_round_trip(unit: tuple[int, bytes], padded: b
     assert decode_channel_data_untrusted(encoded) == unit
 
 
+@settings(max_examples=40)
 @given(st.lists(st.one_of(messages, channel_data), max_size=5), st.data())
 def test_a_stream_is_cut_as_it_was_joined(
     units: list[Message | tuple[int, bytes]], data: st.DataObject

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import trio
@@ -41,7 +42,7 @@ PERMISSION_DEADLINE = 2.0
 # Seconds between two looks whether what may be sent to strangers' addresses leaves room.
 _AIM_PAUSE = 0.25
 
-# The relayed addresses that one side may name: IPv4's.
+# The relayed addresses that one side may name: one of each family.
 _MOST_RELAYED = 2
 _WORD = "relayed"
 _decoder = msgspec.msgpack.Decoder(tuple[tuple[str, int], ...])
@@ -69,7 +70,9 @@ async def attempt(context: AttemptContext) -> Connection:
     assert access is not None, "this technique's own"
     assert datagram is not None, "a technique over UDP"
     assert talk is not None, "a joint technique"
-    allocation = await _allocate(access.servers, datagram.nursery, context.entry)
+    # Of the family in which the other side can reach it; IPv4 where it has both.
+    ipv6 = bool(access.hosts) and all(":" in host for host in access.hosts)
+    allocation = await _allocate(access.servers, datagram.nursery, context.entry, ipv6=ipv6)
     try:
         port = TurnPort(allocation, None if access.hidden else open_udp_port())
     except BaseException:
@@ -140,7 +143,7 @@ async def _permit(allocation: TurnAllocation, hosts: Sequence[str]) -> None:
 
 
 async def _allocate(
-    servers: Sequence[TurnServer], keeper: trio.Nursery, entry: Attempt
+    servers: Sequence[TurnServer], keeper: trio.Nursery, entry: Attempt, *, ipv6: bool
 ) -> TurnAllocation | None:
     """From the first server that gives one; None where none does, which the report says. keeper: the nursery that
     keeps it."""
@@ -148,7 +151,7 @@ async def _allocate(
 
     async def ask(server: TurnServer, refused: trio.Event) -> None:
         try:
-            allocation: TurnAllocation = await keeper.start(run_allocation, server)
+            allocation: TurnAllocation = await keeper.start(partial(run_allocation, server, ipv6=ipv6))
         except OSError as error:
             entry.notes[str(server.address)] = error.strerror or str(error)
             refused.set()
@@ -159,13 +162,18 @@ async def _allocate(
             found.append(allocation)
             scope.cancel()
 
-    with trio.move_on_after(ALLOCATION_DEADLINE) as scope:
-        async with trio.open_nursery() as nursery:
-            for server in servers:
-                refused = trio.Event()
-                nursery.start_soon(ask, server, refused)
-                with trio.move_on_after(NEXT_SERVER):
-                    await refused.wait()
+    try:
+        with trio.move_on_after(ALLOCATION_DEADLINE) as scope:
+            async with trio.open_nursery() as nursery:
+                for server in servers:
+                    refused = trio.Event()
+                    nursery.start_soon(ask, server, refused)
+                    with trio.move_on_after(NEXT_SERVER):
+                        await refused.wait()
+    except BaseException:
+        for allocation in found:
+            allocation.close()
+        raise
     if found:
         entry.notes["TURN server"] = str(found[0].server)
         entry.notes["relayed"] = str(found[0].relayed)
