@@ -15,13 +15,24 @@ from ntcpsock._servers.options import parse_arguments
 from ntcpsock._servers.places import all_listens, version_of
 from ntcpsock._servers.running import Simple, run_script, run_until_signalled
 from ntcpsock._servers.stun import StunAddresses, StunCounters, serve_stun
+from ntcpsock._state import load_identity
 
-SETTINGS = ("listen", "port", "other_address", "other_port", "connect_back", "metrics", "metrics_from")
+SETTINGS = (
+    "listen",
+    "port",
+    "other_address",
+    "other_port",
+    "link_key",
+    "connect_back",
+    "metrics",
+    "metrics_from",
+)
 
 
 async def main() -> None:
     arguments = parse_arguments(__doc__ or "", SETTINGS, port=DEFAULT_STUN_PORT)
     logs.set_up(arguments.log)
+    link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
 
     async def start(nursery: trio.Nursery) -> Simple:
         port, ready = arguments.port, ["ready"]
@@ -37,6 +48,7 @@ async def main() -> None:
                 other_address=other_address,
                 other_port=arguments.other_port,
                 connect_back=arguments.connect_back,
+                link_key=link_key if other_address is not None else None,
             )
             addresses: StunAddresses = await nursery.start(serve)
             counters.append(addresses.counters)

@@ -124,6 +124,13 @@ OPTIONS: Final = _table(
         "second address of this host, for behaviour discovery (RFC 5780); with one --listen of its family",
         metavar="ADDR2",
     ),
+    Option(
+        "link_key",
+        "the second address is another host's, where this runs with the same key in this file, the same ports, and our "
+        "address as its second one",
+        "path",
+        "FILE",
+    ),
     Option("other_port", "second port (3479 beside --other-address)", "integer", "PORT2"),
     Option("connect_back", "connect to TCP clients that ask for it", "switch", default=True),
 )

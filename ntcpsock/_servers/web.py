@@ -115,6 +115,7 @@ class WebServer:
         except (BadMessage, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             counters.broken += 1
         finally:
+            visitor.close()
             self._proved(visitor)
             counters.open -= 1
 
@@ -150,11 +151,7 @@ class WebServer:
         if await visitor.socket.recv(1, socket.MSG_PEEK) != _TLS_HANDSHAKE:
             return
         self.counters.tls += 1
-        stream = trio.SSLStream(
-            visitor.stream, self._certificate.context, server_side=True, https_compatible=True
-        )
-        await stream.do_handshake()
-        visitor.stream, visitor.is_tls = stream, True
+        await visitor.begin_tls(self._certificate.context)
 
     async def _read_request(self, visitor: Visitor) -> bool:
         """Whether a whole one came."""
