@@ -138,13 +138,14 @@ async def test_a_server_that_refuses_is_in_the_report(tmp_path: Path, server: Co
         assert "secret-that-is-wrong" not in report
 
 
+@pytest.mark.parametrize("transport", ["tcp", pytest.param("udp", marks=pytest.mark.slow)])
 async def test_a_server_that_is_restarted_ends_the_stream_with_a_reason(
-    tmp_path: Path, server: Coturn
+    tmp_path: Path, server: Coturn, transport: str
 ) -> None:
     async with (
         open_world(tmp_path) as world,
         world.node("alice") as alice,
-        world.node("bob", **ONLY_TURN, **at(server, "tcp")) as bob,
+        world.node("bob", **ONLY_TURN, **at(server, transport)) as bob,
     ):
         dialled, accepted = await connected(alice, bob)
         async with dialled, accepted:
@@ -154,3 +155,22 @@ async def test_a_server_that_is_restarted_ends_the_stream_with_a_reason(
             with trio.fail_after(30), pytest.raises(trio.BrokenResourceError) as caught:
                 await dialled.receive_some()
             assert "TURN server" in str(caught.value.__cause__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_a_stream_goes_on_while_nonces_and_lifetimes_end(tmp_path: Path, transport: str) -> None:
+    """Several of each, under way and idle."""
+    with coturn(tmp_path, "--stale-nonce=1", "--max-allocate-lifetime=2") as server:
+        await server.ready()
+        async with (
+            open_world(tmp_path) as world,
+            world.node("alice") as alice,
+            world.node("bob", **ONLY_TURN, **at(server, transport)) as bob,
+        ):
+            dialled, accepted = await connected(alice, bob)
+            async with dialled, accepted:
+                for pause in (0.5, 3.0, 0.5, 4.0):
+                    await talk(dialled, accepted)
+                    await trio.sleep(pause)
+                await talk(dialled, accepted)
