@@ -15,6 +15,7 @@ from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import MAX_ROUND, Candidate
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relay_plan import make_turn_plan
+from ntcpsock._traversal.relayed import ports_are_foreseen
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.strategies.turn import TurnAccess
 
@@ -39,7 +40,8 @@ async def run_turn_round(
         task_status.started()
         if "turn" not in node.techniques or not (node.turn_servers or card.turn):
             return
-        plan = make_turn_plan(warm.offered, card.candidates, rtt=course.rtt)
+        predicts = ports_are_foreseen(warm, card, node.techniques)
+        plan = make_turn_plan(warm.offered, card.candidates, rtt=course.rtt, predicts=predicts)
         begin = trio.current_time()
         await trio.sleep(plan.prepare)
         datagram = course.datagram_access(None, TURN_ROUND, lambda: None)
