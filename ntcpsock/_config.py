@@ -91,9 +91,9 @@ class Config:
     encryption: Encryption = "tls"
     #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
     port_mapping: PortMapping = "auto"
-    #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
-    #: it, and nobody but the broker and the relay learns where this node is. A relay sees ciphertext, so connections
-    #: with `encryption="off"` do not go over one, and "only" cannot be had with it.
+    #: "auto": a relay of the broker's, or a TURN server, carries what cannot be connected directly. "never". "only":
+    #: everything goes over it, and nobody but the broker and the relay learns where this node is. A relay sees
+    #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.

@@ -77,6 +77,7 @@ FLOORS = (
             "_traversal.interfaces",
             "_traversal.broker.reach",
             "_traversal.broker.transport",
+            "_traversal.turn.allocation",
             "_traversal.turn.path",
             "_traversal.turn.port",
             "_traversal.turn.transport",

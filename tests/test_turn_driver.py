@@ -13,8 +13,9 @@ from stun_support import own_endpoint, udp_socket
 from turn_support import CLIENT, PEER, FakeServer
 
 from ntcpsock._address import Endpoint, TurnAddress, TurnTransport
+from ntcpsock._traversal.turn.allocation import MAX_UNCLAIMED, TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
-from ntcpsock._traversal.turn.driver import MAX_UNCLAIMED, TurnAllocation, run_allocation
+from ntcpsock._traversal.turn.driver import run_allocation
 from ntcpsock._traversal.turn.message import encode_channel_data
 from ntcpsock._traversal.turn.path import MAX_QUEUED, TurnPath
 from ntcpsock._traversal.turn.transport import MOST_UNSENT, TurnError, open_transport

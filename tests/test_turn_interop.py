@@ -15,8 +15,9 @@ from test_stun_interop import needs
 from turn_support import Coturn, coturn, write_certificate
 
 from ntcpsock._address import Endpoint, TurnAddress, TurnTransport
+from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
-from ntcpsock._traversal.turn.driver import TurnAllocation, run_allocation
+from ntcpsock._traversal.turn.driver import run_allocation
 from ntcpsock._traversal.turn.machine import LIFETIME
 from ntcpsock._traversal.turn.path import TurnPath
 from ntcpsock._traversal.turn.transport import TurnError

@@ -483,6 +483,30 @@ def test_close_before_the_allocation() -> None:
     assert ended(both).refusal is None
 
 
+def test_close_while_the_server_may_have_made_the_allocation() -> None:
+    both = pair()
+    (request,) = both.machine.datagrams_to_send(0.0)
+    both.give(both.server.handle(request)[0])
+    (signed,) = both.machine.datagrams_to_send(0.0)
+    (answer,) = both.server.handle(signed)
+    both.machine.close(0.0)
+    assert both.events() == []
+    both.give(answer)
+    both.exchange()
+    assert both.server.seen == ["ALLOCATE", "REFRESH"]
+    assert not both.server.allocated
+    assert ended(both).refusal is None
+
+
+def test_close_while_the_server_refuses() -> None:
+    both = pair(FakeServer(refusals=defaults(TurnMethod.ALLOCATE, 508)))
+    (request,) = both.machine.datagrams_to_send(0.0)
+    both.give(both.server.handle(request)[0])
+    both.machine.close(0.0)
+    both.exchange()
+    assert ended(both).refusal is None
+
+
 # --- what strangers send -----------------------------------------------------------------------
 
 

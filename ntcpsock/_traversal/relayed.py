@@ -103,5 +103,5 @@ def why_no_relay(node: RelayContext, card: Card) -> str:
     if "relay" not in node.techniques:
         return "The relay, which connects every pair, is not allowed here (settings relay and techniques)."
     if not node.relays:
-        return "The broker has no relay: `ntcp serve` runs one on its TCP port."
+        return "The broker has no relay: `ntcp serve` runs one on its TCP port. A TURN server does as well."
     return "The relay could not be used either: either side may not reach it, or not allow it."

@@ -25,8 +25,9 @@ from ntcpsock._traversal.datagram_plan import CheckTarget
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.udp_punch import note_checks
+from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
-from ntcpsock._traversal.turn.driver import TurnAllocation, run_allocation
+from ntcpsock._traversal.turn.driver import run_allocation
 from ntcpsock._traversal.turn.port import TurnPort
 
 # Seconds for an allocation: a connection, perhaps with TLS, and two exchanges.

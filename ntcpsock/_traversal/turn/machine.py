@@ -147,8 +147,10 @@ class TurnMachine:
         if self._closing or self._ended:
             return
         self._closing = True
-        self._requests.clear()
         self._refresh_due = None
+        if not self._allocated and self._requests.is_asking_signed(TurnMethod.ALLOCATE):
+            return  # the server may have made it already: its answer is waited for
+        self._requests.clear()
         if self._allocated:
             self._requests.ask(TurnMethod.REFRESH, (Lifetime(0),), None, now)
         else:
@@ -242,7 +244,9 @@ class TurnMachine:
     def _handle_outcome(self, outcome: Outcome, now: float) -> None:
         if self._ended:
             return
-        if self._closing:
+        if self._closing and outcome.method == TurnMethod.ALLOCATE and outcome.refusal is None:
+            self._requests.ask(TurnMethod.REFRESH, (Lifetime(0),), None, now)
+        elif self._closing:
             # Whatever the server says, it has dropped the allocation or will by itself.
             self._end(None)
         elif outcome.refusal is not None:

@@ -12,7 +12,7 @@ import trio
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.checks.pairs import Outgoing, Way
 from ntcpsock._traversal.checks.port import Taker, UdpPort
-from ntcpsock._traversal.turn.driver import TurnAllocation
+from ntcpsock._traversal.turn.allocation import TurnAllocation
 
 # Seconds for which an allocation outlives the nomination of another pair.
 UNUSED_DEADLINE = 5.0

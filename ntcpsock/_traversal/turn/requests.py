@@ -100,6 +100,10 @@ class Requests:
     def is_asking(self, method: TurnMethod) -> bool:
         return any(request.method == method for request in self._under_way.values())
 
+    def is_asking_signed(self, method: TurnMethod) -> bool:
+        """Whether the server may already have done what is asked."""
+        return any(request.method == method and request.signed for request in self._under_way.values())
+
     def clear(self) -> None:
         """Give all of them up."""
         self._under_way.clear()
