@@ -70,8 +70,8 @@ table ip6 losing {
 def test_the_address_of_the_other_family_is_proved_so_that_more_than_one_syn_is_sent_there(
     stage: MakeStage,
 ) -> None:
-    """Both are seen by the broker over IPv4. A mere claim of an IPv6 address gets one SYN, which is lost here. UDP, which
-    would be there first, is left out."""
+    """Both are seen by the broker over IPv4. A mere claim of an IPv6 address gets one SYN, which is lost here. UDP
+    would be there first, so it is left out."""
     made = stage("fully-random", "fully-random", ipv6="reject")
     made.lab.public.run(["nft", "-f", "-"], input=LOSES_FIRST_SYNS, text=True, check=True)
     made.listen()
