@@ -124,6 +124,17 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
     assert attempts[1].delay > first
     assert attempts[1].cost(0.1) == Budget(256 + 17, 1000.0, MAX_PROBES)
     assert all(attempt.remote == Endpoint(B, 0) for attempt in attempts)
+    behind = make_joint_datagram_plan(
+        NATProfile(mapping=ours),
+        NATProfile(mapping=theirs),
+        techniques=("udp-predict", "udp-birthday"),
+        budget=8.0,
+        proven_host=B,
+        behind_tcp=True,
+    )
+    assert [attempt.delay - 1.0 for attempt in behind] == pytest.approx(
+        [attempt.delay for attempt in attempts]
+    )
 
 
 def test_without_a_proven_address_nobody_is_aimed_at() -> None:

@@ -56,6 +56,31 @@ def be_silent(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def try_often(config: Config, name: str, count: int) -> list[tuple[float, str]]:
+    """The seconds of each connect, and its technique, or why it failed."""
+
+    async def main() -> list[tuple[float, str]]:
+        outcomes = []
+        async with open_node(config) as node:
+            await programs.wait_registered(node, name)
+            for _ in range(count):
+                await node.wait_warm()
+                begin = trio.current_time()
+                try:
+                    stream = await node.open_stream(name, programs.PORT)
+                except OSError as error:
+                    outcomes.append((trio.current_time() - begin, str(error)))
+                    continue
+                async with stream:
+                    outcomes.append((trio.current_time() - begin, stream.path.technique))
+                    await stream.send_all(b"e")
+                    await stream.send_eof()
+                    await programs.read_all(stream)
+        return outcomes
+
+    return trio.run(main)
+
+
 def exchange(config: Config, name: str, blocks: int) -> tuple[str, str, str]:
     """Send blocks to an echo and read them at once: what was sent and came back (sha256), and the technique."""
 

@@ -124,6 +124,8 @@ def make_datagram_plan(
 # knows, and last where neither's do. Prediction needs few entries and a moment, so it comes first.
 _JOINT_DELAY = {True: 0.0, None: 1.0, False: 2.5}
 _BIRTHDAY_LATER = 0.3
+# Where TCP is preferred and predicts as well it comes first: two at a time cost the NATs twice as much.
+_BEHIND_TCP = 1.0
 PREDICT_BUDGET = 6.0
 BIRTHDAY_BUDGET = 12.0
 
@@ -138,9 +140,10 @@ def make_joint_datagram_plan(
     earliest: float = 0.0,
     late: Collection[str] = (),
     birthday: Budget | None = None,
+    behind_tcp: bool = False,
 ) -> tuple[PlannedAttempt, ...]:
     """The leader's joint attempts over UDP, earliest first, as `make_joint_plan`. local, remote: of UDP; birthday: what
-    that technique may use (`birthday_cost`)."""
+    that technique may use (`birthday_cost`); behind_tcp: whether `tcp-predict` is to have its turn before."""
     if not proven_host:
         return ()
     changes = either_changes(local, remote)
@@ -149,7 +152,8 @@ def make_joint_datagram_plan(
         ("udp-predict", 0.0, PREDICT_BUDGET, PREDICT_COST),
         ("udp-birthday", _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
     ):
-        delay = max(earliest, _JOINT_DELAY[changes] + later) + (LATE if technique in late else 0.0)
+        delay = max(earliest, _JOINT_DELAY[changes] + later + (_BEHIND_TCP if behind_tcp else 0.0))
+        delay += LATE if technique in late else 0.0
         if technique in techniques and delay < budget:
             planned.append(
                 PlannedAttempt(

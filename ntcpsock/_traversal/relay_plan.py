@@ -25,6 +25,9 @@ NEIGHBOUR_GRACE = 0.25
 # What it takes both sides to meet at the relay and to authenticate each other there.
 PREPARATION_RTTS = 4.0
 
+# And at a TURN server: a connection to it and two exchanges, permissions, a word to the other side, checks.
+TURN_PREPARATION_RTTS = 6.0
+
 
 @dataclass(frozen=True, slots=True)
 class RelayPlan:
@@ -54,6 +57,14 @@ def make_relay_plan(
     else:
         grace = NEIGHBOUR_GRACE
     return RelayPlan(max(0.0, grace - PREPARATION_RTTS * rtt), grace)
+
+
+def make_turn_plan(local: Sequence[Candidate], remote: Sequence[Candidate], *, rtt: float) -> RelayPlan:
+    """The same for a TURN server of either side's, whether or not one of them answers."""
+    anywhere = (Endpoint("", 0),)
+    plan = make_relay_plan(local, remote, techniques=("relay",), relays=anywhere, rtt=rtt)
+    assert plan is not None, "a relay is allowed, and there is one"
+    return RelayPlan(max(0.0, plan.use - TURN_PREPARATION_RTTS * rtt), plan.use)
 
 
 def _has_public_face(candidates: Sequence[Candidate]) -> bool:
