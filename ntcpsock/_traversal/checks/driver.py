@@ -302,8 +302,17 @@ class PunchedPath:
 
     @property
     def error(self) -> OSError | None:
-        """The last ICMP error since something came from the peer, or None."""
-        return None if self._socket is None else self._socket.error
+        """The last ICMP error since something came from the peer, where the checks have their doubts too, or None.
+
+        A router that has restarted says that nobody is there, until the peer's next check has opened it again.
+        """
+        error = None if self._socket is None else self._socket.error
+        if error is None:
+            return None
+        now = trio.current_time()
+        self.machine.probe(now)
+        self._notify()
+        return error if self.machine.is_doubtful(now) else None
 
     async def wait_readable(self) -> None:
         if self._queue:
