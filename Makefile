@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test test-all check bench matrix matrix-mapped docs clean
+.PHONY: setup demo test test-all check bench matrix matrix-mapped matrix-everything docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -41,9 +41,16 @@ matrix: setup
 # The same with one router that maps ports, which is all that may be used.
 matrix-mapped: setup
 	@mkdir -p build
-	@$(BIN)/ntcp lab matrix --port-mapping --technique public,port-mapped --tries 2 --jobs 2 --resume \
+	@$(BIN)/ntcp lab matrix --port-mapping --technique public,port-mapped --tries 2 --jobs 4 --resume \
 		--json build/matrix-mapped.json --svg build/matrix-mapped.svg || test -f build/matrix-mapped.svg
 	@mv build/matrix-mapped.json build/matrix-mapped.svg docs/
+
+# All techniques and the relay, networks without UDP too: every pair connects.
+matrix-everything: setup
+	@mkdir -p build
+	@$(BIN)/ntcp lab matrix --everything --jobs 2 --resume \
+		--json build/matrix-everything.json --svg build/matrix-everything.svg || test -f build/matrix-everything.svg
+	@mv build/matrix-everything.json build/matrix-everything.svg docs/
 
 docs: setup
 	@$(BIN)/python -W error docs/build.py

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
+from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port, parse_turn
 from ntcpsock._errors import ConfigurationError
 
 TECHNIQUES = (
@@ -26,11 +26,14 @@ TECHNIQUES = (
     "tcp-natblaster",
     "tcp-stunt1",
     "udp-punch",
+    "udp-predict",
+    "udp-birthday",
     "relay",
+    "turn",
 )
 
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
-UDP_TECHNIQUES = ("udp-punch",)
+UDP_TECHNIQUES = ("udp-punch", "udp-predict", "udp-birthday")
 
 Prefer = Literal["tcp", "udp"]
 PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
@@ -47,6 +50,10 @@ RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 KeepAlive = Literal["auto", "fixed", "lazy"]
 KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
 
+# Home routers have room for some thousand entries, and take some hundred new ones a second.
+MAX_BIRTHDAY_SOCKETS = 1024
+MAX_BIRTHDAY_RATE = 1000.0
+
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
 
@@ -58,10 +65,17 @@ class Config:
     #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
     #: first one seen is pinned.
     broker: str | None = None
-    #: PEM file of the authorities that sign the certificates of `wss://` brokers. None: the system's.
+    #: PEM file of the authorities that sign the certificates of `wss://` brokers and `turns:` servers. None: the
+    #: system's.
     ca_file: Path | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
+    #: TURN servers (RFC 8656), best first: `turn:HOST[:3478][?transport=udp|tcp]` or `turns:HOST[:5349]`.
+    turn: tuple[str, ...] = ()
+    #: User and password at them; or the secret that time-limited ones are made from (`turn_user` may be left out then).
+    turn_user: str | None = field(default=None, repr=False)
+    turn_password: str | None = field(default=None, repr=False)
+    turn_secret: str | None = field(default=None, repr=False)
     #: This node's own name. It makes the node's key permanent.
     name: str | None = None
     #: File of the node's private key. Default: `node.key` in the state directory.
@@ -78,12 +92,17 @@ class Config:
     #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
     port_mapping: PortMapping = "auto"
     #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
-    #: it, and this node tells peers no address of its own (the broker still says where it sees it). A relay sees
-    #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
+    #: it, and nobody but the broker and the relay learns where this node is. A relay sees ciphertext, so connections
+    #: with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
     prefer: Prefer = "tcp"
+    #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
+    #: is never tried.
+    birthday_sockets: int = 256
+    #: Ports a second that it tries where the other side's NAT draws them; each is an entry in this side's NAT.
+    birthday_rate: float = 250.0
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -104,6 +123,12 @@ class Config:
             object.__setattr__(self, "name", normalize_name(self.name))
         for server in self.stun:
             parse_host_port(server, 3478)
+        for uri in self.turn:
+            parse_turn(uri)
+        if self.turn and bool(self.turn_password) == bool(self.turn_secret):
+            raise ConfigurationError("turn: give either turn_password, with turn_user, or turn_secret")
+        if self.turn_password and not self.turn_user:
+            raise ConfigurationError("turn_password: it needs a turn_user")
         if self.allow is not None:
             if len(self.allow) > MAX_ALLOWED:
                 raise ConfigurationError(f"allow: at most {MAX_ALLOWED} entries")
@@ -131,6 +156,10 @@ class Config:
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.birthday_sockets <= MAX_BIRTHDAY_SOCKETS:
+            raise ConfigurationError(f"birthday_sockets: must be 0 to {MAX_BIRTHDAY_SOCKETS}")
+        if not 0 < self.birthday_rate <= MAX_BIRTHDAY_RATE:
+            raise ConfigurationError(f"birthday_rate: must be above 0 and at most {MAX_BIRTHDAY_RATE:g}")
         if not 0 <= self.warm_ports <= 64:
             raise ConfigurationError("warm_ports: must be 0 to 64")
 
@@ -138,10 +167,12 @@ class Config:
     def usable_techniques(self) -> tuple[str, ...]:
         """Those of `techniques` that `relay` and `encryption` leave."""
         if self.relay == "only":
-            return ("relay",)
-        unusable = {"relay"} if self.relay == "never" or self.encryption == "off" else set()
+            return ("relay", "turn")
+        unusable = {"relay", "turn"} if self.relay == "never" or self.encryption == "off" else set()
         if self.encryption == "off":
             unusable.update(UDP_TECHNIQUES)
+        if not self.birthday_sockets:
+            unusable.add("udp-birthday")
         return tuple(name for name in self.techniques if name not in unusable)
 
     @classmethod
@@ -203,13 +234,15 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
-_LISTS = frozenset({"stun", "allow", "techniques"})
+_LISTS = frozenset({"stun", "turn", "allow", "techniques"})
 _PATHS = frozenset({"ca_file", "identity", "state_dir"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,
     "keep_alive_interval": float,
     "warm_ports": int,
+    "birthday_sockets": int,
+    "birthday_rate": float,
 }
 
 

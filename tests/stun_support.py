@@ -10,6 +10,7 @@ from functools import partial
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.stun import IDLE_TIMEOUT, StunAddresses, serve_stun
 
 
@@ -23,6 +24,9 @@ async def serving(
     idle_timeout: float = IDLE_TIMEOUT,
     most_connections: int | None = None,
     connect_back: bool = True,
+    link_key: bytes | None = None,
+    certificate: CertificateFiles | None = None,
+    tls_port: int | None = None,
 ) -> AsyncIterator[StunAddresses]:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -36,6 +40,9 @@ async def serving(
                     idle_timeout=idle_timeout,
                     most_connections=most_connections,
                     connect_back=connect_back,
+                    link_key=link_key,
+                    certificate=certificate,
+                    tls_port=tls_port,
                 )
             )
             nursery.cancel_scope.cancel()

@@ -78,6 +78,16 @@ class TestInTheLab:
         (found,) = json.loads(file.read_text())["pairs"]  # nobody maps between two public hosts
         assert [(entry["connected"], entry["maps"]) for entry in found["tries"]] == [(True, "a"), (True, "b")]
 
+    def test_everything_is_direct_or_relayed(self, tmp_path: Path) -> None:
+        file = tmp_path / "matrix.json"
+        pairs = "only-443:default,none:default"
+        done = run("matrix", "--everything", "--pairs", pairs, "--tries", 1, "--delay-ms", 2, "--json", file)
+        assert done.returncode == 0, done.stderr
+        relayed, direct = json.loads(file.read_text())["pairs"]
+        assert relayed["technique"] == "relay"
+        assert direct["technique"] in ("public", "udp-punch")
+        assert "directly" in done.stdout
+
     def test_a_pair_that_is_below_expectation(self, tmp_path: Path) -> None:
         done = run(
             "matrix", "--pairs", "default:symmetric", "--technique", "public", "--tries", 1, "--delay-ms", 1
@@ -224,6 +234,7 @@ def test_a_connect_that_works_explains_itself_too(stage: Stage, tmp_path: Path) 
         (("matrix", "--technique", "magic"), "--technique"),
         (("matrix", "--resume"), "--resume"),
         (("matrix", "--port-mapping", "--kinds", "none,firewall"), "--port-mapping"),
+        (("matrix", "--everything", "--technique", "relay"), "--everything"),
         (("pair", "--nat-b", "firewall", "--maps", "b"), "--maps"),
         (("pair", "--maps", "c"), "--maps"),
         (("draw", "x.svg", "--nat-b", "nonsense"), "--nat-b"),

@@ -62,6 +62,7 @@ def test_figures() -> None:
         "tries_expected": 6,
         "share_expected": 0.8333,
         "share_unpredicted": 1.0,
+        "share_direct": 1.0,
         "first_attempt": 1.0,
         "median_rtts": 2.6,
         "p95_rtts": 2.6,
@@ -118,6 +119,17 @@ def test_a_router_that_maps_is_to_be_reached() -> None:
     assert from_json(text) == made
     assert [entry["maps"] for entry in json.loads(text)["pairs"][0]["tries"]] == ["a", "b"]
     assert "with the dialer's router mapping ports" in heat_maps(made)
+
+
+def test_with_a_relay_every_try_has_to_connect() -> None:
+    relayed = Try(True, 1.2, 12.0, "relay", True)
+    missed = Matrix(Settings(tries=50, everything=True), ("mobile", "only-443"))
+    missed.add(PairResult("mobile", "only-443", (relayed,) * 49 + (FAILED,), everything=True))
+    missed.add(PairResult("mobile", "mobile", (relayed, FOUND), everything=True))
+    assert [pair.nat_b for pair in missed.below_expectation] == ["only-443"]
+    assert missed.summary()["share_direct"] == round(1 / 51, 4)
+    assert from_json(to_json(missed)) == missed
+    assert "relay" in heat_maps(missed)
 
 
 def test_resume(tmp_path: Path) -> None:

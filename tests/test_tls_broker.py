@@ -12,7 +12,7 @@ import pytest
 import trio
 from broker_support import SEALED, make_identity
 from certificates import Authority
-from relay_support import PATIENCE, running_broker
+from relay_support import PATIENCE, SECRET, running_broker, tickets
 from test_relay_connect import check_both_ways, connect
 
 from ntcpsock._address import BrokerAddress, Endpoint, parse_broker
@@ -25,7 +25,8 @@ from ntcpsock._servers.web import WebLimits
 from ntcpsock._state import Pins, load_identity
 from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
 from ntcpsock._traversal.broker.message import RelayPlace
-from ntcpsock._traversal.relay.tunnel import TlsRelay
+from ntcpsock._traversal.relay.driver import take_seat
+from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 from ntcpsock.trio import open_node
 
 ALICE, BOB = make_identity(1), make_identity(2)
@@ -56,7 +57,7 @@ async def test_signalling_in_tls(tmp_path: Path) -> None:
     async with tls_broker(tmp_path, stun=[Endpoint("0.0.0.0", 3478)]) as (server, authority):
         async with tls_session(server, authority) as alice:
             async with tls_session(server, authority, "127.0.0.1", 2) as bob:
-                assert (alice.transport, alice.broker_host) == ("tcp", "localhost")
+                assert (alice.transport, alice.broker_host) == ("tcp", "127.0.0.1")
                 assert alice.welcome.stun == (Endpoint("127.0.0.1", 3478),)
                 assert alice.relays == (Endpoint("localhost", server.address.port),)
                 assert isinstance(alice.relays[0], TlsRelay)
@@ -217,3 +218,81 @@ def test_addresses_of_tls_brokers() -> None:
     assert parse_broker(str(address)) == address
     with pytest.raises(ConfigurationError, match="wss://HOST"):
         parse_broker("https://broker.example")
+
+
+@asynccontextmanager
+async def tls_relay(folder: Path) -> AsyncIterator[tuple[RelayServer, TlsRelay]]:
+    """A relay, and how clients see it."""
+    authority = Authority(folder)
+    certificate = CertificateFiles(*authority.issue(folder, "localhost"))
+    tunnels = Tunnels()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tunnels.run)
+            server: RelayServer = await nursery.start(
+                partial(serve_relay, "127.0.0.1", 0, SECRET, certificate=certificate)
+            )
+            yield server, TlsRelay.at("localhost", server.address.port, authority.file, tunnels)
+            nursery.cancel_scope.cancel()
+
+
+async def both_ends(places: tuple[Endpoint, Endpoint], session: int = 0) -> list[trio.SocketStream]:
+    return [
+        trio.SocketStream(await take_seat(place, ticket))
+        for place, ticket in zip(places, tickets(session), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kinds", ["tls tls", "tls plain", "plain tls"])
+async def test_each_direction_ends_alone_in_tls(tmp_path: Path, kinds: str) -> None:
+    async with tls_relay(tmp_path) as (server, relay):
+        places = {"tls": relay, "plain": server.address}
+        first, second = kinds.split()
+        one, two = await both_ends((places[first], places[second]))
+        data = bytes(range(256)) * 8192
+
+        async def say(stream: trio.SocketStream, words: bytes) -> None:
+            await stream.send_all(words)
+            await stream.send_eof()
+
+        async with one, two, trio.open_nursery() as nursery:
+            nursery.start_soon(say, one, data)
+            assert b"".join([bytes(part) async for part in two]) == data
+            nursery.start_soon(say, two, data[::-1])
+            assert b"".join([bytes(part) async for part in one]) == data[::-1]
+        while server.desk.counters.open:
+            await trio.sleep(0.01)
+        assert (server.desk.counters.joined, server.desk.counters.resets) == (1, 0)
+        assert server.desk.counters.bytes == 2 * len(data)
+
+
+async def test_who_does_not_read_stops_who_sends_in_tls(tmp_path: Path) -> None:
+    async with tls_relay(tmp_path) as (_, relay):
+        one, two = await both_ends((relay, relay))
+        async with one, two:
+            sent = 0
+            with trio.move_on_after(1.0):
+                while sent < 200_000_000:
+                    await one.send_all(bytes(65536))
+                    sent += 65536
+            assert sent < 200_000_000
+            received = 0
+            while received < sent:
+                received += len(await two.receive_some(1 << 20))
+
+
+async def test_an_end_of_the_session_ends_its_tunnels(tmp_path: Path) -> None:
+    async with tls_relay(tmp_path) as (server, relay):
+        one, two = await both_ends((relay, server.address))
+        async with one, two:
+            await one.send_all(b"x")
+            assert await two.receive_some(1) == b"x"
+            assert relay.tunnels._nursery is not None
+            relay.tunnels._nursery.cancel_scope.cancel()
+            for stream in (one, two):
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some(1)
+            with pytest.raises(OSError, match="has ended"):
+                await take_seat(relay, tickets(1)[0])
+        while server.desk.counters.open:
+            await trio.sleep(0.01)

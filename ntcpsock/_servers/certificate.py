@@ -26,6 +26,8 @@ class CertificateFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # Nobody comes back for another request, and a ticket costs each handshake two records.
         context.num_tickets = 0
+        # Each direction ends by TCP's own end, and the other one goes on: see `tls_stream.py`. OpenSSL 1 did so.
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         context.set_alpn_protocols(["http/1.1"])
         try:
             # An encrypted key would be asked for on the terminal.

@@ -80,8 +80,8 @@ OPTIONS: Final = _table(
     ),
     Option(
         "certificate",
-        "PEM file of a certificate with its chain: the TCP port speaks TLS, too, to whoever begins with it; SIGHUP "
-        "reads it again",
+        "PEM file of a certificate with its chain: TCP ports speak TLS, too, to whoever begins with it; SIGHUP reads "
+        "it again",
         "path",
         "FILE",
     ),
@@ -124,7 +124,19 @@ OPTIONS: Final = _table(
         "second address of this host, for behaviour discovery (RFC 5780); with one --listen of its family",
         metavar="ADDR2",
     ),
+    Option(
+        "link_key",
+        "the second address is another host's, where this runs with the same key in this file, the same ports, and our "
+        "address as its second one",
+        "path",
+        "FILE",
+    ),
     Option("other_port", "second port (3479 beside --other-address)", "integer", "PORT2"),
+    Option(
+        "tls_port",
+        "one more TCP port, for TLS, of a STUN server with a certificate (usually: 5349)",
+        "integer",
+    ),
     Option("connect_back", "connect to TCP clients that ask for it", "switch", default=True),
 )
 

@@ -23,6 +23,7 @@ import trio
 from ntcpsock._errors import BadMessage
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.splice import End, Forwarder, Meter
+from ntcpsock._servers.tls_stream import KernelSocket
 from ntcpsock._servers.visitor import Visitor
 from ntcpsock._traversal.relay.message import (
     TICKET_HEADER,
@@ -283,17 +284,15 @@ class RelayDesk:
         ends = [_end(place.visitor) for place in (first, second)]
         for end in ends:
             _keep_alive(end.socket)
-        is_broken = is_over = False
+        is_broken = False
 
         async def forward(source: End, sink: End) -> None:
-            nonlocal is_broken, is_over
+            nonlocal is_broken
             try:
-                if await self._forwarder.forward(source, sink, meter):
-                    return
-                is_over = True
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                is_broken = not is_over
-            scope.cancel()
+                await self._forwarder.forward(source, sink, meter)
+            except (OSError, trio.BrokenResourceError):
+                is_broken = True
+                scope.cancel()
 
         with trio.CancelScope() as scope:
             meter = self._meter(scope, first.ticket.node, second.ticket.node)
@@ -304,7 +303,7 @@ class RelayDesk:
                     nursery.start_soon(forward, ends[1], ends[0])
             finally:
                 del self._last_bytes[scope]
-        if scope.cancel_called and not is_over:
+        if scope.cancelled_caught:
             self.counters.resets += is_broken
             for end in ends:
                 with suppress(OSError):
@@ -331,7 +330,7 @@ def _end(visitor: Visitor) -> End:
     return End(visitor.stream, visitor.socket, visitor.is_tls)
 
 
-def _keep_alive(sock: trio.socket.SocketType) -> None:
+def _keep_alive(sock: KernelSocket) -> None:
     with suppress(OSError):  # gone already: the first read tells
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

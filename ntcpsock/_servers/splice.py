@@ -18,6 +18,8 @@ from typing import Final
 
 import trio
 
+from ntcpsock._servers.tls_stream import KernelSocket
+
 if sys.platform == "linux":
     import fcntl
 
@@ -36,7 +38,7 @@ class End:
     things."""
 
     stream: trio.abc.Stream
-    socket: trio.socket.SocketType
+    socket: KernelSocket
     is_tls: bool = False
 
 
@@ -66,28 +68,25 @@ class Forwarder:
         while self._spare:
             self._spare.pop().close()
 
-    async def forward(self, source: End, sink: End, meter: Meter) -> bool:
-        """All that `source` brings until its end, with the end as `sink`'s end; whether the other direction goes on.
+    async def forward(self, source: End, sink: End, meter: Meter) -> None:
+        """All that `source` brings until its end, with the end as `sink`'s end.
 
-        TLS has no end of one direction: `sink` is closed whole then. What `sink` does not take is not read from
-        `source`. Raises OSError or a trio error of streams where either is broken. Cancelled, bytes may be lost: do
-        not go on with the pair.
+        What `sink` does not take is not read from `source`. Raises OSError or trio.BrokenResourceError where either is
+        broken. Cancelled, bytes may be lost: do not go on with the pair.
         """
         if source.is_tls or sink.is_tls:
             await _copy_streams(source.stream, sink.stream, meter)
         else:
+            assert isinstance(source.socket, trio.socket.SocketType)
+            assert isinstance(sink.socket, trio.socket.SocketType)
             step = self._splice if self._use_splice else _copy
             while count := await step(source.socket, sink.socket):
                 await meter(count)
-        if sink.is_tls:
-            await sink.stream.aclose()
-            return False
         try:
             sink.socket.shutdown(socket.SHUT_WR)
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
-        return True
 
     async def _splice(self, source: trio.socket.SocketType, sink: trio.socket.SocketType) -> int:
         """Bytes moved; 0 at the end."""

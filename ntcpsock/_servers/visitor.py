@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -10,6 +11,7 @@ import h11
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._servers.tls_stream import KernelSocket, TlsStream
 
 RECEIVE_SIZE: Final = 4096
 # Seconds for an answer that ends the connection to arrive, and bytes that are read and dropped meanwhile.
@@ -26,7 +28,8 @@ class Visitor:
 
     def __init__(self, connection: trio.SocketStream, source: Endpoint, header_bytes: int) -> None:
         self.stream: trio.abc.Stream = connection
-        self.socket = connection.socket
+        self.socket: KernelSocket = connection.socket
+        self._connection = connection
         self.source = source
         self.is_tls = False
         self.scope = trio.CancelScope()
@@ -36,6 +39,17 @@ class Visitor:
         self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=header_bytes)
         #: To be called when the owner has proved something: no limit for strangers holds from then on.
         self.proved: Callable[[], None] = lambda: None
+
+    async def begin_tls(self, context: ssl.SSLContext) -> None:
+        """Raises OSError, trio.BrokenResourceError where that fails."""
+        stream = TlsStream.take_over(self._connection, context)
+        self.stream, self.socket, self.is_tls = stream, stream.kernel, True
+        await stream.do_handshake()
+
+    def close(self) -> None:
+        """What TLS has taken over; a plain connection is closed by whoever has accepted it."""
+        if isinstance(self.stream, TlsStream):
+            self.stream.close()
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

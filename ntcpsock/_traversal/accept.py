@@ -15,7 +15,7 @@ import trio
 from msgspec import structs
 
 from ntcpsock._address import Endpoint, encode_node_id
-from ntcpsock._config import Encryption
+from ntcpsock._config import UDP_TECHNIQUES, Encryption
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, PlainStream
@@ -28,7 +28,8 @@ from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.message import derive_credentials
-from ntcpsock._traversal.datagram_plan import handshake_rtt, make_datagram_plan
+from ntcpsock._traversal.checks.port import UdpPort
+from ntcpsock._traversal.datagram_plan import birthday_cost, handshake_rtt, make_datagram_plan
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
@@ -45,7 +46,10 @@ from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
+from ntcpsock._traversal.strategies.turn import TurnAccess
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.credentials import TurnServer
+from ntcpsock._traversal.turned import hosts_of, relayed_target
 
 log = logging.getLogger("ntcpsock")
 
@@ -95,6 +99,14 @@ class AcceptContext(Protocol):
     def nursery(self) -> trio.Nursery: ...
     @property
     def consent_interval(self) -> float: ...
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]: ...
+    @property
+    def hidden(self) -> bool: ...
+    @property
+    def birthday_sockets(self) -> int: ...
+    @property
+    def birthday_rate(self) -> float: ...
 
 
 class Acceptor:
@@ -161,6 +173,7 @@ class Acceptor:
             raw=self._node.offers_raw,
             relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
+            turn=bool(self._node.turn_servers),
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
@@ -239,6 +252,8 @@ class Acceptor:
         proven_host = ipv4_host(proven_host, *also_proven)
         if offer.technique == "relay":
             self._follow_to_relay(pending, offer)
+        elif offer.technique == "turn":
+            self._follow_to_turn(pending, offer)
         elif offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
             pending.joint_rounds += 1
             if pending.joint_rounds <= MAX_JOINT_ROUNDS:
@@ -246,8 +261,15 @@ class Acceptor:
                 talk = Talk(
                     offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending), spoof
                 )
-                joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
-                pending.nursery.start_soon(self._follow, pending, joint, talk)
+                access = None
+                if offer.technique in UDP_TECHNIQUES:
+                    access = self._datagram_access(pending, offer, offer.technique, lambda: None)
+                budget = JOINT_BUDGET if access is None else DIAL_BUDGET
+                uses = (
+                    birthday_cost(self._node.birthday_sockets, self._node.birthday_rate) if access else None
+                )
+                joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, budget, uses=uses)
+                pending.nursery.start_soon(self._follow, pending, joint, talk, access)
 
     def _check_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
         """Check the dialer's UDP candidates, each round by itself: every one has a port and credentials of its own."""
@@ -277,23 +299,34 @@ class Acceptor:
             if pending.datagram_aim.allows(target) and self._shared_datagram_aim.allows(target, now)
         )
         port = warm.datagram.port
-        access = DatagramAccess(
-            replace(plan, targets=targets),
+        access = self._datagram_access(pending, offer, plan.attempt.technique, lambda: port)
+        access = replace(access, plan=replace(plan, targets=targets))
+        pending.checked.add(offer.round)
+        pending.nursery.start_soon(self._attempt, pending, plan.attempt, None, access)
+
+    def _datagram_access(
+        self, pending: PendingDial, offer: Offer, technique: str, take_port: Callable[[], UdpPort | None]
+    ) -> DatagramAccess:
+        standpoint = self._node.surroundings.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
+        also_proven = standpoint.also_proven(pending.delivery.also_observed)
+        return DatagramAccess(
+            None,
             derive_credentials(offer.token, offer.round, "listener"),
-            lambda: port,
+            take_port,
             self._node.nursery,
             partial(
                 self.doorkeeper.authenticate_path,
-                technique=plan.attempt.technique,
+                technique=technique,
                 nursery=self._node.nursery,
                 rtt=handshake_rtt(self._path_rtt(offer)),
             ),
             (proven_host, *also_proven),
             port_is_ours=False,
             consent_interval=self._node.consent_interval,
+            birthday_sockets=self._node.birthday_sockets,
+            birthday_rate=self._node.birthday_rate,
         )
-        pending.checked.add(offer.round)
-        pending.nursery.start_soon(self._attempt, pending, plan.attempt, None, access)
 
     def _follow_to_relay(self, pending: PendingDial, offer: Offer) -> None:
         """A relay is made ready early, and taken only when nothing direct has come. Nobody is aimed at."""
@@ -303,15 +336,39 @@ class Acceptor:
             planned = PlannedAttempt("relay", self._node.relays[0], 0.0, DIAL_BUDGET)
             pending.nursery.start_soon(self._attempt, pending, planned, talk)
 
-    async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
+    def _follow_to_turn(self, pending: PendingDial, offer: Offer) -> None:
+        """The dialer, or we, or both have a TURN server: as with a relay, with checks to what the dialer names."""
+        assert pending.nursery is not None
+        node = self._node
+        if "turn" not in node.techniques:
+            return
+        standpoint = node.surroundings.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
+        also_proven = standpoint.also_proven(pending.delivery.also_observed)
+        candidates = standpoint.targets(offer.candidates, "udp", proven_host, also_proven)
+        datagram = self._datagram_access(pending, offer, "turn", lambda: None)
+        access = TurnAccess(
+            node.turn_servers,
+            hosts_of(candidates, proven_host, also_proven),
+            relayed_target(standpoint),
+            lambda target: self._shared_datagram_aim.allows(target, trio.current_time()),
+            node.hidden,
+        )
+        planned = PlannedAttempt("turn", Endpoint(proven_host, 0), 0.0, DIAL_BUDGET)
+        talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+        pending.nursery.start_soon(self._attempt, pending, planned, talk, datagram, access)
+
+    async def _follow(
+        self, pending: PendingDial, joint: PlannedAttempt, talk: Talk, datagram: DatagramAccess | None
+    ) -> None:
         if joint.technique not in COSTLY_TECHNIQUES:
-            await self._attempt(pending, joint, talk)
+            await self._attempt(pending, joint, talk, datagram)
             return
         async with self._node.pairs.follow(pending.delivery.sender, pending.offer.dial_id) as scope:
             if scope is None:
                 self._count("joint attempts of this pair, or of all, are under way")
             else:
-                await self._attempt(pending, joint, talk)
+                await self._attempt(pending, joint, talk, datagram)
 
     def _waiting_time(self, offer: Offer, theirs: NATProfile, ours: NATProfile) -> float:
         if self._node.private and offer.round == 1:
@@ -333,6 +390,7 @@ class Acceptor:
         planned: PlannedAttempt,
         talk: Talk | None,
         datagram: DatagramAccess | None = None,
+        turn: TurnAccess | None = None,
     ) -> None:
         """The follower's part of one attempt. It ends with the dial, when the leader has chosen."""
         deadline = trio.current_time() + planned.budget
@@ -368,6 +426,7 @@ class Acceptor:
             talk,
             relay=RelayAccess(self._node.relays, _no_tickets),
             datagram=datagram,
+            turn=turn,
         )
         try:
             with trio.fail_at(deadline):
@@ -447,6 +506,7 @@ _KINDS: dict[str, PathKind] = {
     "ipv6": "ipv6",
     "port-mapped": "port-mapped",
     "relay": "relay",
+    "turn": "relay",
 }
 
 

@@ -159,8 +159,17 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterato
         options = []
         for first, second in filter(None, (lab.server_addresses, lab.server_addresses6)):
             options += ["--listen", first, "--other-address", second]
+        if not all(_sends_udp(nat) for nat in (nat_a, nat_b)):
+            options += ["--broker-port", "443"]
         with open_stage(lab.server, *options) as stage:
             yield lab, stage
+
+
+def _sends_udp(nat: str) -> bool:
+    from ntcpsock.testing.natlab import Behaviour, parse_kind
+
+    kind = parse_kind(nat)
+    return not isinstance(kind, Behaviour) or kind.sends_udp
 
 
 def start_echo(lab: Lab, stage: Stage, settings: Mapping[str, str] | None = None) -> None:

@@ -12,8 +12,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES
 from ntcpsock.cli.matrix import PairResult, Settings, Try, try_from_event
 from ntcpsock.testing.natlab import gives_ports_sparingly, parse_kind
+
+#: What a matrix is about, unless it is told otherwise.
+OVER_TCP = tuple(name for name in TECHNIQUES if name not in (*UDP_TECHNIQUES, "relay"))
 
 # Seconds for one pair: what its lab and its nodes need, and what a failing try takes.
 _START_DEADLINE = 120.0
@@ -92,7 +96,7 @@ class PairRunner:
         for maps in self._mapping_sides(nat_a, nat_b):
             for count in [1] * self._settings.tries if alone else [self._settings.tries]:
                 tries += self._try_in_one_lab(nat_a, nat_b, count, path_rtt, maps)
-        return PairResult(nat_a, nat_b, tuple(tries))
+        return PairResult(nat_a, nat_b, tuple(tries), self._settings.everything)
 
     def _mapping_sides(self, nat_a: str, nat_b: str) -> Iterable[str | None]:
         """Each host whose router shall map ports, one after the other."""
@@ -120,8 +124,8 @@ class PairRunner:
         settings = self._settings
         argv = [sys.executable, "-m", "ntcpsock", "lab", "pair", "--json", "--nat-a", nat_a, "--nat-b", nat_b]
         argv += ["--tries", str(count), "--delay-ms", f"{settings.delay_ms:g}"]
-        if settings.technique is not None:
-            argv += ["--technique", settings.technique]
+        usual = TECHNIQUES if settings.everything else OVER_TCP
+        argv += ["--technique", settings.technique or ",".join(usual)]
         if maps is not None:
             argv += ["--maps", maps]
         with self._lock:

@@ -24,6 +24,10 @@ _TECHNIQUES = {
     "lan": "#7a8794",
     "ipv6": "#00838f",
     "port-mapped": "#b26a00",
+    "udp-punch": "#3a9fd0",
+    "udp-predict": "#b48ad6",
+    "udp-birthday": "#c05fa5",
+    "relay": "#9a7b4f",
 }
 _OTHER_TECHNIQUE = "#5d6b33"
 
@@ -166,7 +170,7 @@ def _success(pair: PairResult) -> tuple[str, str, str]:
 def _technique(pair: PairResult) -> tuple[str, str, str]:
     if pair.technique is None:
         return _PALE, _GREY, ""
-    word = pair.technique.removeprefix("tcp-")
+    word = pair.technique.removeprefix("tcp-").removeprefix("udp-")
     return _TECHNIQUES.get(pair.technique, _OTHER_TECHNIQUE), "#ffffff", word
 
 

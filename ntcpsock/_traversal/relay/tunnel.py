@@ -59,38 +59,43 @@ class TlsRelay(Endpoint):
 
 
 async def _carry(near: trio.socket.SocketType, outer: TlsConnection) -> None:
-    """Both ways until either ends: TLS has no end of one direction, and a stream that ends has said so inside."""
+    """Both ways, each until it ends. An end is TCP's own, without TLS's goodbye: what goes through the tunnel proves by
+    itself where it ends."""
     for name, value in _KEEP_ALIVE.items():
         if hasattr(socket, name):
             with suppress(OSError):
                 outer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 outer.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    is_whole = False
+    ended = 0
 
     async def copy_out() -> None:
-        nonlocal is_whole
-        with suppress(OSError):
+        nonlocal ended
+        try:
             while data := await near.recv(_CHUNK):
                 await outer.send(data)
-            is_whole = True
-        nursery.cancel_scope.cancel()
+            outer.socket.shutdown(socket.SHUT_WR)
+            ended += 1
+        except OSError:
+            nursery.cancel_scope.cancel()
 
     async def copy_in() -> None:
-        nonlocal is_whole
-        with suppress(OSError):
+        nonlocal ended
+        try:
             while data := await outer.recv(_CHUNK):
                 unsent = memoryview(data)
                 while unsent:
                     unsent = unsent[await near.send(unsent) :]
-            is_whole = True
-        nursery.cancel_scope.cancel()
+            near.shutdown(socket.SHUT_WR)
+            ended += 1
+        except OSError:
+            nursery.cancel_scope.cancel()
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(copy_out)
             nursery.start_soon(copy_in)
     finally:
-        if not is_whole:
+        if ended < 2:
             for sock in (near, outer.socket):
                 with suppress(OSError):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
