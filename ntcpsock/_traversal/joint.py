@@ -63,7 +63,7 @@ class JointRounds:
             earliest=earliest,
             late=course.node.surroundings.late_techniques,
             birthday=birthday_cost(course.node.birthday_sockets, course.node.birthday_rate),
-            behind_tcp=course.node.prefer == "tcp" and "tcp-predict" in course.node.techniques,
+            behind_tcp=course.dial.prefer == "tcp" and "tcp-predict" in course.node.techniques,
         )
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
