@@ -148,7 +148,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         proven_host=B,
         birthday=birthday_cost(256, 250.0),
     )
-    assert [attempt.technique for attempt in attempts] == ["udp-predict", "udp-birthday"]
+    assert [attempt.technique for attempt in attempts] == ["udp-predict", "udp-birthday", "udp-birthday"]
     changes = "dependent" in ours.replace("independent", "") or "dependent" in theirs.replace(
         "independent", ""
     )

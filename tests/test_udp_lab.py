@@ -199,5 +199,5 @@ def test_birthdays_in_twenty_tries(stage: MakeStage, nat_a: str, nat_b: str) -> 
     running = made.lab.host_a.start(udp_programs.try_often, config, "bob", 20)
     outcomes = running.result(programs.PATIENCE + 20 * 25)
     met = [seconds for seconds, technique in outcomes if technique == "udp-birthday"]
-    assert len(met) >= 19, outcomes
+    assert len(met) >= 19, [why for _, why in outcomes if why != "udp-birthday"]
     assert max(met) < 20

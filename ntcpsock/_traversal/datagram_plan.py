@@ -159,6 +159,8 @@ def make_joint_datagram_plan(
     for technique, later, most, cost in (
         ("udp-predict", 0.0, PREDICT_BUDGET, PREDICT_COST),
         ("udp-birthday", _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
+        # One at a time: the second one begins where the first has ended early, because a word or an answer was lost.
+        ("udp-birthday", 2 * _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
     ):
         delay = max(earliest, _JOINT_DELAY[changes] + later + (_BEHIND_TCP if behind_tcp else 0.0))
         delay += LATE if technique in late else 0.0
