@@ -483,3 +483,12 @@ def test_a_late_caller_makes_up_for_a_moment_and_no_more() -> None:
     assert max(sent) <= 10
     side.handle_timeout(4.0)
     assert len(side.datagrams_to_send()) <= 0.05 / 0.002 + 2
+
+
+def test_a_path_longer_than_the_repetitions_is_nominated_too() -> None:
+    """The answer to any of the nominating checks counts, not only to the last one."""
+    wire = pair(rtt=0.05)
+    wire.delay = 0.6
+    wire.run(until=6.0)
+    assert wire.a.saw(Nominated)
+    assert wire.b.saw(Nominated)
