@@ -26,6 +26,9 @@ _REFUSALS_PER_SECOND = 20.0
 
 # Ports of ours whose allow list was asked for a node.
 _MAX_ADMISSIONS = 256
+# Seconds for which the answer holds. A name on a list may not have been looked up just because the broker was away.
+_ADMITTED_FOR = 300.0
+_REFUSED_FOR = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Way:
         self.dropped = 0
         self.bad_frames = 0
         self.reassembly = Reassembly()
-        self.admitted: OrderedDict[int, bool] = OrderedDict()
+        self._admitted: OrderedDict[int, tuple[bool, float]] = OrderedDict()
         self._number = 0
         self._refusals = float(_REFUSAL_BURST)
         self._refusals_at = now
@@ -122,10 +125,20 @@ class Way:
         self.failures = 0
         return self.roads[:-_MAX_ROADS]
 
-    def admit(self, port: int, verdict: bool) -> None:
-        self.admitted[port] = verdict
-        while len(self.admitted) > _MAX_ADMISSIONS:
-            self.admitted.popitem(last=False)
+    def admit(self, port: int, verdict: bool, now: float) -> None:
+        """Remember whether this node may send to a port of ours."""
+        self._admitted[port] = verdict, now + (_ADMITTED_FOR if verdict else _REFUSED_FOR)
+        while len(self._admitted) > _MAX_ADMISSIONS:
+            self._admitted.popitem(last=False)
+
+    def is_admitted(self, port: int, now: float) -> bool | None:
+        """What was remembered; None: to be asked."""
+        verdict, until = self._admitted.get(port, (False, now))
+        return verdict if now < until else None
+
+    def forget_port(self, port: int) -> None:
+        """The socket of that port is another one from now on."""
+        self._admitted.pop(port, None)
 
     def may_refuse(self, now: float) -> bool:
         """Whether one more refusal may be told."""
