@@ -101,6 +101,11 @@ class NTCPDatagramSocket:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return self._hub.send(self, *address, payload)
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something of it waits for a path that is being dialled for."""
+        return self._hub.has_queued(self)
+
     # In.
 
     async def receive_from(self) -> tuple[bytes, DatagramAddress]:

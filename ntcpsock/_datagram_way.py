@@ -109,14 +109,8 @@ class Way:
         road = self.roads[-1]
         limit = road.max_datagram_payload
         self._number += 1
-        return all(
-            [
-                road.try_send_datagram(frame)
-                for frame in encode_datagram(
-                    datagram.source, datagram.destination, datagram.payload, limit, self._number
-                )
-            ]
-        )
+        frames = encode_datagram(datagram.source, datagram.destination, datagram.payload, limit, self._number)
+        return all(road.try_send_datagram(frame) for frame in frames)
 
     def adopt(self, opened: OpenRoad) -> list[DatagramRoad]:
         """Use a new road from now on. Those that have become too many, for the caller to close."""

@@ -138,13 +138,8 @@ class Datagrams:
         self.open(way)
         return True
 
-    def prepare(self, label: str) -> None:
-        """Something will be sent to a node: look its name up, so that it is pinned when that happens."""
-        self._nursery.start_soon(self._look_up, label)
-
-    async def _look_up(self, label: str) -> None:
-        with suppress(OSError):
-            await self._node.resolve(label)
+    def has_queued(self, sock: NTCPDatagramSocket) -> bool:
+        return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)
 
     def way_of(self, label: str) -> Way | None:
         return self._ways.get(label)

@@ -128,9 +128,7 @@ class Place:
         deliver: Deliver | None = None,
         refuse: Refuse | None = None,
     ) -> NTCPDatagramSocket:
-        return self.datagrams.bind(
-            self.name, port, allow, is_bound=port != 0, deliver=deliver, refuse=refuse
-        )
+        return self.datagrams.bind(self.name, port, allow, is_bound=port != 0, deliver=deliver, refuse=refuse)
 
     async def resolve(self, name: str) -> bytes:
         self.net.lookups.append(name)

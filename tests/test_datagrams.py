@@ -313,7 +313,7 @@ async def test_silence_ends_a_way(autojump_clock: MockClock) -> None:
         alice, bob = pair(net)
         server, client = alice.bind(53), bob.bind()
         await client.send_to(b"1", ("alice", 53))
-        _, sender = await server.receive_from()
+        await server.receive_from()
         for _ in range(6):
             await trio.sleep(IDLE_DEADLINE / 2)
             await client.send_to(b"2", ("alice", 53))
@@ -441,5 +441,3 @@ async def test_cancelling_loses_no_datagram() -> None:
         await client.send_to(b"x", ("alice", 53))
         with trio.move_on_after(MOMENT):
             assert (await server.receive_from())[0] == b"x"
-
-

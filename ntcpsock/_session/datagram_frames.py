@@ -85,7 +85,8 @@ def encode_datagram(source: int, destination: int, payload: bytes, limit: int, n
     room = limit - FRAGMENT_HEADER_LENGTH
     parts = [payload[start : start + room] for start in range(0, len(payload), room)]
     return [
-        _FRAGMENT_HEADER.pack(FRAGMENT_KIND, source, destination, number & 0xFFFFFFFF, index, len(parts)) + part
+        _FRAGMENT_HEADER.pack(FRAGMENT_KIND, source, destination, number & 0xFFFFFFFF, index, len(parts))
+        + part
         for index, part in enumerate(parts)
     ]
 
