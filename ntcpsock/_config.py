@@ -25,8 +25,15 @@ TECHNIQUES = (
     "tcp-stunt2",
     "tcp-natblaster",
     "tcp-stunt1",
+    "udp-punch",
     "relay",
 )
+
+#: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
+UDP_TECHNIQUES = ("udp-punch",)
+
+Prefer = Literal["tcp", "udp"]
+PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
@@ -71,6 +78,9 @@ class Config:
     #: it, and this node tells peers no address of its own (the broker still says where it sees it). A relay sees
     #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
+    #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
+    #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
+    prefer: Prefer = "tcp"
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -107,6 +117,8 @@ class Config:
         if self.keep_alive not in KEEP_ALIVES:
             choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
             raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
+        if self.prefer not in PREFERS:
+            raise ConfigurationError(f'prefer: must be "tcp" or "udp", not {self.prefer!r}')
         if self.relay not in RELAYS:
             raise ConfigurationError(f'relay: must be "auto", "never" or "only", not {self.relay!r}')
         if self.relay == "only" and self.encryption == "off":
@@ -124,9 +136,10 @@ class Config:
         """Those of `techniques` that `relay` and `encryption` leave."""
         if self.relay == "only":
             return ("relay",)
-        if self.relay == "never" or self.encryption == "off":
-            return tuple(name for name in self.techniques if name != "relay")
-        return self.techniques
+        unusable = {"relay"} if self.relay == "never" or self.encryption == "off" else set()
+        if self.encryption == "off":
+            unusable.update(UDP_TECHNIQUES)
+        return tuple(name for name in self.techniques if name not in unusable)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:

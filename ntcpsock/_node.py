@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
-from ntcpsock._config import Config, Encryption
+from ntcpsock._config import Config, Encryption, Prefer
 from ntcpsock._errors import (
     ConfigurationError,
     NameTaken,
@@ -35,15 +35,18 @@ from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.broker.message import MAX_CARD
+from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
 from ntcpsock._traversal.connect import connect
 from ntcpsock._traversal.explain import explain
-from ntcpsock._traversal.gather import WarmPort, gather_tcp
+from ntcpsock._traversal.gather import WarmPort, gather
+from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.mapping import DialMapping, PortMapper
 from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
-from ntcpsock._traversal.ports import DatagramPort, DialPorts, ListeningPort
+from ntcpsock._traversal.ports import DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
@@ -94,9 +97,11 @@ class Node:
         self._nursery = nursery
         self.introductions = Introductions(session, identity, pins, nursery)
         self.background = Background(nursery)
+        self._pace = pace
         # A lazy node has no ports that would have to be kept alive.
         warm_ports = 0 if math.isinf(pace) else config.warm_ports
-        self._dial_ports = DialPorts(servers, warm_ports, pace)
+        self._uses_udp = bool({"udp-punch"} & set(config.usable_techniques))
+        self._dial_ports = DialPorts(servers, warm_ports, pace, self._uses_udp)
         self._learned = Learned(servers)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
@@ -113,11 +118,10 @@ class Node:
             self._mapper,
             pace,
             self._stun_patience,
+            nursery if self._uses_udp else None,
         )
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        first = min(servers, key=lambda server: server.is_ipv6, default=None)
-        self._datagram_port = None if first is None else DatagramPort(first, self._card_changed, pace)
         self._listeners: dict[int, NTCPListener] = {}
         self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False
@@ -277,7 +281,7 @@ class Node:
         warm = self.listening_port
         if warm is None or self._certificate is None or self.private or not self._listeners:
             return None
-        candidates = warm.candidates + (self._datagram_port.candidates if self._datagram_port else ())
+        candidates = warm.offered
         open_to_all = [port for port, listener in self._listeners.items() if listener.allow is None]
         card = Card(
             self._certificate.fingerprint,
@@ -287,6 +291,7 @@ class Node:
             self.broker_rtt,
             self.encryption,
             self.offers_raw,
+            warm.udp_profile,
         )
         # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
         while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
@@ -312,6 +317,20 @@ class Node:
     @property
     def techniques(self) -> Sequence[str]:
         return self.config.usable_techniques
+
+    @property
+    def prefer(self) -> Prefer:
+        return self.config.prefer
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """For the tasks of paths over UDP, which end with them."""
+        return self._nursery
+
+    @property
+    def consent_interval(self) -> float:
+        """Seconds between two checks of a path over UDP: as often as its NAT needs them, where that is known."""
+        return min(CONSENT_INTERVAL, UDP_REFRESH_INTERVAL * self._pace)
 
     @property
     def relays(self) -> Sequence[Endpoint]:
@@ -381,7 +400,7 @@ class Node:
         with trio.move_on_after(self._stun_patience):
             warm = await self._dial_ports.take()
         if warm is None:
-            warm = await gather_tcp(())
+            warm = await gather((), udp=self._uses_udp)
         self._hide(warm)
         return self._learned.inform(warm)
 
@@ -393,7 +412,9 @@ class Node:
         return max(SHORTEST_PATIENCE, PATIENCE_RTTS * self.broker_rtt)
 
     def _hide(self, warm: WarmPort | None) -> None:
-        if self.config.relay == "only" and warm is not None:
+        if warm is None:
+            return
+        if not any(group_of(technique) == "tcp" for technique in self.techniques):
             warm.candidates = ()
 
     @property
@@ -418,8 +439,6 @@ class Node:
             await self._register()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._nursery.start_soon(self._dial_ports.keep)
-        if self._datagram_port is not None:
-            self._nursery.start_soon(self._datagram_port.keep)
         if self.config.keep_alive != "lazy":
             self._nursery.start_soon(self._learn)
 

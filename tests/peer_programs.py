@@ -21,7 +21,7 @@ from ntcpsock._node import Node
 from ntcpsock._servers.broker import serve_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
-from ntcpsock._traversal.gather import gather_udp
+from ntcpsock._traversal.gather_udp import gather_udp
 from ntcpsock.trio import open_node
 
 BROKER_PORT = 6060
@@ -150,7 +150,9 @@ def stun_servers(config: Config) -> tuple[Endpoint, ...]:
         async with open_node(config) as node:
             with trio.fail_after(PATIENCE):
                 for server in node.stun_servers:
-                    (await gather_udp(server)).close()
+                    datagrams = await gather_udp([server])
+                    assert datagrams.server == server
+                    datagrams.close()
             return node.stun_servers
 
     return trio.run(main)

@@ -17,7 +17,8 @@ from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._traversal import gather
 from ntcpsock._traversal.broker.message import MAX_CARD
-from ntcpsock._traversal.gather import STUN_DEADLINE, gather_tcp, gather_udp
+from ntcpsock._traversal.gather import STUN_DEADLINE, gather_tcp
+from ntcpsock._traversal.gather_udp import gather_udp
 from ntcpsock._traversal.punch.message import Candidate, decode_card_untrusted
 from ntcpsock.trio import open_node
 
@@ -135,8 +136,11 @@ async def test_a_warm_port_has_the_same_number_in_both_families() -> None:
         assert warm6.profile.translated is None
         assert await warm6.refresh()
         warm6.close()
-        datagrams = await gather_udp(servers[0])
-        assert datagrams.candidates[0].host == "::1"
+        datagrams = await gather_udp(servers)
+        assert {candidate.host for candidate in datagrams.candidates} == {"::1", "127.0.0.1"}
+        assert {candidate.port for candidate in datagrams.candidates} == {datagrams.port.number}
+        assert datagrams.server == servers[1]
+        assert await datagrams.refresh()
         datagrams.close()
         nursery.cancel_scope.cancel()
 

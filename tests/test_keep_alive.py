@@ -24,7 +24,8 @@ from ntcpsock._traversal.broker.message import MAX_TTL, Found, Registered
 from ntcpsock._traversal.discovery import lifetime_driver
 from ntcpsock._traversal.discovery.lifetime import STEPS, Ladder
 from ntcpsock._traversal.discovery.lifetime_driver import measure_lifetime
-from ntcpsock._traversal.gather import TCP_REFRESH_INTERVAL, UDP_REFRESH_INTERVAL
+from ntcpsock._traversal.gather import TCP_REFRESH_INTERVAL
+from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.stun.usages import Padding
 
 # --- the ladder -----------------------------------------------------------------------------------

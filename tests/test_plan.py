@@ -25,7 +25,7 @@ from ntcpsock._traversal.plan import (
 )
 from ntcpsock._traversal.prediction import MAX_SESSIONS
 from ntcpsock._traversal.punch.message import (
-    MAX_CANDIDATES,
+    MAX_CANDIDATES_OF_TRANSPORT,
     Candidate,
     FilteringBehavior,
     MappingBehavior,
@@ -313,7 +313,7 @@ def test_a_liars_candidates() -> None:
     assert usable_candidates(lies, "tcp", loopback_allowed=False) == ()
     assert usable_candidates(lies, "tcp", loopback_allowed=True) == (host("127.0.0.1"),)
     many = [srflx("192.0.2.1", port) for port in range(1, 10_000)]
-    assert len(usable_candidates(many, "tcp", loopback_allowed=False)) == MAX_CANDIDATES
+    assert len(usable_candidates(many, "tcp", loopback_allowed=False)) == MAX_CANDIDATES_OF_TRANSPORT
     assert len(usable_candidates([srflx("192.0.2.1")] * 5, "tcp", loopback_allowed=False)) == 1
 
 

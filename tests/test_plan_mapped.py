@@ -12,7 +12,7 @@ from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usab
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.nat import judge_external_address
 from ntcpsock._traversal.plan import make_plan, mapping_delay
-from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, NATProfile
+from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, NATProfile
 
 ALL = ("public", "lan", "port-mapped", "tcp-open")
 DIALER, LISTENER, CARRIERS = "192.0.2.1", "198.51.100.1", "100.64.1.2"
@@ -150,9 +150,9 @@ async def test_a_warm_port_takes_and_loses_its_mapping() -> None:
         # Another address than the world sees may be somebody else's.
         assert not warm.set_mapped(Endpoint("203.0.113.9", 1000))
         assert list(warm.candidates) == [*BEHIND_NAT]
-        warm.candidates = tuple(srflx(DIALER, port) for port in range(1, MAX_CANDIDATES + 1))
+        warm.candidates = tuple(srflx(DIALER, port) for port in range(1, MAX_CANDIDATES_OF_TRANSPORT + 1))
         assert warm.set_mapped(Endpoint(DIALER, 1000))
-        assert len(warm.candidates) == MAX_CANDIDATES
+        assert len(warm.candidates) == MAX_CANDIDATES_OF_TRANSPORT
         assert warm.candidates[-1] == mapped(DIALER)
 
 

@@ -214,6 +214,7 @@ async def test_the_kernel_takes_a_syn_ack_made_by_hand(monkeypatch: pytest.Monke
         assert (answered[0].ours, answered[0].theirs) == (theirs, ours)
         (connection,) = connections
         carrier = connection.carrier
+        assert isinstance(carrier, PlainCarrier)
         assert (carrier.local, carrier.remote) == (Endpoint("127.0.0.1", port), target)
         assert carrier.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1460
         carrier.close(abort=True)

@@ -15,7 +15,7 @@ from world import open_world
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import TraversalFailed
 from ntcpsock._experience import FAILED_NODES, Experience
-from ntcpsock._traversal import direct
+from ntcpsock._traversal import direct, joint
 from ntcpsock._traversal.broker.driver import BrokerSession, Introduction
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.punch.message import Offer, decode_sealed_payload_untrusted
@@ -87,7 +87,7 @@ async def test_a_dial_after_a_failed_one_changes_roles(
         raise ConnectionRefusedError(111, "scripted")
 
     monkeypatch.setattr(direct, "ROUND_INTERVAL", 0.05)
-    monkeypatch.setattr(direct, "make_joint_plan", lambda *_, **__: ())
+    monkeypatch.setattr(joint, "make_joint_plan", lambda *_, **__: ())
     turns: list[list[int]] = []
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node() as bob:
         introduce = bob.introductions.introduce

@@ -47,11 +47,16 @@ WRITE_CHUNK: Final = 65536
 
 class Certificate:
     """This process's TLS identity. fingerprint: SHA-256 of the certificate's DER form, 32 bytes;
-    server_context: TLS 1.3 only, ALPN "ntcp/1", no session tickets."""
+    server_context: TLS 1.3 only, ALPN "ntcp/1", no session tickets; certificate_pem, key_pem: both in the form
+    in which QUIC loads them."""
 
-    def __init__(self, fingerprint: bytes, server_context: ssl.SSLContext) -> None:
+    def __init__(
+        self, fingerprint: bytes, server_context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes
+    ) -> None:
         self.fingerprint = fingerprint
         self.server_context = server_context
+        self.certificate_pem = certificate_pem
+        self.key_pem = key_pem
 
 
 def make_certificate() -> Certificate:
@@ -83,7 +88,12 @@ def make_certificate() -> Certificate:
         file.flush()
         context.load_cert_chain(file.name, password=password)
     der = certificate.public_bytes(serialization.Encoding.DER)
-    return Certificate(hashlib.sha256(der).digest(), context)
+    plain = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Certificate(
+        hashlib.sha256(der).digest(), context, certificate.public_bytes(serialization.Encoding.PEM), plain
+    )
 
 
 def _context(protocol: int) -> ssl.SSLContext:

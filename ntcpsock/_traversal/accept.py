@@ -17,12 +17,18 @@ from msgspec import structs
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._config import Encryption
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
+from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, PlainStream
+from ntcpsock._session.quic.carrier import QuicCarrier
 from ntcpsock._session.stream import NTCPStream
-from ntcpsock._session.tls import Carrier, Certificate
+from ntcpsock._session.tls import Carrier as TLSCarrier
+from ntcpsock._session.tls import Certificate
 from ntcpsock._traversal.aim import SharedAim
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
+from ntcpsock._traversal.checks.driver import PunchedPath
+from ntcpsock._traversal.checks.message import derive_credentials
+from ntcpsock._traversal.datagram_plan import handshake_rtt, make_datagram_plan
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
@@ -32,11 +38,12 @@ from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, JOINT_TECHNIQUES, Planne
 from ntcpsock._traversal.prove import Doorkeeper
 from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Answer, Offer, Signal
+from ntcpsock._traversal.punch.message import Answer, NATProfile, Offer, Signal
 from ntcpsock._traversal.signals import WITHDRAWN, Talk
 from ntcpsock._traversal.start import LONGEST_WAIT, order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.surroundings import Surroundings
 
@@ -49,7 +56,9 @@ DIAL_BUDGET = 12.0
 SHORTEST_COURTESY = 0.05
 # Seconds for one joint attempt, and how many of them one dial may ask for.
 JOINT_BUDGET = 6.0
-MAX_JOINT_ROUNDS = 8
+MAX_JOINT_ROUNDS = 12
+# Rounds of checks over UDP of one dial.
+MAX_CHECK_ROUNDS = 3
 
 
 class AcceptContext(Protocol):
@@ -82,6 +91,10 @@ class AcceptContext(Protocol):
     def hand_over(self, stream: NTCPStream) -> bool: ...
     @property
     def introductions(self) -> Introductions: ...
+    @property
+    def nursery(self) -> trio.Nursery: ...
+    @property
+    def consent_interval(self) -> float: ...
 
 
 class Acceptor:
@@ -92,6 +105,7 @@ class Acceptor:
         self.dials = PendingDials()
         self.doorkeeper = Doorkeeper(node, self.dials, self._finish, self._count)
         self._shared_aim = SharedAim()
+        self._shared_datagram_aim = SharedAim()
         #: How often something was refused, by reason.
         self.refused: dict[str, int] = {}
 
@@ -141,10 +155,11 @@ class Acceptor:
             offer.dial_id,
             "accepted",
             self._node.certificate.fingerprint,
-            warm.candidates,
+            warm.offered,
             warm.profile,
             self._node.broker_rtt,
             raw=self._node.offers_raw,
+            udp_profile=warm.udp_profile,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
@@ -172,7 +187,7 @@ class Acceptor:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
         warm = self._node.listening_port
         if warm is not None:
-            pending.answer = structs.replace(pending.answer, candidates=warm.candidates)
+            pending.answer = structs.replace(pending.answer, candidates=warm.offered)
         self._node.introductions.reply(delivery, pending.answer)
         is_open = pending.nursery is not None and not pending.scope.cancel_called
         if offer.round not in pending.rounds and warm is not None and is_open:
@@ -205,7 +220,7 @@ class Acceptor:
             proven_host=proven_host,
             also_proven=also_proven,
             uplinks=warm.uplinks,
-            wait=self._waiting_time(offer, warm),
+            wait=self._waiting_time(offer, offer.profile, warm.profile),
             late=self._node.surroundings.late_techniques,
         )
         # Where no SYN has to cross another the dialer's own connect is to come first: it may be made by the
@@ -219,6 +234,7 @@ class Acceptor:
                 pending.nursery.start_soon(
                     self._attempt, pending, replace(planned, delay=planned.delay + late), None
                 )
+        self._check_towards(pending, offer, warm)
         proven_host = ipv4_host(proven_host, *also_proven)
         if offer.technique == "relay":
             self._follow_to_relay(pending, offer)
@@ -231,6 +247,52 @@ class Acceptor:
                 )
                 joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
                 pending.nursery.start_soon(self._follow, pending, joint, talk)
+
+    def _check_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
+        """Check the dialer's UDP candidates, each round by itself: every one has a port and credentials of its own."""
+        if offer.technique or warm.datagram is None or len(pending.checked) >= MAX_CHECK_ROUNDS:
+            return
+        assert pending.nursery is not None
+        standpoint = self._node.surroundings.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
+        also_proven = standpoint.also_proven(pending.delivery.also_observed)
+        remote = standpoint.targets(offer.candidates, "udp", proven_host, also_proven)
+        plan = make_datagram_plan(
+            warm.datagram.candidates,
+            remote,
+            techniques=self._node.techniques,
+            rtt=self._path_rtt(offer),
+            budget=DIAL_BUDGET,
+            proven_host=proven_host,
+            also_proven=also_proven,
+            wait=self._waiting_time(offer, NATProfile(), NATProfile()),
+        )
+        if plan is None:
+            return
+        now = trio.current_time()
+        targets = tuple(
+            target
+            for target in plan.targets
+            if pending.datagram_aim.allows(target) and self._shared_datagram_aim.allows(target, now)
+        )
+        port = warm.datagram.port
+        access = DatagramAccess(
+            replace(plan, targets=targets),
+            derive_credentials(offer.token, offer.round, "listener"),
+            lambda: port,
+            self._node.nursery,
+            partial(
+                self.doorkeeper.authenticate_path,
+                technique=plan.attempt.technique,
+                nursery=self._node.nursery,
+                rtt=handshake_rtt(self._path_rtt(offer)),
+            ),
+            (proven_host, *also_proven),
+            port_is_ours=False,
+            consent_interval=self._node.consent_interval,
+        )
+        pending.checked.add(offer.round)
+        pending.nursery.start_soon(self._attempt, pending, plan.attempt, None, access)
 
     def _follow_to_relay(self, pending: PendingDial, offer: Offer) -> None:
         """A relay is made ready early, and taken only when nothing direct has come. Nobody is aimed at."""
@@ -250,14 +312,13 @@ class Acceptor:
             else:
                 await self._attempt(pending, joint, talk)
 
-    def _waiting_time(self, offer: Offer, warm: WarmPort) -> float:
+    def _waiting_time(self, offer: Offer, theirs: NATProfile, ours: NATProfile) -> float:
         if self._node.private and offer.round == 1:
             return 0.0  # _run() has waited for as long as the answer takes
-        profiles = offer.profile, warm.profile
         return waiting_time(
             "follower",
-            order_of_start(*profiles, offer.turn),
-            offer.profile,
+            order_of_start(theirs, ours, offer.turn),
+            theirs,
             own_rtt=self._node.broker_rtt,
             other_rtt=offer.broker_rtt,
         )
@@ -265,14 +326,20 @@ class Acceptor:
     def _tell(self, pending: PendingDial) -> Callable[[bytes], Awaitable[None]]:
         return lambda payload: self._node.introductions.tell_dialer(pending.delivery, payload)
 
-    async def _attempt(self, pending: PendingDial, planned: PlannedAttempt, talk: Talk | None) -> None:
+    async def _attempt(
+        self,
+        pending: PendingDial,
+        planned: PlannedAttempt,
+        talk: Talk | None,
+        datagram: DatagramAccess | None = None,
+    ) -> None:
         """The follower's part of one attempt. It ends with the dial, when the leader has chosen."""
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         warm = self._node.listening_port
         if warm is None:
             return
-        if not self._shared_aim.allows(planned, trio.current_time()):
+        if datagram is None and not self._shared_aim.allows(planned, trio.current_time()):
             self._count("too many unproven addresses")
             return
         entry = pending.report.attempt(
@@ -299,6 +366,7 @@ class Acceptor:
             self._node.stun_servers,
             talk,
             relay=RelayAccess(self._node.relays, _no_tickets),
+            datagram=datagram,
         )
         try:
             with trio.fail_at(deadline):
@@ -322,7 +390,8 @@ class Acceptor:
             technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started
-        keep_mapping_alive(carrier.socket)
+        if isinstance(carrier, TLSCarrier | PlainCarrier):
+            keep_mapping_alive(carrier.socket)
         sender = pending.delivery
         peer = PeerInfo(
             sender.sender_name,
@@ -351,14 +420,25 @@ def make_stream(
     carrier: Carrier | PlainCarrier, technique: str, peer: PeerInfo, report: Report, received: bytes = b""
 ) -> NTCPStream:
     """The stream over an authenticated carrier, at either end."""
-    path = PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, path_rtt(carrier.socket))
+    rtt = (
+        path_rtt(carrier.socket) if isinstance(carrier, TLSCarrier | PlainCarrier) else measured_rtt(carrier)
+    )
+    path = PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, rtt)
     if isinstance(carrier, PlainCarrier):
         return PlainStream(carrier, peer=peer, path=path, report=report)
     return NTCPStream(carrier, peer=peer, path=path, report=report, received=received)
 
 
 def kind_of(technique: str) -> PathKind:
+    if technique.startswith("udp-"):
+        return "udp"
     return _KINDS.get(technique, "tcp")
+
+
+def measured_rtt(carrier: Carrier) -> float | None:
+    """The round trip of the check that was answered last, in seconds, where the carrier is over such a path."""
+    path = carrier.path if isinstance(carrier, QuicCarrier) else None
+    return path.measured_rtt if isinstance(path, PunchedPath) else None
 
 
 _KINDS: dict[str, PathKind] = {

@@ -10,10 +10,10 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from ntcpsock._address import is_link_local, is_private_address, site_of
+from ntcpsock._address import Endpoint, is_link_local, is_private_address, site_of
 from ntcpsock._traversal.candidate import is_loopback, usable_candidates
-from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import Candidate, Transport
 
 # Checks to one unproven host, or IPv6 /64, in one dial. A private address is a neighbour of ours or nobody; each
@@ -36,6 +36,15 @@ _REMEMBERED_HOSTS = 256
 
 # Below it are services of the system's (RFC 6335 section 6); NATs and we ourselves use ports above.
 LOWEST_PORT = 1024
+
+
+class Aimed(Protocol):
+    """An attempt over TCP, or a check over UDP: where it goes, and whether only the peer says that it is there."""
+
+    @property
+    def remote(self) -> Endpoint: ...
+    @property
+    def is_check(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ class Aim:
         self._checks: Counter[str] = Counter()
         self._proven = 0
 
-    def allows(self, planned: PlannedAttempt) -> bool:
+    def allows(self, planned: Aimed) -> bool:
         """Whether the attempt may be made; it counts as made then."""
         if not planned.is_check:
             self._proven += 1
@@ -124,7 +133,7 @@ class SharedAim:
         self._counted = 0.0
         self._last_check: OrderedDict[str, float] = OrderedDict()
 
-    def allows(self, planned: PlannedAttempt, now: float) -> bool:
+    def allows(self, planned: Aimed, now: float) -> bool:
         """Whether the attempt may be made now; it counts as made then."""
         if not planned.is_check:
             return True

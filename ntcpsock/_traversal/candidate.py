@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ntcpsock._address import Endpoint, is_private_address, may_be_dialled, site_of
-from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, Transport
+from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, Transport
 
 DirectTechnique = Literal["public", "lan", "ipv6", "port-mapped", "tcp-open"]
 
@@ -29,7 +29,7 @@ def usable_candidates(
         local_machine = loopback_allowed and is_loopback(candidate.host)
         if candidate.transport == transport and (local_machine or may_be_dialled(candidate.endpoint)):
             chosen.setdefault((candidate.endpoint, candidate.type == "mapped"), candidate)
-    return tuple(chosen.values())[:MAX_CANDIDATES]
+    return tuple(chosen.values())[:MAX_CANDIDATES_OF_TRANSPORT]
 
 
 def ipv4_host(*hosts: str) -> str:
@@ -93,3 +93,19 @@ def name_of_connection(
     known = next((candidate for candidate in remote if candidate.endpoint == seen), None)
     name = name_of_pair(local, known or Candidate("prflx", "tcp", seen.host, seen.port))
     return "port-mapped" if name == "tcp-open" and _mapped(local) else name
+
+
+def may_share_network(local: Sequence[Candidate], remote: Sequence[Candidate]) -> bool:
+    """Unless each side has a public face of its own, and they differ, both may be in one network."""
+    ours, theirs = _public_faces(local), _public_faces(remote)
+    return not ours or not theirs or bool(ours & theirs)
+
+
+def _public_faces(candidates: Sequence[Candidate]) -> set[str]:
+    return {
+        candidate.host
+        for candidate in candidates
+        if (candidate.type == "srflx" or has_public_host([candidate]))
+        and not candidate.endpoint.is_ipv6
+        and not is_private_address(candidate.host)
+    }

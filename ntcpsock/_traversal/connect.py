@@ -12,9 +12,11 @@ from ntcpsock._errors import BadMessage, IdentityMismatch, TraversalFailed
 from ntcpsock._report import PeerInfo, Report
 from ntcpsock._session.plain import PlainCarrier, nominate
 from ntcpsock._session.stream import NTCPStream, send_bind
+from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.accept import make_stream
+from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.direct import DialContext, DirectRace
+from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
@@ -63,7 +65,9 @@ async def connect(
     finally:
         warm.close()
     report.seconds = trio.current_time() - report.started
-    keep_mapping_alive(connection.carrier.socket)
+    carrier = connection.carrier
+    if isinstance(carrier, Carrier | PlainCarrier):
+        keep_mapping_alive(carrier.socket)
     peer = PeerInfo(dial.label if dial.label != encode_node_id(key) else None, encode_node_id(key), port)
     return make_stream(connection.carrier, connection.technique, peer, report)
 
@@ -100,6 +104,7 @@ async def _card_from_answer(dial: Dial) -> Card:
         answer.profile,
         answer.broker_rtt,
         raw=answer.raw,
+        udp_profile=answer.udp_profile,
     )
 
 

@@ -15,6 +15,7 @@ from ntcpsock._traversal.punch.message import (
     DIAL_ID_LENGTH,
     TOKEN_LENGTH,
     Answer,
+    DialKind,
     Offer,
     Signal,
     encode_sealed_payload,
@@ -30,7 +31,7 @@ class Dial:
     """One call of connect(). `dial_id` names it at both ends, `token` proves the dialer.
 
     source_port: the dialling program's own, which the listener shows to its program. earlier: how many dials of
-    this peer have failed just before.
+    this peer have failed just before. kind: what is wanted.
     """
 
     key: bytes
@@ -39,6 +40,7 @@ class Dial:
     source_port: int = 0
     encryption: Encryption = "tls"
     earlier: int = 0
+    kind: DialKind = "stream"
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -62,13 +64,15 @@ class Dial:
                 self.token,
                 self.port,
                 round_number,
-                warm.candidates,
+                warm.offered,
                 warm.profile,
                 broker_rtt,
                 self.source_port,
                 self.encryption,
                 technique,
                 self.turn(round_number),
+                warm.udp_profile,
+                self.kind,
             )
         )
 

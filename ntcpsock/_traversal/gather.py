@@ -8,20 +8,19 @@ listening node uses one port for all dials that reach it.
 
 from __future__ import annotations
 
-import errno
-import socket as stdlib_socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.candidate import is_loopback, is_public_host
+from ntcpsock._traversal.gather_udp import WarmDatagramPort, gather_udp
 from ntcpsock._traversal.interfaces import (
     further_uplinks,
     ipv4_addresses,
     ipv6_addresses,
-    prefer_lasting_source,
 )
 from ntcpsock._traversal.nat import judge_external_address, profile_from_observations
 from ntcpsock._traversal.punch.driver import (
@@ -29,10 +28,9 @@ from ntcpsock._traversal.punch.driver import (
     has_ipv6,
     open_punch_listener,
     open_punch_socket,
-    source_address,
 )
-from ntcpsock._traversal.punch.message import MAX_CANDIDATES, Candidate, NATProfile
-from ntcpsock._traversal.stun.driver import binding_over_tcp, binding_over_udp
+from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, NATProfile
+from ntcpsock._traversal.stun.driver import binding_over_tcp
 
 # Seconds for one STUN server to answer over TCP, the connection included.
 STUN_DEADLINE = 3.0
@@ -40,7 +38,6 @@ STUN_DEADLINE = 3.0
 # Seconds between STUN requests that keep a warm port's mapping. RFC 5382 REQ-5 promises 4 minutes for a
 # connection in a transitory state and 2 h for an established one; cheap routers keep less.
 TCP_REFRESH_INTERVAL = 45.0
-UDP_REFRESH_INTERVAL = 20.0
 
 # Where one family's servers have answered, those of the other, and over other uplinks, get as long again: what is
 # broken must not hold up what works.
@@ -55,7 +52,8 @@ class WarmPort:
     """A TCP port ready to punch from. Whoever holds it closes it.
 
     listeners: of IPv4, and of IPv6 where the machine has it. stun_sockets: IPv4's first. profile: of the NAT of IPv4.
-    uplinks: own addresses from which a STUN server was reached another way than the default one.
+    uplinks: own addresses from which a STUN server was reached another way than the default one. candidates: TCP's.
+    datagram: the UDP port beside it, where there is one.
     """
 
     port: int
@@ -65,10 +63,30 @@ class WarmPort:
     stun_sockets: list[trio.socket.SocketType] = field(default_factory=list)
     ipv6_hosts: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
+    datagram: WarmDatagramPort | None = None
 
     def close(self) -> None:
         for sock in (*self.listeners, *self.stun_sockets):
             sock.close()
+        if self.datagram is not None:
+            self.datagram.close()
+
+    @property
+    def offered(self) -> tuple[Candidate, ...]:
+        """The candidates of both transports, for the peer."""
+        return self.candidates + (self.datagram.candidates if self.datagram else ())
+
+    @property
+    def udp_profile(self) -> NATProfile | None:
+        """What the NAT does with UDP; None where that is not known to differ from TCP."""
+        if self.datagram is None or self.datagram.profile in (NATProfile(), self.profile):
+            return None
+        return self.datagram.profile
+
+    def take_datagram_port(self) -> WarmDatagramPort | None:
+        """The UDP port, which is the caller's to close from here on."""
+        taken, self.datagram = self.datagram, None
+        return taken
 
     def set_mapped(self, external: Endpoint | None) -> bool:
         """Take where a router maps the port to, None for nowhere. Whether that changes the candidates: an address
@@ -76,7 +94,7 @@ class WarmPort:
         others = tuple(candidate for candidate in self.candidates if candidate.type != "mapped")
         seen = [candidate.host for candidate in others if candidate.type == "srflx"]
         if external is not None and judge_external_address(external.host, seen) != "elsewhere":
-            others = (*others[: MAX_CANDIDATES - 1], Candidate("mapped", "tcp", *external))
+            others = (*others[: MAX_CANDIDATES_OF_TRANSPORT - 1], Candidate("mapped", "tcp", *external))
         changed, self.candidates = others != self.candidates, others
         return changed
 
@@ -99,6 +117,39 @@ class WarmPort:
         except (OSError, trio.TooSlowError):
             return False
         return any(candidate.endpoint == result.mapped for candidate in self.candidates)
+
+
+async def gather(
+    servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE, udp: bool = True
+) -> WarmPort:
+    """A fresh warm port of both transports, as `gather_tcp`. udp: whether UDP is wanted.
+
+    UDP's servers have as long as TCP's took, and as long again: where UDP is blocked nobody waits for it.
+    """
+    warm: WarmPort | None = None
+    datagram: WarmDatagramPort | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def gather_datagrams() -> None:
+                nonlocal datagram
+                # Without a port of UDP, TCP's has to do.
+                with suppress(OSError):
+                    datagram = await gather_udp(servers, patience=patience, wait_no_longer=tcp_is_done)
+
+            tcp_is_done = trio.Event()
+            if udp:
+                nursery.start_soon(gather_datagrams)
+            warm = await gather_tcp(servers, patience=patience)
+            tcp_is_done.set()
+    except BaseException:
+        if warm is not None:
+            warm.close()
+        if datagram is not None:
+            datagram.close()
+        raise
+    warm.datagram = datagram
+    return warm
 
 
 async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE) -> WarmPort:
@@ -234,51 +285,4 @@ def _tcp_candidates(
     known = {candidate.endpoint for candidate in host_candidates}
     mapped = dict.fromkeys(observation.mapped for observation in (*default, *elsewhere))
     reflexive = [Candidate("srflx", "tcp", *endpoint) for endpoint in mapped if endpoint not in known]
-    return tuple(host_candidates + reflexive)[:MAX_CANDIDATES]
-
-
-class WarmDatagramPort:
-    """A UDP socket with its candidates, refreshed by its owner."""
-
-    def __init__(self, sock: trio.socket.SocketType, server: Endpoint) -> None:
-        self.socket = sock
-        self._server = server
-        self.candidates: tuple[Candidate, ...] = ()
-
-    async def refresh(self) -> bool:
-        """Ask the STUN server (again). Whether it answered."""
-        try:
-            with trio.fail_after(STUN_DEADLINE):
-                result = await binding_over_udp(self.socket, self._server)
-        except (OSError, trio.TooSlowError):
-            return False
-        port = int(self.socket.getsockname()[1])
-        host = Candidate("host", "udp", source_address(self._server), port)
-        reflexive = Candidate("srflx", "udp", *result.mapped)
-        self.candidates = (host,) if host.endpoint == reflexive.endpoint else (host, reflexive)
-        return True
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-async def gather_udp(server: Endpoint) -> WarmDatagramPort:
-    """A UDP socket whose candidates `server` told. Raises OSError (ETIMEDOUT) without an answer."""
-    sock = _open_datagram_socket(server)
-    warm = WarmDatagramPort(trio.socket.from_stdlib_socket(sock), server)
-    try:
-        await warm.socket.bind(("::" if server.is_ipv6 else "0.0.0.0", 0))
-        if not await warm.refresh():
-            raise OSError(errno.ETIMEDOUT, f"no STUN answer from {server} over UDP")
-    except BaseException:
-        warm.close()
-        raise
-    return warm
-
-
-def _open_datagram_socket(server: Endpoint) -> stdlib_socket.socket:
-    if not server.is_ipv6:
-        return stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM)
-    sock = stdlib_socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_DGRAM)
-    prefer_lasting_source(sock)
-    return sock
+    return tuple(host_candidates + reflexive)[:MAX_CANDIDATES_OF_TRANSPORT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import ipaddress
 import socket
 import struct
@@ -111,7 +112,7 @@ def default_devices6(table: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(device for _, device in sorted(defaults, key=lambda entry: entry[0])))
 
 
-def prefer_lasting_source(sock: socket.socket) -> None:
+def prefer_lasting_source(sock: _socket.socket) -> None:
     """Have an IPv6 socket that is bound to no address send from a lasting one, as `ipv6_addresses` names, and not
     from a temporary one. On other systems than Linux it stays the system's choice."""
     if sys.platform.startswith("linux"):

@@ -35,8 +35,10 @@ class PendingDial:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     dialled: set[tuple[Endpoint, str]] = field(default_factory=set)
     aim: Aim = field(default_factory=Aim)
+    datagram_aim: Aim = field(default_factory=Aim)
     mailbox: Mailbox = field(default_factory=Mailbox)
     rounds: set[int] = field(default_factory=set)
+    checked: set[int] = field(default_factory=set)
     joint_rounds: int = 0
     nursery: trio.Nursery | None = None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ntcpsock._address import Endpoint, is_private_address
 from ntcpsock._report import Budget
-from ntcpsock._traversal.candidate import has_public_host, name_of_pair
+from ntcpsock._traversal.candidate import has_public_host, may_share_network, name_of_pair
 from ntcpsock._traversal.prediction import MAX_OBSERVATIONS, MAX_SESSIONS, PACE
 from ntcpsock._traversal.punch.machine import SHORTEST_RETRY_SPAN
 from ntcpsock._traversal.punch.message import Candidate, NATProfile
@@ -137,7 +137,7 @@ def make_plan(
         if technique not in techniques or not _has_family_of(candidate, local):
             continue
         delay = 0.0 if technique in ("lan", "port-mapped") else wait
-        if is_private_address(candidate.host) and not _may_share_network(local, remote):
+        if is_private_address(candidate.host) and not may_share_network(local, remote):
             delay = max(SHORTEST_FOREIGN_LAN_DELAY, FOREIGN_LAN_DELAY_RTTS * rtt)
         if technique == "tcp-open" and any(ours.type == "mapped" for ours in local):
             delay = max(delay, SHORTEST_MAPPED_COURTESY, MAPPED_COURTESY_RTTS * rtt)
@@ -265,19 +265,3 @@ def _has_family_of(remote: Candidate, local: Sequence[Candidate]) -> bool:
     """Whether we have an address of the candidate's family; with none at all we do not know."""
     families = {candidate.endpoint.is_ipv6 for candidate in local}
     return not families or remote.endpoint.is_ipv6 in families
-
-
-def _may_share_network(local: Sequence[Candidate], remote: Sequence[Candidate]) -> bool:
-    """Unless each side has a public face of its own, and they differ, both may be in one network."""
-    ours, theirs = _public_faces(local), _public_faces(remote)
-    return not ours or not theirs or bool(ours & theirs)
-
-
-def _public_faces(candidates: Sequence[Candidate]) -> set[str]:
-    return {
-        candidate.host
-        for candidate in candidates
-        if (candidate.type == "srflx" or has_public_host([candidate]))
-        and not candidate.endpoint.is_ipv6
-        and not is_private_address(candidate.host)
-    }

@@ -1,10 +1,9 @@
-"""The warm ports of a node: a pool for dialling, the one that all listeners share, and the one for UDP."""
+"""The warm ports of a node: a pool for dialling, and the one that all listeners share."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 import trio
 
@@ -12,15 +11,12 @@ from ntcpsock._address import Endpoint
 from ntcpsock._traversal.gather import (
     STUN_DEADLINE,
     TCP_REFRESH_INTERVAL,
-    UDP_REFRESH_INTERVAL,
-    WarmDatagramPort,
     WarmPort,
-    gather_tcp,
-    gather_udp,
+    gather,
 )
+from ntcpsock._traversal.gather_udp import WarmDatagramPort, refresh_interval
 from ntcpsock._traversal.mapping import Mapping, PortMapper
 from ntcpsock._traversal.punch.driver import accept_connections
-from ntcpsock._traversal.punch.message import Candidate
 
 # Seconds until the next try when a port could not be gathered.
 GATHER_RETRY = 5.0
@@ -29,11 +25,13 @@ GATHER_RETRY = 5.0
 class DialPorts:
     """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end.
 
-    pace: of all three kinds of ports, what the usual intervals between refreshes are multiplied by; inf: none.
+    pace: of all kinds of ports, what the usual intervals between refreshes are multiplied by; inf: none. udp: whether
+    they have one of UDP as well.
     """
 
-    def __init__(self, servers: Sequence[Endpoint], size: int, pace: float = 1.0) -> None:
+    def __init__(self, servers: Sequence[Endpoint], size: int, pace: float = 1.0, udp: bool = True) -> None:
         self._servers = servers
+        self._udp = udp
         self._pace = pace
         self._size = size
         self._ready: deque[WarmPort] = deque()
@@ -67,6 +65,8 @@ class DialPorts:
     async def keep(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
+                if self._udp:
+                    nursery.start_soon(self._keep_datagrams)
                 while True:
                     for _ in range(len(self._ready) + self._gathering, self._size + self._waiting):
                         self._gathering += 1
@@ -84,7 +84,7 @@ class DialPorts:
 
     async def _gather(self) -> None:
         try:
-            self._ready.append(await gather_tcp(self._servers))
+            self._ready.append(await gather(self._servers, udp=self._udp))
         except OSError as error:
             self._failures += 1
             self._last_failure = error
@@ -102,6 +102,14 @@ class DialPorts:
             if not await port.refresh() and port in self._ready:
                 self._ready.remove(port)
                 port.close()
+
+    async def _keep_datagrams(self) -> None:
+        """Keep the mappings for UDP; where one has changed the port goes on with the new one."""
+        while True:
+            await trio.sleep(refresh_interval(self._pace))
+            for port in list(self._ready):
+                if port.datagram is not None and port in self._ready:
+                    await port.datagram.refresh()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -122,8 +130,11 @@ class ListeningPort:
         mapper: PortMapper | None = None,
         pace: float = 1.0,
         patience: float = STUN_DEADLINE,
+        nursery: trio.Nursery | None = None,
     ) -> None:
-        """patience: seconds that the first start waits for the STUN servers; later ones do not hold anybody up."""
+        """patience: seconds that the first start waits for the STUN servers; later ones do not hold anybody up.
+        nursery: for reading the UDP port, which paths may use for longer than it is announced; None: without UDP."""
+        self._nursery = nursery
         self._servers = servers
         self._pace = pace
         self._serve = serve
@@ -134,12 +145,16 @@ class ListeningPort:
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
-        self.warm = await gather_tcp(self._servers, patience=self._patience)
+        udp = self._nursery is not None
+        self.warm = await gather(self._servers, patience=self._patience, udp=udp)
         task_status.started()
         try:
             while True:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._accept, self.warm)
+                    if self._nursery is not None and self.warm.datagram is not None:
+                        self._nursery.start_soon(self.warm.datagram.port.run)
+                        nursery.start_soon(self._keep_datagram, self.warm.datagram)
                     if self._mapper is not None and self.warm.needs_mapping:
                         nursery.start_soon(self._keep_mapped, self._mapper, self.warm)
                     while not self._servers or await self.warm.refresh():
@@ -156,7 +171,7 @@ class ListeningPort:
     async def _gather_again(self) -> WarmPort:
         while True:
             try:
-                fresh = await gather_tcp(self._servers)
+                fresh = await gather(self._servers, udp=self._nursery is not None)
             except OSError:
                 await trio.sleep(GATHER_RETRY)
                 continue
@@ -164,6 +179,12 @@ class ListeningPort:
                 return fresh
             fresh.close()
             await trio.sleep(GATHER_RETRY)
+
+    async def _keep_datagram(self, datagram: WarmDatagramPort) -> None:
+        while True:
+            await trio.sleep(refresh_interval(self._pace))
+            if not await datagram.refresh():
+                await self._changed()
 
     async def _keep_mapped(self, mapper: PortMapper, warm: WarmPort) -> None:
         async def changed(mapping: Mapping | None) -> None:
@@ -178,33 +199,3 @@ class ListeningPort:
                 nursery.start_soon(
                     accept_connections, listener, lambda sock, _: nursery.start_soon(self._serve, sock)
                 )
-
-
-class DatagramPort:
-    """The UDP port whose candidates stand in the card. `keep` runs as a task for the node's life."""
-
-    def __init__(self, server: Endpoint, changed: Callable[[], Awaitable[None]], pace: float = 1.0) -> None:
-        self._server = server
-        self._pace = pace
-        self._changed = changed
-        self.candidates: tuple[Candidate, ...] = ()
-
-    async def keep(self) -> None:
-        """Gather, refresh, and gather anew when the server no longer answers."""
-        while True:
-            with suppress(OSError):
-                warm = await gather_udp(self._server)
-                try:
-                    await self._refresh(warm)
-                finally:
-                    warm.close()
-            await trio.sleep(UDP_REFRESH_INTERVAL)
-
-    async def _refresh(self, warm: WarmDatagramPort) -> None:
-        while True:
-            if warm.candidates != self.candidates:
-                self.candidates = warm.candidates
-                await self._changed()
-            await trio.sleep(UDP_REFRESH_INTERVAL * self._pace)
-            if not await warm.refresh():
-                return

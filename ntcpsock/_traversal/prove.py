@@ -11,9 +11,13 @@ import trio
 
 from ntcpsock._config import Encryption
 from ntcpsock._errors import BadMessage
+from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, receive_greeting, to_plain
+from ntcpsock._session.quic.carrier import QuicCarrier, quic_server_handshake
 from ntcpsock._session.stream import receive_bind
-from ntcpsock._session.tls import Carrier, Certificate, server_handshake
+from ntcpsock._session.tls import Carrier as TLSCarrier
+from ntcpsock._session.tls import Certificate, server_handshake
+from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.pending import PendingDial, PendingDials
 
 # Connections without a proven token yet, and the seconds that each may take to prove one.
@@ -71,7 +75,7 @@ class Doorkeeper:
         """
         if self._node.encryption == "off":
             return await self._authenticate_plain(sock, technique)
-        carrier: Carrier | None = None
+        carrier: TLSCarrier | None = None
         try:
             with trio.fail_after(AUTHENTICATION_DEADLINE):
                 carrier = await server_handshake(sock, self._node.certificate)
@@ -102,6 +106,33 @@ class Doorkeeper:
             plain.close()
             raise
         self._redeem(dial_id, None, carrier, b"", technique)
+        return carrier
+
+    async def authenticate_path(
+        self, path: PunchedPath, technique: str, nursery: trio.Nursery, rtt: float
+    ) -> Carrier:
+        """The same over a path for datagrams. nursery: of the node, for the connection's task; rtt: of the path."""
+        carrier: QuicCarrier | None = None
+        try:
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                carrier = await quic_server_handshake(
+                    path, self._node.certificate, nursery=nursery, round_trip=rtt
+                )
+                dial_id, token, rest = await receive_bind(carrier)
+                await self._dials.arrived(dial_id)
+        except (OSError, BadMessage, trio.TooSlowError, trio.ClosedResourceError) as error:
+            # Whoever got so far has proven the offer's secret: most often it is the dialer, who has chosen otherwise.
+            if isinstance(error, BadMessage):
+                self._count("authentication: BadMessage")
+            if carrier is not None:
+                carrier.close(abort=True)
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"not authenticated: {error}") from error
+        except BaseException:
+            if carrier is not None:
+                carrier.close(abort=True)
+            raise
+        path.settle()
+        self._redeem(dial_id, token, carrier, rest, technique)
         return carrier
 
     def _redeem(

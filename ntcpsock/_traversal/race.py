@@ -14,15 +14,18 @@ from dataclasses import replace
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._config import Prefer
 from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.nominate import Nomination
+from ntcpsock._traversal.patience import Group, Patience, group_of
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
+from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 
 # Strangers who reach the punching port cost a TLS handshake each: so many at once, for so many seconds.
@@ -49,6 +52,7 @@ class Race:
         *,
         rtt: float,
         servers: Sequence[Endpoint] = (),
+        prefer: Prefer = "tcp",
     ) -> None:
         self._nursery = nursery
         self._servers = servers
@@ -58,7 +62,8 @@ class Race:
         self._rtt = rtt
         self._nomination: Nomination[Connection] = Nomination()
         self._settled = trio.Event()
-        self._running = 0
+        self._datagram_aim = Aim()
+        self._patience = Patience(prefer, rtt)
         self._expecting = 0
         self._started: set[tuple[int, Endpoint, str]] = set()
         self.errors: list[OSError] = []
@@ -69,11 +74,7 @@ class Race:
         # The application's own socket, until an attempt takes it, and whether that is still under way.
         self._given: GivenSocket | None = None
         self._given_ended: trio.Event | None = None
-        # Attempts by way of a relay, from when on they may win, and an event that is replaced when an attempt ends.
-        self._relays = 0
         self._relay_access: RelayAccess | None = None
-        self._use_relay = 0.0
-        self._attempt_ended = trio.Event()
 
     def prefer(self, given: GivenSocket) -> None:
         """Let the first attempt over IPv4 that is started next use the application's own socket, and rather have it
@@ -86,9 +87,28 @@ class Race:
             way = (port, planned.remote, planned.source)
             if way not in self._started and self._aim.allows(planned):
                 self._started.add(way)
-                self._running += 1
                 given = self._take_given(planned, port)
-                self._nursery.start_soon(self._attempt, planned, port, None, given)
+                self._start(planned, port, given=given)
+
+    def _start(
+        self,
+        planned: PlannedAttempt,
+        port: int,
+        *,
+        talk: Talk | None = None,
+        given: GivenSocket | None = None,
+        datagram: DatagramAccess | None = None,
+    ) -> None:
+        self._patience.begin(group_of(planned.technique))
+        self._nursery.start_soon(self._attempt, planned, port, talk, given, datagram)
+
+    def start_datagrams(self, access: DatagramAccess, port: int) -> None:
+        """Add the checks over UDP of a plan, those targets that may be aimed at."""
+        assert access.plan is not None
+        targets = tuple(target for target in access.plan.targets if self._datagram_aim.allows(target))
+        if targets:
+            plan = replace(access.plan, targets=targets)
+            self._start(plan.attempt, port, datagram=replace(access, plan=plan))
 
     def _take_given(self, planned: PlannedAttempt, port: int) -> GivenSocket | None:
         """The application's own socket, bound, where this attempt is the one to use it."""
@@ -107,19 +127,19 @@ class Race:
         self._report.end(self._report.attempt(technique, None, remote, now), now, obstacle)
         self.errors.append(PermissionError(errno.EPERM, obstacle))
 
-    async def run_joint(self, planned: PlannedAttempt, port: int, talk: Talk) -> None:
+    async def run_joint(
+        self, planned: PlannedAttempt, port: int, talk: Talk, datagram: DatagramAccess | None = None
+    ) -> None:
         """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
-        self._running += 1
-        await self._attempt(replace(planned, delay=0.0), port, talk, None)
+        self._patience.begin(group_of(planned.technique))
+        await self._attempt(replace(planned, delay=0.0), port, talk, None, datagram)
 
     def start_relay(
         self, planned: PlannedAttempt, port: int, talk: Talk, access: RelayAccess, use: float
     ) -> None:
         """Add the attempt by way of a relay. It wins when no other attempt is under way, or from the time `use` on."""
-        self._relays += 1
-        self._running += 1
-        self._relay_access, self._use_relay = access, use
-        self._nursery.start_soon(self._attempt, planned, port, talk, None)
+        self._relay_access, self._patience.use_relay = access, use
+        self._start(planned, port, talk=talk)
 
     def listen(self, listeners: Iterable[trio.socket.SocketType], name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listeners` take part. The caller closes them."""
@@ -153,8 +173,14 @@ class Race:
             self._nomination.nominated.carrier.close(abort=True)
 
     async def _attempt(
-        self, planned: PlannedAttempt, port: int, talk: Talk | None, given: GivenSocket | None
+        self,
+        planned: PlannedAttempt,
+        port: int,
+        talk: Talk | None,
+        given: GivenSocket | None,
+        datagram: DatagramAccess | None,
     ) -> None:
+        group = group_of(planned.technique)
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
         now = trio.current_time()
@@ -173,14 +199,12 @@ class Race:
             talk,
             given,
             self._relay_access,
+            datagram,
         )
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)
-            if planned.technique == "relay":
-                await self._prefer_direct(connection)
-            elif given is None:
-                await self._prefer_given(connection)
+            await self._prefer_others(connection, group, is_given=given is not None)
             self._propose(connection)
         except trio.TooSlowError:
             self._report.end(entry, trio.current_time(), "no answer")
@@ -191,10 +215,7 @@ class Race:
             self._report.end(entry, trio.current_time(), "cancelled")
             if given is not None and self._given_ended is not None:
                 self._given_ended.set()
-            self._running -= 1
-            self._relays -= planned.technique == "relay"
-            self._attempt_ended.set()
-            self._attempt_ended = trio.Event()
+            self._patience.end(group)
             self._check_failure()
 
     async def _accept(self, listener: trio.socket.SocketType, name_incoming: NameIncoming) -> None:
@@ -217,6 +238,7 @@ class Race:
         name_incoming: NameIncoming,
         limit: trio.CapacityLimiter,
     ) -> None:
+        self._patience.begin("incoming")
         try:
             technique = name_incoming(remote)
             entry = self._report.attempt(
@@ -226,32 +248,25 @@ class Race:
                 with trio.fail_after(AUTHENTICATION_DEADLINE):
                     carrier = await self._authenticate(sock)
                 connection = Connection(carrier, technique, entry)
-                await self._prefer_given(connection)
+                await self._prefer_others(connection, "incoming")
                 self._propose(connection)
             except (OSError, trio.TooSlowError) as error:
                 self._report.end(entry, trio.current_time(), f"incoming, not the peer: {error}")
             finally:
                 self._report.end(entry, trio.current_time(), "cancelled")
         finally:
+            self._patience.end("incoming")
             limit.release_on_behalf_of(sock)
 
-    async def _prefer_given(self, connection: Connection) -> None:
-        """Before another connection is proposed: the application's own socket may be just behind it."""
-        if self._given_ended is None or self._given_ended.is_set():
-            return
+    async def _prefer_others(self, connection: Connection, group: Group, *, is_given: bool = False) -> None:
+        """Before a connection is proposed: a better one that is under way has its time."""
         try:
-            with trio.move_on_after(min(max(self._rtt, SHORTEST_PREFERENCE), LONGEST_PREFERENCE)):
-                await self._given_ended.wait()
-        except BaseException:
-            connection.carrier.close(abort=True)
-            raise
-
-    async def _prefer_direct(self, connection: Connection) -> None:
-        """Before a relayed connection is proposed: a direct one, while any is tried, has its time."""
-        try:
-            with trio.move_on_at(self._use_relay):
-                while self._running > self._relays:
-                    await self._attempt_ended.wait()
+            await self._patience.wait_for_better(group)
+            # The application's own socket may be just behind a connection on another one.
+            given_ended = self._given_ended
+            if group != "relay" and not is_given and given_ended is not None and not given_ended.is_set():
+                with trio.move_on_after(min(max(self._rtt, SHORTEST_PREFERENCE), LONGEST_PREFERENCE)):
+                    await given_ended.wait()
         except BaseException:
             connection.carrier.close(abort=True)
             raise
@@ -271,5 +286,5 @@ class Race:
         self.errors.append(error)
 
     def _check_failure(self) -> None:
-        if not self._running and not self._expecting:
+        if self._patience.is_idle and not self._expecting:
             self._settled.set()

@@ -57,7 +57,7 @@ async def run_relay_round(
         task_status.started()
         rtt = card.broker_rtt + node.broker_rtt
         plan = make_relay_plan(
-            warm.candidates, card.candidates, techniques=node.techniques, relays=node.relays, rtt=rtt
+            warm.offered, card.candidates, techniques=node.techniques, relays=node.relays, rtt=rtt
         )
         if plan is None:
             return

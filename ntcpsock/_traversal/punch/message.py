@@ -21,10 +21,15 @@ TOKEN_LENGTH = 32
 FINGERPRINT_LENGTH = 32
 
 # A liar's list costs us at most this many targets; RFC 8445 section 6.1.2.5 bounds its pairs likewise.
-MAX_CANDIDATES = 8
+MAX_CANDIDATES = 14
+#: Of them, of one transport.
+MAX_CANDIDATES_OF_TRANSPORT = 8
 
 #: Bytes that one side of a joint technique may tell the other at once.
 MAX_SIGNAL = 512
+
+#: Rounds that one dial can name: direct and joint ones, the relay's, the mapped port's, and the joint ones over UDP.
+MAX_ROUND = 32
 
 # More ports than this do not fit into a card; dials to them wait for the answer.
 MAX_CARD_PORTS = 16
@@ -52,6 +57,9 @@ FilteringBehavior = Literal[
 ]
 #: What a SYN from outside that belongs to nothing gets (RFC 5382 section 4.3).
 SynAnswer = Literal["unknown", "drop", "reset", "icmp"]
+
+#: What a dial is for: a stream, or datagrams with nothing that orders or repeats them.
+DialKind = Literal["stream", "datagram"]
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _Host = Annotated[str, msgspec.Meta(max_length=45)]
@@ -98,7 +106,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
 
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
     broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections;
-    raw: whether the node can send and capture raw packets, and wants to.
+    raw: whether the node can send and capture raw packets, and wants to; udp_profile: what the NAT does with UDP, None
+    where that is not known to differ from `profile`.
     """
 
     fingerprint: _Fingerprint
@@ -108,6 +117,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     broker_rtt: _Seconds = 0.0
     encryption: Encryption = "tls"
     raw: bool = False
+    udp_profile: NATProfile | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -116,12 +126,13 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     source_port: what the dialling program's socket says as its own port; 0: it has no socket.
     technique: what both sides do together in this round; empty for the direct ones, which need no agreement.
     turn: how many attempts there were before this round, in this dial and in failed ones: who sends first changes.
+    udp_profile: as in the card; kind: what the dialling program wants to have.
     """
 
     dial_id: _DialId
     token: _Token
     port: _Port
-    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    round: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUND)]
     candidates: _Candidates
     profile: NATProfile = NATProfile()
     broker_rtt: _Seconds = 0.0
@@ -129,6 +140,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     encryption: Encryption = "tls"
     technique: Annotated[str, msgspec.Meta(max_length=24)] = ""
     turn: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    udp_profile: NATProfile | None = None
+    kind: DialKind = "stream"
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
@@ -145,13 +158,14 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     broker_rtt: _Seconds = 0.0
     demands: Encryption | None = None
     raw: bool = False
+    udp_profile: NATProfile | None = None
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):
     """A word from one side of a joint technique to the other, in one round of a dial."""
 
     dial_id: _DialId
-    round: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    round: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUND)]
     name: Annotated[str, msgspec.Meta(max_length=24)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNAL)]
 

@@ -15,6 +15,7 @@ from ntcpsock._traversal.strategies import (
     tcp_predict,
     tcp_stunt1,
     tcp_stunt2,
+    udp_punch,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 
@@ -28,5 +29,6 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "tcp-stunt2": tcp_stunt2.attempt,
     "tcp-natblaster": tcp_natblaster.attempt,
     "tcp-stunt1": tcp_stunt1.attempt,
+    "udp-punch": udp_punch.attempt,
     "relay": relay.attempt,
 }

@@ -11,8 +11,8 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Attempt
+from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier
-from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections, open_punch_listener, punch, punch_with
@@ -21,6 +21,7 @@ from ntcpsock._traversal.punch.machine import PunchMachine
 from ntcpsock._traversal.signals import Talk
 
 if TYPE_CHECKING:
+    from ntcpsock._traversal.strategies.datagrams import DatagramAccess
     from ntcpsock._traversal.strategies.relay import RelayAccess
 
 # Seconds in which one of many connections must be authenticated: it may have met a stranger's.
@@ -52,7 +53,8 @@ class AttemptContext:
 
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
-    to that port, where this attempt is the one to use it; relay: for the technique of that name.
+    to that port, where this attempt is the one to use it; relay: for the technique of that name; datagram: for those
+    over UDP.
     """
 
     planned: PlannedAttempt
@@ -65,6 +67,7 @@ class AttemptContext:
     talk: Talk | None = None
     given: GivenSocket | None = None
     relay: RelayAccess | None = None
+    datagram: DatagramAccess | None = None
 
     @property
     def remote(self) -> Endpoint:

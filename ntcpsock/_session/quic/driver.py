@@ -1,0 +1,225 @@
+"""Moves the datagrams between one QUIC machine and its path: one task, and whoever sends.
+
+The task waits for the path and the machine's timer. Sending happens at once, in the caller's task: a wake-up
+costs more than a packet.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from ntcpsock._session.datagram_path import DatagramPath
+from ntcpsock._session.quic.machine import ABORT, DONE, QuicMachine
+
+# Datagrams in one system call, and in one turn before others get theirs.
+BATCH: Final = 45
+TURN: Final = 450
+# Seconds that a closed connection goes on without progress to bring out what was sent before.
+LINGER: Final = 5.0
+# After an ICMP error the peer has so long to be heard of (seconds, and at least so many probe time-outs).
+UNREACHABLE_PATIENCE: Final = 1.0
+UNREACHABLE_TIMEOUTS: Final = 2
+
+#: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
+Batches = Callable[[], list[tuple[bytes, int]]]
+
+
+class QuicDriver:
+    """path, machine: the two it joins. `run` must be a task for as long as there is a connection."""
+
+    def __init__(self, path: DatagramPath, machine: QuicMachine, keep_alive: float) -> None:
+        self.path = path
+        self.machine = machine
+        self.keep_alive = keep_alive
+        self.over = trio.Event()  # the path is closed
+        self._batches: Batches | None = getattr(path, "try_receive_batches", None)
+        self._changed = trio.lowlevel.ParkingLot()
+        self._waiting: trio.CancelScope | None = None
+        self._unsent: list[bytes] = []
+        self._more = False
+        self._closing = False
+        self._heard = trio.current_time()
+        self._said = self._heard
+        self._lost_since: float | None = None
+
+    # -- in anybody's task
+
+    def flush(self) -> None:
+        """Send what the machine has, as far as path and congestion control let it go."""
+        now = trio.current_time()
+        try:
+            self._flush(now)
+        except (OSError, trio.ClosedResourceError) as error:
+            self._break(error)
+        self._rearm()
+
+    def close(self, *, abort: bool) -> None:
+        """The application is done: bring out what was sent (or, with abort, say so at once). Does not wait."""
+        if self._closing:
+            return
+        self._closing = True
+        self._progress = (trio.current_time(), self.machine.unacknowledged())
+        if abort or not self.machine.unacknowledged():
+            self.machine.close(ABORT if abort else DONE)
+            self.flush()
+        self.wake()
+        self._wake_task()
+
+    async def wait(self) -> None:
+        """Until something may have changed."""
+        await self._changed.park()
+
+    def wake(self) -> None:
+        self._changed.unpark_all()
+
+    # -- the task
+
+    async def run(self) -> None:
+        """Until the connection is over; then the path is closed. Raises nothing but cancellation."""
+        try:
+            while not self._turn():
+                deadline = self._deadline()
+                with trio.CancelScope(deadline=deadline) as self._waiting:
+                    if self._more:
+                        await trio.lowlevel.checkpoint()
+                    elif self._unsent:
+                        await self._wait_both()
+                    else:
+                        await self.path.wait_readable()
+                self._waiting = None
+        except (OSError, trio.ClosedResourceError) as error:
+            self._break(error)
+        finally:
+            self._end()
+
+    def _turn(self) -> bool:
+        """Take what has arrived, do what is due, send; whether the connection is over."""
+        now = trio.current_time()
+        machine = self.machine
+        self._receive(now)
+        timer = machine.next_timer()
+        if timer is not None and timer <= now:
+            machine.handle_timer(now)
+        self._keep_alive(now)
+        if self._closing and not machine.closed:
+            self._linger(now)
+        self._flush(now)
+        self._watch_errors(now)
+        self.wake()
+        if machine.error is not None and not machine.closed:
+            machine.close(ABORT)  # so that what goes on arriving gets an answer for a while
+            self._flush(now)
+        return machine.is_over
+
+    def _receive(self, now: float) -> None:
+        machine, accepted = self.machine, 0
+        if self._batches is not None:
+            for data, size in self._batches():
+                accepted += machine.receive(data, size, now)
+        else:
+            for data in self.path.try_receive():
+                accepted += machine.receive(data, len(data) or 1, now)
+        if accepted:
+            self._heard = now
+            self._lost_since = None
+
+    def _flush(self, now: float) -> None:
+        if self._unsent:
+            del self._unsent[: self.path.try_send(self._unsent)]
+            if self._unsent:
+                return
+        count = 0
+        while count < TURN:
+            datagrams = self.machine.datagrams_to_send(now, BATCH)
+            if not datagrams:
+                self._more = False
+                return
+            self._said = now
+            count += len(datagrams)
+            sent = self.path.try_send(datagrams)
+            if sent < len(datagrams):
+                self._unsent = datagrams[sent:]
+                self._more = False
+                return
+        self._more = True
+
+    def _keep_alive(self, now: float) -> None:
+        if self.machine.handshake_done and now >= self._said + self.keep_alive and not self.machine.closed:
+            self._said = now
+            self.machine.ping()
+
+    def _linger(self, now: float) -> None:
+        """Close as soon as everything has arrived, or nothing moves any more."""
+        left = self.machine.unacknowledged()
+        if left != self._progress[1]:
+            self._progress = (now, left)
+        if not left or self.machine.error is not None or now >= self._progress[0] + LINGER:
+            self.machine.close(ABORT if left else DONE)
+
+    def _watch_errors(self, now: float) -> None:
+        """ICMP says that nobody is there, and nobody is heard: believe it after a while."""
+        error: OSError | None = getattr(self.path, "error", None)
+        if error is None:
+            self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        elif now >= self._lost_since + UNREACHABLE_PATIENCE and self.machine.timeouts >= UNREACHABLE_TIMEOUTS:
+            self.machine.fail(error)
+
+    def _deadline(self) -> float:
+        deadline = self.machine.next_timer()
+        wanted = math.inf if deadline is None else deadline
+        if self.machine.handshake_done and not self.machine.closed:
+            wanted = min(wanted, self._said + self.keep_alive)
+        if self._closing and not self.machine.closed:
+            wanted = min(wanted, self._progress[0] + LINGER)
+        return wanted
+
+    async def _wait_both(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def wait(waiting: object) -> None:
+                assert callable(waiting)
+                await waiting()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self.path.wait_writable)
+            nursery.start_soon(wait, self.path.wait_readable)
+
+    def _rearm(self) -> None:
+        """The task's wait must not last longer than the machine's timer, which may have moved."""
+        if self._waiting is None:
+            return
+        if self._unsent or self._more:
+            self._waiting.cancel()
+        else:
+            self._waiting.deadline = self._deadline()
+
+    def _wake_task(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _break(self, error: OSError | trio.ClosedResourceError) -> None:
+        if not isinstance(error, OSError):
+            error = ConnectionAbortedError(errno.ECONNABORTED, "the path was closed")
+        self.machine.fail(error)
+        self.wake()
+        self._wake_task()
+
+    def _end(self) -> None:
+        machine = self.machine
+        if not machine.is_over:
+            # The nursery ends, or the path has broken: the last word, if it can still be said.
+            machine.fail(ConnectionAbortedError(errno.ECONNABORTED, "this end was shut down"))
+            machine.close(ABORT)
+            with suppress(OSError, trio.ClosedResourceError):
+                self._flush(trio.current_time())
+        self.path.close()
+        self.over.set()
+        self.wake()

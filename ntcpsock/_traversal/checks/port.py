@@ -1,0 +1,331 @@
+"""One UDP port and all who share it: STUN servers, the dials that are being checked, and strangers.
+
+Its sockets are unconnected, one for each family of addresses. A peer that has been found gets a connected socket of
+its own on the same port (`open_connected`), so that the kernel tells the peers apart; what arrives from anywhere else
+comes here. Nothing of what strangers send is kept but a few datagrams, for a moment: those of a dial whose offer is
+slower than its first check.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import random
+import struct
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.checks.message import fragment_untrusted, new_transaction_id
+from ntcpsock._traversal.checks.pairs import Outgoing, Way
+from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.stun.attributes import MappedAddress, XorMappedAddress
+from ntcpsock._traversal.stun.machine import ClientTransaction, Succeeded
+from ntcpsock._traversal.stun.message import binding_request, looks_like_stun
+
+# As with TCP's ports: below the ephemeral ranges, so that no automatic port meets ours.
+PORT_RANGE: Final = (20000, 32767)
+_BIND_TRIES = 200
+
+_LARGEST_DATAGRAM = 65536
+# Datagrams of one socket that are read before others have their turn.
+_BATCH = 64
+
+# What came before the dial that it belongs to: so many datagrams, for so many seconds.
+_MOST_EARLY = 32
+_EARLY_SECONDS = 1.0
+
+# STUN requests from sources that nobody knows: so many at once, and so many a second, are looked at.
+STRANGERS_AT_ONCE = 256
+STRANGERS_PER_SECOND = 512.0
+
+# STUN servers that are being asked from one port.
+_MOST_TRANSACTIONS = 16
+
+_INT = struct.Struct("=i")
+
+_rng = random.SystemRandom()
+
+
+class Taker(Protocol):
+    """A dial, as the port sees it."""
+
+    @property
+    def fragment(self) -> str: ...
+    def expects(self, transaction_id: bytes) -> bool: ...
+    def take_check(self, base: int, data: bytes, source: Endpoint) -> None: ...
+    def take_datagram(self, base: int, data: bytes, source: Endpoint) -> None: ...
+
+
+class UdpPort:
+    """The sockets of one port. `run` reads them, as a task of whoever holds the port; `close` closes it.
+
+    number: of the port, on all addresses. sockets: IPv4's, and IPv6's where the machine has it; their places in
+    the list are the `base` of what goes in and out.
+    """
+
+    def __init__(self, sockets: Sequence[_socket.socket]) -> None:
+        self.sockets = list(sockets)
+        self.number = int(self.sockets[0].getsockname()[1])
+        self.closed = False
+        self.is_running = False
+        self._retired = False
+        #: How often something was dropped, by reason.
+        self.dropped: Counter[str] = Counter()
+        self._takers: dict[str, Taker] = {}
+        self._ways: dict[Way, Taker] = {}
+        self._early: deque[tuple[float, int, bytes, Endpoint]] = deque(maxlen=_MOST_EARLY)
+        self._transactions: dict[bytes, tuple[ClientTransaction, Endpoint, trio.Event]] = {}
+        self._strangers = float(STRANGERS_AT_ONCE)
+        self._counted = 0.0
+
+    def base_for(self, remote: Endpoint) -> int | None:
+        """The socket that reaches `remote`; None without one of its family."""
+        family = _socket.AF_INET6 if remote.is_ipv6 else _socket.AF_INET
+        return next((base for base, sock in enumerate(self.sockets) if sock.family == family), None)
+
+    # -- dials -----------------------------------------------------------------------------------
+
+    def register(self, taker: Taker) -> None:
+        """Give `taker` the checks for its fragment, those of the last moment included."""
+        self._takers[taker.fragment] = taker
+        early, now = list(self._early), trio.current_time()
+        self._early.clear()
+        for moment, base, data, source in early:
+            if now - moment < _EARLY_SECONDS:
+                self._dispatch(data, base, source, now)
+
+    def claim(self, way: Way, taker: Taker) -> None:
+        """Give `taker` whatever comes by `way`: a check from there has proven itself."""
+        if self._ways.setdefault(way, taker) is taker:
+            waiting = [item for item in self._early if (item[1], item[3]) == way]
+            for item in waiting:
+                self._early.remove(item)
+                if not looks_like_stun(item[2]):
+                    taker.take_datagram(item[1], item[2], item[3])
+
+    def unregister(self, taker: Taker) -> None:
+        if self._takers.get(taker.fragment) is taker:
+            del self._takers[taker.fragment]
+        self._ways = {way: other for way, other in self._ways.items() if other is not taker}
+        if self._retired and not self._takers:
+            self.close()
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def send(self, out: Outgoing) -> bool:
+        """Send without waiting. False where there was no room; what the network refuses is lost, as on the way."""
+        if self.closed:
+            return True
+        sock = self.sockets[out.base]
+        address = (out.remote.host, out.remote.port)
+        try:
+            if out.ttl is None:
+                sock.sendto(out.data, address)
+            else:
+                sock.sendmsg([out.data], [_hop_limit(out.remote.is_ipv6, out.ttl)], 0, address)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.dropped[errno.errorcode.get(error.errno or 0, "error") + " when sending"] += 1
+        return True
+
+    async def ask(self, server: Endpoint, *, rto: float = 0.5) -> Endpoint | None:
+        """As what the STUN server sees the port, or None. The caller sets the deadline; `run` must be running."""
+        base = self.base_for(server)
+        if base is None or len(self._transactions) >= _MOST_TRANSACTIONS:
+            return None
+        request = binding_request(new_transaction_id())
+        transaction = ClientTransaction(request, now=trio.current_time(), rto=rto)
+        event = trio.Event()
+        self._transactions[request.transaction_id] = transaction, server, event
+        try:
+            while not event.is_set():
+                for data in transaction.datagrams_to_send():
+                    self.send(Outgoing(base, server, data))
+                deadline = transaction.next_timeout()
+                if deadline is None:
+                    return None
+                with trio.move_on_at(deadline):
+                    await event.wait()
+                transaction.handle_timeout(trio.current_time())
+        finally:
+            del self._transactions[request.transaction_id]
+        outcome = transaction.next_event()
+        if not isinstance(outcome, Succeeded):
+            return None
+        mapped = outcome.response.get(XorMappedAddress) or outcome.response.get(MappedAddress)
+        return None if mapped is None else mapped.endpoint
+
+    def open_connected(self, base: int, remote: Endpoint) -> _socket.socket:
+        """One more socket of this port, to which the kernel gives what comes from `remote`. Raises OSError."""
+        sock = _bound_socket(self.sockets[base].family, self.number)
+        try:
+            sock.connect((remote.host, remote.port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    # -- in --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read until the port is closed."""
+        if self.is_running:
+            return
+        self.is_running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                for base, sock in enumerate(self.sockets):
+                    nursery.start_soon(self._read, base, sock)
+        finally:
+            self.is_running = False
+
+    async def _read(self, base: int, sock: _socket.socket) -> None:
+        while sock.fileno() >= 0:
+            try:
+                await trio.lowlevel.wait_readable(sock)
+            except (trio.ClosedResourceError, OSError):
+                return  # the port was closed
+            now = trio.current_time()
+            for _ in range(_BATCH):
+                if self.closed:
+                    return
+                try:
+                    data, address = sock.recvfrom(_LARGEST_DATAGRAM)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # an ICMP message about what was sent to somebody
+                self._dispatch(data, base, Endpoint(*address[:2]), now)
+
+    def _dispatch(self, data: bytes, base: int, source: Endpoint, now: float) -> None:
+        known = self._ways.get((base, source))
+        if not looks_like_stun(data):
+            if known is not None:
+                known.take_datagram(base, data, source)
+            elif self._takers and data:
+                self._keep_early(data, base, source, now)
+            else:
+                self.dropped["unknown datagram"] += 1
+            return
+        if data[0] & 1:
+            self._answered(data, base, source, now)
+            return
+        taker = known
+        if taker is None:
+            self._strangers = min(
+                STRANGERS_AT_ONCE, self._strangers + (now - self._counted) * STRANGERS_PER_SECOND
+            )
+            self._counted = now
+            if self._strangers < 1:
+                self.dropped["flood of checks"] += 1
+                return
+            self._strangers -= 1
+            try:
+                taker = self._takers.get(fragment_untrusted(data))
+            except BadMessage:
+                self.dropped["no check"] += 1
+                return
+        if taker is None:
+            self._keep_early(data, base, source, now)
+        else:
+            taker.take_check(base, data, source)
+
+    def _answered(self, data: bytes, base: int, source: Endpoint, now: float) -> None:
+        """A response: of a STUN server, or of a peer."""
+        transaction_id = data[8:20]
+        found = self._transactions.get(transaction_id)
+        if found is not None:
+            transaction, server, event = found
+            if source == server and transaction.handle_message(data, now):
+                event.set()
+            return
+        for taker in self._takers.values():
+            if taker.expects(transaction_id):
+                taker.take_check(base, data, source)
+                return
+        self.dropped["response to nothing"] += 1
+
+    def _keep_early(self, data: bytes, base: int, source: Endpoint, now: float) -> None:
+        if len(self._early) == _MOST_EARLY:
+            self.dropped["early datagram"] += 1
+        self._early.append((now, base, data, source))
+
+    def retire(self) -> None:
+        """Close the port when the last dial that uses it has ended."""
+        self._retired = True
+        if not self._takers:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once, `run` ends."""
+        if self.closed:
+            return
+        self.closed = True
+        for sock in self.sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+
+def open_udp_port(*, ipv6: bool = True) -> UdpPort:
+    """A UDP port that is nobody else's, on all addresses. Raises OSError (EADDRINUSE)."""
+    for _ in range(_BIND_TRIES):
+        try:
+            return UdpPort(_open_sockets(_rng.randint(*PORT_RANGE), ipv6))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"no free UDP port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+
+
+def _open_sockets(number: int, ipv6: bool) -> list[_socket.socket]:
+    families = [_socket.AF_INET, *([_socket.AF_INET6] if ipv6 and _has_ipv6() else [])]
+    sockets: list[_socket.socket] = []
+    try:
+        for family in families:
+            # Without sharing the bind fails even where others would share the port.
+            _bound_socket(family, number, shared=False).close()
+            sockets.append(_bound_socket(family, number))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _has_ipv6() -> bool:
+    try:
+        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound_socket(family: int, number: int, *, shared: bool = True) -> _socket.socket:
+    """The C class: in a patched process the class of `socket` is ours."""
+    sock = _socket.socket(family, _socket.SOCK_DGRAM)
+    try:
+        if family == _socket.AF_INET6:
+            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
+            prefer_lasting_source(sock)
+        if shared:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+            if hasattr(_socket, "SO_REUSEPORT"):
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        sock.setblocking(False)
+        sock.bind(("::" if family == _socket.AF_INET6 else "0.0.0.0", number))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _hop_limit(ipv6: bool, ttl: int) -> tuple[int, int, bytes]:
+    if ipv6:
+        return _socket.IPPROTO_IPV6, _socket.IPV6_HOPLIMIT, _INT.pack(ttl)
+    return _socket.IPPROTO_IP, _socket.IP_TTL, _INT.pack(ttl)

@@ -1,0 +1,126 @@
+"""What the parts of one dial's race share: whom it is for, from which ports, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._config import Encryption, Prefer
+from ntcpsock._errors import BadMessage
+from ntcpsock._raw.packet import Syn
+from ntcpsock._report import Report
+from ntcpsock._traversal.broker.driver import Introduction
+from ntcpsock._traversal.candidate import name_of_connection
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.introductions import Introductions
+from ntcpsock._traversal.mapping import DialMapping
+from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.punch.message import Candidate, Card, Transport, decode_card_untrusted
+from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.surroundings import Surroundings
+
+
+class DialContext(Protocol):
+    """What a dial needs of its node."""
+
+    @property
+    def techniques(self) -> Sequence[str]: ...
+    @property
+    def encryption(self) -> Encryption: ...
+    @property
+    def prefer(self) -> Prefer: ...
+    @property
+    def stun_servers(self) -> Sequence[Endpoint]: ...
+    @property
+    def relays(self) -> Sequence[Endpoint]: ...
+    @property
+    def broker_rtt(self) -> float: ...
+    @property
+    def surroundings(self) -> Surroundings: ...
+    @property
+    def pairs(self) -> Pairs: ...
+    @property
+    def missing_for_raw(self) -> str | None: ...
+    @property
+    def broker_spoofs(self) -> bool: ...
+    @property
+    def introductions(self) -> Introductions: ...
+    @property
+    def nursery(self) -> trio.Nursery: ...
+    @property
+    def consent_interval(self) -> float: ...
+    async def take_port(self) -> WarmPort: ...
+    @property
+    def port_mapping_refusal(self) -> str | None: ...
+    def map_port(self, port: int) -> DialMapping: ...
+
+
+@dataclass
+class Course:
+    """One dial's. ports: the one of its first offer, then those of later rounds; deadline: of all attempts."""
+
+    node: DialContext
+    dial: Dial
+    card: Card
+    ports: list[WarmPort]
+    report: Report
+    deadline: float
+    #: What a mapped round has asked of the router.
+    mapping: DialMapping | None = field(default=None, init=False)
+
+    @property
+    def warm(self) -> WarmPort:
+        """The port of the first offer."""
+        return self.ports[0]
+
+    @property
+    def rtt(self) -> float:
+        """The path's round trip, estimated: both ways to the broker together."""
+        return self.card.broker_rtt + self.node.broker_rtt
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    @property
+    def proven_host(self) -> str:
+        return self.node.surroundings.standpoint.proven(self.dial.observed_host)
+
+    @property
+    def also_proven(self) -> tuple[str, ...]:
+        return self.node.surroundings.standpoint.also_proven(self.dial.also_observed)
+
+    def targets(self, candidates: Sequence[Candidate], transport: Transport) -> tuple[Candidate, ...]:
+        """Those of the listener's candidates that may be aimed at."""
+        standpoint = self.node.surroundings.standpoint
+        return standpoint.targets(candidates, transport, self.proven_host, self.also_proven)
+
+    def newest_candidates(self, introduction: Introduction) -> Sequence[Candidate]:
+        """What the listener said last: a router may have mapped its port meanwhile. Its card comes along with each
+        introduction, and a listener that keeps it to itself repeats its answer."""
+        if introduction.card is not None:
+            with suppress(BadMessage):
+                return decode_card_untrusted(introduction.card, self.dial.key).candidates
+        return (self.dial.answer or self.card).candidates
+
+    def offer(self, round_number: int, port: WarmPort, technique: str = "") -> bytes:
+        return self.dial.offer(round_number, port, self.node.broker_rtt, technique)
+
+    async def tell(self, payload: bytes) -> None:
+        """Bring a sealed payload to the listener, once. Raises OSError."""
+        await self.node.introductions.introduce(self.dial, payload)
+
+    async def spoof(self, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
+        await self.node.introductions.spoof(self.dial.dial_id, self.dial.key, local, remote, syn)
+
+
+def listen_at(race: Race, port: WarmPort, targets: Sequence[Candidate]) -> None:
+    """Let what reaches `port` over TCP take part in the race."""
+    race.listen(port.listeners, lambda seen: name_of_connection(port.candidates, targets, seen))

@@ -1,0 +1,92 @@
+"""The rounds of a dial in which both sides do the same at the same time, announced by the leader."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._config import TECHNIQUES
+from ntcpsock._traversal.candidate import ipv4_host
+from ntcpsock._traversal.course import Course
+from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, PlannedAttempt, make_joint_plan, raw_obstacles
+from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
+
+
+class JointRounds:
+    """Of one dial. first_number: of the first of them; those before belong to the direct techniques."""
+
+    def __init__(self, course: Course, race: Race, nursery: trio.Nursery, first_number: int) -> None:
+        self._course = course
+        self._race = race
+        self._nursery = nursery
+        self._first_number = first_number
+
+    async def run(self, earliest: float, *, task_status: trio.TaskStatus[None]) -> None:
+        """Each joint attempt, when it is this pair's turn for one."""
+        with self._race.more_may_come():
+            task_status.started()
+            plan = make_joint_plan(
+                self._course.warm.profile,
+                self._course.card.profile,
+                techniques=self._possible_techniques(),
+                budget=self._course.remaining,
+                proven_host=ipv4_host(self._course.proven_host, *self._course.also_proven),
+                earliest=earliest,
+                late=self._course.node.surroundings.late_techniques,
+            )
+            begin = trio.current_time()
+            async with trio.open_nursery() as rounds:
+                for number, planned in enumerate(plan, start=self._first_number):
+                    rounds.start_soon(self._joint_round, number, planned, begin)
+
+    async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
+        """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""
+        await trio.sleep_until(begin + planned.delay)
+        is_costly = planned.technique in COSTLY_TECHNIQUES
+        turn = self._course.node.pairs.lead(self._course.dial.key) if is_costly else nullcontext()
+        async with turn:
+            left = planned.budget - (trio.current_time() - begin)
+            if left > 0:
+                await self._make_together(number, replace(planned, budget=left))
+
+    async def _make_together(self, number: int, planned: PlannedAttempt) -> None:
+        """Announce a joint attempt in an offer of its own, and make it."""
+        course, warm = self._course, self._course.warm
+        mailbox = course.dial.mailbox
+        talk = Talk(course.dial.dial_id, number, mailbox, self._nursery, course.tell, course.spoof)
+        offer = self._course.offer(number, warm, planned.technique)
+        async with trio.open_nursery() as together:
+
+            async def announce() -> None:
+                """The broker may have brought it to nobody: again, until the other side has joined."""
+                for pause in (*REPEAT_PAUSES, math.inf):
+                    try:
+                        await course.tell(offer)
+                    except OSError:
+                        together.cancel_scope.cancel()
+                    with trio.move_on_after(pause):
+                        await mailbox.wait_for_round(number)
+                        return
+
+            together.start_soon(announce)
+            await self._race.run_joint(planned, warm.port, talk)
+            together.cancel_scope.cancel()
+
+    def _possible_techniques(self) -> list[str]:
+        """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""
+        chosen = self._course.node.techniques
+        obstacles = raw_obstacles(
+            chosen,
+            here=self._course.node.missing_for_raw,
+            there=self._course.card.raw,
+            broker_spoofs=self._course.node.broker_spoofs,
+        )
+        if {*chosen, "relay"} != set(TECHNIQUES):
+            for technique, obstacle in obstacles.items():
+                self._race.impossible(technique, Endpoint(self._course.dial.observed_host, 0), obstacle)
+        return [technique for technique in chosen if technique not in obstacles]
