@@ -13,6 +13,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.carrier import QuicCarrier, quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
+from ntcpsock._session.stream import receive_bind, send_bind
 
 
 def socket_paths(size: int = 1200, host: str = "127.0.0.1") -> tuple[SocketPath, SocketPath]:
@@ -30,19 +31,32 @@ def socket_paths(size: int = 1200, host: str = "127.0.0.1") -> tuple[SocketPath,
 async def handshake(
     nursery: trio.Nursery, client: DatagramPath, server: DatagramPath, keep_alive: float = 15.0
 ) -> tuple[QuicCarrier, QuicCarrier]:
-    """The client's and the server's carrier."""
+    """The client's and the server's carrier, after BIND."""
+    return await handshake_in(nursery, nursery, client, server, keep_alive)
+
+
+async def handshake_in(
+    ours: trio.Nursery,
+    theirs: trio.Nursery,
+    client: DatagramPath,
+    server: DatagramPath,
+    keep_alive: float = 15.0,
+) -> tuple[QuicCarrier, QuicCarrier]:
+    """As `handshake`, each end in a nursery of its own."""
     carriers: dict[str, QuicCarrier] = {}
 
     async def accept() -> None:
         carriers["server"] = await quic_server_handshake(
-            server, certificate(), nursery=nursery, keep_alive=keep_alive
+            server, certificate(), nursery=theirs, keep_alive=keep_alive
         )
 
     async with trio.open_nursery() as both:
         both.start_soon(accept)
         carriers["client"] = await quic_client_handshake(
-            client, certificate().fingerprint, nursery=nursery, keep_alive=keep_alive
+            client, certificate().fingerprint, nursery=ours, keep_alive=keep_alive
         )
+    await send_bind(carriers["client"], b"d" * 16, b"t" * 32)
+    assert await receive_bind(carriers["server"]) == (b"d" * 16, b"t" * 32, b"")
     return carriers["client"], carriers["server"]
 
 

@@ -80,6 +80,7 @@ FLOORS = (
             "_session.datagram_path",
             "_session.driver",
             "_session.plain",
+            "_session.quic.accepting",
             "_session.quic.carrier",
             "_session.quic.driver",
             "_session.socket_path",

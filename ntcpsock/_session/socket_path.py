@@ -124,7 +124,7 @@ class SocketPath:
         return [
             data[start : start + size]
             for data, size in self.try_receive_batches()
-            for start in range(0, len(data), size)
+            for start in range(0, len(data) or 1, size)
         ]
 
     def try_receive_batches(self) -> list[tuple[bytes, int]]:

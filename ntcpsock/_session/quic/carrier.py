@@ -7,6 +7,7 @@ session's frames, BIND first.
 from __future__ import annotations
 
 import errno
+import importlib
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -25,6 +26,11 @@ IDLE_TIMEOUT: Final = 60.0
 KEEP_ALIVE: Final = 15.0
 # Round-trip time that is assumed where nothing is known: RFC 9002 section 6.2.2.
 INITIAL_ROUND_TRIP: Final = 0.333
+
+
+async def prepare() -> None:
+    """Load qh3 in a thread (some 80 ms), so that the first handshake does not wait for it."""
+    await trio.to_thread.run_sync(importlib.import_module, "ntcpsock._session.quic.driver")
 
 
 async def quic_client_handshake(
@@ -70,28 +76,11 @@ async def quic_server_handshake(
 
     That the client may come in is not known yet: `receive_bind` says who claims to be there.
     """
+    from ntcpsock._session.quic.accepting import accept_client
     from ntcpsock._session.quic.driver import QuicDriver
-    from ntcpsock._session.quic.machine import QuicMachine, ServerIdentity, parse_initial
 
-    identity = ServerIdentity(certificate.certificate_pem, certificate.key_pem)
     try:
-        while True:
-            datagrams = path.try_receive()
-            initials = [(d, parse_initial(d)) for d in datagrams]
-            destination = next((destination for _, destination in initials if destination), None)
-            if destination is not None:
-                break
-            await path.wait_readable()
-        machine = QuicMachine.server(
-            identity,
-            destination,
-            datagram_size=path.max_datagram_size,
-            idle_timeout=IDLE_TIMEOUT,
-            initial_rtt=round_trip,
-            is_ipv6=path.remote.is_ipv6,
-        )
-        for datagram in datagrams:
-            machine.receive(datagram, len(datagram) or 1, trio.current_time())
+        machine = await accept_client(path, certificate, IDLE_TIMEOUT, round_trip)
         driver = QuicDriver(path, machine, keep_alive)
     except BaseException:
         path.close()
@@ -189,8 +178,13 @@ class QuicCarrier:
         """The most bytes that `try_send_datagram` takes."""
         return self._machine.max_datagram_payload
 
+    @property
+    def dropped_datagrams(self) -> int:
+        """Datagrams that arrived and were dropped, because they were not fetched in time."""
+        return self._machine.dropped_datagrams
+
     def try_send_datagram(self, data: bytes) -> bool:
-        """Send one datagram, which may get lost; False where too many wait already. EMSGSIZE, or the carrier's error."""
+        """Send one datagram, which may get lost; False where too many wait. EMSGSIZE, or the carrier's error."""
         self._check_open()
         taken = self._machine.send_datagram(data)
         if taken:
@@ -222,7 +216,8 @@ class QuicCarrier:
     def close(self, *, abort: bool = False) -> None:
         if not self._closed:
             self._closed = True
-            self._driver.close(abort=abort)
+            # As TCP does: what nobody will read any more is no orderly end.
+            self._driver.close(abort=abort or self._machine.readable > 0)
             self.interrupt()
 
     async def aclose(self) -> None:

@@ -10,10 +10,12 @@ import errno
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from ntcpsock._address import Endpoint
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.machine import ABORT, DONE, QuicMachine
 
@@ -22,9 +24,23 @@ BATCH: Final = 45
 TURN: Final = 450
 # Seconds that a closed connection goes on without progress to bring out what was sent before.
 LINGER: Final = 5.0
-# After an ICMP error the peer has so long to be heard of (seconds, and at least so many probe time-outs).
+# After an ICMP error the peer has so long to be heard of: seconds, and at least three round trips.
 UNREACHABLE_PATIENCE: Final = 1.0
-UNREACHABLE_TIMEOUTS: Final = 2
+# Probe time-outs after which large datagrams are suspected of getting lost for their size.
+BLACK_HOLE_TIMEOUTS: Final = 3
+
+
+# The core's clock counts nanoseconds, ours has the digits of a float.
+SHORTEST_WAIT: Final = 1e-6
+
+
+@dataclass
+class _Move:
+    """The peer's packets come from `remote` now. ping: what was sent there, and where else never; at: when."""
+
+    remote: Endpoint
+    ping: int
+    at: float
 
 #: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
 Batches = Callable[[], list[tuple[bytes, int]]]
@@ -37,6 +53,7 @@ class QuicDriver:
         self.path = path
         self.machine = machine
         self.keep_alive = keep_alive
+        self.moves = 0  # times that the peer's address has changed
         self.over = trio.Event()  # the path is closed
         self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
@@ -44,9 +61,13 @@ class QuicDriver:
         self._unsent: list[bytes] = []
         self._more = False
         self._closing = False
+        self._progress = (0.0, 0)
         self._heard = trio.current_time()
         self._said = self._heard
         self._lost_since: float | None = None
+        self._move: _Move | None = None
+        if isinstance(path, SocketPath):
+            path.on_stranger = self._on_stranger
 
     # -- in anybody's task
 
@@ -107,10 +128,14 @@ class QuicDriver:
         if timer is not None and timer <= now:
             machine.handle_timer(now)
         self._keep_alive(now)
+        if self._move is not None:
+            self._follow()
+        if machine.timeouts >= BLACK_HOLE_TIMEOUTS:
+            machine.lower_datagram_size()
         if self._closing and not machine.closed:
             self._linger(now)
-        self._flush(now)
         self._watch_errors(now)
+        self._flush(now)
         self.wake()
         if machine.error is not None and not machine.closed:
             machine.close(ABORT)  # so that what goes on arriving gets an answer for a while
@@ -149,6 +174,37 @@ class QuicDriver:
                 return
         self._more = True
 
+    def _on_stranger(self, data: bytes, remote: Endpoint) -> None:
+        """A datagram from another address than the peer's. If it is the peer's, its address has changed, perhaps: a
+        NAT has forgotten it. A PING to there whose answer comes back proves that it is there (as the PATH_CHALLENGE
+        of RFC 9000 section 8.2 would; no more is sent there before than three times what came from there)."""
+        assert isinstance(self.path, SocketPath)
+        now, machine = trio.current_time(), self.machine
+        if not machine.handshake_done or not machine.receive(data, len(data) or 1, now):
+            self.path.dropped += 1
+            return
+        self._heard = now
+        patience = 2 * (machine.round_trip or 0.1)
+        if self._move is not None and self._move.remote == remote and now < self._move.at + patience:
+            return
+        machine.forget_pings()
+        ping = machine.ping(expect=True)
+        probe = machine.datagrams_to_send(now, 1)
+        if probe and len(probe[0]) <= 3 * len(data):
+            self.path.try_send_to(probe[0], remote)
+            self._move = _Move(remote, ping, now)
+        else:
+            # One that the old address answers would prove nothing.
+            machine.forget_pings()
+            self._unsent += probe
+
+    def _follow(self) -> None:
+        if self._move is not None and self.machine.is_answered(self._move.ping):
+            assert isinstance(self.path, SocketPath)
+            self.path.retarget(self._move.remote)
+            self.moves += 1
+            self._move = None
+
     def _keep_alive(self, now: float) -> None:
         if self.machine.handshake_done and now >= self._said + self.keep_alive and not self.machine.closed:
             self._said = now
@@ -169,8 +225,12 @@ class QuicDriver:
             self._lost_since = None
         elif self._lost_since is None:
             self._lost_since = now
-        elif now >= self._lost_since + UNREACHABLE_PATIENCE and self.machine.timeouts >= UNREACHABLE_TIMEOUTS:
+            self.machine.ping()  # one who is there after all answers
+        elif now >= self._lost_since + self._unreachable_patience():
             self.machine.fail(error)
+
+    def _unreachable_patience(self) -> float:
+        return max(UNREACHABLE_PATIENCE, 3 * (self.machine.round_trip or 0.0))
 
     def _deadline(self) -> float:
         deadline = self.machine.next_timer()
@@ -179,7 +239,10 @@ class QuicDriver:
             wanted = min(wanted, self._said + self.keep_alive)
         if self._closing and not self.machine.closed:
             wanted = min(wanted, self._progress[0] + LINGER)
-        return wanted
+        if self._lost_since is not None:
+            wanted = min(wanted, self._lost_since + self._unreachable_patience())
+        # What is due already has been done, but for the last fraction of a microsecond.
+        return max(wanted, trio.current_time() + SHORTEST_WAIT)
 
     async def _wait_both(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -87,6 +87,7 @@ class QuicMachine:
         self.ended = False
         self.dropped_datagrams = 0
         self.closed = False  # by us
+        self.datagram_size = connection.configuration.max_datagram_size
         self._address = _ADDRESSES[is_ipv6]
         self._fingerprint = fingerprint
         self._connection = connection
@@ -97,6 +98,7 @@ class QuicMachine:
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
+        self._may_use_stream = fingerprint is not None  # the client opens it
         self._wants_to_speak = False
 
     @classmethod
@@ -140,9 +142,7 @@ class QuicMachine:
 
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
-        the peer's and new. Whatever they are: it raises nothing."""
-        if self.error is not None and self.is_over:
-            return 0
+        the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
         core = self._connection._core
         if self.handshake_done and core is not None:
             report = self._guard(core.receive_gro_buffer, buffer, size, self._address, now)
@@ -206,9 +206,12 @@ class QuicMachine:
     # -- the stream
 
     def send(self, data: bytes | memoryview) -> int:
-        """Take the first bytes of `data` for the stream, as far as there is room. Raises the connection's error."""
+        """Take the first bytes of `data` for the stream, as far as there is room: how many. Raises the connection's
+        error. A server has no room before the client's first byte has arrived."""
         self._check_may_send()
         core = self._connection._require_core()
+        if not self._may_use_stream:
+            return 0
         room = SEND_ROOM - core.get_send_buffer_size(STREAM)
         if room <= 0:
             return 0
@@ -228,7 +231,7 @@ class QuicMachine:
         core = self._connection._core
         if self.error is not None or self.ended or core is None:
             return True
-        return bool(core.get_send_buffer_size(STREAM) <= SEND_ROOM // 2)
+        return self._may_use_stream and bool(core.get_send_buffer_size(STREAM) <= SEND_ROOM // 2)
 
     def unacknowledged(self) -> int:
         """Bytes that have not reached the peer for sure, packets' overhead included."""
@@ -277,8 +280,7 @@ class QuicMachine:
     def max_datagram_payload(self) -> int:
         """The most bytes of a datagram that fit into one packet of the smallest size in use."""
         remote = self._connection._remote_max_datagram_frame_size or 0
-        size = self._connection.configuration.max_datagram_size
-        return max(0, min(size - _DATAGRAM_OVERHEAD, remote - 3))
+        return max(0, min(self.datagram_size - _DATAGRAM_OVERHEAD, remote - 3))
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram, unreliably; False where too much waits already. EMSGSIZE where it is too large."""
@@ -302,18 +304,47 @@ class QuicMachine:
     def has_datagrams(self) -> bool:
         return bool(self._datagrams)
 
+    def lower_datagram_size(self) -> bool:
+        """Send no more than 1200 bytes at once from now on: larger datagrams seem to get lost. Whether that is new."""
+        core, parameters = self._connection._core, self._connection._applied_transport_parameters
+        if core is None or parameters is None or self.datagram_size <= SMALLEST_INITIAL:
+            return False
+        self.datagram_size = SMALLEST_INITIAL
+        # The core takes over a peer's limit at any time, and limits only ever grow or stay, but this one.
+        self._guard(
+            core.apply_peer_transport_parameters,
+            parameters.initial_max_data or 0,
+            parameters.initial_max_stream_data_bidi_local or 0,
+            parameters.initial_max_stream_data_bidi_remote or 0,
+            parameters.initial_max_stream_data_uni or 0,
+            parameters.initial_max_streams_bidi or 0,
+            parameters.initial_max_streams_uni or 0,
+            3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
+            0.025 if parameters.max_ack_delay is None else parameters.max_ack_delay / 1000,
+            None if not parameters.max_idle_timeout else parameters.max_idle_timeout / 1000,
+            parameters.max_datagram_frame_size,
+            None,
+            parameters.active_connection_id_limit or 2,
+            bool(parameters.disable_active_migration),
+            SMALLEST_INITIAL,
+        )
+        return True
+
     # -- signs of life
 
-    def ping(self) -> int:
-        """Queue a PING; `is_answered` tells its answer."""
+    def ping(self, *, expect: bool = False) -> int:
+        """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer."""
         self._ping += 1
         core = self._connection._core
         if core is not None:
-            self._pings[self._ping] = False
-            while len(self._pings) > 8:
-                del self._pings[next(iter(self._pings))]
+            if expect:
+                self._pings[self._ping] = False
             self._guard(core.send_ping, self._ping)
         return self._ping
+
+    def forget_pings(self) -> None:
+        """Expect no answers any more."""
+        self._pings.clear()
 
     def is_answered(self, ping: int) -> bool:
         """Whether the packet with this PING has arrived at the peer. True only once."""
@@ -359,13 +390,23 @@ class QuicMachine:
     # -- what the core tells
 
     def _has_room_for_events(self) -> bool:
-        return self._held < RECEIVE_ROOM
+        if self._held < RECEIVE_ROOM:
+            return True
+        # Behind data that nobody reads may stand the answer to a ping, and the end of everything. No more than the
+        # window is there, but what is taken out for a ping lets more come.
+        return not self._is_open or (bool(self._pings) and self._held < WINDOW)
+
+    @property
+    def _is_open(self) -> bool:
+        core = self._connection._core
+        return core is None or core.state in ("first_flight", "connected")
 
     def _on_stream_data(self, stream: int, data: bytes) -> None:
         if stream != STREAM:
             self._fail(_broken("the peer opened a second stream", None))
             self.close(ABORT, "one stream only")
         elif data:
+            self._may_use_stream = True
             self._chunks.append(memoryview(data))
             self._held += len(data)
 
@@ -383,8 +424,8 @@ class QuicMachine:
             certificate = self._connection.get_peercert()
             der = b"" if certificate is None else certificate.public_bytes()
             if not hmac.compare_digest(hashlib.sha256(der).digest(), self._fingerprint):
+                # The driver closes after it has sent the handshake's last part, without which no close is understood.
                 self._fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
-                self.close(ABORT, "wrong certificate")
                 return
         self.handshake_done = True
 
