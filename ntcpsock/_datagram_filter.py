@@ -45,7 +45,7 @@ def numbers_only_from_port(sock: socket.socket, port: int) -> None:
 
     A filter that the program has attached itself stays in its place.
     """
-    if not _is_possible() or sock.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER):
+    if not _is_possible() or _has_filter(sock):
         return
     _attach(
         sock,
@@ -79,6 +79,14 @@ def only_to_loopback(sock: socket.socket) -> None:
         (_RETURN, 0, 0, _ALL),
         (_RETURN, 0, 0, _NONE),
     )
+
+
+def _has_filter(sock: socket.socket) -> bool:
+    try:
+        # The number of instructions, where it is asked for with room for so many; else EINVAL.
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER) != 0
+    except OSError:
+        return True
 
 
 def _is_possible() -> bool:

@@ -57,6 +57,7 @@ class NTCPDatagramSocket:
         is_bound: bool,
         deliver: Deliver | None = None,
         refuse: Refuse | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.port = port
@@ -66,6 +67,7 @@ class NTCPDatagramSocket:
         self._hub = hub
         self._deliver = deliver
         self._refuse = refuse
+        self._on_close = on_close
         self._waiting: deque[tuple[bytes, DatagramAddress]] = deque()
         self._waiting_bytes = 0
         self._arrived = trio.lowlevel.ParkingLot()
@@ -224,6 +226,8 @@ class NTCPDatagramSocket:
         self._waiting.clear()
         self._arrived.unpark_all()
         self._hub.unbind(self)
+        if self._on_close is not None:
+            self._on_close()
 
     async def aclose(self) -> None:
         """`close`, with a checkpoint."""

@@ -85,6 +85,7 @@ class Switch:
                 raise OSError(
                     errno.EOPNOTSUPP, "datagram sockets by name need Linux; ntcpsock.trio has them everywhere"
                 )
+            _datagram_table.clear()
             sock: socket.socket = PlainSocket(socket.AF_INET, socket.SOCK_DGRAM)
             open_hops.add(sock)
             sock.setblocking(False)

@@ -30,6 +30,12 @@ inherited: dict[Address, Address] = {}
 channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
 
 
+def clear() -> None:
+    """An engine begins."""
+    ways.clear()
+    flows.clear()
+
+
 def enter(label: str, port: int, kernel: Address) -> None:
     ways[label, port] = kernel
     flows[kernel] = label, port

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -84,6 +84,7 @@ class Datagrams:
         is_bound: bool,
         deliver: Deliver | None = None,
         refuse: Refuse | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> NTCPDatagramSocket:
         """A socket at `port`; 0: at a free one. is_bound: whether whoever is allowed may send to it first; else only
         nodes that it has sent to. Raises OSError (EADDRINUSE)."""
@@ -93,7 +94,16 @@ class Datagrams:
             )
         if not port or port in self.sockets:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        sock = NTCPDatagramSocket(self, name, port, allow, is_bound=is_bound, deliver=deliver, refuse=refuse)
+        sock = NTCPDatagramSocket(
+            self,
+            name,
+            port,
+            allow,
+            is_bound=is_bound,
+            deliver=deliver,
+            refuse=refuse,
+            on_close=on_close,
+        )
         self.sockets[port] = sock
         return sock
 

@@ -217,7 +217,10 @@ def _ensure(sock: NTCPSocket) -> Channel:
     _reach(sock)
     if not _plain.getsockname(sock)[1]:
         _plain.bind(sock, (_WILDCARDS[sock.family], 0))
-    own = None if channel is None else channel.own
+    own = None
+    if channel is not None:
+        own = channel.own
+        remove(sock)  # the port of an engine that is no more
     channel = _open(sock, portal)
     _filter(sock, channel, engines_port)
     if own is not None:  # the engine was started anew

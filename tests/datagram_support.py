@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import trio
 
@@ -103,14 +104,43 @@ class Net:
     lookups: list[str] = field(default_factory=list)
 
     def node(self, name: str) -> Place:
-        place = self.nodes[name] = Place(self, name)
+        place = self.nodes[name] = Place(self, name, self.nursery)
         return place
+
+    async def resolve(self, name: str) -> bytes:
+        self.lookups.append(name)
+        await trio.lowlevel.checkpoint()
+        if name in self.fail and isinstance(self.fail[name], NameNotFound):
+            raise self.fail[name]
+        for place in self.nodes.values():
+            if name in place.own_labels:
+                return place.public_key
+        raise NameNotFound(f"{name}: nobody has this name")
+
+    async def dial_road(self, dialler: Place, label: str, key: bytes, port: int) -> OpenRoad:
+        self.dials.append((dialler.name, label, port))
+        await trio.sleep(self.delay)
+        if label in self.fail:
+            raise self.fail[label]
+        other = next(place for place in self.nodes.values() if place.public_key == key)
+        sock = other.datagrams.sockets.get(port)
+        if sock is None or not await other.is_allowed(sock.allow, dialler.public_key, dialler.says):
+            raise PeerRefused(f"{label}: nothing is bound to port {port}")
+        ours, theirs = joined_roads()
+        self.roads.append((ours, theirs))
+        other.datagrams.arrived(opened(theirs, dialler.public_key, dialler.says, "listener"))
+        return opened(ours, key, label, "dialer")
+
+
+class Network(Protocol):
+    async def resolve(self, name: str) -> bytes: ...
+    async def dial_road(self, dialler: Any, label: str, key: bytes, port: int) -> OpenRoad: ...
 
 
 class Place:
     """A node with datagrams and nothing else: what `Datagrams` needs of one."""
 
-    def __init__(self, net: Net, name: str) -> None:
+    def __init__(self, net: Network, name: str, nursery: trio.Nursery) -> None:
         self.net = net
         self.name = name
         self.public_key = key_of(name)
@@ -118,7 +148,7 @@ class Place:
         self.own_labels = (name, self.node_id)
         #: By what name it introduces itself.
         self.says: str | None = name
-        self.datagrams = Datagrams(self, net.nursery)
+        self.datagrams = Datagrams(self, nursery)
 
     def bind(
         self,
@@ -131,35 +161,22 @@ class Place:
         return self.datagrams.bind(self.name, port, allow, is_bound=port != 0, deliver=deliver, refuse=refuse)
 
     async def resolve(self, name: str) -> bytes:
-        self.net.lookups.append(name)
-        await trio.lowlevel.checkpoint()
-        if name in self.net.fail and isinstance(self.net.fail[name], NameNotFound):
-            raise self.net.fail[name]
-        for place in self.net.nodes.values():
-            if name in place.own_labels:
-                return place.public_key
-        raise NameNotFound(f"{name}: nobody has this name")
+        return await self.net.resolve(name)
 
     async def is_allowed(self, allow: tuple[str, ...] | None, key: bytes, name: str | None) -> bool:
         await trio.lowlevel.checkpoint()
         return allow is None or encode_node_id(key) in allow or (name is not None and name in allow)
 
     async def dial_road(self, label: str, key: bytes, port: int, source_port: int) -> OpenRoad:
-        self.net.dials.append((self.name, label, port))
-        await trio.sleep(self.net.delay)
-        if label in self.net.fail:
-            raise self.net.fail[label]
-        other = next(place for place in self.net.nodes.values() if place.public_key == key)
-        sock = other.datagrams.sockets.get(port)
-        if sock is None or not await other.is_allowed(sock.allow, self.public_key, self.says):
-            raise PeerRefused(f"{label}: nothing is bound to port {port}")
-        ours, theirs = (BareRoad(path) for path in joined_paths())
-        self.net.roads.append((ours, theirs))
-        other.datagrams.arrived(_open(theirs, self.public_key, self.says, "listener"))
-        return _open(ours, key, label, "dialer")
+        return await self.net.dial_road(self, label, key, port)
 
 
-def _open(road: BareRoad, key: bytes, name: str | None, role: str) -> OpenRoad:
+def joined_roads() -> tuple[BareRoad, BareRoad]:
+    left, right = joined_paths()
+    return BareRoad(left), BareRoad(right)
+
+
+def opened(road: BareRoad, key: bytes, name: str | None, role: str) -> OpenRoad:
     report = Report(name or "", role)  # type: ignore[arg-type]
     return OpenRoad(road, key, name, PathInfo("udp", "udp-punch", road.local, road.remote, 0.1), report)
 
