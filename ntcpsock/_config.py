@@ -141,6 +141,13 @@ class Config:
             unusable.update(UDP_TECHNIQUES)
         return tuple(name for name in self.techniques if name not in unusable)
 
+    @property
+    def datagram_techniques(self) -> tuple[str, ...]:
+        """Those for datagrams: without encryption a UDP path as it is, else whatever can carry them."""
+        if self.encryption == "off":
+            return tuple(name for name in self.techniques if name in UDP_TECHNIQUES)
+        return self.usable_techniques
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
         """Merge file, environment and keywords (None means "not given"). Raises ConfigurationError."""

@@ -107,6 +107,11 @@ class Datagrams:
         self.sockets[port] = sock
         return sock
 
+    @property
+    def bound_ports(self) -> tuple[int, ...]:
+        """Those to which others may send first."""
+        return tuple(port for port, sock in self.sockets.items() if sock.is_bound)
+
     def unbind(self, sock: NTCPDatagramSocket) -> None:
         if self.sockets.get(sock.port) is sock:
             del self.sockets[sock.port]

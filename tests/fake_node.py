@@ -204,7 +204,7 @@ class FakeNode:
         self.name = config.name
         self.node_id = NODE_ID
         self.public_key = key_of(self.name or "nameless")
-        self.own_labels = (self.name,) if self.name else ()
+        self.own_labels: tuple[str, ...] = (self.name,) if self.name else ()
         self.datagrams = Datagrams(self, nursery)
 
     async def resolve(self, name: str) -> bytes:

@@ -60,6 +60,15 @@ def add_peer(
     return seen
 
 
+def add_node(network: FakeNetwork, name: str) -> None:
+    """Another node, with nothing at its ports."""
+
+    def start(network: FakeNetwork, nursery: trio.Nursery) -> None:
+        network.peer(name, nursery)
+
+    network.at_start.append(start)
+
+
 def datagram_socket(family: int = socket.AF_INET) -> NTCPSocket:
     sock = NTCPSocket(family, socket.SOCK_DGRAM)
     sock.settimeout(PATIENCE)
@@ -98,7 +107,7 @@ def test_send_to_a_name(network: FakeNetwork) -> None:
 
 
 def test_a_bound_name_receives(network: FakeNetwork) -> None:
-    network.at_start.append(lambda network, nursery: network.peer("bob", nursery) and None)
+    add_node(network, "bob")
     with bound("alice.ntcp", 5353) as server:
         assert server.getsockname() == (_names.number("alice"), 5353)
         bob = network.places["bob"]
@@ -286,8 +295,8 @@ def test_ipv6_sockets(network: FakeNetwork) -> None:
         server.sendto(data, sender)
         assert client.recv(10) == b"y"
         only_ipv6 = datagram_socket(socket.AF_INET6)
+        only_ipv6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         with only_ipv6, pytest.raises(OSError, match="IPV6_V6ONLY"):
-            only_ipv6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             only_ipv6.sendto(b"x", (BOB, 53))
 
 
@@ -338,8 +347,8 @@ def test_dup_and_fromfd_and_detach(network: FakeNetwork) -> None:
         server.close()
         with copy, datagram_socket() as client:
             client.sendto(b"1", ("alice.ntcp", 7))
-            data, sender = copy.recvfrom(10)
-            assert sender == (_names.number("alice"), client.getsockname()[1])
+            assert copy.recvfrom(10)[1] == (_names.number("alice"), client.getsockname()[1])
+            sender = (_names.number("alice"), client.getsockname()[1])
             other = NTCPSocket(fileno=os.dup(copy.fileno()))
             with other:
                 other.settimeout(PATIENCE)
@@ -388,9 +397,7 @@ def test_many_peers_on_one_socket(network: FakeNetwork) -> None:
         for number in range(100):
             sock.sendto(b"hello", (f"peer{number}.ntcp", 9))
         found = {sock.recvfrom(100) for _ in range(100)}
-        assert found == {
-            (b"hello %d" % number, (_names.number(f"peer{number}"), 9)) for number in range(100)
-        }
+        assert found == {(b"hello %d" % number, (_names.number(f"peer{number}"), 9)) for number in range(100)}
 
 
 def test_senders_with_one_port_each_are_told_apart(network: FakeNetwork) -> None:
@@ -470,7 +477,7 @@ def test_a_process_without_names_pays_nothing(network: FakeNetwork) -> None:
 
 def test_published(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NTCP_NAME", "alice")
-    network.at_start.append(lambda network, nursery: network.peer("bob", nursery) and None)
+    add_node(network, "bob")
     with ntcpsock.patched(), datagram_socket() as server:
         server.bind(("", 0))
         port = server.getsockname()[1]
@@ -480,7 +487,9 @@ def test_published(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> Non
         with server:
             server.bind(("0.0.0.0", port))
             assert server.getsockname() == ("0.0.0.0", port)
-            wait_until(lambda: "alice" in network.places and port in network.places["alice"].datagrams.sockets)
+            wait_until(
+                lambda: "alice" in network.places and port in network.places["alice"].datagrams.sockets
+            )
             sock = in_engine(lambda: network.places["bob"].bind(777))
             in_engine(lambda: sock.try_send_to(b"by name", ("alice", port)))
             assert server.recvfrom(10) == (b"by name", (_names.number("bob"), 777))
@@ -493,7 +502,7 @@ def test_published(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_sender_without_a_name(network: FakeNetwork) -> None:
-    network.at_start.append(lambda network, nursery: network.peer("bob", nursery) and None)
+    add_node(network, "bob")
     with bound("alice.ntcp", 7) as server:
         bob = network.places["bob"]
         bob.name = None

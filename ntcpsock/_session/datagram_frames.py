@@ -5,7 +5,7 @@ UDP (RFC 768). One that does not fit into the road's datagrams is sent in fragme
 
     kind(1) | source port(2) | destination port(2) | rest, in network byte order
 
-The kinds lie between those first bytes that STUN, DTLS, TURN and QUIC take (RFC 7983, RFC 9443).
+The kinds lie where neither STUN, DTLS, TURN channels nor QUIC have their first bytes (RFC 7983, RFC 9443).
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ DATAGRAM_KIND: Final = 0x10
 FRAGMENT_KIND: Final = 0x11
 REFUSED_KIND: Final = 0x12
 CLOSE_KIND: Final = 0x13
+OPEN_KIND: Final = 0x0E
+OPENED_KIND: Final = 0x0F
 
 _HEADER = struct.Struct("!BHH")
 _FRAGMENT_HEADER = struct.Struct("!BHHIBB")  # ..., datagram's number, index, count
 
 HEADER_LENGTH: Final = _HEADER.size
 FRAGMENT_HEADER_LENGTH: Final = _FRAGMENT_HEADER.size
+
+# Of the words that open a road over a bare path: the dial's id, and a proof of its token.
+_DIAL_ID_LENGTH = 16
+_PROOF_LENGTH = 32
 
 # A road's datagrams hold at least this much, so the number of fragments fits into a byte.
 SMALLEST_ROAD: Final = 512
@@ -97,6 +103,23 @@ def encode_refused(refused: Refused) -> bytes:
 
 def encode_close() -> bytes:
     return bytes([CLOSE_KIND])
+
+
+def encode_open(dial_id: bytes, proof: bytes) -> bytes:
+    """The dialler's first word on a bare path, which it thereby chooses."""
+    return bytes([OPEN_KIND]) + dial_id + proof
+
+
+def encode_opened(proof: bytes) -> bytes:
+    """The listener's answer."""
+    return bytes([OPENED_KIND]) + proof
+
+
+def decode_open_untrusted(data: bytes) -> tuple[bytes, bytes] | None:
+    """Dial id and proof, where `data` is the word that opens a bare path."""
+    if data[:1] != bytes([OPEN_KIND]) or len(data) != 1 + _DIAL_ID_LENGTH + _PROOF_LENGTH:
+        return None
+    return data[1 : 1 + _DIAL_ID_LENGTH], data[1 + _DIAL_ID_LENGTH :]
 
 
 def decode_frame_untrusted(data: bytes) -> Frame:

@@ -32,6 +32,8 @@ class DialContext(Protocol):
     @property
     def techniques(self) -> Sequence[str]: ...
     @property
+    def datagram_techniques(self) -> Sequence[str]: ...
+    @property
     def encryption(self) -> Encryption: ...
     @property
     def prefer(self) -> Prefer: ...
@@ -78,6 +80,11 @@ class Course:
     def warm(self) -> WarmPort:
         """The port of the first offer."""
         return self.ports[0]
+
+    @property
+    def techniques(self) -> Sequence[str]:
+        """Those that are allowed for what is dialled for."""
+        return self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
 
     @property
     def rtt(self) -> float:

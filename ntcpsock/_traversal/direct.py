@@ -10,6 +10,7 @@ import trio
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad, open_bare_road
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.quic.carrier import quic_client_handshake
 from ntcpsock._session.tls import Carrier as TLSCarrier
@@ -77,7 +78,7 @@ class DirectRace:
                     course.report,
                     rtt=course.rtt,
                     servers=course.node.stun_servers,
-                    prefer=course.node.prefer,
+                    prefer="udp" if dial.kind == "datagram" else course.node.prefer,
                 )
                 self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:
@@ -97,7 +98,7 @@ class DirectRace:
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
                 raise race.verdict
-            if connection is not None and dial.port not in course.card.ports:
+            if connection is not None and (dial.port not in course.card.ports or dial.kind == "datagram"):
                 # The card does not say that anybody listens there.
                 await dial.wait_accepted()
         except BaseException:
@@ -129,7 +130,7 @@ class DirectRace:
         plan = make_plan(
             port.candidates,
             targets,
-            techniques=course.node.techniques,
+            techniques=course.techniques,
             rtt=course.rtt,
             budget=course.remaining,
             proven_host=course.proven_host,
@@ -154,7 +155,7 @@ class DirectRace:
         plan = make_datagram_plan(
             port.datagram.candidates,
             course.targets(remote, "udp"),
-            techniques=course.node.techniques,
+            techniques=course.techniques,
             rtt=course.rtt,
             budget=course.remaining,
             proven_host=course.proven_host,
@@ -199,8 +200,10 @@ class DirectRace:
         assert not isinstance(sock, GivenSocket), "TLS has its own socket"
         return await client_handshake(sock, self._course.card.fingerprint)
 
-    async def _authenticate_path(self, path: PunchedPath) -> Carrier:
+    async def _authenticate_path(self, path: PunchedPath) -> Carrier | BareRoad:
         course = self._course
+        if course.dial.encryption == "off":
+            return await open_bare_road(path, course.dial.dial_id, course.dial.token)
         return await quic_client_handshake(
             path, course.card.fingerprint, nursery=course.node.nursery, round_trip=handshake_rtt(course.rtt)
         )

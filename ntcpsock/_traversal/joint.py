@@ -79,7 +79,7 @@ class JointRounds:
 
     def _possible_techniques(self) -> list[str]:
         """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""
-        chosen = self._course.node.techniques
+        chosen = self._course.techniques
         obstacles = raw_obstacles(
             chosen,
             here=self._course.node.missing_for_raw,
