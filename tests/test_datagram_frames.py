@@ -20,8 +20,11 @@ from ntcpsock._session.datagram_frames import (
     Fragment,
     Refused,
     decode_frame_untrusted,
+    decode_open_untrusted,
     encode_close,
     encode_datagram,
+    encode_open,
+    encode_opened,
     encode_refused,
 )
 from ntcpsock._session.reassembly import MAX_BYTES, MAX_INCOMPLETE, PATIENCE, Reassembly
@@ -84,13 +87,13 @@ def test_the_other_frames() -> None:
         bytes([DATAGRAM_KIND, 0, 0, 0, 1]),
         bytes([DATAGRAM_KIND, 0, 1, 0, 0]),
         bytes([REFUSED_KIND, 0, 1, 0, 1, 0]),
-        bytes([0x40, 0, 1, 0, 1, 5]),
+        bytes([0x7F, 0, 1, 0, 1, 5]),
         encode_close() + b"\0",
         bytes([DATAGRAM_KIND, 0, 1, 0, 1]) + bytes(MAX_PAYLOAD + 1),
-        bytes.fromhex("11 0001 0001 00000001 00 01") + b"one of one",
-        bytes.fromhex("11 0001 0001 00000001 02 02") + b"third of two",
-        bytes.fromhex("11 0001 0001 00000001 00 02"),
-        bytes.fromhex("11 0001 0001 00000001 00"),
+        bytes.fromhex("71 0001 0001 00000001 00 01") + b"one of one",
+        bytes.fromhex("71 0001 0001 00000001 02 02") + b"third of two",
+        bytes.fromhex("71 0001 0001 00000001 00 02"),
+        bytes.fromhex("71 0001 0001 00000001 00"),
     ],
 )
 def test_bad_frames(data: bytes) -> None:
@@ -98,10 +101,22 @@ def test_bad_frames(data: bytes) -> None:
         decode_frame_untrusted(data)
 
 
-def test_the_kinds_are_no_other_protocols_first_byte() -> None:
-    # RFC 7983 section 7 and RFC 9443: STUN 0-3, DTLS 20-63, TURN channels 64-79, QUIC 64-255.
-    for data in (encode_close(), encode_refused(Refused(1, 1)), *encode_datagram(1, 1, bytes(2000), 1200, 1)):
-        assert 3 < data[0] < 20
+def test_the_kinds_are_taken_for_quic_on_a_shared_socket() -> None:
+    # RFC 7983 section 7 and RFC 9443: STUN 0-3, DTLS 20-63, TURN channels 64-79, QUIC with its fixed bit 64-127.
+    opening = encode_open(bytes(16), bytes(32)), encode_opened(bytes(32))
+    for data in (
+        encode_close(),
+        encode_refused(Refused(1, 1)),
+        *opening,
+        *encode_datagram(1, 1, bytes(9), 1200, 1),
+        *encode_datagram(1, 1, bytes(2000), 1200, 1),
+    ):
+        assert 79 < data[0] < 128
+    assert decode_open_untrusted(opening[0]) == (bytes(16), bytes(32))
+    assert decode_open_untrusted(opening[1]) is None
+    for word in opening:
+        with pytest.raises(BadMessage):
+            decode_frame_untrusted(word)
 
 
 def test_a_lost_fragment_loses_its_datagram_alone() -> None:

@@ -366,7 +366,7 @@ async def test_hostile_frames_of_an_authenticated_node() -> None:
         await client.send_to(b"1", ("alice", 53))
         await server.receive_from()
         road = net.roads[0][0]
-        for data in (b"", b"\x10", b"\xff" * 100, b"\x10\0\0\0\0", bytes(1200)):
+        for data in (b"", b"\x70", b"\xff" * 100, b"\x70\0\0\0\0", bytes(1200)):
             road.try_send_datagram(data)
         # Refusals of what was never sent, and for ports that are not there.
         for refused in (Refused(client.port, 53), Refused(53, 1), Refused(9, 9)):

@@ -5,7 +5,8 @@ UDP (RFC 768). One that does not fit into the road's datagrams is sent in fragme
 
     kind(1) | source port(2) | destination port(2) | rest, in network byte order
 
-The kinds lie where neither STUN, DTLS, TURN channels nor QUIC have their first bytes (RFC 7983, RFC 9443).
+The kinds lie among QUIC's first bytes (RFC 9443), which they stand for on a bare path: whoever tells STUN and TURN
+from QUIC there tells them from these.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from ntcpsock._errors import BadMessage
 #: The most that UDP over IPv4 carries: 65535 less 20 bytes of IP and 8 of UDP (RFC 768).
 MAX_PAYLOAD: Final = 65507
 
-DATAGRAM_KIND: Final = 0x10
-FRAGMENT_KIND: Final = 0x11
-REFUSED_KIND: Final = 0x12
-CLOSE_KIND: Final = 0x13
-OPEN_KIND: Final = 0x0E
-OPENED_KIND: Final = 0x0F
+DATAGRAM_KIND: Final = 0x70
+FRAGMENT_KIND: Final = 0x71
+REFUSED_KIND: Final = 0x72
+CLOSE_KIND: Final = 0x73
+OPEN_KIND: Final = 0x74
+OPENED_KIND: Final = 0x75
 
 _HEADER = struct.Struct("!BHH")
 _FRAGMENT_HEADER = struct.Struct("!BHHIBB")  # ..., datagram's number, index, count
