@@ -141,7 +141,8 @@ async def test_streams_and_datagrams_of_one_port_are_two_things(tmp_path: Path) 
                 await client.send_to(b"datagram", ("alice", 53))
                 await stream.send_all(b"stream")
                 assert (await server.receive_from())[0] == b"datagram"
-                assert await (await listener.accept()).receive_some() == b"stream"
+                async with await listener.accept() as accepted:
+                    assert await accepted.receive_some() == b"stream"
             server.close()
             client.connect(("alice", 53))
             await client.send_to(b"x", ("alice", 53))
