@@ -91,9 +91,10 @@ class Gate:
         with suppress(trio.ClosedResourceError):
             while True:
                 await trio.lowlevel.wait_readable(self._socket)
-                self._take_all()
+                self.take_all()
 
-    def _take_all(self) -> None:
+    def take_all(self) -> None:
+        """Take in what is here."""
         for _ in range(BATCH):
             try:
                 data, source = self._socket.recvfrom(LARGEST)
@@ -122,7 +123,7 @@ class Gate:
         with held, suppress(OSError):
             if held.getpeername()[:2] != _datagram_table.kernel_address(self.address, held.family)[:2]:
                 return
-            self._take_all()
+            self.take_all()
             self._socket.connect(_NOBODY)
             try:
                 held.send(b"", socket.MSG_DONTWAIT)

@@ -163,8 +163,17 @@ class Switch:
             local.gate = gate
             local.say_target()
 
+    async def close(self, local: Local) -> None:
+        """A program is about to close its socket: what it has sent is taken in while it is certainly its own."""
+        if self._socket is not None:
+            while self._take_batch(self._socket):
+                pass
+        if local.gate is not None:
+            local.gate.take_all()
+        self.end(local)
+
     def end(self, local: Local) -> None:
-        """A program has closed its socket."""
+        """A program's socket is gone."""
         if self._locals.get(local.address) is local:
             del self._locals[local.address]
         local.end()
@@ -314,10 +323,12 @@ class Switch:
             log.warning("a datagram cannot be sent by name", exc_info=error)
             local.fail_early(NTCPError(str(error)))
         else:
-            if local.ended or local.port is not None:
+            if local.port is not None:
                 port.close()
             else:
                 local.take_port(port)
+                if local.ended:  # what it had sent before goes out
+                    local.end()
         finally:
             local.is_opening = False
 

@@ -191,13 +191,14 @@ def _connect_hop(sock: NTCPSocket, dialled: Dialled, source_port: SourcePort) ->
 def check_address(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> int:
     """The port of `address`; the errors that the system would raise for this socket and address."""
     from ntcpsock._hop import loopback
+    from ntcpsock._socket_datagrams import is_datagram
 
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if sock.family not in (_stdlib.AF_INET, _stdlib.AF_INET6):
         _call_plain(sock, method, address)  # no address of this family, as the system will say
     host = loopback(sock.family)
-    if sock.type not in (_stdlib.SOCK_STREAM, _stdlib.SOCK_DGRAM):
+    if sock.type != _stdlib.SOCK_STREAM and not is_datagram(sock):
         raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: names are reached by SOCK_STREAM and SOCK_DGRAM")
     limit = 4 if sock.family == _stdlib.AF_INET6 else 2
     try:

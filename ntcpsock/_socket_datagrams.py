@@ -29,6 +29,8 @@ _FAMILIES = (_stdlib.AF_INET, _stdlib.AF_INET6)
 _WILDCARDS = {_stdlib.AF_INET: "0.0.0.0", _stdlib.AF_INET6: "::"}
 _LOOPBACK = "127.0.0.1"
 _V4_MAPPED = "::ffff:"
+# How long close() waits for the engine, in seconds.
+_CLOSE_DEADLINE = 2.0
 
 
 class Channel:
@@ -73,15 +75,29 @@ class Channel:
                 self.hosts.clear()
             self.hosts[label, port] = host
 
-    def release(self) -> None:
-        """The last holder closes. In a forked child this is not ours to end."""
+    def release(self, *, wait: bool = False) -> None:
+        """A holder closes; the last one ends it. In a forked child this is not ours to end.
+
+        wait: until the engine has what was sent before.
+        """
         self.holders -= 1
-        if self.holders <= 0 and self.is_own:
-            self.portal.soon(self.portal.engine.datagrams.end, self.local)
+        if self.holders > 0 or not self.is_own:
+            return
+        datagrams = self.portal.engine.datagrams
+        if wait:
+            try:
+                self.portal.call(datagrams.close, self.local, timeout=_CLOSE_DEADLINE)
+            except (OSError, RuntimeError):
+                pass
+            else:
+                return
+        self.portal.soon(datagrams.end, self.local)
 
 
 def is_datagram(sock: NTCPSocket) -> bool:
-    return bool(sock.type == _stdlib.SOCK_DGRAM) and sock.family in _FAMILIES
+    """Whether it is UDP's: 0 is that too."""
+    is_udp = sock.type == _stdlib.SOCK_DGRAM and sock.proto in (0, _stdlib.IPPROTO_UDP)
+    return is_udp and sock.family in _FAMILIES
 
 
 # -- what the methods of NTCPSocket do for a name
@@ -294,4 +310,4 @@ def close(sock: NTCPSocket) -> None:
             sock._finalizer.detach()
             sock._finalizer = None
         sock._channel = None
-        channel.release()
+        channel.release(wait=True)

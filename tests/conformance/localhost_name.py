@@ -21,6 +21,8 @@ LABEL = "conformance"
 NUMBER = "127.0.0.1"
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 _label_of = _names.label_of
 
@@ -43,7 +45,7 @@ def _only_what_has_names(name: str) -> None:
     plain = getattr(ntcpsock.NTCPSocket.__mro__[1], name)
 
     def method(self: socket.socket, /, *args: Any) -> Any:
-        has_names = self.type in (socket.SOCK_STREAM, socket.SOCK_DGRAM) and self.family in _FAMILIES
+        has_names = self.type in _TYPES and self.family in _FAMILIES and self.proto in _PROTOCOLS
         return (ours if has_names else plain)(self, *args)
 
     setattr(ntcpsock.NTCPSocket, name, method)
