@@ -43,6 +43,7 @@ class _Move:
     ping: int
     at: float
 
+
 #: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
 Batches = Callable[[], list[tuple[bytes, int]]]
 
