@@ -83,9 +83,13 @@ class Local:
 
     def _is_elsewhere(self) -> bool:
         """Its descriptor was closed or has moved: who has the socket now?"""
-        remote = ("127.0.0.1", 0) if self.gate is None else self.gate.address
-        found = datagram_owner(self.address, remote)
-        return found is not None and found.inode == self.inode
+        # One that is connected is found by where it is connected to.
+        gates = [*self.came_by.values(), *(() if self.gate is None else (self.gate,))]
+        for remote in (("127.0.0.1", 0), *(gate.address for gate in gates)):
+            found = datagram_owner(self.address, remote)
+            if found is not None and found.inode == self.inode:
+                return True
+        return False
 
     def hold(self) -> socket.socket | None:
         """A copy of its descriptor: as long as that is open, the address is certainly this socket's."""

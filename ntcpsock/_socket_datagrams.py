@@ -67,10 +67,11 @@ class Channel:
 
     def heed(self, label: str, port: int, host: object) -> None:
         """The program may compare where it has sent to with where an answer comes from."""
-        if not isinstance(host, str):
-            return
-        host = host.removeprefix(_V4_MAPPED)
-        if host[:4] == "127." and host != _names.number(label):
+        host = host.removeprefix(_V4_MAPPED) if isinstance(host, str) else ""
+        if host[:4] != "127." or host == _names.number(label):
+            if self.hosts:
+                self.hosts.pop((label, port), None)
+        else:
             if len(self.hosts) >= 1024:
                 self.hosts.clear()
             self.hosts[label, port] = host
