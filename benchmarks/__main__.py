@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 
-NAMES = ("connect_time", "throughput", "pingpong", "encryption_off", "patched", "memory")
+NAMES = ("connect_time", "throughput", "pingpong", "encryption_off", "patched", "memory", "relay", "quic")
 
 
 def main() -> None:

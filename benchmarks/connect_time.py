@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness import Series, save, show
-from ntcpsock.cli.lab import dial, enter_namespaces, open_lab_stage
+from ntcpsock.cli.lab import dial, enter_namespaces, open_lab_stage, start_echo
 
 TRIES = 20
 DELAY = 0.025
@@ -24,9 +24,8 @@ def measure(
     """Connect `tries` times with `nat` on both sides."""
     settings = settings or {}
     with open_lab_stage(nat, nat, DELAY) as (lab, stage):
-        events: list[dict[str, Any]] = list(
-            dial(lab, stage, tries, listener=settings.get("listener"), dialer=settings.get("dialer"))
-        )
+        start_echo(lab, stage, settings.get("listener"))
+        events: list[dict[str, Any]] = list(dial(lab, stage, tries, dialer=settings.get("dialer")))
         rtt = lab.path_rtt
     seconds = [event["seconds"] / rtt for event in events if event["event"] == "connected"]
     return Series(name, "path RTT", tuple(seconds), failures=tries - len(seconds))

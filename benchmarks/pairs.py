@@ -43,10 +43,23 @@ def send_bulk(connection: socket.socket, size: int) -> None:
         raise ConnectionError("the peer went away")
 
 
-def start_peer(stack: ExitStack, arguments: list[str], environment: dict[str, str]) -> int:
-    """Start `benchmarks.peer`; the port on which it listens. The stack ends it."""
+def open_three_hops(stack: ExitStack) -> socket.socket:
+    """Plain TCP to a peer through two forwarders, as through an engine at either end."""
+    environment = dict(os.environ)
+    port = start_peer(stack, ["plain", "127.0.0.1"], environment)
+    for _ in range(2):
+        port = start_peer(stack, [str(port)], environment, module="benchmarks.forwarder")
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def start_peer(
+    stack: ExitStack, arguments: list[str], environment: dict[str, str], module: str = "benchmarks.peer"
+) -> int:
+    """Start a program of this package; the port on which it listens. The stack ends it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.peer", *arguments],
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,

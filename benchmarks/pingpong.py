@@ -1,14 +1,18 @@
-"""Round-trip time of one byte, over loopback between two processes."""
+"""Round-trip time of one byte, over loopback between two processes.
+
+Beside the pairs: plain TCP through two forwarders, the least that bytes can take that an engine carries at both ends.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from contextlib import ExitStack
 from functools import partial
 from socket import socket
 
 from benchmarks.harness import alternate, save, show
-from benchmarks.pairs import KINDS, open_pairs
+from benchmarks.pairs import KINDS, open_pairs, open_three_hops
 from benchmarks.peer import ORDER
 
 COUNT = 2000
@@ -29,8 +33,9 @@ def measure(connection: socket, count: int = COUNT) -> float:
 
 
 def main() -> None:
-    with open_pairs() as pairs:
+    with open_pairs() as pairs, ExitStack() as stack:
         cases = {name: partial(measure, connection) for name, connection in pairs.items()}
+        cases["three plain hops"] = partial(measure, open_three_hops(stack))
         series = alternate(cases, ROUNDS, "us")
     show(f"Ping-pong of one byte, medians of {COUNT}", series, relative_to=KINDS[1])
     print(save("pingpong", series))

@@ -47,13 +47,24 @@ GUIDE = (
     ("docs/guide/lab.md", "guide/lab.html", "Test your program behind NATs"),
     ("docs/guide/doctor.md", "guide/doctor.html", "What network am I in?"),
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
+    ("docs/guide/udp.md", "guide/udp.html", "Paths over UDP"),
     ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
+    ("docs/guide/servers.md", "guide/servers.html", "Running servers"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
+    ("docs/security.md", "security.html", "Security"),
 )
 
 # Beside the pages.
-FILES = ("connection.svg", "matrix.svg", "matrix.json", "punch.svg", "prediction.svg")
+FILES = (
+    "connection.svg",
+    "matrix.svg",
+    "matrix.json",
+    "matrix-mapped.svg",
+    "matrix-mapped.json",
+    "punch.svg",
+    "prediction.svg",
+)
 
 EXTRAS = ("fenced-code-blocks", "tables", "header-ids", "cuddled-lists", "code-friendly", "strike")
 

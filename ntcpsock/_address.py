@@ -17,6 +17,7 @@ NODE_KEY_LENGTH = 32
 NODE_ID_LENGTH = 52  # ceil(256 / 5) base32 characters
 DEFAULT_BROKER_PORT = 6060
 DEFAULT_STUN_PORT = 3478
+DEFAULT_TLS_PORT = 443
 
 # LDH labels of RFC 1123 section 2.1, each up to 63 characters (RFC 1035 section 2.3.4).
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -177,34 +178,41 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, and its 32-byte public key where it is known."""
+    """Where a broker is, and its 32-byte public key where it is known. tls: it is met over WebSockets in TLS, and
+    no other way (`wss://`)."""
 
     host: str
     port: int
     key: bytes | None = None
+    tls: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        uri = f"ntcp://{host}:{self.port}"
+        uri = f"{'wss' if self.tls else 'ntcp'}://{host}:{self.port}"
         return f"{uri}?key={encode_node_id(self.key)}" if self.key else uri
 
 
 def parse_broker(uri: str) -> BrokerAddress:
-    """`ntcp://host[:6060][?key=KEY]` as a BrokerAddress. Raises ConfigurationError."""
+    """`ntcp://host[:6060][?key=KEY]`, or `wss://host[:443]` likewise, as a BrokerAddress. Raises ConfigurationError."""
     try:
         parts = urlsplit(uri if "://" in uri else f"ntcp://{uri}")
         port = parts.port
     except ValueError as error:
         raise ConfigurationError(f"broker {uri!r}: {error}") from error
-    if parts.scheme != "ntcp" or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigurationError(f"broker {uri!r}: expected ntcp://HOST:PORT or ntcp://HOST:PORT?key=KEY")
+    if parts.scheme not in ("ntcp", "wss") or not parts.hostname or parts.path not in ("", "/"):
+        raise ConfigurationError(
+            f"broker {uri!r}: expected ntcp://HOST:PORT or wss://HOST:PORT, perhaps with ?key=KEY"
+        )
     key = None
     query = parse_qs(parts.query)
     if "key" in query:
         key = decode_node_id(query["key"][-1])
         if key is None:
             raise ConfigurationError(f"broker {uri!r}: the key must be {NODE_ID_LENGTH} base32 characters")
-    return BrokerAddress(parts.hostname, DEFAULT_BROKER_PORT if port is None else port, key)
+    tls = parts.scheme == "wss"
+    if port is None:
+        port = DEFAULT_TLS_PORT if tls else DEFAULT_BROKER_PORT
+    return BrokerAddress(parts.hostname, port, key, tls)
 
 
 def parse_host_port(text: str, default_port: int) -> tuple[str, int]:

@@ -26,11 +26,13 @@ TECHNIQUES = (
     "tcp-natblaster",
     "tcp-stunt1",
     "udp-punch",
+    "udp-predict",
+    "udp-birthday",
     "relay",
 )
 
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
-UDP_TECHNIQUES = ("udp-punch",)
+UDP_TECHNIQUES = ("udp-punch", "udp-predict", "udp-birthday")
 
 Prefer = Literal["tcp", "udp"]
 PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
@@ -47,6 +49,10 @@ RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 KeepAlive = Literal["auto", "fixed", "lazy"]
 KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
 
+# Home routers have room for some thousand entries, and take some hundred new ones a second.
+MAX_BIRTHDAY_SOCKETS = 1024
+MAX_BIRTHDAY_RATE = 1000.0
+
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
 
@@ -55,8 +61,11 @@ MAX_ALLOWED = 48
 class Config:
     """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
 
-    #: The broker: `ntcp://HOST[:6060][?key=KEY]`. Without a key the first one seen is pinned.
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
+    #: first one seen is pinned.
     broker: str | None = None
+    #: PEM file of the authorities that sign the certificates of `wss://` brokers. None: the system's.
+    ca_file: Path | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
     #: This node's own name. It makes the node's key permanent.
@@ -81,6 +90,11 @@ class Config:
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
     prefer: Prefer = "tcp"
+    #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
+    #: is never tried.
+    birthday_sockets: int = 256
+    #: Ports a second that it tries where the other side's NAT draws them; each is an entry in this side's NAT.
+    birthday_rate: float = 250.0
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -128,6 +142,10 @@ class Config:
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.birthday_sockets <= MAX_BIRTHDAY_SOCKETS:
+            raise ConfigurationError(f"birthday_sockets: must be 0 to {MAX_BIRTHDAY_SOCKETS}")
+        if not 0 < self.birthday_rate <= MAX_BIRTHDAY_RATE:
+            raise ConfigurationError(f"birthday_rate: must be above 0 and at most {MAX_BIRTHDAY_RATE:g}")
         if not 0 <= self.warm_ports <= 64:
             raise ConfigurationError("warm_ports: must be 0 to 64")
 
@@ -139,6 +157,8 @@ class Config:
         unusable = {"relay"} if self.relay == "never" or self.encryption == "off" else set()
         if self.encryption == "off":
             unusable.update(UDP_TECHNIQUES)
+        if not self.birthday_sockets:
+            unusable.add("udp-birthday")
         return tuple(name for name in self.techniques if name not in unusable)
 
     @property
@@ -208,12 +228,14 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
 _LISTS = frozenset({"stun", "allow", "techniques"})
-_PATHS = frozenset({"identity", "state_dir"})
+_PATHS = frozenset({"ca_file", "identity", "state_dir"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,
     "keep_alive_interval": float,
     "warm_ports": int,
+    "birthday_sockets": int,
+    "birthday_rate": float,
 }
 
 

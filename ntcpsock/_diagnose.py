@@ -131,7 +131,9 @@ class _Broker:
         self.located.set()
         timeout = min(self._config.broker_timeout, BROKER_PATIENCE)
         pins = Pins(self._config.state_dir)
-        async with open_broker_session(address, Identity.generate(), pins=pins, timeout=timeout) as session:
+        async with open_broker_session(
+            address, Identity.generate(), pins=pins, timeout=timeout, ca_file=self._config.ca_file
+        ) as session:
             self.state = replace(self.state, reached=True, rtt=session.rtt, transport=session.transport)
             self.announced = session.welcome.stun
 

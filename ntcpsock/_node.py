@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-import msgspec
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
@@ -20,7 +18,6 @@ from ntcpsock._datagram_socket import Deliver, NTCPDatagramSocket, Refuse
 from ntcpsock._datagram_way import OpenRoad
 from ntcpsock._datagrams import Datagrams
 from ntcpsock._errors import (
-    ConfigurationError,
     IdentityMismatch,
     NameTaken,
     NTCPError,
@@ -31,34 +28,30 @@ from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._nursery import Background
 from ntcpsock._raw.privileges import missing_for_raw
+from ntcpsock._registration import Registration
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
+from ntcpsock._session.quic.carrier import prepare
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
-from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
 from ntcpsock._traversal.connect import connect, connect_road
+from ntcpsock._traversal.dial_mappings import DialMappings
 from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort, gather
 from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.learn import Learned
-from ntcpsock._traversal.mapping import DialMapping, PortMapper
+from ntcpsock._traversal.mapping import DialMapping
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
 from ntcpsock._traversal.ports import DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import (
-    MAX_CANDIDATES,
-    MAX_CARD_PORTS,
-    Card,
-    DialKind,
-    encode_card,
-)
+from ntcpsock._traversal.punch.message import DialKind
 from ntcpsock._traversal.surroundings import Surroundings
 
 # Seconds that a node waits at its end for streams that were closed in the background.
@@ -67,9 +60,6 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
-
-# Dials whose connection came by a port that the router maps for it: that many are kept mapped.
-MAX_DIAL_MAPPINGS = 16
 
 # How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
 PATIENCE_RTTS = 4.0
@@ -105,7 +95,7 @@ class Node:
         self._pace = pace
         # A lazy node has no ports that would have to be kept alive.
         warm_ports = 0 if math.isinf(pace) else config.warm_ports
-        self._uses_udp = bool(set(UDP_TECHNIQUES) & {*config.usable_techniques, *config.datagram_techniques})
+        self._uses_udp = bool({*UDP_TECHNIQUES} & {*config.usable_techniques, *config.datagram_techniques})
         #: Its ports for datagrams, and the ways to other nodes.
         self.datagrams = Datagrams(self, nursery)
         self._dial_ports = DialPorts(servers, warm_ports, pace, self._uses_udp)
@@ -115,22 +105,20 @@ class Node:
         self.pairs = Pairs(identity.public_key)
         self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
         self._acceptor = Acceptor(self)
-        wanted = config.port_mapping == "auto" and "port-mapped" in config.usable_techniques
-        self._mapper = PortMapper() if wanted else None
-        self._dial_mappings: deque[DialMapping] = deque()
+        self.registration = Registration(self, config, identity, session)
+        self._dial_mappings = DialMappings(config, nursery)
         self._listening = ListeningPort(
             servers,
             self._acceptor.doorkeeper.incoming,
-            self._card_changed,
-            self._mapper,
+            self.registration.card_changed,
+            self._dial_mappings.mapper,
             pace,
             self._stun_patience,
             nursery if self._uses_udp else None,
         )
+        self._quic_loaded = trio.Event()
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
-        self._listeners: dict[int, NTCPListener] = {}
-        self._names: tuple[str, ...] = () if config.name is None else (config.name,)
         self._closing = False
 
     @property
@@ -148,6 +136,8 @@ class Node:
         answers."""
         with trio.move_on_after(self._stun_patience):
             await self._dial_ports.wait_filled()
+        if self._uses_udp and self.config.keep_alive != "lazy":
+            await self._quic_loaded.wait()
 
     async def resolve(self, name: str) -> bytes:
         """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
@@ -230,24 +220,21 @@ class Node:
         node id. allow: names and node ids that may connect, `Config.allow` when None. Raises NameTaken,
         OSError (EADDRINUSE) for a port already listened on, BrokerUnreachable.
         """
-        label = self._own_label(name)
+        label = self.registration.own_label(name)
+        listeners = self.registration.listeners
         if port == 0:
-            port = next(number for number in _dynamic_ports() if number not in self._listeners)
-        if port in self._listeners:
+            port = next(number for number in _dynamic_ports() if number not in listeners)
+        if port in listeners:
             raise NameTaken(f"port {port} is already listened on by this node")
         allowed = self.config.allow if allow is None else Config(allow=tuple(allow)).allow
         listener = NTCPListener(label or self.node_id, port, allowed, backlog, lambda: self._closed(port))
-        self._listeners[port] = listener
+        listeners[port] = listener  # from here on nobody else gets it
         try:
             await self._start_listening()
-            if label is not None and label not in self._names:
-                self._names += (label,)
-            await self._register()
         except BaseException:
-            self._listeners.pop(port, None)
-            if label != self.config.name:
-                self._names = tuple(known for known in self._names if known != label)
+            listeners.pop(port, None)
             raise
+        await self.registration.add(listener, label)
         return listener
 
     async def open_datagram_socket(
@@ -275,7 +262,7 @@ class Node:
             number = 0 if wanted in self.datagrams.sockets else wanted
             own = self.config.name or self.node_id
             return self.datagrams.bind(own, number, None, is_bound=False, deliver=deliver, refuse=refuse)
-        label = self._own_label(name)
+        label = self.registration.own_label(name)
         allowed = self.config.allow if allow is None else Config(allow=tuple(allow)).allow
         sock = self.datagrams.bind(
             label or self.node_id,
@@ -284,23 +271,19 @@ class Node:
             is_bound=True,
             deliver=deliver,
             refuse=refuse,
-            on_close=self._datagram_port_closed,
+            on_close=lambda: self._datagram_socket_closed(sock.port),
         )
         try:
             await self._start_listening()
-            if label is not None and label not in self._names:
-                self._names += (label,)
-            await self._register()
+            await self.registration.add_datagram_socket(sock, label)
         except BaseException:
             sock.close()
-            if label != self.config.name:
-                self._names = tuple(known for known in self._names if known != label)
             raise
         return sock
 
-    def _datagram_port_closed(self) -> None:
-        if not self._closing:
-            self._nursery.start_soon(self._register_quietly)
+    def _datagram_socket_closed(self, port: int) -> None:
+        if self.registration.datagram_sockets.pop(port, None) is not None and not self._closing:
+            self._nursery.start_soon(self.registration.send_quietly)
 
     async def dial_road(self, label: str, key: bytes, port: int, source_port: int) -> OpenRoad:
         """Dial for a road to a node, for `datagrams`."""
@@ -324,20 +307,7 @@ class Node:
 
     @property
     def own_labels(self) -> Sequence[str]:
-        return *self._names, self.node_id
-
-    def _own_label(self, name: str | None) -> str | None:
-        label = self.config.name if name is None else normalize_name(name)
-        if label is None or label == self.node_id:
-            return None
-        if decode_node_id(label) is not None:
-            raise ConfigurationError(f"{label} is another node's id; this node is {self.node_id}")
-        if self.config.name is None and self.config.identity is None:
-            raise ConfigurationError(
-                f"a node without a name has a key that is gone tomorrow, and {label!r} with it: "
-                f"open the node with name={label!r}, or set NTCP_NAME={label}"
-            )
-        return label
+        return *self.registration.names, self.node_id
 
     async def _start_listening(self) -> None:
         async with self._listening_started:
@@ -348,68 +318,8 @@ class Node:
                 self._hide(self._listening.warm)
 
     def _closed(self, port: int) -> None:
-        if self._listeners.pop(port, None) is not None and not self._closing:
-            self._nursery.start_soon(self._register_quietly)
-
-    # What the broker knows of us.
-
-    async def _register(self) -> None:
-        await self._session.set_registration(
-            self._names, self._registered_ports(), self._card(), self._registered_allow()
-        )
-
-    def _registered_ports(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys((*self._listeners, *self.datagrams.bound_ports)))[:64]
-
-    @property
-    def _is_reachable(self) -> bool:
-        return bool(self._listeners) or bool(self.datagrams.bound_ports)
-
-    async def _register_quietly(self) -> None:
-        # The session repeats the registration itself when the broker is back.
-        with suppress(OSError):
-            await self._register()
-
-    async def _card_changed(self) -> None:
-        if self._is_reachable:
-            await self._register_quietly()
-
-    def _card(self) -> bytes | None:
-        warm = self.listening_port
-        if warm is None or self._certificate is None or self.private or not self._is_reachable:
-            return None
-        candidates = warm.offered
-        open_to_all = [port for port, listener in self._listeners.items() if listener.allow is None]
-        card = Card(
-            self._certificate.fingerprint,
-            candidates[:MAX_CANDIDATES],
-            tuple(open_to_all[:MAX_CARD_PORTS]),
-            warm.profile,
-            self.broker_rtt,
-            self.encryption,
-            self.offers_raw,
-            warm.udp_profile,
-        )
-        # IPv6 addresses are long: the last candidates, those for UDP, may find no room.
-        while len(encoded := encode_card(card, self._identity)) > MAX_CARD:
-            card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
-        return encoded
-
-    @property
-    def private(self) -> bool:
-        """Whether every listener admits only those on its list: then there is no card at the broker."""
-        return self._registered_allow() is not None
-
-    def _registered_allow(self) -> tuple[str, ...] | None:
-        lists = [listener.allow for listener in self._listeners.values()]
-        lists += [self.datagrams.sockets[port].allow for port in self.datagrams.bound_ports]
-        lists = lists or [self.config.allow]
-        entries: dict[str, None] = {}
-        for allow in lists:
-            if allow is None:
-                return None
-            entries.update(dict.fromkeys(allow))
-        return tuple(entries)
+        if self.registration.listeners.pop(port, None) is not None and not self._closing:
+            self._nursery.start_soon(self.registration.send_quietly)
 
     # The acceptor's and the dials' view of the node (AcceptContext, DialContext).
 
@@ -431,6 +341,14 @@ class Node:
         return self._nursery
 
     @property
+    def birthday_sockets(self) -> int:
+        return self.config.birthday_sockets
+
+    @property
+    def birthday_rate(self) -> float:
+        return self.config.birthday_rate
+
+    @property
     def consent_interval(self) -> float:
         """Seconds between two checks of a path over UDP: as often as its NAT needs them, where that is known."""
         return min(CONSENT_INTERVAL, UDP_REFRESH_INTERVAL * self._pace)
@@ -442,6 +360,16 @@ class Node:
     @property
     def encryption(self) -> Encryption:
         return self.config.encryption
+
+    @property
+    def private(self) -> bool:
+        """Whether every listener admits only those on its list."""
+        return self.registration.is_private
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Of the certificate, once there is one."""
+        return None if self._certificate is None else self._certificate.fingerprint
 
     @property
     def certificate(self) -> Certificate:
@@ -474,12 +402,16 @@ class Node:
 
     def listens(self, port: int, kind: DialKind = "stream") -> bool:
         """Whether a listener of this node has `port`, or a datagram socket that is bound to it."""
-        return port in (self._listeners if kind == "stream" else self.datagrams.bound_ports)
+        registration = self.registration
+        return port in (registration.listeners if kind == "stream" else registration.datagram_sockets)
 
     async def admits(self, port: int, delivery: Delivery, kind: DialKind = "stream") -> bool:
         """Whether the sender of an offer may connect to `port`."""
-        place = self._listeners.get(port) if kind == "stream" else self.datagrams.sockets.get(port)
-        allow = self._registered_allow() if place is None else place.allow
+        registration = self.registration
+        place: NTCPListener | NTCPDatagramSocket | None = registration.datagram_sockets.get(port)
+        if kind == "stream":
+            place = registration.listeners.get(port)
+        allow = registration.allow if place is None else place.allow
         return await self.is_allowed(allow, delivery.sender, delivery.sender_name)
 
     async def is_allowed(self, allow: tuple[str, ...] | None, key: bytes, sender_name: str | None) -> bool:
@@ -498,7 +430,7 @@ class Node:
 
     def hand_over(self, stream: NTCPStream) -> bool:
         """Give an arrived stream to its listener. False when there is none any more, or its backlog is full."""
-        listener = self._listeners.get(stream.peer.port)
+        listener = self.registration.listeners.get(stream.peer.port)
         return listener is not None and listener.offer(stream)
 
     async def take_port(self) -> WarmPort:
@@ -527,37 +459,38 @@ class Node:
     @property
     def port_mapping_refusal(self) -> str | None:
         """Why the router maps no port for a dial now, None where it might."""
-        return "switched off" if self._mapper is None else self._mapper.refusal()
+        return self._dial_mappings.refusal
 
     def map_port(self, port: int) -> DialMapping:
         """Ask the router for one dial's port, where there is no refusal. The dial releases it."""
-        assert self._mapper is not None, "port_mapping_refusal tells"
-        if len(self._dial_mappings) >= MAX_DIAL_MAPPINGS:
-            self._dial_mappings.popleft().release()
-        mapping = DialMapping(self._mapper, port, self._nursery)
-        self._dial_mappings.append(mapping)
-        return mapping
+        return self._dial_mappings.map_port(port)
 
     # Tasks.
 
     async def start(self) -> None:
         """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
-        if self._names:
-            await self._register()
+        if self.registration.names:
+            await self.registration.send()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._nursery.start_soon(self._dial_ports.keep)
+        if self._uses_udp and self.config.keep_alive != "lazy":
+            self._nursery.start_soon(self._load_quic)
         if self.config.keep_alive != "lazy":
             self._nursery.start_soon(self._learn)
+
+    async def _load_quic(self) -> None:
+        await prepare()
+        self._quic_loaded.set()
 
     async def _learn(self) -> None:
         await self._dial_ports.wait_filled()
         if await self._learned.learn():
-            await self._card_changed()
+            await self.registration.card_changed()
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
         self._closing = True
-        for listener in list(self._listeners.values()):
+        for listener in list(self.registration.listeners.values()):
             listener.close()
         self.datagrams.close()
         self.surroundings.save()

@@ -73,8 +73,8 @@ class Budget:
 class Attempt:
     """One try of one technique from one local port to one remote endpoint. Times as in Stage.
 
-    tries: SYNs sent, as far as they were ours to count; notes: what the technique saw and did, in words;
-    budget: what it could have used.
+    tries: SYNs, or checks over UDP, sent, as far as they were ours to count; notes: what the technique saw and did, in
+    words; budget: what it could have used.
     """
 
     technique: str

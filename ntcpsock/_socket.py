@@ -40,8 +40,14 @@ if TYPE_CHECKING:
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
 _SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
+# Called by name: `super()` at each call is what an ordinary socket would feel.
+_plain_init: Any = _stdlib.socket.__init__
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
 _plain_connect = _stdlib.socket.connect
+# The class in C below it, whose family and type are plain integers: an enum costs as much as a short system call.
+_kernel_socket: Any = _stdlib.socket.__mro__[1]
+_family_of = _kernel_socket.family.__get__
+_type_of = _kernel_socket.type.__get__
 _plain_getsockname = _stdlib.socket.getsockname
 _plain_recvfrom = _stdlib.socket.recvfrom
 _plain_recvfrom_into = _stdlib.socket.recvfrom_into
@@ -50,7 +56,6 @@ _plain_recvmsg_into: Any = _stdlib.socket.recvmsg_into
 _plain_sendmsg: Any = _stdlib.socket.sendmsg
 _plain_sendto: Any = _stdlib.socket.sendto
 _plain_setsockopt = _stdlib.socket.setsockopt
-_plain_real_close: Any = _stdlib.socket._real_close  # type: ignore[attr-defined]  # likewise
 
 
 class NTCPSocket(_stdlib.socket):
@@ -84,7 +89,7 @@ class NTCPSocket(_stdlib.socket):
         *,
         config: Config | None = None,
     ) -> None:
-        super().__init__(family, type, proto, fileno)
+        _plain_init(self, family, type, proto, fileno)
         if config is not None:
             self._config = config
         if fileno is not None and (_known.connections or _known.listening or _known.bound):
@@ -293,7 +298,7 @@ class NTCPSocket(_stdlib.socket):
     def _accepted(self, descriptor: int) -> NTCPSocket:
         # Without our own __init__: what is known of this descriptor its caller tells it.
         sock = NTCPSocket.__new__(NTCPSocket)
-        _stdlib.socket.__init__(sock, self.family, self.type, self.proto, fileno=descriptor)
+        _plain_init(sock, _family_of(self), _type_of(self), self.proto, descriptor)
         # As socket.accept does: a listener's time-out is not its connections'.
         if _stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
@@ -413,11 +418,12 @@ class NTCPSocket(_stdlib.socket):
             named.listener.holders -= 1
         return super().detach()
 
-    def _real_close(self, *args: Any) -> None:
+    # As the system's own, this may run when the interpreter has taken the globals away already.
+    def _real_close(self, _ss: Any = _kernel_socket) -> None:
         if self._channel is not None:
             _socket_datagrams.close(self)
         if self._finalizer is None and self._named is None and self._published is None:
-            _plain_real_close(self, *args)  # an ordinary socket: no more than the system's own close
+            _ss.close(self)  # an ordinary socket: no more than the system's own close
             return
         named = self._named or self._published
         way = _forwarding.about_to_reset(self) if named is not None and named.peer_label is not None else None
@@ -430,7 +436,7 @@ class NTCPSocket(_stdlib.socket):
             elif finalizer is not None:
                 leave(*finalizer[2])
         finally:
-            _plain_real_close(self, *args)
+            _ss.close(self)
         if way is not None:
             way.wait_passed()
 

@@ -167,8 +167,9 @@ class Server(asyncio.AbstractServer):
         self._tls = tls
         self._serving = False
         self._closed = loop.create_future()
-        # Connections whose TLS handshake is under way: the server owns these tasks.
-        self._handshakes: set[asyncio.Task[Any]] = set()
+        # Connections that their protocol does not have yet; each ends by its handshake's deadline at the latest. They
+        # outlive `close`, as in asyncio, and must: uvloop tells a protocol of no end whose task was cancelled.
+        self._arriving: set[asyncio.Task[Any]] = set()
 
     @property
     def sockets(self) -> Sequence[NTCPSocket]:
@@ -213,8 +214,6 @@ class Server(asyncio.AbstractServer):
             if sock.fileno() >= 0:
                 self._loop.remove_reader(sock.fileno())
                 sock.close()
-        for handshake in self._handshakes:
-            handshake.cancel()
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -239,8 +238,8 @@ class Server(asyncio.AbstractServer):
                 return
             connection.setblocking(False)
             task = self._loop.create_task(self._connect(connection))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
 
     def _resume(self, sock: NTCPSocket) -> None:
         if self._serving and sock.fileno() >= 0:

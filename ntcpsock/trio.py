@@ -90,6 +90,8 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
                     if config.keep_alive == "lazy"
                     else config.keep_alive_interval,
                     timeout=config.broker_timeout,
+                    ca_file=config.ca_file,
+                    hidden=config.relay == "only",
                 )
             )
             servers = await _stun_servers(config, session.welcome.stun)

@@ -17,7 +17,9 @@ has nft || missing="$missing nftables"
 has ip || missing="$missing iproute2"
 has turnutils_stunclient || missing="$missing coturn"
 has miniupnpd || missing="$missing miniupnpd-nftables" # the daemon alone: nothing starts it, nothing is asked
+has conntrack || missing="$missing conntrack"
 has redis-server || missing="$missing redis-server"
+has nginx || missing="$missing nginx-light"
 has curl || missing="$missing curl"
 has ssh || missing="$missing openssh-client"
 has sshd || missing="$missing openssh-server"
@@ -40,6 +42,7 @@ install() {
         for package in coturn redis-server; do
             case "$missing" in *"$package"*) guarded="$guarded $package.service" ;; esac
         done
+        case "$missing" in *nginx-light*) guarded="$guarded nginx.service" ;; esac
         case "$missing" in *openssh-server*) guarded="$guarded ssh.service ssh.socket" ;; esac
     fi
     [ -z "$guarded" ] || systemctl --runtime --quiet mask $guarded
@@ -65,7 +68,7 @@ fi
     echo "Without python3-venv there is no $venv. Please: sudo apt-get install python3-venv" >&2
     exit 1
 }
-for program in nft ip turnutils_stunclient miniupnpd redis-server curl ssh sshd; do
+for program in nft ip turnutils_stunclient miniupnpd conntrack redis-server nginx curl ssh sshd; do
     has "$program" || { echo "what needs these is left out, the rest works: sudo apt-get install$missing" >&2; break; }
 done
 

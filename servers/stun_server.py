@@ -3,73 +3,65 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
-import sys
 from functools import partial
 
 import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT
+from ntcpsock._servers import logs
+from ntcpsock._servers.metrics import Sources
+from ntcpsock._servers.operator_port import serve_operator_pages
+from ntcpsock._servers.options import parse_arguments
 from ntcpsock._servers.places import all_listens, version_of
-from ntcpsock._servers.stun import StunAddresses, serve_stun
+from ntcpsock._servers.running import Simple, run_script, run_until_signalled
+from ntcpsock._servers.stun import StunAddresses, StunCounters, serve_stun
+from ntcpsock._state import load_identity
+
+SETTINGS = (
+    "listen",
+    "port",
+    "other_address",
+    "other_port",
+    "link_key",
+    "connect_back",
+    "metrics",
+    "metrics_from",
+)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--listen",
-        action="append",
-        metavar="ADDR",
-        help="numeric address, IPv4 or IPv6; may be repeated (default: all; ::, too, means all)",
-    )
-    parser.add_argument("--port", type=int, default=DEFAULT_STUN_PORT)
-    parser.add_argument(
-        "--other-address",
-        metavar="ADDR2",
-        help="second address of this host, for behaviour discovery; with one --listen of its family",
-    )
-    parser.add_argument(
-        "--other-port", type=int, metavar="PORT2", help="second port (3479 beside --other-address)"
-    )
-    parser.add_argument(
-        "--no-connect-back", action="store_true", help="never connect to TCP clients that ask for it"
-    )
-    return parser.parse_args()
+async def main() -> None:
+    arguments = parse_arguments(__doc__ or "", SETTINGS, port=DEFAULT_STUN_PORT)
+    logs.set_up(arguments.log)
+    link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
 
+    async def start(nursery: trio.Nursery) -> Simple:
+        port, ready = arguments.port, ["ready"]
+        counters: list[StunCounters] = []
+        for listen in all_listens(arguments.listen or ["::"]):
+            other_address = arguments.other_address
+            if other_address is not None and version_of(other_address) != version_of(listen):
+                other_address = None
+            serve = partial(
+                serve_stun,
+                listen,
+                port,
+                other_address=other_address,
+                other_port=arguments.other_port,
+                connect_back=arguments.connect_back,
+                link_key=link_key if other_address is not None else None,
+            )
+            addresses: StunAddresses = await nursery.start(serve)
+            counters.append(addresses.counters)
+            # Where the system chose the port, all addresses have the same.
+            port = addresses.primary.port
+            ready.append(f"{addresses.primary}" + (f" other {addresses.other}" if addresses.other else ""))
+        if arguments.metrics is not None:
+            pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
+            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
+        return Simple(" ".join(ready))
 
-async def main(arguments: argparse.Namespace) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        ready: list[str] = []
-        async with trio.open_nursery() as nursery:
-            for listen in all_listens(arguments.listen or ["::"]):
-                other_address = arguments.other_address
-                if other_address is not None and version_of(other_address) != version_of(listen):
-                    other_address = None
-                addresses: StunAddresses = await nursery.start(
-                    partial(
-                        serve_stun,
-                        listen,
-                        arguments.port,
-                        other_address=other_address,
-                        other_port=arguments.other_port,
-                        connect_back=not arguments.no_connect_back,
-                    )
-                )
-                # Where the system chose the port, all addresses have the same.
-                arguments.port = addresses.primary.port
-                other = f" other {addresses.other}" if addresses.other else ""
-                ready.append(f"{addresses.primary}{other}")
-            print("ready", *ready, flush=True)
-            async for _signal in signals:
-                nursery.cancel_scope.cancel()
-                break
+    await run_until_signalled(start)
 
 
 if __name__ == "__main__":
-    complaint = None
-    try:
-        trio.run(main, parse_arguments())
-    except* (OSError, ValueError, OverflowError) as errors:
-        complaint = f"stun_server: {errors.exceptions[0]}"
-    sys.exit(complaint)  # not above: before 3.11.4 what an except* clause raises comes out as a group
+    run_script("stun_server", main)

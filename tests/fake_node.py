@@ -14,13 +14,15 @@ from typing import Any
 
 import trio
 from datagram_support import Place, joined_roads, key_of, opened
-from session_support import tls_streams
+from quic_support import handshake, socket_paths
+from session_support import make_stream, tls_streams
 
 from ntcpsock._config import Config
 from ntcpsock._datagram_socket import NTCPDatagramSocket
 from ntcpsock._datagram_way import OpenRoad
 from ntcpsock._datagrams import Datagrams
 from ntcpsock._errors import NameNotFound, NTCPError, PeerRefused, TraversalTimeout
+from ntcpsock._nursery import open_background_nursery
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.stream import NTCPStream
 
@@ -126,6 +128,8 @@ class FakeNetwork:
     window: int = 65536
     #: Real streams, TLS over loopback, in place of fakes.
     encrypted: bool = False
+    #: Real streams, QUIC over loopback, in place of fakes.
+    quic: bool = False
     #: Raised by open_stream for a name.
     dial_errors: dict[str, Exception] = field(default_factory=dict)
     #: Names that never answer.
@@ -151,17 +155,21 @@ class FakeNetwork:
         if self.open_error is not None:
             raise self.open_error
         self.opened.append(config)
-        async with trio.open_nursery() as nursery:
-            while self.at_start:
-                self.at_start.pop(0)(self, nursery)
-            node = FakeNode(self, config, nursery)
-            self.places[config.name or "nameless"] = node
-            try:
-                yield node
-            finally:
-                node.datagrams.close()
-                nursery.cancel_scope.cancel()
-                self.events.append(f"closed {config.name}")
+        try:
+            async with open_background_nursery() as nursery:
+                while self.at_start:
+                    self.at_start.pop(0)(self, nursery)
+                node = FakeNode(self, config, nursery)
+                self.places[config.name or "nameless"] = node
+                try:
+                    yield node
+                    if self.dial_delay:
+                        # The other nodes are other machines: they go on for a moment.
+                        await trio.testing.wait_all_tasks_blocked(0.01)
+                finally:
+                    node.datagrams.close()
+        finally:
+            self.events.append(f"closed {config.name}")
 
     def peer(self, name: str, nursery: trio.Nursery) -> Place:
         """Another node, for datagrams."""
@@ -200,6 +208,7 @@ class FakeNetwork:
 class FakeNode:
     def __init__(self, network: FakeNetwork, config: Config, nursery: trio.Nursery) -> None:
         self.network = network
+        self.nursery = nursery
         self.config = config
         self.name = config.name
         self.node_id = NODE_ID
@@ -258,8 +267,12 @@ class FakeNode:
                 raise PeerRefused(f"{name}: nothing listens on port {port}", report=report)
             raise NameNotFound(f"{name}: nobody has this name", report=report)
         peers = PeerInfo(name, "b" * 52, port), PeerInfo(self.name, self.node_id, port, source_port)
-        if network.encrypted:
-            first, second = await tls_streams()
+        if network.encrypted or network.quic:
+            if network.quic:
+                carriers = await handshake(self.nursery, *socket_paths(1400))
+                first, second = (make_stream(carrier) for carrier in carriers)
+            else:
+                first, second = await tls_streams()
             first.peer, second.peer = peers
             first.report = report
             await listener.arrive.send(second)

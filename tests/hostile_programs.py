@@ -13,7 +13,7 @@ from peer_programs import PORT, wait_registered
 
 from ntcpsock._config import Config
 from ntcpsock._errors import NTCPError
-from ntcpsock._node import Node
+from ntcpsock._registration import Registration
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.prediction import Prediction, encode_prediction
 from ntcpsock._traversal.punch.message import Candidate, Offer, Signal, encode_sealed_payload
@@ -101,14 +101,15 @@ def dial_with_lies(config: Config, name: str, hosts: list[str], dials: int, roun
 
 def listen_with_lies(config: Config, hosts: list[str]) -> None:
     """A node whose card names `hosts` in place of its own candidates. Until killed."""
-    card = Node._card
+    card = Registration.card
 
-    def lying_card(node: Node) -> bytes | None:
-        if node._listening.warm is not None:
-            node._listening.warm.candidates = spread(hosts, 8)
-        return card(node)
+    def lying_card(registration: Registration) -> bytes | None:
+        warm = registration._node.listening_port
+        if warm is not None:
+            warm.candidates = spread(hosts, 8)
+        return card(registration)
 
-    Node._card = lying_card  # type: ignore[method-assign, assignment]
+    Registration.card = lying_card  # type: ignore[method-assign, assignment]
 
     async def main() -> None:
         async with open_node(config) as node, await node.open_listener(PORT):

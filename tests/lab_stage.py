@@ -40,9 +40,12 @@ class Stage:
         return running.result(programs.PATIENCE + 5 * count)
 
 
-def start_servers(lab: Lab, directory: Path) -> Stage:
+def start_servers(lab: Lab, directory: Path, *, tcp: bool = False) -> Stage:
+    """tcp: whether the broker has its TCP port, and a relay, as well."""
     key = load_identity(directory / "servers" / "broker.key").public_key
-    lab.server.start(programs.run_servers, lab.server_addresses, directory / "servers", lab.server_addresses6)
+    lab.server.start(
+        programs.run_servers, lab.server_addresses, directory / "servers", lab.server_addresses6, False, tcp
+    )
     lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
     return Stage(lab, directory, key)
 

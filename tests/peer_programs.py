@@ -19,6 +19,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._config import Config
 from ntcpsock._node import Node
 from ntcpsock._servers.broker import serve_broker
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.gather_udp import gather_udp
@@ -57,9 +58,10 @@ def run_servers(
     allow_spoofing: bool = False,
     tcp: bool = False,
     port: int = BROKER_PORT,
+    certificate: tuple[Path, Path] | None = None,
 ) -> None:
     """A broker, with `tcp` a relay as well, and then STUN on two addresses, of IPv6 too where they are given. Until
-    killed."""
+    killed. certificate: of its TLS port, and the key."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -75,6 +77,8 @@ def run_servers(
                     stun=stun,
                     elsewhere=listen,
                     allow_spoofing=allow_spoofing,
+                    certificate=CertificateFiles(*certificate) if certificate else None,
+                    behind=addresses,
                 )
             )
             for both in filter(None, (addresses6, addresses)):

@@ -60,7 +60,9 @@ def report_of_dial(config: Config, name: str) -> Report:
                 except OSError as error:
                     report: Report = error.report  # type: ignore[attr-defined]
                     return report
-                stream.reset()
+                async with stream:
+                    await stream.send_eof()
+                    await stream.receive_some()
                 return stream.report
 
     return trio.run(main)

@@ -23,6 +23,7 @@ async def serving(
     idle_timeout: float = IDLE_TIMEOUT,
     most_connections: int | None = None,
     connect_back: bool = True,
+    link_key: bytes | None = None,
 ) -> AsyncIterator[StunAddresses]:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -36,6 +37,7 @@ async def serving(
                     idle_timeout=idle_timeout,
                     most_connections=most_connections,
                     connect_back=connect_back,
+                    link_key=link_key,
                 )
             )
             nursery.cancel_scope.cancel()

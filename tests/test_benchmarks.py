@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from benchmarks import encryption_off, harness, memory, patched, pingpong, throughput
-from benchmarks.pairs import KINDS, open_pairs
+from benchmarks.pairs import KINDS, open_pairs, open_three_hops
 from ntcpsock import _portal
 from ntcpsock.cli.stage import open_loopback_stage
 from ntcpsock.testing.natlab import namespaces_available
@@ -49,6 +50,12 @@ def test_pairs_carry_both_benchmarks(tmp_path: Path) -> None:
         for connection in pairs.values():
             assert throughput.measure(connection, 3_000_000) > 0
             assert pingpong.measure(connection, 10) > 0
+
+
+def test_three_hops_are_a_way_to_the_peer() -> None:
+    with ExitStack() as stack:
+        connection = open_three_hops(stack)
+        assert pingpong.measure(connection, 10) > 0
 
 
 def test_patched_sockets_are_measured_beside_plain_ones() -> None:

@@ -37,11 +37,17 @@ async def session_with(
     keep_alive_interval: float = 20.0,
     key: bytes | None = None,
     timeout: float = PATIENCE,
+    hidden: bool = False,
 ) -> AsyncIterator[BrokerSession]:
     address = BrokerAddress(*server.address, server.key if key is None else key or None)
     with trio.fail_after(PATIENCE):
         async with open_broker_session(
-            address, identity, pins=Pins(None), keep_alive_interval=keep_alive_interval, timeout=timeout
+            address,
+            identity,
+            pins=Pins(None),
+            keep_alive_interval=keep_alive_interval,
+            timeout=timeout,
+            hidden=hidden,
         ) as session:
             yield session
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,30 @@ class TestInTheLab:
         other = run(*arguments, "--resume")
         assert other.returncode == 2
         assert "--resume" in other.stderr
+
+    @pytest.mark.skipif(
+        shutil.which("miniupnpd", path="/usr/sbin:/usr/bin") is None, reason="no miniupnpd here"
+    )
+    def test_routers_that_map_ports(self, tmp_path: Path) -> None:
+        file = tmp_path / "matrix.json"
+        pairs = "mobile:fully-random,none:none"
+        done = run(
+            "matrix", "--port-mapping", "--pairs", pairs, "--tries", 1, "--delay-ms", 2, "--json", file,
+            "--technique", "port-mapped",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(file.read_text())["pairs"]  # nobody maps between two public hosts
+        assert [(entry["connected"], entry["maps"]) for entry in found["tries"]] == [(True, "a"), (True, "b")]
+
+    def test_everything_is_direct_or_relayed(self, tmp_path: Path) -> None:
+        file = tmp_path / "matrix.json"
+        pairs = "only-443:default,none:default"
+        done = run("matrix", "--everything", "--pairs", pairs, "--tries", 1, "--delay-ms", 2, "--json", file)
+        assert done.returncode == 0, done.stderr
+        relayed, direct = json.loads(file.read_text())["pairs"]
+        assert relayed["technique"] == "relay"
+        assert direct["technique"] in ("public", "udp-punch")
+        assert "directly" in done.stdout
 
     def test_a_pair_that_is_below_expectation(self, tmp_path: Path) -> None:
         done = run(
@@ -208,6 +233,10 @@ def test_a_connect_that_works_explains_itself_too(stage: Stage, tmp_path: Path) 
         (("matrix", "--pairs", "default:default", "--kinds", "default"), "--pairs"),
         (("matrix", "--technique", "magic"), "--technique"),
         (("matrix", "--resume"), "--resume"),
+        (("matrix", "--port-mapping", "--kinds", "none,firewall"), "--port-mapping"),
+        (("matrix", "--everything", "--technique", "relay"), "--everything"),
+        (("pair", "--nat-b", "firewall", "--maps", "b"), "--maps"),
+        (("pair", "--maps", "c"), "--maps"),
         (("draw", "x.svg", "--nat-b", "nonsense"), "--nat-b"),
         (("pair", "--technique", "magic"), "--technique"),
     ],

@@ -27,7 +27,7 @@ async def misplaced_listener(world: World) -> AsyncIterator[tuple[Node, tuple[Ca
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             warm.candidates = (Candidate("host", "tcp", "127.0.0.1", closed.getsockname()[1]),)
-        await bob._register()
+        await bob.registration.send()
         yield bob, true
 
 
@@ -59,4 +59,4 @@ async def test_a_card_that_is_newer_than_the_answer(tmp_path: Path) -> None:
             # The offer has been answered: in the same step as it was let in.
             assert bob.listening_port is not None
             bob.listening_port.candidates = true
-            await bob._register()
+            await bob.registration.send()

@@ -109,7 +109,7 @@ async def test_a_card_full_of_long_addresses_loses_the_last(tmp_path: Path) -> N
             warm = alice.listening_port
             assert warm is not None
             warm.candidates = tuple(Candidate("srflx", "tcp", host, 65535) for host in long)
-            encoded = alice._card()
+            encoded = alice.registration.card()
             assert encoded is not None
             assert len(encoded) <= MAX_CARD
             card = decode_card_untrusted(encoded, alice._identity.public_key)

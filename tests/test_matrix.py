@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -61,6 +62,7 @@ def test_figures() -> None:
         "tries_expected": 6,
         "share_expected": 0.8333,
         "share_unpredicted": 1.0,
+        "share_direct": 1.0,
         "first_attempt": 1.0,
         "median_rtts": 2.6,
         "p95_rtts": 2.6,
@@ -106,6 +108,28 @@ def test_json_keeps_everything() -> None:
 def test_what_is_no_matrix(text: str) -> None:
     with pytest.raises(MatrixFileError):
         from_json(text)
+
+
+def test_a_router_that_maps_is_to_be_reached() -> None:
+    made = Matrix(Settings(tries=1, port_mapping=True), ("mobile",))
+    pair = PairResult("mobile", "mobile", (replace(FOUND, maps="a"), replace(FAILED, maps="b")))
+    made.add(pair)
+    assert made.below_expectation == [pair]
+    text = to_json(made)
+    assert from_json(text) == made
+    assert [entry["maps"] for entry in json.loads(text)["pairs"][0]["tries"]] == ["a", "b"]
+    assert "with the dialer's router mapping ports" in heat_maps(made)
+
+
+def test_with_a_relay_every_try_has_to_connect() -> None:
+    relayed = Try(True, 1.2, 12.0, "relay", True)
+    missed = Matrix(Settings(tries=50, everything=True), ("mobile", "only-443"))
+    missed.add(PairResult("mobile", "only-443", (relayed,) * 49 + (FAILED,), everything=True))
+    missed.add(PairResult("mobile", "mobile", (relayed, FOUND), everything=True))
+    assert [pair.nat_b for pair in missed.below_expectation] == ["only-443"]
+    assert missed.summary()["share_direct"] == round(1 / 51, 4)
+    assert from_json(to_json(missed)) == missed
+    assert "relay" in heat_maps(missed)
 
 
 def test_resume(tmp_path: Path) -> None:
@@ -172,18 +196,25 @@ class TestRunner:
     """The pairs' processes are stood in for; tests/test_cli_matrix.py has real ones."""
 
     def made(
-        self, monkeypatch: pytest.MonkeyPatch, outcome: Any, tries: int = 2, jobs: int = 2
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        outcome: Any,
+        tries: int = 2,
+        jobs: int = 2,
+        port_mapping: bool = False,
     ) -> PairRunner:
-        self.asked: list[tuple[str, str, int]] = []
+        self.asked: list[tuple[str, str, int, str | None]] = []
         lock = threading.Lock()
 
-        def events(_: PairRunner, nat_a: str, nat_b: str, count: int) -> tuple[list[dict[str, Any]], str]:
+        def events(
+            _: PairRunner, nat_a: str, nat_b: str, count: int, maps: str | None
+        ) -> tuple[list[dict[str, Any]], str]:
             with lock:
-                self.asked.append((nat_a, nat_b, count))
+                self.asked.append((nat_a, nat_b, count, maps))
                 return outcome(len(self.asked), count), "it broke"
 
         monkeypatch.setattr(PairRunner, "_pair_events", events)
-        return PairRunner(Settings(tries=tries), jobs)
+        return PairRunner(Settings(tries=tries, port_mapping=port_mapping), jobs)
 
     def run(self, runner: PairRunner, pairs: Iterable[tuple[str, str]]) -> list[PairResult]:
         found: list[PairResult] = []
@@ -200,8 +231,19 @@ class TestRunner:
     def test_small_blocks_get_a_lab_for_each_try(self, monkeypatch: pytest.MonkeyPatch) -> None:
         runner = self.made(monkeypatch, lambda _, count: [event()] * count, tries=3)
         (pair,) = self.run(runner, [("cgn-session", "default")])
-        assert self.asked == [("cgn-session", "default", 1)] * 3
+        assert self.asked == [("cgn-session", "default", 1, None)] * 3
         assert len(pair.tries) == 3
+
+    def test_each_router_maps_in_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = self.made(monkeypatch, lambda _, count: [event()] * count, jobs=1, port_mapping=True)
+        both, one = self.run(runner, [("mobile", "default"), ("firewall", "mobile")])
+        assert self.asked == [
+            ("mobile", "default", 2, "a"),
+            ("mobile", "default", 2, "b"),
+            ("firewall", "mobile", 2, "b"),  # a firewall maps nothing
+        ]
+        assert [entry.maps for entry in both.tries] == ["a", "a", "b", "b"]
+        assert [entry.maps for entry in one.tries] == ["b", "b"]
 
     def test_a_broken_lab_gets_another_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         runner = self.made(monkeypatch, lambda number, count: [] if number == 1 else [event()] * count)

@@ -242,6 +242,38 @@ def test_a_server_that_waits_and_is_cancelled(network: FakeNetwork) -> None:
     run(main)
 
 
+class Recorder(asyncio.Protocol):
+    made = lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_what_is_arriving_when_the_server_closes_is_told_its_end(network: FakeNetwork, steps: int) -> None:
+    """Servers that end gracefully wait for it: uvicorn's reload hung on one that never was."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: recorder, "alice.ntcp", 8000)
+        _, writer = await asyncio.open_connection("alice.ntcp", 8000)
+        while not server._arriving and not recorder.made:
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        server.close()
+        await server.wait_closed()
+        writer.close()
+        while not (recorder.made and recorder.lost):
+            await asyncio.sleep(0.01)
+
+    run(main)
+
+
 def test_another_user_is_not_accepted(network: FakeNetwork) -> None:
     need_nobody()
     met: list[str] = []

@@ -9,6 +9,7 @@ import pytest
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Budget, Report
 from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usable_candidates
+from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
 from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
@@ -213,7 +214,10 @@ def plans_of_both(
         joint = make_joint_plan(
             ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
         )
-        plans.append([*direct, *joint])
+        over_udp = make_joint_datagram_plan(
+            ours, theirs, techniques=EVERY, budget=8.0, proven_host=host_of_peer, late=late
+        )
+        plans.append([*direct, *joint, *over_udp])
     return plans[0], plans[1]
 
 

@@ -22,6 +22,7 @@ from ntcpsock._traversal.punch.message import (
     decode_card_untrusted,
     decode_sealed_payload_untrusted,
     encode_card,
+    encode_card_within,
     encode_sealed_payload,
 )
 
@@ -77,8 +78,19 @@ answers = st.builds(
 @given(cards)
 def test_card_round_trip(card: Card) -> None:
     data = encode_card(card, IDENTITY)
-    assert len(data) <= MAX_CARD
     assert decode_card_untrusted(data, IDENTITY.public_key) == card
+
+
+@given(cards)
+def test_a_card_that_is_too_long_loses_its_last_candidates(card: Card) -> None:
+    data = encode_card_within(MAX_CARD, card, IDENTITY)
+    assert len(data) <= MAX_CARD
+    fitting = decode_card_untrusted(data, IDENTITY.public_key)
+    kept = len(fitting.candidates)
+    assert fitting == msgspec.structs.replace(card, candidates=card.candidates[:kept])
+    if kept < len(card.candidates):
+        one_more = msgspec.structs.replace(card, candidates=card.candidates[: kept + 1])
+        assert len(encode_card(one_more, IDENTITY)) > MAX_CARD
 
 
 @given(st.one_of(offers, answers))

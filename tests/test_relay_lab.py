@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peer_programs as programs
 import pytest
+from certificates import Authority
+from test_nginx import NGINX, configuration, run_nginx, wait_for
 
 from ntcpsock._address import BrokerAddress
 from ntcpsock._config import Config
@@ -20,6 +22,7 @@ from ntcpsock._state import load_identity
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx-light)")
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 
@@ -30,11 +33,19 @@ class Stage:
     lab: Lab
     directory: Path
     uri: str
+    ca_file: Path | None = None
 
     def config(self, name: str | None = None, **settings: Any) -> Config:
         state = self.directory / (name or "client")
         return Config(
-            **{"broker": self.uri, "name": name, "state_dir": state, "connect_timeout": 30.0, **settings}
+            **{
+                "broker": self.uri,
+                "name": name,
+                "state_dir": state,
+                "ca_file": self.ca_file,
+                "connect_timeout": 30.0,
+                **settings,
+            }
         )
 
     def dial(self, count: int, **settings: Any) -> list[programs.Dialled]:
@@ -48,14 +59,37 @@ MakeStage = Callable[..., Stage]
 
 @pytest.fixture
 def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
-    def make(nat_a: str, nat_b: str, port: int = programs.BROKER_PORT, **settings: Any) -> Stage:
+    def make(
+        nat_a: str,
+        nat_b: str,
+        port: int = programs.BROKER_PORT,
+        front: Literal["none", "tls", "nginx"] = "none",
+        **settings: Any,
+    ) -> Stage:
         lab = nat_lab(nat_a, nat_b, delay=0.025)
         key = load_identity(tmp_path / "servers" / "broker.key").public_key
+        authority = Authority(tmp_path)
+        address = lab.server_addresses[0]
+        files = authority.issue(tmp_path, address)
+        own_port = programs.BROKER_PORT if front == "nginx" else port
+        certificate = files if front == "tls" else None
         lab.server.start(
-            programs.run_servers, lab.server_addresses, tmp_path / "servers", (), False, True, port
+            programs.run_servers,
+            lab.server_addresses,
+            tmp_path / "servers",
+            (),
+            False,
+            True,
+            own_port,
+            certificate,
         )
-        lab.server.call(programs.wait_for_servers, lab.server_addresses[0])
-        made = Stage(lab, tmp_path, str(BrokerAddress(lab.server_addresses[0], port, key)))
+        lab.server.call(programs.wait_for_servers, address)
+        if front == "nginx":
+            config = configuration(tmp_path, f"{address}:{own_port}", f"{address}:{port}", files)
+            lab.server.start(run_nginx, tmp_path, config)
+            lab.server.call(wait_for, address, port)
+        uri = str(BrokerAddress(address, port, key, tls=front != "none"))
+        made = Stage(lab, tmp_path, uri, authority.file)
         lab.host_b.start(programs.run_listener, made.config("bob", **settings), lab.nat_b.proxy)
         return made
 
@@ -98,6 +132,23 @@ def test_a_network_without_udp_connects_directly(stage: MakeStage, nat_a: str, n
 
 def test_a_network_with_port_443_only_connects(stage: MakeStage) -> None:
     assert [dialled.kind for dialled in stage("only-443", "fully-random", port=443).dial(2)] == ["relay"] * 2
+
+
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b", "front"),
+    [
+        ("only-443", "only-443", "tls"),
+        pytest.param("only-443", "fully-random", "tls", marks=pytest.mark.slow),
+        pytest.param("only-443", "proxy-only", "tls", marks=pytest.mark.slow),
+        pytest.param("proxy-only", "proxy-only", "tls", marks=pytest.mark.slow),
+        pytest.param("proxy-only", "default", "tls", marks=pytest.mark.slow),
+        pytest.param("only-443", "only-443", "nginx", marks=[pytest.mark.slow, needs_nginx]),
+        pytest.param("proxy-only", "only-443", "nginx", marks=[pytest.mark.slow, needs_nginx]),
+    ],
+)
+def test_networks_that_let_only_tls_out_connect(stage: MakeStage, nat_a: str, nat_b: str, front: str) -> None:
+    """Signalling and relay in TLS on port 443, straight or through an HTTP proxy, and by way of a front."""
+    assert [dialled.kind for dialled in stage(nat_a, nat_b, 443, front).dial(2)] == ["relay"] * 2
 
 
 @pytest.mark.parametrize(

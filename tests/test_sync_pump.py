@@ -16,13 +16,14 @@ from sync_support import Background, fake_network, listener, pair, receive_all, 
 from ntcpsock import NTCPSocket, _portal, _pumps
 
 
-@pytest.fixture(params=["tasks", "loop"])
+@pytest.fixture(params=["tasks", "loop", "quic"])
 def network(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[FakeNetwork]:
-    """Each test for both pumps: the one for any stream, and the one for TLS over TCP."""
+    """Each test for both pumps: the one for any stream, and the one for TLS over TCP; and over QUIC."""
     with fake_network(monkeypatch, tmp_path) as network:
         network.encrypted = request.param == "loop"
+        network.quic = request.param == "quic"
         yield network
 
 

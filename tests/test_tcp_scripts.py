@@ -18,7 +18,7 @@ import trio
 
 from ntcpsock._address import parse_broker, parse_host_port
 from ntcpsock._config import Config
-from ntcpsock._servers.limits import raise_descriptor_limit
+from ntcpsock._servers.descriptors import raise_descriptor_limit
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.http.message import encode_request, upgrade_request
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header
@@ -53,7 +53,7 @@ def running(script: str, *arguments: str) -> Iterator[tuple[str, int]]:
 async def test_nodes_meet_at_a_relay_elsewhere(tmp_path: Path) -> None:
     state = tmp_path / "broker"
     load_identity(state / "relay.key")
-    with running("relay.py", "--key", str(state / "relay.key")) as (relay, _):
+    with running("relay.py", "--relay-key", str(state / "relay.key")) as (relay, _):
         with running("tcp_broker.py", "--state-dir", str(state), "--relay", relay) as (uri, _):
             assert parse_broker(uri).key is not None
             alice = Config(broker=uri, name="alice", state_dir=tmp_path / "alice")
@@ -90,7 +90,7 @@ def test_two_thousand_connections_at_once_in_little_memory(tmp_path: Path) -> No
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     raise_descriptor_limit()
     secret = load_identity(tmp_path / "relay.key").seed
-    arguments = ("--key", str(tmp_path / "relay.key"), "--sessions-of-a-node", str(pairs))
+    arguments = ("--relay-key", str(tmp_path / "relay.key"), "--sessions-of-a-node", str(pairs))
     with running("relay.py", *arguments) as (where, process), ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         relay = parse_host_port(where, 0)

@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,18 +21,27 @@ import trio
 from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.outlets import Outlets
-from ntcpsock._servers.pages import make_pages
+from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
 from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.web import WebLimits, WebServer, open_listener
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, MAX_RELAYS, MAX_STUN_SERVERS
+from ntcpsock._traversal.broker.message import (
+    MAX_DATAGRAM,
+    MAX_RELAYS,
+    MAX_STUN_SERVERS,
+    RelayPlace,
+    check_relay,
+)
 
 _logger = logging.getLogger("ntcpsock.broker")
 
@@ -49,7 +58,8 @@ _MOST_WAYS = 1024
 
 @dataclass(frozen=True, slots=True)
 class BrokerServer:
-    """A running broker: where it is bound (first), and its public key. web, relay: what its TCP port has, or None."""
+    """A running broker: where it is bound (first), and its public key. web, relay: what its TCP port has, or None;
+    certificate: for TLS there, or None."""
 
     address: Endpoint
     key: bytes
@@ -58,6 +68,26 @@ class BrokerServer:
     unsent: Counter[str]
     web: WebServer | None = None
     relay: RelayDesk | None = None
+    certificate: CertificateFiles | None = None
+    readiness: Readiness = field(default_factory=Readiness)
+
+    @property
+    def ready(self) -> str:
+        """The line that says so."""
+        return f"ready {self.uri}"
+
+    async def drain(self, seconds: float) -> None:
+        """Give no seats at the relay any more, and return when it is empty, or after so many seconds. Signalling goes
+        on until then: where this is the only broker, nodes have no other."""
+        self.readiness.reason = "draining"
+        if self.relay is not None:
+            with trio.move_on_after(seconds):
+                await self.relay.drain()
+
+    def reload(self) -> None:
+        """Read the certificate again. Raises ConfigurationError."""
+        if self.certificate is not None:
+            self.certificate.reload()
 
     @property
     def uri(self) -> str:
@@ -74,11 +104,14 @@ async def serve_broker(
     tcp: bool = True,
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
-    relays: Sequence[Endpoint] | None = None,
+    relays: Sequence[Endpoint | RelayPlace] | None = None,
     limits: BrokerLimits | None = None,
     web_limits: WebLimits | None = None,
     relay_limits: RelayLimits | None = None,
     behind: Collection[str] = (),
+    certificate: CertificateFiles | None = None,
+    metrics_from: Collection[str] = (),
+    stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -90,6 +123,8 @@ async def serve_broker(
     that family. `relays` None is the relay on our own TCP port, where we have one; any other relay needs our
     `relay.key`. `elsewhere`: this host's addresses; a node is told those of the other family than the one in which it
     came. `behind`: addresses of reverse proxies before the TCP port, which tell in X-Forwarded-For whom they bring.
+    `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
+    this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes, ConfigurationError for
@@ -106,13 +141,14 @@ async def serve_broker(
         hosts = (listen,) if isinstance(listen, str) else tuple(listen)
         with _bound(hosts, port, udp=udp, tcp=tcp) as (sockets, listeners, address):
             if relays is None:
-                relays = [Endpoint("0.0.0.0", address.port)] if tcp else []
+                relays = [RelayPlace("0.0.0.0", 0)] if tcp else []
+            told = tuple(RelayPlace(*relay) for relay in relays)
             core = BrokerCore(
                 identity,
                 names,
                 stun=stun,
                 elsewhere=[Endpoint(host, address.port) for host in elsewhere],
-                relays=relays,
+                relays=told,
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
@@ -123,22 +159,33 @@ async def serve_broker(
                 if spoofer is not None:
                     nursery.start_soon(spoofer.run)
                 web: WebServer | None = None
+                readiness = Readiness()
                 if tcp:
                     relay = RelayDesk(secret.seed, relay_limits)
                     web = WebServer(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
-                            **make_pages(core.key, stun, relays),
+                            **make_pages(core.key, stun, told),
+                            **make_operator_pages(
+                                lambda: Sources(
+                                    core, outlets.unsent, web.counters if web else None, relay, stun_counters
+                                ),
+                                readiness,
+                                metrics_from,
+                            ),
                         },
                         web_limits,
                         behind=behind,
+                        certificate=certificate,
                     )
                     nursery.start_soon(relay.sweep)
                     nursery.start_soon(web.serve, listeners)
                 for sock in sockets:
                     nursery.start_soon(_serve_datagrams, sock, core, outlets)
-                task_status.started(BrokerServer(address, core.key, core, outlets.unsent, web, relay))
+                task_status.started(
+                    BrokerServer(address, core.key, core, outlets.unsent, web, relay, certificate, readiness)
+                )
     finally:
         names.close()
         if spoofer is not None:
@@ -155,7 +202,7 @@ async def serve_udp_broker(
     state_dir: Path | None,
     stun: Sequence[Endpoint] = (),
     elsewhere: Sequence[str] = (),
-    relays: Sequence[Endpoint] = (),
+    relays: Sequence[Endpoint | RelayPlace] = (),
     limits: BrokerLimits | None = None,
     allow_spoofing: bool = False,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
@@ -175,14 +222,16 @@ async def serve_udp_broker(
     )
 
 
-def _check_told(stun: Sequence[Endpoint], relays: Sequence[Endpoint] | None) -> None:
+def _check_told(stun: Sequence[Endpoint], relays: Sequence[Endpoint | RelayPlace] | None) -> None:
     """Nodes refuse a Welcome with anything else in it."""
     if len(stun) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} STUN servers")
     if len(relays or ()) > MAX_RELAYS:
         raise ValueError(f"at most {MAX_RELAYS} relays")
-    for server in (*stun, *(relays or ())):
+    for server in stun:
         ipaddress.ip_address(server.host)
+    for relay in relays or ():
+        check_relay(RelayPlace(*relay))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
@@ -23,6 +23,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
 from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._traversal.broker.frame import (
@@ -56,6 +57,7 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
+    RelayPlace,
     Reply,
     Spoof,
     Spoofed,
@@ -90,6 +92,18 @@ class BrokerLimits:
     register_burst: float = 500.0
 
 
+@dataclass(slots=True)
+class BrokerCounters:
+    """What the broker has done since it started. refused: by reason, as nodes were told it."""
+
+    sessions: int = 0
+    registrations: int = 0
+    lookups: int = 0
+    introductions: int = 0
+    replies: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
 class BrokerCore:
     """One broker's state and answers."""
 
@@ -100,7 +114,7 @@ class BrokerCore:
         *,
         stun: Sequence[Endpoint] = (),
         elsewhere: Sequence[Endpoint] = (),
-        relays: Sequence[Endpoint] = (),
+        relays: Sequence[RelayPlace] = (),
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
@@ -113,6 +127,8 @@ class BrokerCore:
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
+        self.counters = BrokerCounters()
+        self.round_trips = RoundTrips()
         self._sealer = Sealer(identity, cache_size=65536)
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
@@ -143,6 +159,11 @@ class BrokerCore:
     def __len__(self) -> int:
         """How many instances are connected."""
         return len(self._registry)
+
+    @property
+    def name_count(self) -> int:
+        """How many names belong to a key."""
+        return self._registry.names.count
 
     def expire(self, now: float) -> None:
         """Forget the silent; to be called now and then where nothing arrives."""
@@ -209,8 +230,10 @@ class BrokerCore:
     ) -> list[Datagram]:
         if not self._is_fresh(hello.cookie, key, source, now):
             return self._challenge(datagram, key, envelope.request, source, now)
+        self.round_trips.answered(source, now)
         node = self._registry.instance(key, hello.instance, now)
         if node is None:
+            self.counters.sessions += 1
             session = self._random_bytes(SESSION_LENGTH)
             node = self._registry.add(key, hello.instance, session, source, now)
             if node is None:
@@ -220,6 +243,7 @@ class BrokerCore:
         # The session stays the same where one is open: a Welcome may have been lost, or the address
         # may have changed, and neither is a reason to forget what is registered.
         node.source = source
+        node.hidden = hello.hidden
         self._registry.touch(node, now)
         self.was_in_session = True
         observed = endpoint_of(source)
@@ -253,6 +277,7 @@ class BrokerCore:
         frame = self._sealer.seal(key, encode_from_broker(NO_SESSION, 0, request, Challenge(cookie)))
         if len(frame) > len(datagram):
             return self._drop("answer larger than question")
+        self.round_trips.challenged(source, now)
         return [(frame, source)]
 
     def _cookie(self, slot: int, key: bytes, source: Source) -> bytes:
@@ -273,6 +298,10 @@ class BrokerCore:
         payload = encode_from_broker(node.session, node.sent, request, body)
         return self._sealer.seal(node.key, payload), node.source
 
+    def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
+        self.counters.refused[body.reason.name.lower().replace("_", " ")] += 1
+        return self._to(node, request, body)
+
     def _asker(self, node: NodeRecord) -> Asker:
         return Asker(node.key, self._registry.names.names_of(node.key))
 
@@ -283,10 +312,11 @@ class BrokerCore:
             # Overtaken on the way by a newer one, or by Bye.
             return self._drop("old registration")
         if not self._registrations.take(node.source.host, now):
-            return [self._to(node, envelope.request, Refused(Reason.BUSY))]
+            return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
         outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
         if outcome != "kept":
-            return [self._to(node, envelope.request, Refused(_REFUSALS[outcome], name))]
+            return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
+        self.counters.registrations += 1
         node.register(envelope.counter, registration)
         self._registry.touch(node, now)
         return [self._to(node, envelope.request, Registered())]
@@ -295,9 +325,11 @@ class BrokerCore:
         assert isinstance(envelope.body, Lookup)
         if not self._requests.take(node.source.host, now):
             return self._drop("too many requests")
+        self.counters.lookups += 1
         record = self._registry.visible_name(envelope.body.name, self._asker(node))
-        answer = Unreachable(Reason.NOT_FOUND) if record is None else Found(record.key)
-        return [self._to(node, envelope.request, answer)]
+        if record is None:
+            return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
+        return [self._to(node, envelope.request, Found(record.key))]
 
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
@@ -308,22 +340,20 @@ class BrokerCore:
         if offer.name is not None:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
-                return [self._to(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
+                return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
         target = self._registry.route(offer.to, offer.port, asker, now)
         if target is None:
-            return [self._to(node, envelope.request, Unreachable(Reason.OFFLINE))]
+            return [self._refusal(node, envelope.request, Unreachable(Reason.OFFLINE))]
+        self.counters.introductions += 1
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
-        delivery = Deliver(
-            node.key, node.instance, offer.sealed, name, node.source.host, node.proved_hosts(now)
-        )
+        delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
         introduction = Introduced(
             target.key,
             target.instance,
             target.card,
-            target.source.host,
-            target.proved_hosts(now),
+            *target.whereabouts(now),
             self._tickets(node.key, target.key),
         )
         return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
@@ -343,10 +373,9 @@ class BrokerCore:
         target = self._registry.instance(reply.to, reply.instance, now)
         if target is None:
             return self._drop("reply to nobody")
+        self.counters.replies += 1
         name = node.names[0] if node.names else None
-        delivery = Deliver(
-            node.key, node.instance, reply.sealed, name, node.source.host, node.proved_hosts(now)
-        )
+        delivery = Deliver(node.key, node.instance, reply.sealed, name, *node.whereabouts(now))
         return [self._to(target, 0, delivery)]
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:

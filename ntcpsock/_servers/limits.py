@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import suppress
-
 from ntcpsock._address import site_of
 
 _MOST_BUCKETS = 65536
@@ -34,11 +31,3 @@ class RateLimit:
         if len(self._buckets) > self._size:
             del self._buckets[next(iter(self._buckets))]
         return allowed
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as this process may have: the usual 1,024 are for programs that use `select`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):  # not where "any number" is not meant
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -58,6 +58,11 @@ class NameStore:
         except (sqlite3.Error, OSError) as error:
             raise ConfigurationError(f"{path}: {error}") from error
 
+    @property
+    def count(self) -> int:
+        """How many names there are."""
+        return self._count
+
     def get(self, name: str) -> NameRecord | None:
         """Who has `name`."""
         row = self._database.execute("SELECT name, key, allow FROM names WHERE name = ?", (name,)).fetchone()

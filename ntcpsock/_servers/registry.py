@@ -28,6 +28,7 @@ class NodeRecord:
         "allow",
         "card",
         "expires",
+        "hidden",
         "instance",
         "key",
         "names",
@@ -53,6 +54,8 @@ class NodeRecord:
         self.sent = 0
         self.ttl = MIN_TTL
         self.expires = now + MIN_TTL
+        #: Whether nobody is to be told where it is.
+        self.hidden = False
         #: Whether others are introduced to it.
         self.registered = False
         #: The counter of the latest Register or Bye: one that was overtaken on the way is void.
@@ -69,9 +72,12 @@ class NodeRecord:
         others = [entry for entry in self.proved if entry[0] != host and entry[1] > now]
         self.proved = (*others, (host, now + self.ttl))[-MAX_PROVED:]
 
-    def proved_hosts(self, now: float) -> tuple[str, ...]:
-        """Where it is beside the address of its session."""
-        return tuple(host for host, until in self.proved if until > now and host != self.source.host)
+    def whereabouts(self, now: float) -> tuple[str, tuple[str, ...]]:
+        """What others are told: the address of its session, and where it is beside; nothing of one that hides."""
+        if self.hidden:
+            return "", ()
+        here = self.source.host
+        return here, tuple(host for host, until in self.proved if until > now and host != here)
 
     def register(self, counter: int, registration: Register) -> None:
         """Replace what it offered before."""

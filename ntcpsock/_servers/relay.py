@@ -1,4 +1,5 @@
-"""`GET /relay`: two nodes that present the tickets of one session get joined, and the kernel moves their bytes.
+"""`GET /relay`: two nodes that present the tickets of one session get joined, and the kernel moves their bytes (this
+process does, where either came over TLS).
 
 What the relay sees is ciphertext. What it bounds: who may enter (tickets of a broker that shares its secret, each
 good once), how long the first waits for the second, how many connections a node has here, how much it moves, and how
@@ -21,8 +22,9 @@ import trio
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._servers.limits import RateLimit
-from ntcpsock._servers.splice import Forwarder, Meter
-from ntcpsock._servers.web import Visitor
+from ntcpsock._servers.splice import End, Forwarder, Meter
+from ntcpsock._servers.tls_stream import KernelSocket
+from ntcpsock._servers.visitor import Visitor
 from ntcpsock._traversal.relay.message import (
     TICKET_HEADER,
     UPGRADE,
@@ -37,7 +39,11 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, at once
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 _SWEEP_INTERVAL: Final = 10.0
 # Of refusals that no later try with the same ticket can change.
-_STATUS: Final = {"ticket was used": 409, "the other side has left": 410}
+_STATUS: Final = {
+    "ticket was used": 409,
+    "the other side has left": 410,
+    "the relay is about to end": 503,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,8 @@ class _Place:
     async def _watch(self, gone: trio.CancelScope) -> None:
         """Cancel `gone` when the node leaves. What it says already is the other side's, and stays."""
         try:
-            if not await self.visitor.stream.socket.recv(1, socket.MSG_PEEK):
+            # Of TLS, too, an end of the connection is what tells: its records stay for whoever opens them.
+            if not await self.visitor.socket.recv(1, socket.MSG_PEEK):
                 gone.cancel()
         except OSError:
             gone.cancel()
@@ -142,6 +149,8 @@ class RelayDesk:
         self._of_node: Counter[bytes] = Counter()
         self._allowances: dict[bytes, _Allowance] = {}
         self._last_bytes: dict[trio.CancelScope, float] = {}
+        self._is_draining = False
+        self._changed = trio.Event()
 
     async def serve(self, visitor: Visitor) -> None:
         """One side's connection, until it ends."""
@@ -168,6 +177,18 @@ class RelayDesk:
         with self._counted(ticket):
             await self._seat(_Place(visitor, ticket))
 
+    @property
+    def pairs(self) -> int:
+        """How many are joined now."""
+        return len(self._last_bytes)
+
+    async def drain(self) -> None:
+        """Give no seats any more but those whose other side waits; return when nobody is here."""
+        self._is_draining = True
+        while self.counters.open:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
     async def sweep(self) -> NoReturn:
         """End what has been silent for too long; forget tickets whose time is over."""
         while True:
@@ -191,6 +212,8 @@ class RelayDesk:
         """Why a good ticket does not get in, or None; from now on it is used."""
         if (ticket.session, ticket.seat) in self._used:
             return "ticket was used"
+        if self._is_draining and ticket.session not in self._waiting:
+            return "the relay is about to end"
         if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
             return "the other side has left"
         if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
@@ -219,6 +242,7 @@ class RelayDesk:
             yield
         finally:
             self.counters.open -= 1
+            self._changed.set()
             self._of_node[ticket.node] -= 1
             if not self._of_node[ticket.node]:
                 del self._of_node[ticket.node]
@@ -257,16 +281,16 @@ class RelayDesk:
 
     async def _join(self, first: _Place, second: _Place) -> None:
         self.counters.joined += 1
-        sockets = (first.visitor.stream.socket, second.visitor.stream.socket)
-        for sock in sockets:
-            _keep_alive(sock)
+        ends = [_end(place.visitor) for place in (first, second)]
+        for end in ends:
+            _keep_alive(end.socket)
         is_broken = False
 
-        async def forward(source: trio.socket.SocketType, sink: trio.socket.SocketType) -> None:
+        async def forward(source: End, sink: End) -> None:
             nonlocal is_broken
             try:
                 await self._forwarder.forward(source, sink, meter)
-            except OSError:
+            except (OSError, trio.BrokenResourceError):
                 is_broken = True
                 scope.cancel()
 
@@ -275,15 +299,15 @@ class RelayDesk:
             self._last_bytes[scope] = trio.current_time()
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(forward, *sockets)
-                    nursery.start_soon(forward, sockets[1], sockets[0])
+                    nursery.start_soon(forward, ends[0], ends[1])
+                    nursery.start_soon(forward, ends[1], ends[0])
             finally:
                 del self._last_bytes[scope]
         if scope.cancelled_caught:
             self.counters.resets += is_broken
-            for sock in sockets:
+            for end in ends:
                 with suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def _meter(self, scope: trio.CancelScope, *nodes: bytes) -> Meter:
         rate = self._limits.bytes_per_second
@@ -302,7 +326,11 @@ class RelayDesk:
         return meter
 
 
-def _keep_alive(sock: trio.socket.SocketType) -> None:
+def _end(visitor: Visitor) -> End:
+    return End(visitor.stream, visitor.socket, visitor.is_tls)
+
+
+def _keep_alive(sock: KernelSocket) -> None:
     with suppress(OSError):  # gone already: the first read tells
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

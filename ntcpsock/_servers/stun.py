@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import resource
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,9 +18,12 @@ from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
 from ntcpsock._servers.connect_back import ConnectBacks
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.descriptors import descriptor_limit
+from ntcpsock._servers.limits import RateLimit
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
-from ntcpsock._traversal.stun.server import BindingServer, ConnectBackOrder
+from ntcpsock._traversal.stun.link import FIRST_OCTET, Link, Order
+from ntcpsock._traversal.stun.server import BindingServer, ConnectBackOrder, Reply
 
 DEFAULT_OTHER_PORT = DEFAULT_STUN_PORT + 1
 
@@ -37,6 +40,9 @@ IDLE_TIMEOUT = 120.0
 _SEND_TIMEOUT = 10.0
 _MOST_CONNECTIONS = 10_000
 _MOST_CONNECTIONS_OF_A_HOST = 256
+_ORDER = bytes((FIRST_OCTET,))
+# Answers from the other server's address, for each client address: many users may be behind one NAT.
+_LINK_RATE, _LINK_BURST = 8.0, 64.0
 # Tries to find a port that is free on every address, for UDP and TCP, when the kernel may choose.
 _BIND_ATTEMPTS = 32
 
@@ -57,6 +63,10 @@ class StunCounters:
     tcp_open: int = 0
     connect_backs: int = 0  # tried, whatever came of them
     connect_backs_refused: int = 0  # over a limit
+    link_sent: int = 0  # answers that the other server was ordered to send
+    link_refused: int = 0  # over a limit
+    link_carried_out: int = 0  # of the other server's orders
+    link_dropped: int = 0  # what was no order, too old, or came twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,7 @@ async def serve_stun(
     idle_timeout: float = IDLE_TIMEOUT,
     most_connections: int | None = None,
     connect_back: bool = True,
+    link_key: bytes | None = None,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -89,7 +100,9 @@ async def serve_stun(
     beside 3478, else to the next port. With `other_port` alone it answers on two ports, and changes the port
     on request. Port 0 lets the kernel choose. `most_connections` defaults to half of the process's file
     descriptors, at most 10,000. "::" serves IPv6 only. `connect_back`: whether TCP clients that ask for it are
-    connected to (`_traversal/stun/connect_back.py`), a few at a time.
+    connected to (`_traversal/stun/connect_back.py`), a few at a time. `link_key`: `other_address` is another machine,
+    where the same runs with the same key, the same two ports, and our address as its other one; the clocks of both are
+    right within some seconds.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -97,15 +110,27 @@ async def serve_stun(
     if other_address is not None and other_port is None:
         other_port = DEFAULT_OTHER_PORT if port == DEFAULT_STUN_PORT else port + bool(port)
     _check_addresses(listen, port, other_address, other_port)
-    with _bound(listen, port, other_address, other_port) as (datagram_sockets, listeners):
+    if link_key is not None and (other_address is None or not port or not other_port):
+        raise ConfigurationError("a link needs the other server's address, and ports that both know")
+    own_other = None if link_key is not None else other_address
+    with _bound(listen, port, own_other, other_port) as (datagram_sockets, listeners):
         first, last = datagram_sockets[0].local, datagram_sockets[-1].local
+        if link_key is not None and other_address is not None:
+            last = Endpoint(other_address, last.port)
         core = BindingServer(
             first,
             last.host if other_address else None,
             None if other_port is None else last.port,
             connects_back=connect_back,
+            other_is_remote=link_key is not None,
         )
-        server = _StunServer(core, datagram_sockets, idle_timeout, most_connections or _connection_limit())
+        server = _StunServer(
+            core,
+            datagram_sockets,
+            idle_timeout,
+            most_connections or min(_MOST_CONNECTIONS, descriptor_limit() // 2),
+            link_key,
+        )
         endpoints = tuple(sock.local for sock in datagram_sockets)
         async with trio.open_nursery() as nursery:
             for sock in datagram_sockets:
@@ -124,6 +149,7 @@ class _StunServer:
         datagram_sockets: list[DatagramSocket],
         idle_timeout: float,
         most_connections: int,
+        link_key: bytes | None = None,
     ) -> None:
         self.counters = StunCounters()
         self._core = core
@@ -132,6 +158,8 @@ class _StunServer:
         self._most_connections = most_connections
         self._connections_of: Counter[str] = Counter()
         self._connect_backs = ConnectBacks()
+        self._link = None if link_key is None else Link(link_key)
+        self._link_limit = RateLimit(_LINK_RATE, _LINK_BURST)
 
     async def serve_datagrams(self, sock: DatagramSocket) -> NoReturn:
         # One wait, many datagrams: a trip through the scheduler costs more than an answer.
@@ -142,17 +170,53 @@ class _StunServer:
                     data, source, asked = sock.receive(_LONGEST_DATAGRAM)
                 except OSError:  # nothing left, or an ICMP error of an earlier answer
                     break
+                if self._link is not None and data[:1] == _ORDER:
+                    self._carry_out(self._link, data)
+                    continue
                 reply = self._core.handle_datagram(data, source, sock.local)
                 if reply is None:
                     self.counters.udp_dropped += 1
                     continue
                 self.counters.udp_requests += 1
                 self.counters.udp_errors += reply.error is not None
+                if reply.source not in self._by_endpoint:
+                    self._have_sent(reply, sock)
+                    continue
                 try:
                     self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
                 except OSError:
                     # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
                     self.counters.udp_unsent += 1
+
+    def _have_sent(self, reply: Reply, sock: DatagramSocket) -> None:
+        """The other server's address is to answer."""
+        assert self._link is not None, "there is no other address without it"
+        if not self._link_limit.take(reply.destination.host, trio.current_time()):
+            self.counters.link_refused += 1
+            return
+        order = Order(reply.source.port, reply.destination, reply.data)
+        try:
+            there = self._core.primary._replace(host=reply.source.host)
+            sock.send(self._link.seal(order, time.time()), there, [])
+            self.counters.link_sent += 1
+        except OSError:
+            self.counters.udp_unsent += 1
+
+    def _carry_out(self, link: Link, data: bytes) -> None:
+        """Send what the other server has us send. Whatever is wrong with its order is counted, never raised."""
+        try:
+            order = link.open_untrusted(data, time.time())
+            sock = self._by_endpoint.get(Endpoint(self._core.primary.host, order.port))
+            if sock is None:
+                raise BadMessage("the other server has other ports")
+        except BadMessage:
+            self.counters.link_dropped += 1
+            return
+        try:
+            sock.send(order.response, order.destination, [])
+            self.counters.link_carried_out += 1
+        except OSError:
+            self.counters.udp_unsent += 1
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         try:
@@ -265,8 +329,3 @@ def _open(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _connection_limit() -> int:
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)

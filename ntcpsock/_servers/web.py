@@ -2,15 +2,18 @@
 
 A connection costs a stranger an address and us a descriptor: until its owner has proved something it has a deadline,
 a place among few of its host, and makes room, oldest first, where there are too many in all.
+
+With a certificate the port speaks TLS to whoever begins with a ClientHello, and stays plain for everybody else: what
+goes over it is sealed from node to node anyway, so TLS hides only what it is, and gets it through networks that let
+nothing else pass.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import resource
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -19,19 +22,22 @@ import trio
 
 from ntcpsock._address import Endpoint, site_of
 from ntcpsock._errors import BadMessage
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import endpoint_of
+from ntcpsock._servers.descriptors import descriptor_limit
+from ntcpsock._servers.networks import Networks
+from ntcpsock._servers.visitor import RECEIVE_SIZE, Handler, Visitor
 
-_RECEIVE_SIZE: Final = 4096
 _BACKLOG: Final = 1024
-# Seconds for an answer that ends the connection to arrive, and bytes that are read and dropped meanwhile.
-_ANSWER_DEADLINE: Final = 5.0
-_MOST_DRAINED: Final = 65536
+# ContentType handshake (RFC 8446 section 5.1); no HTTP method begins so.
+_TLS_HANDSHAKE: Final = b"\x16"
 
 
 @dataclass(frozen=True, slots=True)
 class WebLimits:
     """connections: None is half of the process's descriptors. unproven: in all, and of one host. Seconds:
-    header_deadline until a whole request has come, proof_deadline until its owner has proved something."""
+    header_deadline until a whole request has come, TLS included; proof_deadline until its owner has proved
+    something."""
 
     connections: int | None = None
     unproven: int = 1024
@@ -50,64 +56,8 @@ class WebCounters:
     displaced: int = 0  # unproven, to make room
     late: int = 0  # no request, or no proof, in time
     broken: int = 0  # no HTTP, or gone half-way
+    tls: int = 0  # of the accepted, those that began with TLS
     open: int = 0
-
-
-class Visitor:
-    """One connection with its request. `scope` ends it at its deadline; a handler that returns ends it too."""
-
-    def __init__(self, stream: trio.SocketStream, source: Endpoint, header_bytes: int) -> None:
-        self.stream = stream
-        self.source = source
-        self.scope = trio.CancelScope()
-        self.request: h11.Request | None = None
-        #: Bytes that came behind the request.
-        self.rest = b""
-        self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=header_bytes)
-        #: To be called when the owner has proved something: no limit for strangers holds from then on.
-        self.proved: Callable[[], None] = lambda: None
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        assert self.request is not None
-        return list(self.request.headers)
-
-    def header(self, name: str) -> bytes | None:
-        """The value of a header that stands there once; None otherwise."""
-        values = [value for key, value in self.headers if key == name.encode()]
-        return values[0] if len(values) == 1 else None
-
-    async def answer(self, status: int, text: str, content_type: str = "text/plain") -> None:
-        """A whole response; the connection ends with it."""
-        body = text.encode()
-        headers = [
-            ("Content-Type", f"{content_type}; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("Connection", "close"),
-        ]
-        if self.connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
-        data = self.connection.send(h11.Response(status_code=status, headers=headers)) or b""
-        is_head = self.request is not None and self.request.method == b"HEAD"
-        data += b"" if is_head else self.connection.send(h11.Data(data=body)) or b""
-        with trio.move_on_after(_ANSWER_DEADLINE):
-            await self.stream.send_all(data)
-            await self.stream.send_eof()
-            # Closed over unread bytes, the kernel would send a reset that takes our answer along.
-            unread = _MOST_DRAINED
-            while unread > 0 and (rest := await self.stream.receive_some(_RECEIVE_SIZE)):
-                unread -= len(rest)
-
-    async def switch(self, protocol: str) -> None:
-        """101: from here on the connection is `protocol`'s."""
-        headers = [("Connection", "Upgrade"), ("Upgrade", protocol)]
-        response = h11.InformationalResponse(status_code=101, headers=headers, reason=b"Switching Protocols")
-        await self.stream.send_all(self.connection.send(response) or b"")
-
-
-#: Serves one visitor whose request was for its path.
-Handler = Callable[[Visitor], Awaitable[None]]
 
 
 class WebServer:
@@ -119,12 +69,15 @@ class WebServer:
         limits: WebLimits | None = None,
         *,
         behind: Collection[str] = (),
+        certificate: CertificateFiles | None = None,
     ) -> None:
-        """behind: addresses of reverse proxies, whose word (X-Forwarded-For) for whom they bring is taken."""
+        """behind: addresses and networks of reverse proxies, whose word (X-Forwarded-For) for whom they bring is
+        taken. certificate: for those who speak TLS; None: nobody may. Raises ValueError for what is no address."""
         self._handlers = handlers
-        self._behind = frozenset(behind)
+        self._behind = Networks(behind)
+        self._certificate = certificate
         self._limits = limits or WebLimits()
-        self._most = self._limits.connections or _descriptors() // 2
+        self._most = self._limits.connections or descriptor_limit() // 2
         self._unproven: dict[Visitor, str] = {}
         self._unproven_of: Counter[str] = Counter()
         self.counters = WebCounters()
@@ -139,18 +92,16 @@ class WebServer:
         except OSError:  # gone before it was accepted
             return
         source = endpoint_of(address)
-        host = site_of(source.host.partition("%")[0])
+        host = _customer(source)
         counters, limits = self.counters, self._limits
-        is_crowded = self._unproven_of[host] >= limits.unproven_of_a_host and source.host not in self._behind
-        if counters.open >= self._most or is_crowded:
+        if counters.open >= self._most or (self._is_crowded(host) and source.host not in self._behind):
             counters.refused += 1
             return
         counters.accepted += 1
         counters.open += 1
         visitor = Visitor(stream, source, limits.header_bytes)
         visitor.proved = lambda: self._proved(visitor)
-        self._unproven[visitor] = host
-        self._unproven_of[host] += 1
+        self._count(visitor, host)
         if len(self._unproven) > limits.unproven:
             oldest = next(iter(self._unproven))
             oldest.scope.cancel()
@@ -164,11 +115,13 @@ class WebServer:
         except (BadMessage, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             counters.broken += 1
         finally:
+            visitor.close()
             self._proved(visitor)
             counters.open -= 1
 
     async def _serve(self, visitor: Visitor) -> None:
         try:
+            await self._begin_tls(visitor)
             if not await self._read_request(visitor):
                 self.counters.broken += 1
                 return
@@ -178,8 +131,10 @@ class WebServer:
             return
         visitor.scope.deadline = trio.current_time() + self._limits.proof_deadline
         assert visitor.request is not None
-        if visitor.source.host in self._behind:
-            visitor.source = _forwarded(visitor)
+        if visitor.source.host in self._behind and not self._believe(visitor):
+            self.counters.refused += 1
+            await visitor.answer(429, "Too many connections of this address.\n")
+            return
         path = visitor.request.target.partition(b"?")[0].decode("ascii", "replace")
         handler = self._handlers.get(path)
         if handler is None:
@@ -189,12 +144,21 @@ class WebServer:
         else:
             await handler(visitor)
 
+    async def _begin_tls(self, visitor: Visitor) -> None:
+        """With whoever wants it. Raises trio.BrokenResourceError where that fails."""
+        if self._certificate is None:
+            return
+        if await visitor.socket.recv(1, socket.MSG_PEEK) != _TLS_HANDSHAKE:
+            return
+        self.counters.tls += 1
+        await visitor.begin_tls(self._certificate.context)
+
     async def _read_request(self, visitor: Visitor) -> bool:
         """Whether a whole one came."""
         while True:
             event = visitor.connection.next_event()
             if event is h11.NEED_DATA:
-                visitor.connection.receive_data(await visitor.stream.receive_some(_RECEIVE_SIZE))
+                visitor.connection.receive_data(bytes(await visitor.stream.receive_some(RECEIVE_SIZE)))
             elif isinstance(event, h11.Request):
                 visitor.request = event
                 # For the state machine: what follows belongs to the handler.
@@ -205,12 +169,35 @@ class WebServer:
             else:
                 return False
 
+    def _believe(self, visitor: Visitor) -> bool:
+        """A proxy's word for whom it brings, who is counted from here on; False: he has too many connections."""
+        source = _forwarded(visitor)
+        host = _customer(source)
+        if source.host not in self._behind and self._is_crowded(host):
+            return False
+        visitor.source = source
+        if visitor in self._unproven:
+            self._proved(visitor)
+            self._count(visitor, host)
+        return True
+
+    def _is_crowded(self, host: str) -> bool:
+        return self._unproven_of[host] >= self._limits.unproven_of_a_host
+
+    def _count(self, visitor: Visitor, host: str) -> None:
+        self._unproven[visitor] = host
+        self._unproven_of[host] += 1
+
     def _proved(self, visitor: Visitor) -> None:
         host = self._unproven.pop(visitor, None)
         if host is not None:
             self._unproven_of[host] -= 1
             if not self._unproven_of[host]:
                 del self._unproven_of[host]
+
+
+def _customer(source: Endpoint) -> str:
+    return site_of(source.host.partition("%")[0])
 
 
 def _forwarded(visitor: Visitor) -> Endpoint:
@@ -236,8 +223,3 @@ def open_listener(listen: str, port: int, *, dual: bool = False) -> trio.SocketL
     except BaseException:
         sock.close()
         raise
-
-
-def _descriptors() -> int:
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else soft

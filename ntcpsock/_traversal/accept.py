@@ -15,7 +15,7 @@ import trio
 from msgspec import structs
 
 from ntcpsock._address import Endpoint, encode_node_id
-from ntcpsock._config import Encryption
+from ntcpsock._config import UDP_TECHNIQUES, Encryption
 from ntcpsock._datagram_way import OpenRoad
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier
@@ -30,7 +30,8 @@ from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.message import derive_credentials
-from ntcpsock._traversal.datagram_plan import handshake_rtt, make_datagram_plan
+from ntcpsock._traversal.checks.port import UdpPort
+from ntcpsock._traversal.datagram_plan import birthday_cost, handshake_rtt, make_datagram_plan
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
@@ -100,6 +101,10 @@ class AcceptContext(Protocol):
     def nursery(self) -> trio.Nursery: ...
     @property
     def consent_interval(self) -> float: ...
+    @property
+    def birthday_sockets(self) -> int: ...
+    @property
+    def birthday_rate(self) -> float: ...
 
 
 class Acceptor:
@@ -164,6 +169,7 @@ class Acceptor:
             warm.profile,
             self._node.broker_rtt,
             raw=self._node.offers_raw,
+            relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
@@ -252,8 +258,15 @@ class Acceptor:
                 talk = Talk(
                     offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending), spoof
                 )
-                joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, JOINT_BUDGET)
-                pending.nursery.start_soon(self._follow, pending, joint, talk)
+                access = None
+                if offer.technique in UDP_TECHNIQUES:
+                    access = self._datagram_access(pending, offer, offer.technique, lambda: None)
+                budget = JOINT_BUDGET if access is None else DIAL_BUDGET
+                uses = (
+                    birthday_cost(self._node.birthday_sockets, self._node.birthday_rate) if access else None
+                )
+                joint = PlannedAttempt(offer.technique, Endpoint(proven_host, 0), 0.0, budget, uses=uses)
+                pending.nursery.start_soon(self._follow, pending, joint, talk, access)
 
     def _check_towards(self, pending: PendingDial, offer: Offer, warm: WarmPort) -> None:
         """Check the dialer's UDP candidates, each round by itself: every one has a port and credentials of its own."""
@@ -283,31 +296,42 @@ class Acceptor:
             if pending.datagram_aim.allows(target) and self._shared_datagram_aim.allows(target, now)
         )
         port = warm.datagram.port
+        access = self._datagram_access(pending, offer, plan.attempt.technique, lambda: port)
+        access = replace(access, plan=replace(plan, targets=targets))
+        pending.checked.add(offer.round)
+        pending.nursery.start_soon(self._attempt, pending, plan.attempt, None, access)
+
+    def _datagram_access(
+        self, pending: PendingDial, offer: Offer, technique: str, take_port: Callable[[], UdpPort | None]
+    ) -> DatagramAccess:
+        standpoint = self._node.surroundings.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
+        also_proven = standpoint.also_proven(pending.delivery.also_observed)
         authenticate: AuthenticatePath = partial(
             self.doorkeeper.authenticate_path,
-            technique=plan.attempt.technique,
+            technique=technique,
             nursery=self._node.nursery,
             rtt=handshake_rtt(self._path_rtt(offer)),
         )
         if self._node.encryption == "off":
             authenticate = partial(
                 self.doorkeeper.authenticate_bare_path,
-                technique=plan.attempt.technique,
+                technique=technique,
                 dial_id=offer.dial_id,
                 token=offer.token,
             )
-        access = DatagramAccess(
-            replace(plan, targets=targets),
+        return DatagramAccess(
+            None,
             derive_credentials(offer.token, offer.round, "listener"),
-            lambda: port,
+            take_port,
             self._node.nursery,
             authenticate,
             (proven_host, *also_proven),
             port_is_ours=False,
             consent_interval=self._node.consent_interval,
+            birthday_sockets=self._node.birthday_sockets,
+            birthday_rate=self._node.birthday_rate,
         )
-        pending.checked.add(offer.round)
-        pending.nursery.start_soon(self._attempt, pending, plan.attempt, None, access)
 
     def _follow_to_relay(self, pending: PendingDial, offer: Offer) -> None:
         """A relay is made ready early, and taken only when nothing direct has come. Nobody is aimed at."""
@@ -317,15 +341,17 @@ class Acceptor:
             planned = PlannedAttempt("relay", self._node.relays[0], 0.0, DIAL_BUDGET)
             pending.nursery.start_soon(self._attempt, pending, planned, talk)
 
-    async def _follow(self, pending: PendingDial, joint: PlannedAttempt, talk: Talk) -> None:
+    async def _follow(
+        self, pending: PendingDial, joint: PlannedAttempt, talk: Talk, datagram: DatagramAccess | None
+    ) -> None:
         if joint.technique not in COSTLY_TECHNIQUES:
-            await self._attempt(pending, joint, talk)
+            await self._attempt(pending, joint, talk, datagram)
             return
         async with self._node.pairs.follow(pending.delivery.sender, pending.offer.dial_id) as scope:
             if scope is None:
                 self._count("joint attempts of this pair, or of all, are under way")
             else:
-                await self._attempt(pending, joint, talk)
+                await self._attempt(pending, joint, talk, datagram)
 
     def _waiting_time(self, offer: Offer, theirs: NATProfile, ours: NATProfile) -> float:
         if self._node.private and offer.round == 1:

@@ -133,6 +133,7 @@ async def _card_from_answer(dial: Dial) -> Card:
         answer.profile,
         answer.broker_rtt,
         raw=answer.raw,
+        relayed=answer.relayed,
         udp_profile=answer.udp_profile,
     )
 
@@ -140,10 +141,11 @@ async def _card_from_answer(dial: Dial) -> Card:
 async def _punch(
     node: DialContext, dial: Dial, card: Card, warm: WarmPort, report: Report, given: GivenSocket | None
 ) -> Connection:
-    note_sides(report, (warm.profile, warm.candidates), (card.profile, card.candidates))
+    note_sides(report, (warm.profile, warm.offered), (card.profile, card.candidates))
     race = DirectRace(node, dial, card, warm, report, given)
+    has_prospect = card.relayed or bool(set(node.techniques) - {"relay"})
     try:
-        connection = await race.run()
+        connection = await race.run() if has_prospect else None
     except OSError:
         raise  # the listener's own word
     except BaseException:  # cancelled, most often because its time is up
@@ -161,7 +163,7 @@ async def _punch(
             )
         elif not set(node.techniques) - {"relay"}:
             why = Explanation("Only the relay is allowed.", "")
-        why = Explanation(why.cause, f"{why.advice} {why_no_relay(node)}".lstrip())
+        why = Explanation(why.cause, f"{why.advice} {why_no_relay(node, card)}".lstrip())
         report.cause, report.advice = why.cause, why.advice
         name = full_name(dial.label)
         attempts = race.errors or [OSError("no technique that is allowed fits the candidates of both sides")]

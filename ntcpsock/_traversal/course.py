@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,8 +14,15 @@ from ntcpsock._config import Encryption, Prefer
 from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad, open_bare_road
+from ntcpsock._session.quic.carrier import quic_client_handshake
 from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import name_of_connection
+from ntcpsock._traversal.checks.driver import PunchedPath
+from ntcpsock._traversal.checks.message import derive_credentials
+from ntcpsock._traversal.checks.port import UdpPort
+from ntcpsock._traversal.datagram_plan import DatagramPlan, handshake_rtt
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
@@ -23,6 +30,7 @@ from ntcpsock._traversal.mapping import DialMapping
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.message import Candidate, Card, Transport, decode_card_untrusted
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.surroundings import Surroundings
 
 
@@ -57,6 +65,10 @@ class DialContext(Protocol):
     def nursery(self) -> trio.Nursery: ...
     @property
     def consent_interval(self) -> float: ...
+    @property
+    def birthday_sockets(self) -> int: ...
+    @property
+    def birthday_rate(self) -> float: ...
     async def take_port(self) -> WarmPort: ...
     @property
     def port_mapping_refusal(self) -> str | None: ...
@@ -116,6 +128,30 @@ class Course:
             with suppress(BadMessage):
                 return decode_card_untrusted(introduction.card, self.dial.key).candidates
         return (self.dial.answer or self.card).candidates
+
+    def datagram_access(
+        self, plan: DatagramPlan | None, round_number: int, take_port: Callable[[], UdpPort | None]
+    ) -> DatagramAccess:
+        """What an attempt over UDP in a round needs. take_port: gives the port of the direct ones."""
+        node = self.node
+        return DatagramAccess(
+            plan,
+            derive_credentials(self.dial.token, round_number, "dialer"),
+            take_port,
+            node.nursery,
+            self._authenticate_path,
+            (self.proven_host, *self.also_proven),
+            consent_interval=node.consent_interval,
+            birthday_sockets=node.birthday_sockets,
+            birthday_rate=node.birthday_rate,
+        )
+
+    async def _authenticate_path(self, path: PunchedPath) -> Carrier | BareRoad:
+        if self.dial.encryption == "off":
+            return await open_bare_road(path, self.dial.dial_id, self.dial.token)
+        return await quic_client_handshake(
+            path, self.card.fingerprint, nursery=self.node.nursery, round_trip=handshake_rtt(self.rtt)
+        )
 
     def offer(self, round_number: int, port: WarmPort, technique: str = "") -> bytes:
         return self.dial.offer(round_number, port, self.node.broker_rtt, technique)

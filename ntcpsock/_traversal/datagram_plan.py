@@ -10,8 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ntcpsock._address import Endpoint, is_private_address
+from ntcpsock._report import Budget
 from ntcpsock._traversal.candidate import may_share_network
-from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL, MAX_TRIES, TA
+from ntcpsock._traversal.checks.machine import MAX_TRIES, TA
 from ntcpsock._traversal.plan import (
     FOREIGN_LAN_DELAY_RTTS,
     LATE,
@@ -19,7 +20,9 @@ from ntcpsock._traversal.plan import (
     UNPROVEN_PACE,
     UNPROVEN_TRIES,
     PlannedAttempt,
+    either_changes,
 )
+from ntcpsock._traversal.prediction import MAX_OBSERVATIONS
 from ntcpsock._traversal.punch.message import Candidate, NATProfile
 
 TECHNIQUE = "udp-punch"
@@ -29,6 +32,15 @@ _HOPE = {"host": 0, "mapped": 1, "srflx": 2, "prflx": 3, "relay": 4}
 
 # Seconds; a repeated first packet is a large one.
 SHORTEST_HANDSHAKE_RTT = 0.1
+
+#: `udp-birthday`: ports that one side tries at most, each an entry in its own NAT for half a minute or longer, and
+#: sockets a second that the other side opens.
+MAX_PROBES = 2048
+OPENINGS_PER_SECOND = 1000.0
+
+#: `udp-predict`: sockets and ways of one side.
+MAX_WAYS = 256
+PREDICT_COST = Budget(MAX_WAYS + MAX_OBSERVATIONS, 1000.0, MAX_WAYS + MAX_OBSERVATIONS)
 
 # Ways of the first packet: each costs it once more.
 MAX_GUESSES = 2
@@ -102,10 +114,59 @@ def make_datagram_plan(
     first = sure[0] if sure else targets[0].remote
     delay = LATE if TECHNIQUE in late else 0.0
     return DatagramPlan(
-        PlannedAttempt(TECHNIQUE, first, delay, budget),
+        PlannedAttempt(TECHNIQUE, first, delay, budget, uses=Budget(1, 1 / TA, len(targets))),
         tuple(targets),
         tuple(sorted(guesses.values(), key=sure.index))[:MAX_GUESSES],
     )
+
+
+# Seconds until a joint technique starts: at once where one side's mappings are known to change, late where nobody
+# knows, and last where neither's do. Prediction needs few entries and a moment, so it comes first.
+_JOINT_DELAY = {True: 0.0, None: 1.0, False: 2.5}
+_BIRTHDAY_LATER = 0.3
+# Where TCP is preferred and predicts as well it comes first: two at a time cost the NATs twice as much.
+_BEHIND_TCP = 1.0
+PREDICT_BUDGET = 6.0
+BIRTHDAY_BUDGET = 12.0
+
+
+def make_joint_datagram_plan(
+    local: NATProfile,
+    remote: NATProfile,
+    *,
+    techniques: Collection[str],
+    budget: float,
+    proven_host: str,
+    earliest: float = 0.0,
+    late: Collection[str] = (),
+    birthday: Budget | None = None,
+    behind_tcp: bool = False,
+) -> tuple[PlannedAttempt, ...]:
+    """The leader's joint attempts over UDP, earliest first, as `make_joint_plan`. local, remote: of UDP; birthday: what
+    that technique may use (`birthday_cost`); behind_tcp: whether `tcp-predict` is to have its turn before."""
+    if not proven_host:
+        return ()
+    changes = either_changes(local, remote)
+    planned = []
+    for technique, later, most, cost in (
+        ("udp-predict", 0.0, PREDICT_BUDGET, PREDICT_COST),
+        ("udp-birthday", _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
+    ):
+        delay = max(earliest, _JOINT_DELAY[changes] + later + (_BEHIND_TCP if behind_tcp else 0.0))
+        delay += LATE if technique in late else 0.0
+        if technique in techniques and delay < budget:
+            planned.append(
+                PlannedAttempt(
+                    technique, Endpoint(proven_host, 0), delay, min(budget, delay + most), uses=cost
+                )
+            )
+    return tuple(planned)
+
+
+def birthday_cost(sockets: int, rate: float) -> Budget:
+    """The most that `udp-birthday` uses at one side: it opens sockets where that side's NAT changes, and tries ports
+    where the other one's does."""
+    return Budget(sockets + MAX_OBSERVATIONS, max(rate, OPENINGS_PER_SECOND), max(sockets, MAX_PROBES))
 
 
 def udp_profile(profile: NATProfile, of_udp: NATProfile | None) -> NATProfile:
@@ -116,10 +177,3 @@ def udp_profile(profile: NATProfile, of_udp: NATProfile | None) -> NATProfile:
 def handshake_rtt(rtt: float) -> float:
     """What a handshake may take for the path's round trip, before it has measured: what is estimated, and some."""
     return max(SHORTEST_HANDSHAKE_RTT, 1.5 * rtt)
-
-
-#: Packets a second of an attempt's checks: the first of each pair, and repetitions.
-CHECKS_PER_SECOND = 1 / TA
-
-#: Packets a second of an idle path, both sides' together.
-CONSENT_PER_SECOND = 2 / CONSENT_INTERVAL

@@ -10,16 +10,12 @@ import trio
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
-from ntcpsock._session.datagram_road import BareRoad, open_bare_road
 from ntcpsock._session.plain import PlainCarrier, greet_over
-from ntcpsock._session.quic.carrier import quic_client_handshake
 from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import client_handshake
-from ntcpsock._traversal.checks.driver import PunchedPath
-from ntcpsock._traversal.checks.message import derive_credentials
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.course import Course, DialContext, listen_at
-from ntcpsock._traversal.datagram_plan import handshake_rtt, make_datagram_plan
+from ntcpsock._traversal.datagram_plan import make_datagram_plan
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.joint import JointRounds
@@ -31,7 +27,6 @@ from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relayed import run_relay_round
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
-from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
 # than the default time-out of a connect, so that a failure can say more than "timed out".
@@ -170,15 +165,7 @@ class DirectRace:
             taken = port.take_datagram_port()
             return None if taken is None else taken.port
 
-        access = DatagramAccess(
-            plan,
-            derive_credentials(course.dial.token, round_number, "dialer"),
-            take_port,
-            course.node.nursery,
-            self._authenticate_path,
-            (course.proven_host, *course.also_proven),
-            consent_interval=course.node.consent_interval,
-        )
+        access = course.datagram_access(plan, round_number, take_port)
         race.start_datagrams(access, port.datagram.port.number)
 
     def _waiting_time(self, ours: NATProfile, theirs: NATProfile, round_number: int) -> float:
@@ -199,14 +186,6 @@ class DirectRace:
             return await greet_over(sock, dial.dial_id, dial.token)
         assert not isinstance(sock, GivenSocket), "TLS has its own socket"
         return await client_handshake(sock, self._course.card.fingerprint)
-
-    async def _authenticate_path(self, path: PunchedPath) -> Carrier | BareRoad:
-        course = self._course
-        if course.dial.encryption == "off":
-            return await open_bare_road(path, course.dial.dial_id, course.dial.token)
-        return await quic_client_handshake(
-            path, course.card.fingerprint, nursery=course.node.nursery, round_trip=handshake_rtt(course.rtt)
-        )
 
     async def _follow_answer(self, race: Race, *, task_status: trio.TaskStatus[None]) -> None:
         """The answer may refuse, or bring candidates that are newer than the card."""

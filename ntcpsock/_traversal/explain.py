@@ -12,6 +12,8 @@ from ntcpsock._traversal.punch.message import Candidate, NATProfile
 
 _SIDES = (("local", "this side"), ("remote", "the other side"))
 
+_PREDICTING = ("tcp-predict", "udp-predict")
+
 _OPEN_ONE_SIDE = (
     "Give either side a public address or a forwarded port, or switch PCP, NAT-PMP or UPnP on in its router"
 )
@@ -37,9 +39,13 @@ def note_sides(
     for (name, _), (profile, candidates) in zip(_SIDES, (local, remote), strict=True):
         report.profiles[name] = {
             **msgspec.structs.asdict(profile),
-            "own": [str(candidate.endpoint) for candidate in candidates if candidate.type == "host"],
-            "seen": [str(candidate.endpoint) for candidate in candidates if candidate.type != "host"],
+            "own": [_place(candidate) for candidate in candidates if candidate.type == "host"],
+            "seen": [_place(candidate) for candidate in candidates if candidate.type != "host"],
         }
+
+
+def _place(candidate: Candidate) -> str:
+    return f"{candidate.endpoint} (UDP)" if candidate.transport == "udp" else str(candidate.endpoint)
 
 
 def explain(report: Report) -> Explanation:
@@ -78,7 +84,7 @@ def explain(report: Report) -> Explanation:
 
 def _foreseen(attempts: Sequence[Attempt]) -> str:
     """What prediction made of it, as the end of a sentence."""
-    predicting = [entry for entry in attempts if entry.technique == "tcp-predict"]
+    predicting = [entry for entry in attempts if entry.technique in _PREDICTING]
     if not predicting:
         return ""
     if any("too many ports" in entry.outcome for entry in predicting):

@@ -64,6 +64,8 @@ class WarmPort:
     ipv6_hosts: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
     datagram: WarmDatagramPort | None = None
+    #: What the NAT does with UDP, when that port has been taken.
+    taken_profile: NATProfile | None = None
 
     def close(self) -> None:
         for sock in (*self.listeners, *self.stun_sockets):
@@ -79,13 +81,14 @@ class WarmPort:
     @property
     def udp_profile(self) -> NATProfile | None:
         """What the NAT does with UDP; None where that is not known to differ from TCP."""
-        if self.datagram is None or self.datagram.profile in (NATProfile(), self.profile):
-            return None
-        return self.datagram.profile
+        known = self.taken_profile if self.datagram is None else self.datagram.profile
+        return None if known in (None, NATProfile(), self.profile) else known
 
     def take_datagram_port(self) -> WarmDatagramPort | None:
         """The UDP port, which is the caller's to close from here on."""
         taken, self.datagram = self.datagram, None
+        if taken is not None:
+            self.taken_profile = taken.profile
         return taken
 
     def set_mapped(self, external: Endpoint | None) -> bool:

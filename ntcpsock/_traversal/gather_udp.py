@@ -144,13 +144,13 @@ def _hosts(servers: Sequence[Endpoint]) -> tuple[str, ...]:
 
 
 def _candidates(hosts: Sequence[str], number: int, seen: Sequence[Endpoint]) -> tuple[Candidate, ...]:
-    """The reflexive ones are needed most: host candidates make room for them."""
+    """The reflexive ones first: they are needed most, and a card may have no room for the last."""
     local = {Endpoint(host, number) for host in hosts}
     reflexive = [
         Candidate("srflx", "udp", *endpoint) for endpoint in dict.fromkeys(seen) if endpoint not in local
     ][:2]
     host = [Candidate("host", "udp", host, number) for host in hosts]
-    return tuple(host[: MAX_UDP_CANDIDATES - len(reflexive)] + reflexive)
+    return tuple(reflexive + host)[:MAX_UDP_CANDIDATES]
 
 
 def refresh_interval(pace: float) -> float:

@@ -9,12 +9,16 @@ from dataclasses import replace
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import TECHNIQUES
+from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES
 from ntcpsock._traversal.candidate import ipv4_host
 from ntcpsock._traversal.course import Course
+from ntcpsock._traversal.datagram_plan import birthday_cost, make_joint_datagram_plan, udp_profile
 from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, PlannedAttempt, make_joint_plan, raw_obstacles
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
+
+#: Behind those that have a number of their own.
+FIRST_UDP_ROUND = 17
 
 
 class JointRounds:
@@ -41,8 +45,26 @@ class JointRounds:
             )
             begin = trio.current_time()
             async with trio.open_nursery() as rounds:
-                for number, planned in enumerate(plan, start=self._first_number):
-                    rounds.start_soon(self._joint_round, number, planned, begin)
+                for first, attempts in (
+                    (self._first_number, plan),
+                    (FIRST_UDP_ROUND, self._datagram_plan(earliest)),
+                ):
+                    for number, planned in enumerate(attempts, start=first):
+                        rounds.start_soon(self._joint_round, number, planned, begin)
+
+    def _datagram_plan(self, earliest: float) -> tuple[PlannedAttempt, ...]:
+        course = self._course
+        return make_joint_datagram_plan(
+            udp_profile(course.warm.profile, course.warm.udp_profile),
+            udp_profile(course.card.profile, course.card.udp_profile),
+            techniques=course.techniques,
+            budget=course.remaining,
+            proven_host=ipv4_host(course.proven_host, *course.also_proven),
+            earliest=earliest,
+            late=course.node.surroundings.late_techniques,
+            birthday=birthday_cost(course.node.birthday_sockets, course.node.birthday_rate),
+            behind_tcp=course.node.prefer == "tcp" and "tcp-predict" in course.techniques,
+        )
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
         """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""
@@ -74,7 +96,9 @@ class JointRounds:
                         return
 
             together.start_soon(announce)
-            await self._race.run_joint(planned, warm.port, talk)
+            is_udp = planned.technique in UDP_TECHNIQUES
+            datagram = course.datagram_access(None, number, lambda: None) if is_udp else None
+            await self._race.run_joint(planned, warm.port, talk, datagram)
             together.cancel_scope.cancel()
 
     def _possible_techniques(self) -> list[str]:

@@ -58,7 +58,7 @@ class HeldPorts:
 async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
     """Observe the NAT in this moment. Servers that do not answer are left out; raises OSError without a free port."""
     servers = [server for server in servers if not server.is_ipv6]
-    held = HeldPorts(budget=_descriptor_budget())
+    held = HeldPorts(budget=descriptor_budget())
     try:
         if servers:
             await _look(held, servers, FIRST_SAMPLES)
@@ -107,7 +107,7 @@ async def _ask(sock: trio.socket.SocketType, server: Endpoint) -> Observation | 
     return Observation(port, server, result.mapped)
 
 
-def _descriptor_budget() -> int:
+def descriptor_budget() -> int:
     """Sockets that this process may still open, up to MAX_SESSIONS."""
     if sys.platform == "win32":
         return MAX_SESSIONS

@@ -21,7 +21,7 @@ Group = Literal["tcp", "udp", "relay", "incoming"]
 # A TCP connection is authenticated one round trip after a QUIC one: they begin together, and TLS needs a connection.
 GRACE_RTTS = 1.5
 SHORTEST_GRACE = 0.05
-LONGEST_GRACE = 0.5
+LONGEST_GRACE = 1.0
 
 
 def group_of(technique: str) -> Group:

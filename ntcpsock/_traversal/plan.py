@@ -41,10 +41,17 @@ SHORTEST_MAPPED_COURTESY = 0.1
 
 #: Techniques that both sides do together, in a round that the leader announces. So is the relay, which has a plan of
 #: its own (`relay_plan.py`).
-JOINT_TECHNIQUES = ("tcp-predict", "tcp-stunt2", "tcp-natblaster", "tcp-stunt1")
+JOINT_TECHNIQUES = (
+    "tcp-predict",
+    "tcp-stunt2",
+    "tcp-natblaster",
+    "tcp-stunt1",
+    "udp-predict",
+    "udp-birthday",
+)
 
 #: Those that hold hundreds of sockets and NAT entries: one at a time between two nodes.
-COSTLY_TECHNIQUES = ("tcp-predict",)
+COSTLY_TECHNIQUES = ("tcp-predict", "udp-birthday")
 
 #: Those that need raw packets at both ends.
 RAW_TECHNIQUES = ("tcp-natblaster", "tcp-stunt1")
@@ -82,7 +89,8 @@ class PlannedAttempt:
     """One attempt: its technique and where to. It starts `delay` and ends at the latest `budget` seconds after
     the plan begins; `max_tries` bounds the SYNs to one endpoint, `patience` the seconds that one may stay unanswered.
     A joint technique learns the ports on the way: its `remote` is the peer's public address with port 0. source: the
-    own address to come from, where that is not the one that leads there by itself."""
+    own address to come from, where that is not the one that leads there by itself. uses: the most that it uses; None:
+    as TCP's do."""
 
     technique: str
     remote: Endpoint
@@ -91,6 +99,7 @@ class PlannedAttempt:
     max_tries: int = MAX_TRIES
     patience: float = math.inf
     source: str = ""
+    uses: Budget | None = None
 
     @property
     def is_check(self) -> bool:
@@ -99,6 +108,8 @@ class PlannedAttempt:
 
     def cost(self, rtt: float) -> Budget:
         """The most that it uses, on a path of `rtt` seconds."""
+        if self.uses is not None:
+            return self.uses
         if self.technique in _JOINT_COSTS:
             return _JOINT_COSTS[self.technique]
         # A refused SYN is repeated after a pause that is half the span in the mean.
@@ -187,7 +198,7 @@ def make_joint_plan(
         return ()
     planned = []
     if "tcp-predict" in techniques:
-        usual = _PREDICT_DELAY[_either_changes(local, remote)] + (LATE if "tcp-predict" in late else 0.0)
+        usual = _PREDICT_DELAY[either_changes(local, remote)] + (LATE if "tcp-predict" in late else 0.0)
         delay = max(earliest, usual)
         while delay < min(budget, _PREDICT_DELAY[None] + PREDICT_BUDGET):
             planned.append(
@@ -249,13 +260,13 @@ def mapping_delay(
     """Seconds after its start when a dialer asks its own router for a port. candidates: the listener's."""
     if "tcp-open" not in techniques:
         return 0.0
-    delay = _MAPPING_DELAY[_either_changes(local, remote)]
+    delay = _MAPPING_DELAY[either_changes(local, remote)]
     if has_public_host(candidates) or any(candidate.type == "mapped" for candidate in candidates):
         return max(delay, _UNNEEDED_MAPPING_DELAY)
     return delay
 
 
-def _either_changes(local: NATProfile, remote: NATProfile) -> bool | None:
+def either_changes(local: NATProfile, remote: NATProfile) -> bool | None:
     if local.changes or remote.changes:
         return True
     return None if None in (local.changes, remote.changes) else False

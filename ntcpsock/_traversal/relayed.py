@@ -59,7 +59,7 @@ async def run_relay_round(
         plan = make_relay_plan(
             warm.offered, card.candidates, techniques=node.techniques, relays=node.relays, rtt=rtt
         )
-        if plan is None:
+        if plan is None or not card.relayed:
             return
         begin = trio.current_time()
         await trio.sleep(plan.prepare)
@@ -81,8 +81,10 @@ async def run_relay_round(
             await tell(offer)
 
 
-def why_no_relay(node: RelayContext) -> str:
+def why_no_relay(node: RelayContext, card: Card) -> str:
     """Why a relay did not help a dial that failed."""
+    if not card.relayed and "relay" in node.techniques:
+        return "The other side lets itself be reached over no relay (its settings relay and techniques)."
     if node.encryption == "off":
         return 'Connections with encryption="off" do not go over a relay, which would read them.'
     if "relay" not in node.techniques:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ntcpsock._report import Budget
 from ntcpsock.cli.timeline import short_outcome
 
 _SIDES = (("local", "this side"), ("remote", "other side"))
@@ -43,7 +44,11 @@ def _attempt(attempt: Mapping[str, Any]) -> Iterator[str]:
     if not attempt["tries"] and attempt["remote"] and attempt["remote"][1]:
         yield f"{indent}came in from {remote} to {local}"
     else:
-        yield f"{indent}{_count(attempt['tries'])} sent from {local} to {remote}"
+        sent = _count(attempt["tries"], "check" if attempt["technique"].startswith("udp-") else "SYN")
+        yield f"{indent}{sent} sent from {local} to {remote}"
+    budget = attempt["budget"]
+    if budget["sockets"] > 1:
+        yield f"{indent}it may use {Budget(**budget)}"
     for name, text in attempt["notes"].items():
         yield f"{indent}{name}: {text}"
 
@@ -52,8 +57,8 @@ def _outcome(text: str) -> str:
     return "connected, and proved its key" if text == "ok" else text
 
 
-def _count(syns: int) -> str:
-    return "1 SYN" if syns == 1 else f"{syns or 'no'} SYNs"
+def _count(number: int, word: str) -> str:
+    return f"1 {word}" if number == 1 else f"{number or 'no'} {word}s"
 
 
 def _nat(profile: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,10 @@ def pair(
             "--technique", metavar="T[,T]", help="Only these, at both hosts. Default: all but relay."
         ),
     ] = None,
+    maps: Annotated[
+        str | None,
+        typer.Option("--maps", metavar="a|b", help="Whose router maps ports when it is asked (miniupnpd)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each try, on stdout.")] = False,
 ) -> None:
     """Connect two hosts behind two NATs, and show what happened.
@@ -87,16 +92,23 @@ def pair(
             raise typer.BadParameter(str(error), param_hint=option) from None
     if ipv6 not in IPV6:
         raise typer.BadParameter(f"one of {', '.join(IPV6)}", param_hint="--ipv6")
+    if maps is not None and (
+        maps not in ("a", "b") or not parse_kind(nat_a if maps == "a" else nat_b).translates
+    ):
+        raise typer.BadParameter("a or b, whichever router is a NAT", param_hint="--maps")
     settings = technique_settings(technique)
     more = {"cgn_a": cgn_a, "cgn_b": cgn_b, "same_nat": same_nat, "ipv6": ipv6}
     enter_namespaces()
     try:
-        with open_lab_stage(nat_a, nat_b, delay_ms / 1000, **more) as (opened, stage):
+        with (
+            open_lab_stage(nat_a, nat_b, delay_ms / 1000, **more) as (opened, stage),
+            _mapping_router(opened, maps) as mapped,
+        ):
+            start_echo(opened, stage, settings)
+            mapped()
             if program:
                 raise SystemExit(_run_program(opened, stage, program, settings))
-            succeeded = _show(
-                opened, list(dial(opened, stage, tries, listener=settings, dialer=settings)), as_json
-            )
+            succeeded = _show(opened, list(dial(opened, stage, tries, dialer=settings)), as_json)
     except (LabUnavailable, StageError) as error:
         print(f"ntcp lab: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -147,8 +159,17 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterato
         options = []
         for first, second in filter(None, (lab.server_addresses, lab.server_addresses6)):
             options += ["--listen", first, "--other-address", second]
+        if not all(_sends_udp(nat) for nat in (nat_a, nat_b)):
+            options += ["--broker-port", "443"]
         with open_stage(lab.server, *options) as stage:
             yield lab, stage
+
+
+def _sends_udp(nat: str) -> bool:
+    from ntcpsock.testing.natlab import Behaviour, parse_kind
+
+    kind = parse_kind(nat)
+    return not isinstance(kind, Behaviour) or kind.sends_udp
 
 
 def start_echo(lab: Lab, stage: Stage, settings: Mapping[str, str] | None = None) -> None:
@@ -167,17 +188,15 @@ def dial(
     stage: Stage,
     tries: int,
     *,
-    listener: Mapping[str, str] | None = None,
     dialer: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Dial TARGET from one warm node on host A; the events of all tries, `connected` or `error`.
+    """Dial TARGET, where `start_echo` listens, from one warm node on host A; the events of all tries, `connected` or
+    `error`.
 
-    listener, dialer: NTCP_* settings of the two nodes, DIRECT when None. Raises StageError where a node does not
-    work at all.
+    dialer: NTCP_* settings of that node, DIRECT when None. Raises StageError where it does not work at all.
     """
     from ntcpsock.cli.stage import StageError
 
-    start_echo(lab, stage, listener)
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
     process = stage.start(
         lab.host_a, "a", argv, stage.environment("a", **(DIRECT if dialer is None else dialer))
@@ -201,8 +220,29 @@ def technique_settings(techniques: str | None) -> Mapping[str, str]:
     return {"NTCP_TECHNIQUES": techniques}
 
 
+@contextmanager
+def _mapping_router(lab: Lab, side: str | None) -> Iterator[Callable[[], None]]:
+    """Have the router of host `side` map ports. Lends a function that waits for the listener's mapping, which must be
+    there before anybody dials; a dialer asks when it needs one."""
+    if side is None:
+        yield lambda: None
+        return
+    from ntcpsock.cli.stage import READY_DEADLINE, StageError
+    from ntcpsock.testing.natlab import port_mapper
+
+    with port_mapper(lab.nat_a if side == "a" else lab.nat_b) as mapper:
+
+        def wait() -> None:
+            deadline = time.monotonic() + READY_DEADLINE
+            while side == "b" and not mapper.mappings():
+                if time.monotonic() > deadline:
+                    raise StageError(f"host B asked its router for no port\n{mapper.log}")
+                time.sleep(0.05)
+
+        yield wait
+
+
 def _run_program(lab: Lab, stage: Stage, program: Sequence[str], settings: Mapping[str, str]) -> int:
-    start_echo(lab, stage, settings)
     environment = stage.environment("a", **settings)
     process = lab.host_a.popen(program, env=environment, stdin=None, start_new_session=False)
     return int(process.wait())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ntcpsock.cli.lab import dial, enter_namespaces, lab_app, open_lab_stage, technique_settings
+from ntcpsock.cli.lab import dial, enter_namespaces, lab_app, open_lab_stage, start_echo, technique_settings
 
 if TYPE_CHECKING:
     from ntcpsock.cli.punch_drawing import Drawing
@@ -57,7 +57,8 @@ def draw(
     enter_namespaces()
     try:
         with open_lab_stage(nat_a, nat_b, delay_ms / 1000, record=True) as (opened, stage):
-            events = list(dial(opened, stage, 1, listener=settings, dialer=settings))
+            start_echo(opened, stage, settings)
+            events = list(dial(opened, stage, 1, dialer=settings))
             time.sleep(_SETTLE * opened.path_rtt)
             if not events:
                 raise StageError("nothing was tried")

@@ -33,8 +33,29 @@ DEFAULT_KINDS = (
     "mobile",
 )
 
-#: Share of tries that must succeed where a direct path is expected.
+#: Those of `--port-mapping`: routers that a real miniupnpd can serve, and exact ones that no punch gets through.
+MAPPING_KINDS = (
+    "full-cone",
+    "cgn",
+    "rfc",
+    "default",
+    "default-accept",
+    "reject",
+    "openwrt",
+    "symmetric",
+    "apdm+preserving",
+    "cgn-session",
+    "cisco",
+    "fully-random",
+    "mobile",
+)
+
+#: Those of `--everything`: also networks that let only some things out. With the relay every pair connects.
+EVERY_KIND = (*DEFAULT_KINDS, "udp-blocked", "only-443")
+
+#: Share of tries that must succeed where a direct path is expected, and where there is a relay.
 EXPECTED_SHARE = 0.97
+EXPECTED_SHARE_RELAYED = 1.0
 #: Path round trips to connect where no port has to be foreseen: the median and the 95th percentile.
 EXPECTED_MEDIAN, EXPECTED_P95 = 2.8, 5.0
 
@@ -48,7 +69,8 @@ class MatrixFileError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Try:
     """One connect. `rtts`: its seconds in path round trips, None where the lab has no delay; `first_attempt`: the
-    winner needed no second SYN, and nothing had failed before it; `message`: why it failed."""
+    winner needed no second SYN, and nothing had failed before it; `message`: why it failed; `maps`: the host, "a" or
+    "b", whose router mapped ports, None where none did."""
 
     connected: bool
     seconds: float
@@ -56,19 +78,26 @@ class Try:
     technique: str | None = None
     first_attempt: bool = False
     message: str | None = None
+    maps: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PairResult:
-    """All tries of one ordered pair: host A, behind `nat_a`, dialled host B."""
+    """All tries of one ordered pair: host A, behind `nat_a`, dialled host B. everything: with all techniques, and a
+    relay."""
 
     nat_a: str
     nat_b: str
     tries: tuple[Try, ...]
+    everything: bool = False
 
     @property
     def expected(self) -> Way | None:
-        """Why there must be a direct path, or None."""
+        """Why there must be a path, or None."""
+        if self.everything:
+            return Way.RELAYED
+        if any(entry.maps is not None for entry in self.tries):
+            return Way.MAPPED
         return expected_direct(self.nat_a, self.nat_b)
 
     @property
@@ -92,16 +121,21 @@ class PairResult:
 
     @property
     def below_expectation(self) -> bool:
-        return self.expected is not None and self.share < EXPECTED_SHARE
+        wanted = EXPECTED_SHARE_RELAYED if self.everything else EXPECTED_SHARE
+        return self.expected is not None and self.share < wanted
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all."""
+    """What all pairs of a matrix have in common. `technique`: only these, separated by commas; None: all over TCP.
+    `port_mapping`: each pair is tried as often with host A's router mapping ports as with host B's. `everything`: over
+    UDP too, and by way of the relay."""
 
     tries: int = 5
     delay_ms: float = 25.0
     technique: str | None = None
+    port_mapping: bool = False
+    everything: bool = False
 
 
 @dataclass(slots=True)
@@ -132,6 +166,9 @@ class Matrix:
             "tries_expected": sum(len(pair.tries) for pair in expected),
             "share_expected": _share(entry.connected for pair in expected for entry in pair.tries),
             "share_unpredicted": _share(entry.connected for pair in without for entry in pair.tries),
+            "share_direct": _share(
+                entry.technique != "relay" for pair in expected for entry in pair.connected
+            ),
             "first_attempt": _share(entry.first_attempt for pair in without for entry in pair.tries),
             "median_rtts": statistics.median(rtts) if rtts else None,
             "p95_rtts": percentile(rtts, 0.95) if rtts else None,
@@ -143,16 +180,17 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
 
 
-def try_from_event(event: Mapping[str, Any], path_rtt: float) -> Try:
-    """A try out of an event line of `ntcp lab pair --json`. path_rtt: in seconds, 0 without delay."""
+def try_from_event(event: Mapping[str, Any], path_rtt: float, maps: str | None = None) -> Try:
+    """A try out of an event line of `ntcp lab pair --json`. path_rtt: in seconds, 0 without delay; maps: whose router
+    mapped ports."""
     seconds = float(event.get("seconds") or 0.0)
     rtts = round(seconds / path_rtt, 3) if path_rtt else None
     if event["event"] != "connected":
-        return Try(False, round(seconds, 4), rtts, message=str(event["message"]))
+        return Try(False, round(seconds, 4), rtts, message=str(event["message"]), maps=maps)
     attempts = (event.get("report") or {}).get("attempts", [])
     won = next((entry for entry in attempts if entry["outcome"] == "ok"), None)
     clean = won is not None and won["tries"] <= 1 and not any(_failed(entry, won) for entry in attempts)
-    return Try(True, round(seconds, 4), rtts, str(event["technique"]), clean)
+    return Try(True, round(seconds, 4), rtts, str(event["technique"]), clean, maps=maps)
 
 
 def _failed(entry: Mapping[str, Any], won: Mapping[str, Any]) -> bool:
@@ -181,9 +219,8 @@ def from_json(text: str) -> Matrix:
             raise MatrixFileError(f"format {data['format']} is another than {_FORMAT}")
         matrix = Matrix(Settings(**data["settings"]), tuple(data["kinds"]))
         for pair in data["pairs"]:
-            matrix.add(
-                PairResult(pair["nat_a"], pair["nat_b"], tuple(Try(**entry) for entry in pair["tries"]))
-            )
+            tries = tuple(Try(**entry) for entry in pair["tries"])
+            matrix.add(PairResult(pair["nat_a"], pair["nat_b"], tries, matrix.settings.everything))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MatrixFileError(f"this is no matrix: {error}") from error
     return matrix
@@ -221,8 +258,15 @@ def _pair_to_dict(pair: PairResult) -> dict[str, Any]:
         "connected": len(pair.connected),
         "technique": pair.technique,
         "median_rtts": pair.median_rtts,
-        "tries": [asdict(entry) for entry in pair.tries],
+        "tries": [_try_to_dict(entry) for entry in pair.tries],
     }
+
+
+def _try_to_dict(entry: Try) -> dict[str, Any]:
+    fields = asdict(entry)
+    if entry.maps is None:
+        del fields["maps"]
+    return fields
 
 
 def _share(outcomes: Iterable[bool]) -> float | None:

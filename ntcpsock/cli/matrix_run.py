@@ -12,8 +12,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES
 from ntcpsock.cli.matrix import PairResult, Settings, Try, try_from_event
-from ntcpsock.testing.natlab import gives_ports_sparingly
+from ntcpsock.testing.natlab import gives_ports_sparingly, parse_kind
+
+#: What a matrix is about, unless it is told otherwise.
+OVER_TCP = tuple(name for name in TECHNIQUES if name not in (*UDP_TECHNIQUES, "relay"))
 
 # Seconds for one pair: what its lab and its nodes need, and what a failing try takes.
 _START_DEADLINE = 120.0
@@ -89,27 +93,41 @@ class PairRunner:
         # Where a connect takes most ports of a small block, the next one would only meet what is left: each gets
         # routers of its own, as if minutes lay between.
         alone = gives_ports_sparingly(nat_a) or gives_ports_sparingly(nat_b)
-        for count in [1] * self._settings.tries if alone else [self._settings.tries]:
-            tries += self._try_in_one_lab(nat_a, nat_b, count, path_rtt)
-        return PairResult(nat_a, nat_b, tuple(tries))
+        for maps in self._mapping_sides(nat_a, nat_b):
+            for count in [1] * self._settings.tries if alone else [self._settings.tries]:
+                tries += self._try_in_one_lab(nat_a, nat_b, count, path_rtt, maps)
+        return PairResult(nat_a, nat_b, tuple(tries), self._settings.everything)
 
-    def _try_in_one_lab(self, nat_a: str, nat_b: str, count: int, path_rtt: float) -> list[Try]:
+    def _mapping_sides(self, nat_a: str, nat_b: str) -> Iterable[str | None]:
+        """Each host whose router shall map ports, one after the other."""
+        if not self._settings.port_mapping:
+            return [None]
+        return [side for side, nat in (("a", nat_a), ("b", nat_b)) if parse_kind(nat).translates]
+
+    def _try_in_one_lab(
+        self, nat_a: str, nat_b: str, count: int, path_rtt: float, maps: str | None
+    ) -> list[Try]:
         for number in range(1, _LABS + 1):
-            events, errors = self._pair_events(nat_a, nat_b, count)
+            events, errors = self._pair_events(nat_a, nat_b, count, maps)
             if len(events) == count or number == _LABS or self._stopping:
                 break
         if not events:
             raise PairBroken(f"{nat_a} to {nat_b}: {errors or 'no outcome'}")
-        tries = [try_from_event(event, path_rtt) for event in events]
+        tries = [try_from_event(event, path_rtt, maps) for event in events]
         # A node that broke half-way has failed the rest.
-        return tries + [Try(False, 0.0, message=f"the pair broke: {errors}")] * (count - len(tries))
+        broken = Try(False, 0.0, message=f"the pair broke: {errors}", maps=maps)
+        return tries + [broken] * (count - len(tries))
 
-    def _pair_events(self, nat_a: str, nat_b: str, count: int) -> tuple[list[dict[str, Any]], str]:
+    def _pair_events(
+        self, nat_a: str, nat_b: str, count: int, maps: str | None
+    ) -> tuple[list[dict[str, Any]], str]:
         settings = self._settings
         argv = [sys.executable, "-m", "ntcpsock", "lab", "pair", "--json", "--nat-a", nat_a, "--nat-b", nat_b]
         argv += ["--tries", str(count), "--delay-ms", f"{settings.delay_ms:g}"]
-        if settings.technique is not None:
-            argv += ["--technique", settings.technique]
+        usual = TECHNIQUES if settings.everything else OVER_TCP
+        argv += ["--technique", settings.technique or ",".join(usual)]
+        if maps is not None:
+            argv += ["--maps", maps]
         with self._lock:
             if self._stopping:
                 return [], "stopped"

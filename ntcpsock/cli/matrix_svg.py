@@ -24,6 +24,10 @@ _TECHNIQUES = {
     "lan": "#7a8794",
     "ipv6": "#00838f",
     "port-mapped": "#b26a00",
+    "udp-punch": "#3a9fd0",
+    "udp-predict": "#b48ad6",
+    "udp-birthday": "#c05fa5",
+    "relay": "#9a7b4f",
 }
 _OTHER_TECHNIQUE = "#5d6b33"
 
@@ -46,7 +50,7 @@ def heat_maps(matrix: Matrix) -> str:
     panels = (
         _Panel(
             "Connected",
-            f"of {settings.tries} tries. A host behind the row's router dials one behind the column's.",
+            f"of {_tries(matrix)}. A host behind the row's router dials one behind the column's.",
             _success,
             (("#2e9e5b", "all"), ("#e8b93a", "some"), (_PALE, "none: no direct path can be expected")),
         ),
@@ -69,6 +73,12 @@ def heat_maps(matrix: Matrix) -> str:
     for panel in panels:
         y = _draw(svg, matrix, panel, y)
     return svg.render(width, y)
+
+
+def _tries(matrix: Matrix) -> str:
+    if matrix.settings.port_mapping:
+        return f"{matrix.settings.tries} tries with the dialer's router mapping ports, as many with the listener's"
+    return f"{matrix.settings.tries} tries"
 
 
 def _draw(svg: Svg, matrix: Matrix, panel: _Panel, top: float) -> float:
@@ -160,7 +170,7 @@ def _success(pair: PairResult) -> tuple[str, str, str]:
 def _technique(pair: PairResult) -> tuple[str, str, str]:
     if pair.technique is None:
         return _PALE, _GREY, ""
-    word = pair.technique.removeprefix("tcp-")
+    word = pair.technique.removeprefix("tcp-").removeprefix("udp-")
     return _TECHNIQUES.get(pair.technique, _OTHER_TECHNIQUE), "#ffffff", word
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +21,8 @@ from ntcpsock._address import (
 )
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
+from ntcpsock._servers import logs
+from ntcpsock._servers.options import OPTIONS, Option, read_settings, relay_places, stun_endpoints
 from ntcpsock._servers.places import all_listens, reachable_address, told_addresses, version_of
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
@@ -30,12 +31,52 @@ if TYPE_CHECKING:
     import trio
 
     from ntcpsock._servers.broker import BrokerServer
-    from ntcpsock._servers.stun import StunAddresses
+    from ntcpsock._servers.stun import StunAddresses, StunCounters
 
 DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
 
 # Two STUN servers of each are announced, and a Welcome has room for eight.
 MAX_LISTENS = 4
+
+
+_SETTINGS = (
+    *(
+        OPTIONS[name]
+        for name in (
+            "listen",
+            "state_dir",
+            "stun",
+            "relay",
+            "certificate",
+            "key",
+            "behind",
+            "metrics_from",
+            "drain",
+            "allow_spoofing",
+            "log",
+            "connect_back",
+        )
+    ),
+    Option("other_address", "", "list"),
+    Option("broker_port", "", "integer"),
+    Option("stun_port", "", "integer"),
+    Option("other_stun_port", "", "integer"),
+    Option("tcp", "", "switch"),
+)
+
+
+def _help(name: str) -> str:
+    text = OPTIONS[name].help
+    return text[0].upper() + text[1:] + "."
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """File and environment become the defaults of the other options."""
+    try:
+        context.default_map = {**(context.default_map or {}), **read_settings(path, _SETTINGS)}
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
+    return path
 
 
 def serve(
@@ -75,19 +116,41 @@ def serve(
         bool, typer.Option("--tcp/--no-tcp", help="Broker and relay over TCP too, on the broker's port.")
     ] = True,
     state_dir: StateDir = None,
-    allow_spoofing: Annotated[
-        bool,
+    stun: Annotated[
+        list[str] | None,
+        typer.Option("--stun", metavar="HOST:PORT", help="Further STUN server that nodes are told."),
+    ] = None,
+    relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help=_help("key"))] = None,
+    behind: Annotated[
+        list[str] | None, typer.Option("--behind", metavar="ADDR", help=_help("behind"))
+    ] = None,
+    metrics_from: Annotated[
+        list[str] | None, typer.Option("--metrics-from", metavar="ADDR", help=_help("metrics_from"))
+    ] = None,
+    drain: Annotated[float, typer.Option("--drain", min=0, metavar="SECONDS", help=_help("drain"))] = 30.0,
+    allow_spoofing: Annotated[bool, typer.Option("--allow-spoofing", help=_help("allow_spoofing"))] = False,
+    log: Annotated[str, typer.Option("--log", metavar="FORM", help=_help("log"))] = "text",
+    config: Annotated[
+        Path | None,
         typer.Option(
-            "--allow-spoofing",
-            help="Let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1). "
-            "Needs CAP_NET_RAW.",
+            "--config",
+            metavar="FILE",
+            is_eager=True,
+            callback=_read_config,
+            help="TOML file with these settings, by their names with underscores. Or: NTCP_SERVE_* variables, by the "
+            "same names.",
         ),
-    ] = False,
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
 ) -> None:
-    """Run a STUN server, a broker and a relay until SIGINT or SIGTERM.
+    """Run a STUN server, a broker and a relay until SIGINT or SIGTERM, which lets relayed connections end.
 
-    Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes.
+    Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes. SIGHUP reads the
+    certificate again.
     """
     for option, addresses in (("--listen", listen), ("--other-address", other_address)):
         if not all(_is_address(address) for address in addresses or ()):
@@ -110,7 +173,15 @@ def serve(
         state_dir,
         allow_spoofing,
         tcp,
+        tuple(stun or ()),
+        None if relay is None else tuple(relay),
+        certificate,
+        key,
+        tuple(behind or ()),
+        tuple(metrics_from or ()),
+        drain,
     )
+    logs.set_up(log)
 
     async def main() -> None:
         await _serve(options, as_json)
@@ -131,6 +202,13 @@ class Options:
     state_dir: Path | None
     allow_spoofing: bool = False
     tcp: bool = True
+    stun: tuple[str, ...] = ()
+    relays: tuple[str, ...] | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    behind: tuple[str, ...] = ()
+    metrics_from: tuple[str, ...] = ()
+    drain: float = 30.0
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -141,19 +219,15 @@ class Options:
 
 
 async def _serve(options: Options, as_json: bool) -> None:
-    import trio
-
-    from ntcpsock._servers.limits import raise_descriptor_limit
+    from ntcpsock._servers.descriptors import raise_descriptor_limit
+    from ntcpsock._servers.running import run_until_signalled
 
     raise_descriptor_limit()
-    # Signals are caught before anything is bound: whoever sees the ready line may send one.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            ready = await start_servers(nursery, options)
-            print(json.dumps(ready.to_event()) if as_json else f"ready {ready.broker}", flush=True)
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
-                break
+
+    async def start(nursery: trio.Nursery) -> Ready:
+        return replace(await start_servers(nursery, options), as_json=as_json)
+
+    await run_until_signalled(start, drain=options.drain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +236,21 @@ class Ready:
 
     broker: BrokerAddress
     stun: tuple[Endpoint, ...]
+    server: BrokerServer
+    as_json: bool = False
+
+    @property
+    def ready(self) -> str:
+        """The line that says so."""
+        return json.dumps(self.to_event()) if self.as_json else f"ready {self.broker}"
+
+    async def drain(self, seconds: float) -> None:
+        """As the broker does it, with its relay."""
+        await self.server.drain(seconds)
+
+    def reload(self) -> None:
+        """Read the certificate again. Raises ConfigurationError."""
+        self.server.reload()
 
     def to_event(self) -> dict[str, object]:
         return {"event": "ready", "broker": str(self.broker), "stun": [str(server) for server in self.stun]}
@@ -170,6 +259,7 @@ class Ready:
 async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
     """Start all servers in `nursery`. Raises OSError, in words, for an address that cannot be had."""
     announced: list[Endpoint] = []
+    counters: list[StunCounters] = []
     stun_ports = (options.stun_port, options.other_stun_port)
     for address in options.listen:
         with _explained("STUN", address, stun_ports[0], "--stun-port"):
@@ -178,10 +268,12 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
         # address means to them: the host at which you reached the broker. So it stays right behind a forwarding
         # router, and on each of several interfaces.
         announced += dict.fromkeys((stun.endpoints[0], stun.endpoints[-1]))
+        counters.append(stun.counters)
         # Where the system chose the ports, all addresses have the same.
         stun_ports = (stun.endpoints[0].port, stun.endpoints[-1].port)
+    announced += stun_endpoints(options.stun)
     with _explained("broker", options.listen[0], options.broker_port, "--broker-port"):
-        broker: BrokerServer = await nursery.start(_serve_broker, options, announced)
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, counters)
     reachable = [reachable_address(address) for address in options.listen]
     host = next(
         (address for address in reachable if not ipaddress.ip_address(address).is_loopback), reachable[0]
@@ -189,6 +281,7 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
     return Ready(
         BrokerAddress(host, broker.address.port, broker.key),
         tuple(Endpoint(reachable_address(server.host), server.port) for server in announced),
+        broker,
     )
 
 
@@ -210,9 +303,13 @@ async def _serve_stun(
 
 
 async def _serve_broker(
-    options: Options, announced: Sequence[Endpoint], task_status: trio.TaskStatus[BrokerServer]
+    options: Options,
+    announced: Sequence[Endpoint],
+    counters: Sequence[StunCounters],
+    task_status: trio.TaskStatus[BrokerServer],
 ) -> None:
     from ntcpsock._servers.broker import serve_broker
+    from ntcpsock._servers.certificate import certificate_files
 
     await serve_broker(
         options.listen,
@@ -221,6 +318,11 @@ async def _serve_broker(
         tcp=options.tcp,
         stun=announced,
         elsewhere=told_addresses(options.listen),
+        relays=relay_places(options.relays),
+        behind=options.behind,
+        certificate=certificate_files(options.certificate, options.key),
+        metrics_from=options.metrics_from,
+        stun_counters=counters,
         allow_spoofing=options.allow_spoofing,
         task_status=task_status,
     )

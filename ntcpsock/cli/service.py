@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
-import resource
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
+
+if sys.platform != "win32":
+    import resource
 
 from ntcpsock.cli.output import Output, only_cause, run_command
 from ntcpsock.cli.traffic import Connection, Traffic, live_line
@@ -154,7 +157,9 @@ def _side(bridge: Bridge, stream: NTCPStream | None) -> str | None:
 
 
 def allow_descriptors(count: int) -> None:
-    """Raise the soft limit of open descriptors to `count`, or as far as the hard one allows."""
+    """Raise the soft limit of open descriptors to `count`, or as far as the hard one allows. Windows has none."""
+    if sys.platform == "win32":
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

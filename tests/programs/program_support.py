@@ -111,18 +111,24 @@ def run(
     """
     path = folder / f"{node}.py"
     path.write_text(source)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*NTCP, "run", *(["--name", node] if named else []), path.name, *arguments],
         cwd=folder,
         env=environment(stage, node),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=DEADLINE,
-        check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), f"{done.stderr}\n{logs(folder)}"
-    return done.stdout.splitlines()
+    try:
+        stdout, stderr = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler says where it hangs
+        stdout, stderr = process.communicate(timeout=DEADLINE)
+    finally:
+        stop(process)
+    assert (process.returncode, stderr) == (0, ""), f"{stdout}\n{stderr}\n{logs(folder)}"
+    return stdout.splitlines()
 
 
 def logs(folder: Path) -> str:

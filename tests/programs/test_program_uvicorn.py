@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from program_support import free_port, run
-from web_support import ASGI_APP, CHANGES, TLS, ask, serving
+from program_support import free_port
+from web_support import ASGI_APP, TLS, ask, edit_and_ask, serving, watched_folder
 
 from ntcpsock.cli.stage import Stage, open_loopback_stage
 
@@ -54,9 +54,7 @@ def test_spawned_workers(stage: Stage, tmp_path: Path, loop: str) -> None:
 @pytest.mark.parametrize("loop", BOTH)
 def test_reload(stage: Stage, tmp_path: Path, loop: str) -> None:
     """The listener is the parent's; the child that serves is replaced when the program is edited."""
-    (tmp_path / "app.py").write_text(ASGI_APP)
+    watched = watched_folder(tmp_path, ASGI_APP)
     words = ["uvicorn", "app:app", "--host", "alice.ntcp", "--port", "8000", "--loop", loop, "--reload"]
-    with serving(stage, tmp_path, "alice", *words):
-        ask(stage, tmp_path, "http://alice.ntcp:8000")
-        assert run(stage, tmp_path, "editor", CHANGES, "http://alice.ntcp:8000", "app.py") == ["replaced"]
-        ask(stage, tmp_path, "http://alice.ntcp:8000")
+    with serving(stage, watched, "alice", *words):
+        edit_and_ask(stage, tmp_path, watched)

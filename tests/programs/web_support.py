@@ -204,3 +204,20 @@ def serving(stage: Stage, folder: Path, node: str, *words: str, **variables: str
 def ask(stage: Stage, folder: Path, url: str) -> None:
     """Download, upload, stream, keep alive, and twenty at once, from another process."""
     assert run(stage, folder, "asker", ASYNC_CLIENT + "asyncio.run(main())\n", url) == ["20", "ConnectError"]
+
+
+def watched_folder(folder: Path, app: str) -> Path:
+    """A folder with nothing but `app`, for a server that reloads: what a test writes beside it for its clients
+    would be a change too, and the server would replace itself while it is asked."""
+    watched = folder / "watched"
+    watched.mkdir()
+    (watched / "app.py").write_text(app)
+    return watched
+
+
+def edit_and_ask(stage: Stage, folder: Path, watched: Path) -> None:
+    """Ask a server that reloads, edit its application, and ask its successor."""
+    url = "http://alice.ntcp:8000"
+    ask(stage, folder, url)
+    assert run(stage, folder, "editor", CHANGES, url, str(watched / "app.py")) == ["replaced"]
+    ask(stage, folder, url)

@@ -29,10 +29,11 @@ LINGER: Final = 5.0
 UNREACHABLE_PATIENCE: Final = 1.0
 # Probe time-outs after which large datagrams are suspected of getting lost for their size.
 BLACK_HOLE_TIMEOUTS: Final = 3
-
-
 # The core's clock counts nanoseconds, ours has the digits of a float.
 SHORTEST_WAIT: Final = 1e-6
+
+#: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
+Batches = Callable[[], list[tuple[bytes, int]]]
 
 
 @dataclass
@@ -42,10 +43,6 @@ class _Move:
     remote: Endpoint
     ping: int
     at: float
-
-
-#: What paths over a socket of their own have besides: buffers, and the size of each one's datagrams.
-Batches = Callable[[], list[tuple[bytes, int]]]
 
 
 class QuicDriver:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -30,6 +31,7 @@ from ntcpsock._traversal.broker.events import (
     Event,
     Introduction,
     KeyShown,
+    Moved,
     RegistrationLost,
     TimedOut,
     WrongKeyShown,
@@ -90,7 +92,7 @@ class BrokerSession:
 
     @property
     def relays(self) -> tuple[Endpoint, ...]:
-        """The broker's relays; the host may be a name where we reached the broker through a proxy."""
+        """The broker's relays; the host may be a name where we reached the broker through a proxy, or in TLS."""
         return self._link.relays
 
     @property
@@ -260,6 +262,8 @@ class BrokerSession:
                 self._wrong_key = key
             case RegistrationLost(reason, name):
                 _logger.warning("broker %s: registration lost: %s %s", self._link.address, reason.name, name)
+            case Moved():
+                _logger.info("broker %s: back over %s", self._link.address, self._link.transport)
             case KeyShown():
                 pass
 
@@ -293,21 +297,26 @@ async def open_broker_session(
     pins: Pins,
     keep_alive_interval: float = 20.0,
     timeout: float = 5.0,
+    ca_file: Path | None = None,
+    hidden: bool = False,
 ) -> AsyncIterator[BrokerSession]:
     """A session with the broker at `address`, kept alive every `keep_alive_interval` seconds until the block ends.
 
-    It goes over UDP, and where no answer comes over TCP, through the proxy that the environment names.
+    It goes over UDP, and where no answer comes over TCP, through the proxy that the environment names; to a `wss://`
+    address over TLS alone, whose certificate is checked by the authorities of `ca_file` or of the system. hidden: the
+    broker tells nobody where it sees us.
     Where `address` has no key, the pinned one is expected, and without a pin the first one seen is pinned.
     Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route) and IdentityMismatch.
     What the block raises leaves as it is, not in a group.
     """
-    link = await reach(address, identity, pins, keep_alive_interval, timeout)
+    link = await reach(address, identity, pins, keep_alive_interval, timeout, ca_file=ca_file, hidden=hidden)
     link.prove_further_addresses()
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             session = BrokerSession(link)
             nursery.start_soon(link.run, session._handle)
+            nursery.start_soon(link.tunnels.run)
             try:
                 yield session
             finally:

@@ -29,6 +29,11 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The broker has welcomed us on the other way, and sends there from now on. The session goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     """The session is gone; the machine is already greeting again.
 
@@ -69,7 +74,15 @@ class Delivered:
 
 
 Event = (
-    KeyShown | WrongKeyShown | Connected | Disconnected | Answered | TimedOut | RegistrationLost | Delivered
+    KeyShown
+    | WrongKeyShown
+    | Connected
+    | Moved
+    | Disconnected
+    | Answered
+    | TimedOut
+    | RegistrationLost
+    | Delivered
 )
 
 

@@ -6,24 +6,36 @@ import ipaddress
 import math
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
 import trio
 from msgspec import structs
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
-from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, WrongKeyShown
+from ntcpsock._traversal.broker.climb import Climb
+from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import Welcome
+from ntcpsock._traversal.broker.message import RelayPlace, Welcome
 from ntcpsock._traversal.broker.side import SidePath
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.interfaces import further_uplinks
+from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
 #: and over TCP, where a connection has to be made first.
 FALLBACK_DELAY = 0.4
 CONNECTION_PATIENCE = 5.0
+
+# Seconds for the broker's Welcome on the way that is tried beside the one in use, and for which the old one is read
+# after it.
+_MOVE_DEADLINE = 3.0
+_MOVE_GRACE = 1.0
+
+_UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
@@ -37,10 +49,21 @@ class Link:
     """
 
     def __init__(
-        self, machine: ClientMachine, address: BrokerAddress, transports: Sequence[Transport]
+        self,
+        machine: ClientMachine,
+        address: BrokerAddress,
+        transports: Sequence[Transport],
+        ca_file: Path | None = None,
     ) -> None:
         self.machine = machine
         self.address = address
+        self.tunnels = Tunnels()
+        self._ca_file = ca_file
+        self._climb = Climb()
+        # The way that is tried, and which of ours it would replace.
+        self._other: Transport | None = None
+        self._replaced: Transport | None = None
+        self._moved = trio.Event()
         self._transports = list(transports)
         self._transport = self._transports[0]
         self._running = trio.CancelScope()
@@ -88,15 +111,17 @@ class Link:
 
     @property
     def relays(self) -> tuple[Endpoint, ...]:
-        """Those of the latest Welcome, with the broker's host filled in, which may be a name, for a proxy."""
+        """Those of the latest Welcome, with the broker's host and port filled in; the host may be a name, for a proxy
+        or for TLS, which is spoken to those that are a TlsRelay."""
         welcome = self.machine.welcome
         assert welcome is not None
-        return tuple(
-            Endpoint(self._transport.host, relay.port)
-            if ipaddress.ip_address(relay.host).is_unspecified
-            else relay
-            for relay in welcome.relays
-        )
+        return tuple(self._relay(place) for place in welcome.relays)
+
+    def _relay(self, place: RelayPlace) -> Endpoint:
+        is_tls = place.tls or (self.address.tls and not place.port)
+        is_ours = place.host in _UNSPECIFIED
+        host, port = self._transport.host if is_ours else place.host, place.port or self.address.port
+        return TlsRelay.at(host, port, self._ca_file, self.tunnels) if is_tls else Endpoint(host, port)
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""
@@ -110,6 +135,8 @@ class Link:
 
     def prove_further_addresses(self) -> None:
         """Once greeted: have the broker see us in the other family too, and at other uplinks, where we have that."""
+        if self.address.tls or self.machine.hidden:
+            return  # where no UDP is spoken, and where nobody shall know
         firsts: dict[int, Destination] = {}
         for place in self._places():
             firsts.setdefault(place[0], place)
@@ -135,6 +162,10 @@ class Link:
     def reopen(self) -> None:
         """The session is lost in silence: begin from whatever own address now leads to the broker, and after a while
         by another way."""
+        if self.address.tls:
+            self._transport.close()
+            self._lost.set()
+            return
         known = {way.destination[1][:2] for way in self._transports if way.name == "udp" and way.destination}
         told = {place[1][:2]: place for place in self._places() if place[1][:2] not in known}
         self._transports += [UdpTransport(place) for place in told.values()]
@@ -145,7 +176,7 @@ class Link:
         """Close what is open; `flush` would open it again."""
         for side in self._sides:
             side.close()
-        for transport in self._transports:
+        for transport in (*self._transports, *([self._other] if self._other else [])):
             transport.close()
 
     def flush(self) -> None:
@@ -157,6 +188,10 @@ class Link:
                 self._suspect(error)
         for index, datagram in self.machine.proofs_to_send():
             self._sides[index].send(datagram, trio.current_time())
+        for datagram in self.machine.moves_to_send():
+            if self._other is not None:
+                with suppress(OSError):
+                    self._other.send(datagram)
         self._wake.set()
 
     # The tasks.
@@ -180,6 +215,7 @@ class Link:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._change)
+            nursery.start_soon(self._climb_back)
             for side in self._sides:
                 nursery.start_soon(side.run, self._take)
 
@@ -224,10 +260,53 @@ class Link:
                 if len(self._transports) > 1:
                     self._switch()
 
+    async def _climb_back(self) -> None:
+        """While the session goes over TCP: look now and then whether the broker answers over UDP, and move there."""
+        while True:
+            await self._climb.wait()
+            over_udp = [way for way in self._transports if way.name == "udp"]
+            if self._transport.name == "udp" or not over_udp or not self.machine.connected:
+                self._climb.rest()
+                continue
+            for way in over_udp:
+                if await self._try(way):
+                    self._climb.succeeded(trio.current_time())
+                    break
+            else:
+                self._climb.failed()
+
+    async def _try(self, old: Transport) -> bool:
+        """Whether the session has moved to where `old` leads: over a new socket, which replaces it then."""
+        assert old.destination is not None
+        before, way = self._transport, UdpTransport(old.destination)
+        self._other, self._replaced, self._moved = way, old, trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(way.run, self._take, _ignore, _nothing)
+            self.machine.try_way(trio.current_time())
+            self.flush()
+            with trio.move_on_after(_MOVE_DEADLINE):
+                await self._moved.wait()
+            if self._moved.is_set() and self._transport is way:
+                # What was under way to the old place when the broker moved us is still read there.
+                with trio.move_on_after(_MOVE_GRACE):
+                    await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+        self._other = None
+        if self._transport is way and self._moved.is_set():
+            before.close()
+            self._running.cancel()
+            return True
+        if not self._moved.is_set():
+            way.close()
+            self.machine.leave_way(trio.current_time())
+            self._turn()
+        return False
+
     def _switch(self) -> None:
         self._transport.close()
         index = self._transports.index(self._transport)
         self._transport = self._transports[(index + 1) % len(self._transports)]
+        self._climb.fell(trio.current_time())
         self._running.cancel()
         self._renew()
 
@@ -235,6 +314,13 @@ class Link:
         for event in self.machine.events():
             if isinstance(event, Connected):
                 self._found.set()
+                if self._transport.name != "udp":
+                    self._climb.begin()
+            elif isinstance(event, Moved) and self._other is not None:
+                # From here on our own frames leave there.
+                assert self._replaced is not None
+                self._transports[self._transports.index(self._replaced)] = self._transport = self._other
+                self._moved.set()
             self._handle(event)
         self.flush()
 
@@ -261,3 +347,11 @@ class Link:
         await self._suspicious.wait()
         await trio.sleep(_GRACE)
         self._greeted.set()
+
+
+def _ignore(error: OSError) -> None:
+    """What ICMP says of a way that is only tried."""
+
+
+def _nothing() -> None:
+    """A way that is only tried has no session to renew."""

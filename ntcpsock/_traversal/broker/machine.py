@@ -40,6 +40,7 @@ from ntcpsock._traversal.broker.message import (
     Spoof,
     Welcome,
 )
+from ntcpsock._traversal.broker.move import Move
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
 from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
@@ -60,7 +61,7 @@ class _State(Enum):
 
 
 class ClientMachine:
-    """One instance of a node at one broker; `instance` is random."""
+    """One instance of a node at one broker; `instance` is random. hidden: the broker tells nobody where it is."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class ClientMachine:
         keep_alive_interval: float = 20.0,
         request_timeout: float = REQUEST_TIMEOUT,
         ttl: int = MIN_TTL,
+        hidden: bool = False,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._random_bytes = random_bytes
@@ -78,11 +80,13 @@ class ClientMachine:
         self.ttl = ttl
         self.broker_key = broker_key
         self.instance = random_bytes(INSTANCE_LENGTH)
+        self.hidden = hidden
         self.welcome: Welcome | None = None
         self._state = _State.IDLE
         self._inbox = Inbox(sealer)
         self._outbox = Outbox(sealer, random_bytes)
         self._proofs = Proofs(self._outbox, keep_alive_interval)
+        self._move = Move(self._outbox)
         self._events: list[events.Event] = []
         self._requests = PendingRequests()
         self._round_trip = RoundTrip()
@@ -134,12 +138,13 @@ class ClientMachine:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
             self._proofs.send_due(self.broker_key, now)
+            self._move.send_due(self.broker_key, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
         times = [self._requests.next_timer(), self._greeting.due if self._greeting is not None else None]
         if self._state is _State.CONNECTED:
-            times += [self._keep_alive_due, self._proofs.next_timer()]
+            times += [self._keep_alive_due, self._proofs.next_timer(), self._move.next_timer()]
         return min((time for time in times if time is not None), default=None)
 
     def datagrams_to_send(self) -> list[bytes]:
@@ -149,6 +154,10 @@ class ClientMachine:
     def proofs_to_send(self) -> list[tuple[int, bytes]]:
         """What is to be sent to the broker from further addresses, by their numbers; once."""
         return self._proofs.take()
+
+    def moves_to_send(self) -> list[bytes]:
+        """What is to be sent on the other way of `try_way`, once."""
+        return self._move.take()
 
     def events(self) -> list[events.Event]:
         """What has happened since the last call."""
@@ -235,6 +244,21 @@ class ClientMachine:
         """Prove so many further addresses, numbered from 0, from now on and in every new session."""
         self._proofs.set_count(count, now)
 
+    def try_way(self, now: float) -> None:
+        """Say hello on another way than the one in use, a few times. Moved follows where the broker welcomes us there;
+        nothing does where it does not answer, or where the session ends meanwhile."""
+        if self._state is _State.CONNECTED and self.broker_key is not None:
+            self._move.begin(
+                self.broker_key, Hello(self.instance, b"", self.hidden), self._round_trip.rto, now
+            )
+
+    def leave_way(self, now: float) -> None:
+        """No more of `try_way`: the way in use stays the one."""
+        is_half_way = self._move.is_half_way
+        self._move.end()
+        if is_half_way:
+            self.greet_again(now)
+
     def close(self) -> None:
         """Say Bye, once; after this the machine is silent."""
         if self._state is _State.CONNECTED:
@@ -281,6 +305,7 @@ class ClientMachine:
 
     def _begin_greeting(self, now: float, cookie: bytes = b"") -> None:
         self._state = _State.ASKING_KEY if self.broker_key is None else _State.GREETING
+        self._move.end()
         self._requests.remove(self._keep_alive_request)
         self._requests.hold()
         nonce, longest = self._random_bytes(NONCE_LENGTH), max(self._keep_alive_interval, INITIAL_RTO)
@@ -298,7 +323,7 @@ class ClientMachine:
     def _hello(self, greeting: Greeting, now: float) -> None:
         number = self._outbox.new_number()
         greeting.sent(number, now)
-        self._send(number, Hello(self.instance, greeting.cookie))
+        self._send(number, Hello(self.instance, greeting.cookie, self.hidden))
 
     # Receiving.
 
@@ -317,7 +342,10 @@ class ClientMachine:
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
         greeting = self._greeting
         key = self.broker_key if self._state is _State.CONNECTED else None
-        if key is not None and self._proofs.challenged(number, challenge.cookie, key, now):
+        if key is not None and (
+            self._proofs.challenged(number, challenge.cookie, key, now)
+            or self._move.challenged(number, challenge.cookie, key, now)
+        ):
             return
         if greeting is not None:
             sent = greeting.answered(number)
@@ -334,14 +362,22 @@ class ClientMachine:
             self._inbox.drop("challenge to nothing")
 
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
-        sent = None if self._greeting is None else self._greeting.answered(envelope.request)
+        moved = self._move.welcomed(envelope.request)
+        sent = moved if self._greeting is None else self._greeting.answered(envelope.request)
         if sent is None:
             self._inbox.drop("welcome to no hello")
             return
+        is_same = self._outbox.session == welcome.session
         if not self._inbox.accept_welcome(envelope, welcome):
             return
         self._round_trip.measure(now - sent)
         self.welcome = welcome
+        if moved is not None:
+            self._events.append(events.Moved())
+            if is_same:
+                self._keep_alive_due = now + self._keep_alive_interval
+                return
+            # The broker had forgotten us meanwhile, so the session is a new one.
         self._outbox.session = welcome.session
         kept = self._registration
         if kept.wanted is not None and kept.request not in self._requests:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -37,6 +38,7 @@ MAX_ELSEWHERE = 4
 #: Addresses of a node beside the one of its session.
 MAX_PROVED = 3
 MAX_RELAYS = 4
+MAX_RELAY_HOST = 100
 #: Entries of an allow list; each travels as a digest.
 MAX_ALLOWED = 48
 ALLOWED_DIGEST_LENGTH = 16
@@ -52,6 +54,7 @@ MAX_TTL = 600
 NO_SESSION = bytes(SESSION_LENGTH)
 MAX_COUNTER = 2**63 - 1
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?")
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=rf"^{_LABEL}(\.{_LABEL})*\Z")]
 NodeKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -106,10 +109,14 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Hello(Body, frozen=True, tag=1):
-    """Open a session. With the cookie of a Challenge it proves that the source address is the sender's."""
+    """Open a session. With the cookie of a Challenge it proves that the source address is the sender's.
+
+    hidden: nobody shall be told where this instance is.
+    """
 
     instance: Instance
     cookie: Annotated[bytes, Meta(max_length=COOKIE_LENGTH)] = b""
+    hidden: bool = False
 
 
 class Register(Body, frozen=True, tag=2):
@@ -205,12 +212,23 @@ class Challenge(Body, frozen=True, tag=32):
     cookie: Annotated[bytes, Meta(min_length=COOKIE_LENGTH, max_length=COOKIE_LENGTH)]
 
 
+class RelayPlace(NamedTuple):
+    """A relay as nodes are told it: `0.0.0.0` and `::` mean the host at which the broker was reached, port 0 that port,
+    in TLS where the broker was reached so. tls: speak TLS there; `host` may be a name then."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"{'wss://' if self.tls else ''}{Endpoint(self.host, self.port)}"
+
+
 class Welcome(Body, frozen=True, tag=33):
     """A session is open.
 
     `stun` with an unspecified host means the broker's own: its IPv4 address for 0.0.0.0, its IPv6 address for ::.
-    In `relays` either means the host at which the broker was reached. `elsewhere`: where the broker is reached in the
-    other family.
+    `elsewhere`: where the broker is reached in the other family.
     """
 
     session: Session
@@ -219,11 +237,13 @@ class Welcome(Body, frozen=True, tag=33):
     elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
     #: Whether the operator allows Spoof.
     spoofs: bool = False
-    relays: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_RELAYS)] = ()
+    relays: Annotated[tuple[RelayPlace, ...], Meta(max_length=MAX_RELAYS)] = ()
 
     def __post_init__(self) -> None:
-        for endpoint in (self.observed, *self.stun, *self.elsewhere, *self.relays):
+        for endpoint in (self.observed, *self.stun, *self.elsewhere):
             _check_endpoint(endpoint)
+        for relay in self.relays:
+            check_relay(relay)
 
 
 class Registered(Body, frozen=True, tag=34):
@@ -389,6 +409,21 @@ def allows(allow: bytes, digest: bytes) -> bool:
         allow[start : start + ALLOWED_DIGEST_LENGTH] == digest
         for start in range(0, len(allow), ALLOWED_DIGEST_LENGTH)
     )
+
+
+def check_relay(relay: RelayPlace) -> None:
+    """Raises ValueError for one that cannot be told to nodes."""
+    if not 0 <= relay.port <= 65535:
+        raise ValueError("port out of range")
+    try:
+        address = ipaddress.ip_address(relay.host)
+    except ValueError:
+        # A certificate is made out to a name; without one, nobody need resolve anything.
+        if not relay.tls or not _HOST_NAME.fullmatch(relay.host) or len(relay.host) > MAX_RELAY_HOST:
+            raise
+        address = None
+    if not relay.port and (address is None or not address.is_unspecified):
+        raise ValueError("port out of range")
 
 
 def _check_endpoint(endpoint: Endpoint) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from pathlib import Path
 
 import trio
 
@@ -16,21 +18,31 @@ from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import MAX_TTL, MIN_TTL
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport, WebSocketTransport
 from ntcpsock._traversal.http.proxy import find_proxy
+from ntcpsock._traversal.http.tls import client_context
 
 # Another address of the broker is tried beside the first after this pause (RFC 8305 section 5).
 _STAGGER = 0.25
 
 
 async def reach(
-    address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float, timeout: float
+    address: BrokerAddress,
+    identity: Identity,
+    pins: Pins,
+    keep_alive_interval: float,
+    timeout: float,
+    *,
+    ca_file: Path | None = None,
+    hidden: bool = False,
 ) -> Link:
     """The link by which the broker answers first.
 
     Each next address starts a little later, or when one fails; TCP starts when nothing has answered over UDP for
-    `FALLBACK_DELAY` seconds, or when the name cannot be resolved here and a proxy may do it. Raises BrokerUnreachable,
-    IdentityMismatch.
+    `FALLBACK_DELAY` seconds, or when the name cannot be resolved here and a proxy may do it. A `wss` address is met in
+    TLS only. Raises BrokerUnreachable, IdentityMismatch, ConfigurationError for an unusable `ca_file`.
     """
-    race = _Race(address, identity, pins, keep_alive_interval)
+    race = _Race(address, identity, pins, keep_alive_interval, ca_file, hidden)
+    if address.tls:
+        race.context = await trio.to_thread.run_sync(client_context, ca_file)
     with trio.move_on_after(timeout):
         await race.run()
     if race.winner is not None:
@@ -46,13 +58,22 @@ async def reach(
 
 class _Race:
     def __init__(
-        self, address: BrokerAddress, identity: Identity, pins: Pins, keep_alive_interval: float
+        self,
+        address: BrokerAddress,
+        identity: Identity,
+        pins: Pins,
+        keep_alive_interval: float,
+        ca_file: Path | None,
+        hidden: bool,
     ) -> None:
         self._address = address
         self._identity = identity
         self._pins = pins
         self._key = address.key or pins.get("brokers", _pin_name(address))
         self._keep_alive_interval = keep_alive_interval
+        self._ca_file = ca_file
+        self._hidden = hidden
+        self.context: ssl.SSLContext | None = None
         self._proxy = find_proxy(address.host)
         self._resolved: list[Destination] = []
         self._resolution_ended = trio.Event()
@@ -61,8 +82,20 @@ class _Race:
 
     async def run(self) -> None:
         async with trio.open_nursery() as self._nursery:
+            if self._address.tls:
+                await self._over_tls()
+                return
             self._nursery.start_soon(self._over_tcp)
             await self._over_udp()
+
+    async def _over_tls(self) -> None:
+        if self._proxy is None:
+            try:
+                self._resolved = await _resolve(self._address)
+            except BrokerUnreachable as error:
+                self.errors.append(error)
+                return
+        await self._attempt((self._web_socket(next(iter(self._resolved), None)),), None, trio.Event())
 
     async def _over_udp(self) -> None:
         try:
@@ -105,8 +138,11 @@ class _Race:
 
     def _web_socket(self, destination: Destination | None) -> WebSocketTransport:
         """A proxy is told the name, and resolves it itself."""
-        if destination is None or self._proxy is not None:
-            return WebSocketTransport(self._address.host, self._address.port, self._proxy, None)
+        if destination is None or self._proxy is not None or self.context is not None:
+            # A certificate is made out to a name, too.
+            return WebSocketTransport(
+                self._address.host, self._address.port, self._proxy, destination, self.context
+            )
         return WebSocketTransport(str(destination[1][0]), self._address.port, None, destination)
 
     async def _attempt(
@@ -121,8 +157,9 @@ class _Race:
             self._key,
             keep_alive_interval=self._keep_alive_interval,
             ttl=ttl_for(self._keep_alive_interval),
+            hidden=self._hidden,
         )
-        link = Link(machine, self._address, transports)
+        link = Link(machine, self._address, transports, self._ca_file)
         try:
             await link.greet()
             if self._address.key is None:

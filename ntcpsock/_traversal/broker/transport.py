@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
@@ -16,7 +15,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
-from ntcpsock._traversal.http.driver import open_connection
+from ntcpsock._traversal.http.driver import Connection, open_connection, open_tls, send_at_once
 from ntcpsock._traversal.http.proxy import Proxy
 from ntcpsock._traversal.interfaces import prefer_lasting_source
 
@@ -122,14 +121,25 @@ class UdpTransport:
 
 
 class WebSocketTransport:
-    """`GET /signal` at the broker's TCP port, by way of a proxy where the environment names one."""
+    """`GET /signal` at the broker's TCP port, by way of a proxy where the environment names one.
+
+    context: for TLS with `host`; None: without it.
+    """
 
     name = "tcp"
 
-    def __init__(self, host: str, port: int, proxy: Proxy | None, destination: Destination | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        proxy: Proxy | None,
+        destination: Destination | None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.host = host
         self.destination = destination
         self._port = port
+        self._context = context
         self._proxy = proxy
         self._connection: _Connection | None = None
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
@@ -171,7 +181,10 @@ class WebSocketTransport:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _open(self) -> _Connection:
-        sock = await open_connection(self.host, self._port, self._proxy)
+        if self._context is None:
+            sock: Connection = await open_connection(self.host, self._port, self._proxy)
+        else:
+            sock = await open_tls(self.host, self._port, self._proxy, self._context)
         connection = _Connection(sock, WebSocketMachine.client(self._where))
         try:
             await connection.upgrade()
@@ -193,7 +206,7 @@ class WebSocketTransport:
 class _Connection:
     """One WebSocket. Frames are written at once where the kernel has room, else by `run`."""
 
-    def __init__(self, sock: trio.socket.SocketType, machine: WebSocketMachine) -> None:
+    def __init__(self, sock: Connection, machine: WebSocketMachine) -> None:
         self._socket = sock
         self._machine = machine
         self._unsent = bytearray()
@@ -213,11 +226,11 @@ class _Connection:
             return  # lost, like a datagram
         self._machine.send(frame)
         data = self._machine.data_to_send()
+        is_unsent = True
         if not self._unsent:
             # At once where the kernel has room: nobody may run us again, as after a Bye.
-            with suppress(OSError):
-                data = data[os.write(self._socket.fileno(), data) :]
-        if data:
+            data, is_unsent = send_at_once(self._socket, data)
+        if is_unsent:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
@@ -268,12 +281,14 @@ class _Connection:
         return frames
 
     async def _write_all(self) -> None:
-        while self._unsent:
+        while True:
             try:
                 count = await self._socket.send(self._unsent)
             except trio.ClosedResourceError:
                 raise _closed() from None
             del self._unsent[:count]
+            if not self._unsent:
+                break
         self._has_unsent = trio.Event()
 
     def close(self) -> None:

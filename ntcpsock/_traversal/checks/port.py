@@ -44,7 +44,7 @@ STRANGERS_AT_ONCE = 256
 STRANGERS_PER_SECOND = 512.0
 
 # STUN servers that are being asked from one port.
-_MOST_TRANSACTIONS = 16
+_MOST_TRANSACTIONS = 32
 
 _INT = struct.Struct("=i")
 
@@ -73,6 +73,7 @@ class UdpPort:
         self.number = int(self.sockets[0].getsockname()[1])
         self.closed = False
         self.is_running = False
+        self._readers: trio.Nursery | None = None
         self._retired = False
         #: How often something was dropped, by reason.
         self.dropped: Counter[str] = Counter()
@@ -82,6 +83,10 @@ class UdpPort:
         self._transactions: dict[bytes, tuple[ClientTransaction, Endpoint, trio.Event]] = {}
         self._strangers = float(STRANGERS_AT_ONCE)
         self._counted = 0.0
+
+    def number_of(self, base: int) -> int:
+        """The port of one of the sockets: they may have different ones (`open_udp_ports`)."""
+        return int(self.sockets[base].getsockname()[1])
 
     def base_for(self, remote: Endpoint) -> int | None:
         """The socket that reaches `remote`; None without one of its family."""
@@ -119,9 +124,9 @@ class UdpPort:
 
     def send(self, out: Outgoing) -> bool:
         """Send without waiting. False where there was no room; what the network refuses is lost, as on the way."""
-        if self.closed:
-            return True
         sock = self.sockets[out.base]
+        if sock.fileno() < 0:
+            return True
         address = (out.remote.host, out.remote.port)
         try:
             if out.ttl is None:
@@ -134,9 +139,11 @@ class UdpPort:
             self.dropped[errno.errorcode.get(error.errno or 0, "error") + " when sending"] += 1
         return True
 
-    async def ask(self, server: Endpoint, *, rto: float = 0.5) -> Endpoint | None:
-        """As what the STUN server sees the port, or None. The caller sets the deadline; `run` must be running."""
-        base = self.base_for(server)
+    async def ask(self, server: Endpoint, *, rto: float = 0.5, base: int | None = None) -> Endpoint | None:
+        """As what the STUN server sees the port, or None. The caller sets the deadline; `run` must be running.
+
+        base: the socket to ask from; None: the one of the server's family."""
+        base = self.base_for(server) if base is None else base
         if base is None or len(self._transactions) >= _MOST_TRANSACTIONS:
             return None
         request = binding_request(new_transaction_id())
@@ -163,7 +170,7 @@ class UdpPort:
 
     def open_connected(self, base: int, remote: Endpoint) -> _socket.socket:
         """One more socket of this port, to which the kernel gives what comes from `remote`. Raises OSError."""
-        sock = _bound_socket(self.sockets[base].family, self.number)
+        sock = _bound_socket(self.sockets[base].family, self.number_of(base))
         try:
             sock.connect((remote.host, remote.port))
         except BaseException:
@@ -174,16 +181,25 @@ class UdpPort:
     # -- in --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read until the port is closed."""
+        """Read until the port is closed, or no socket of it is left."""
         if self.is_running:
             return
         self.is_running = True
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as self._readers:
                 for base, sock in enumerate(self.sockets):
-                    nursery.start_soon(self._read, base, sock)
+                    self._readers.start_soon(self._read, base, sock)
         finally:
-            self.is_running = False
+            self.is_running, self._readers = False, None
+
+    def add(self, sockets: Sequence[_socket.socket]) -> range:
+        """Take more sockets in; their numbers."""
+        first = len(self.sockets)
+        self.sockets += sockets
+        if self._readers is not None:
+            for base in range(first, len(self.sockets)):
+                self._readers.start_soon(self._read, base, self.sockets[base])
+        return range(first, len(self.sockets))
 
     async def _read(self, base: int, sock: _socket.socket) -> None:
         while sock.fileno() >= 0:
@@ -256,6 +272,13 @@ class UdpPort:
             self.dropped["early datagram"] += 1
         self._early.append((now, base, data, source))
 
+    def keep_only(self, base: int) -> None:
+        """Close the other sockets: their numbers stay theirs, and nothing goes out by them any more."""
+        for number, sock in enumerate(self.sockets):
+            if number != base and sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+
     def retire(self) -> None:
         """Close the port when the last dial that uses it has ended."""
         self._retired = True
@@ -267,20 +290,35 @@ class UdpPort:
         if self.closed:
             return
         self.closed = True
-        for sock in self.sockets:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
+        self.keep_only(-1)
 
 
 def open_udp_port(*, ipv6: bool = True) -> UdpPort:
     """A UDP port that is nobody else's, on all addresses. Raises OSError (EADDRINUSE)."""
+    return UdpPort(_open_free_port(ipv6=ipv6))
+
+
+def _open_free_port(*, ipv6: bool) -> list[_socket.socket]:
     for _ in range(_BIND_TRIES):
         try:
-            return UdpPort(_open_sockets(_rng.randint(*PORT_RANGE), ipv6))
+            return _open_sockets(_rng.randint(*PORT_RANGE), ipv6)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, f"no free UDP port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+
+
+def open_udp_ports(count: int) -> UdpPort:
+    """So many ports of IPv4 as one: its sockets have a port each. Raises OSError (EADDRINUSE, EMFILE)."""
+    sockets: list[_socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets += _open_free_port(ipv6=False)
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return UdpPort(sockets)
 
 
 def _open_sockets(number: int, ipv6: bool) -> list[_socket.socket]:

@@ -1,9 +1,14 @@
-"""TCP connections to servers, straight or through an HTTP proxy, and their upgrade, under trio."""
+"""TCP connections to servers, straight or through an HTTP proxy, in TLS or not, and their upgrade, under trio."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket as stdlib_socket
+import ssl
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -17,6 +22,15 @@ from ntcpsock._traversal.http.message import (
     encode_request,
 )
 from ntcpsock._traversal.http.proxy import Proxy
+from ntcpsock._traversal.http.tls import TlsConnection
+
+
+class Connection(Protocol):
+    """What trio's sockets and `TlsConnection` have in common."""
+
+    def recv(self, size: int, flags: int = 0, /) -> Awaitable[bytes]: ...
+    def send(self, data: bytes | bytearray, /) -> Awaitable[int]: ...
+    def close(self) -> None: ...
 
 
 async def open_connection(host: str, port: int, proxy: Proxy | None) -> trio.socket.SocketType:
@@ -32,6 +46,29 @@ async def open_connection(host: str, port: int, proxy: Proxy | None) -> trio.soc
             sock.close()
             raise
     return sock
+
+
+async def open_tls(host: str, port: int, proxy: Proxy | None, context: ssl.SSLContext) -> TlsConnection:
+    """Likewise, in TLS with `host` from end to end. Raises OSError; the caller sets the deadline."""
+    sock = await open_connection(host, port, proxy)
+    try:
+        connection = TlsConnection(sock, context, host)
+        await connection.handshake()
+        return connection
+    except BaseException:
+        sock.close()
+        raise
+
+
+def send_at_once(connection: Connection, data: bytes) -> tuple[bytes, bool]:
+    """Bring out what the kernel has room for, without waiting. What is left of `data`, and whether a further `send` is
+    needed, be it of nothing, because the connection holds bytes back."""
+    if isinstance(connection, TlsConnection):
+        return b"", not connection.send_nowait(data)
+    assert isinstance(connection, trio.socket.SocketType)
+    with suppress(OSError):
+        data = data[os.write(connection.fileno(), data) :]
+    return data, bool(data)
 
 
 async def _connect(host: str, port: int) -> trio.socket.SocketType:
@@ -50,7 +87,7 @@ async def _connect(host: str, port: int) -> trio.socket.SocketType:
     return stream.socket
 
 
-async def ask(sock: trio.socket.SocketType, request: Request, who: str) -> None:
+async def ask(sock: Connection, request: Request, who: str) -> None:
     """Send a request and take its answer, and not a byte more: what follows is another protocol's.
 
     Raises OSError where the answer is no; `who` stands in its text.
@@ -68,7 +105,7 @@ async def ask(sock: trio.socket.SocketType, request: Request, who: str) -> None:
         )
 
 
-async def _read_head(sock: trio.socket.SocketType) -> bytes:
+async def _read_head(sock: Connection) -> bytes:
     head = b""
     while len(head) <= MAX_HEAD:
         # Looked at first: only what belongs to the head may be taken out of the kernel.

@@ -106,8 +106,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
 
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
     broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections;
-    raw: whether the node can send and capture raw packets, and wants to; udp_profile: what the NAT does with UDP, None
-    where that is not known to differ from `profile`.
+    raw: whether the node can send and capture raw packets, and wants to; relayed: whether it lets itself be reached
+    over a relay; udp_profile: what the NAT does with UDP, None where that is not known to differ from `profile`.
     """
 
     fingerprint: _Fingerprint
@@ -117,6 +117,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     broker_rtt: _Seconds = 0.0
     encryption: Encryption = "tls"
     raw: bool = False
+    relayed: bool = True
     udp_profile: NATProfile | None = None
 
 
@@ -158,6 +159,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     broker_rtt: _Seconds = 0.0
     demands: Encryption | None = None
     raw: bool = False
+    relayed: bool = True
     udp_profile: NATProfile | None = None
 
 
@@ -181,6 +183,14 @@ def encode_card(card: Card, identity: Identity) -> bytes:
     """signature(64) | MessagePack."""
     body = _encoder.encode(card)
     return identity.sign(_CARD_CONTEXT + body) + body
+
+
+def encode_card_within(limit: int, card: Card, identity: Identity) -> bytes:
+    """As `encode_card`, in at most `limit` bytes: IPv6 addresses are long, and the last candidates, those for UDP, may
+    find no room. (Offers and answers have room for all.)"""
+    while len(encoded := encode_card(card, identity)) > limit and card.candidates:
+        card = msgspec.structs.replace(card, candidates=card.candidates[:-1])
+    return encoded
 
 
 def decode_card_untrusted(data: bytes, node_key: bytes) -> Card:

@@ -15,6 +15,8 @@ from ntcpsock._traversal.strategies import (
     tcp_predict,
     tcp_stunt1,
     tcp_stunt2,
+    udp_birthday,
+    udp_predict,
     udp_punch,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
@@ -30,5 +32,7 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "tcp-natblaster": tcp_natblaster.attempt,
     "tcp-stunt1": tcp_stunt1.attempt,
     "udp-punch": udp_punch.attempt,
+    "udp-predict": udp_predict.attempt,
+    "udp-birthday": udp_birthday.attempt,
     "relay": relay.attempt,
 }

@@ -26,7 +26,8 @@ class DatagramAccess:
     """What an attempt over UDP needs beside its plan.
 
     take_port: gives the port, of which the path takes care from there on; None where it is gone. nursery: of the
-    node, for the tasks of a path that is used; trusted: hosts at which the peer is known to be.
+    node, for the tasks of a path that is used; trusted: hosts at which the peer is known to be; birthday_sockets,
+    birthday_rate: as in the configuration.
     """
 
     plan: DatagramPlan | None
@@ -37,6 +38,8 @@ class DatagramAccess:
     trusted: Sequence[str] = ()
     port_is_ours: bool = True
     consent_interval: float = CONSENT_INTERVAL
+    birthday_sockets: int = 256
+    birthday_rate: float = 250.0
 
     def new_machine(self, role: Role, rtt: float, pace: float = TA) -> ChecksMachine:
         """The checks of this dial, with nothing to check yet."""

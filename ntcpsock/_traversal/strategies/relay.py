@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._session.tls import Carrier as TlsCarrier
 from ntcpsock._traversal.relay.driver import take_seat
 from ntcpsock._traversal.relay.message import TICKET_LENGTH
+from ntcpsock._traversal.relay.tunnel import TlsRelay
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 
 # Seconds to get a seat: a TCP connection, perhaps through a proxy, and one exchange.
@@ -78,7 +80,10 @@ async def _meet(context: AttemptContext, relay: Endpoint, ticket: bytes) -> Conn
             sock = await take_seat(relay, ticket)
     except trio.TooSlowError:
         raise TimeoutError(errno.ETIMEDOUT, f"the relay {relay} does not answer") from None
-    return Connection(await context.authenticate(sock), context.planned.technique, context.entry)
+    carrier = await context.authenticate(sock)
+    if isinstance(relay, TlsRelay) and isinstance(carrier, TlsCarrier):
+        carrier.remote = relay  # not the loopback that stands for it
+    return Connection(carrier, context.planned.technique, context.entry)
 
 
 def _word(number: int) -> str:

@@ -69,13 +69,15 @@ class BindingServer:
     `primary` is its first endpoint; `other_host` and `other_port` are None where there is no second one. A
     request came to `local`, one of the up to four combinations; with `primary.host` a wildcard address
     a datagram's `local.host` is that too, and there can be no `other_host`. `connects_back`: whether the driver
-    carries out a `ConnectBackOrder`.
+    carries out a `ConnectBackOrder`. `other_is_remote`: `other_host` is another machine, which sends what we have it
+    send (`link.py`), and connects to nobody for us.
     """
 
     primary: Endpoint
     other_host: str | None = None
     other_port: int | None = None
     connects_back: bool = False
+    other_is_remote: bool = False
 
     def handle_datagram(self, data: bytes, source: Endpoint, local: Endpoint) -> Reply | None:
         """The reply to a datagram from `source`, or None for what deserves none."""
@@ -163,6 +165,8 @@ class BindingServer:
         host: str | None = local.host
         if change.change_address:
             host = self.primary.host if local.host == self.other_host else self.other_host
+            if self.other_is_remote:
+                host = None
         if not self.connects_back or host is None:
             return None
         return ConnectBackOrder(request, host, source, local)

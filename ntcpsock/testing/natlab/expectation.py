@@ -29,6 +29,10 @@ class Way(Enum):
     """It is public, or its mapping is endpoint-independent and lets in whoever comes from the right address."""
     STABLE = "both mappings are endpoint-independent"
     PREDICTABLE = "each side that changes its ports does so foreseeably"
+    MAPPED = "a router maps a port when it is asked"
+    """Whatever both NATs do: `port_mapper`. Never what `expected_direct` answers."""
+    RELAYED = "the broker has a relay"
+    """Whatever lies between: as little an answer of `expected_direct`."""
 
     @property
     def predicts(self) -> bool:

@@ -1,0 +1,71 @@
+"""What `servers/udp_broker.py` and `servers/tcp_broker.py` have in common: all but the names of their ports."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import NoReturn
+
+import trio
+
+from ntcpsock._servers import logs
+from ntcpsock._servers.broker import BrokerServer, serve_broker
+from ntcpsock._servers.certificate import certificate_files
+from ntcpsock._servers.descriptors import raise_descriptor_limit
+from ntcpsock._servers.metrics import Sources
+from ntcpsock._servers.operator_port import serve_operator_pages
+from ntcpsock._servers.options import parse_arguments, relay_places, state_dir, stun_endpoints
+from ntcpsock._servers.places import all_listens, told_addresses
+from ntcpsock._servers.running import run_script, run_until_signalled
+
+#: Settings of both.
+BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay")
+
+
+def run_broker(
+    program: str, description: str, names: Sequence[str], *, udp: bool, tcp: bool, port: int
+) -> None:
+    """The whole of such a script. names: of its settings, beside those of both."""
+    run_script(program, partial(_main, description, (*BROKER, *names), udp, tcp, port))
+
+
+async def _main(description: str, names: Sequence[str], udp: bool, tcp: bool, port: int) -> None:
+    arguments = parse_arguments(description, names, port=port)
+    logs.set_up(arguments.log)
+    raise_descriptor_limit()
+
+    async def start(nursery: trio.Nursery) -> BrokerServer:
+        server: BrokerServer = await nursery.start(_serving(arguments, udp, tcp))
+        if (where := getattr(arguments, "metrics", None)) is not None:
+            pages = partial(serve_operator_pages, where, lambda: Sources(server.core, server.unsent))
+            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
+        return server
+
+    await run_until_signalled(start, drain=getattr(arguments, "drain", 0.0))
+
+
+def _serving(arguments: Namespace, udp: bool, tcp: bool) -> Callable[..., Coroutine[None, None, NoReturn]]:
+    listen = all_listens(arguments.listen or ["::"])
+    relays = relay_places(arguments.relay)
+    if relays is None and not tcp:
+        relays = []
+    serve = partial(
+        serve_broker,
+        listen,
+        arguments.port,
+        state_dir=state_dir(arguments.state_dir),
+        udp=udp,
+        tcp=tcp,
+        stun=stun_endpoints(arguments.stun),
+        elsewhere=told_addresses(listen),
+        relays=relays,
+    )
+    if not tcp:
+        return partial(serve, allow_spoofing=arguments.allow_spoofing)
+    return partial(
+        serve,
+        behind=arguments.behind or (),
+        certificate=certificate_files(arguments.certificate, arguments.key),
+        metrics_from=arguments.metrics_from or (),
+    )

@@ -1,0 +1,42 @@
+"""What a server writes on stderr: nothing but what went wrong, as text; or each event as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from ntcpsock._errors import ConfigurationError
+
+
+def set_up(form: str) -> None:
+    """form: "text" or "json". Raises ConfigurationError for another one."""
+    if form not in ("text", "json"):
+        raise ConfigurationError(f"log: must be text or json, not {form!r}")
+    handler = logging.StreamHandler()
+    if form == "json":
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(
+        handlers=[handler], level=logging.INFO if form == "json" else logging.WARNING, force=True
+    )
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time (UTC, RFC 3339), level, logger, message; the fields of the dict that a record has as
+    `fields`; and the exception where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, dict):
+            event |= fields
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event, default=str)

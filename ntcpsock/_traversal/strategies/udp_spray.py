@@ -1,0 +1,109 @@
+"""What `udp-predict` and `udp-birthday` share: both sides observe their NATs, tell each other, and check many ways.
+
+A way is a socket of ours and a port of the other side. The first check that comes through has found a mapping of one
+side that the other one aims at; all other sockets are closed then.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.checks.driver import PunchedPath
+from ntcpsock._traversal.checks.pairs import Way
+from ntcpsock._traversal.observe_udp import HeldDatagramPorts, hold_datagram_ports
+from ntcpsock._traversal.prediction import (
+    Prediction,
+    decode_prediction_untrusted,
+    encode_prediction,
+    predict,
+)
+from ntcpsock._traversal.strategies.base import AttemptContext, Connection
+from ntcpsock._traversal.strategies.tcp_predict import HEARING_DEADLINE, describe
+from ntcpsock._traversal.strategies.udp_punch import note_checks
+
+_WORD = "prediction"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What both sides have told each other. ours, theirs: where each one's next packets will come from."""
+
+    held: HeldDatagramPorts
+    ours: Prediction
+    theirs: Prediction
+
+    @property
+    def known_base(self) -> int:
+        """The socket whose mapping an exact prediction of ours foretells."""
+        observed = self.held.observations
+        last = [item.mapped for item in observed if item.local_port == observed[-1].local_port]
+        if len(last) > 1 and len(set(last)) == 1:
+            return self.held.base_of(observed[-1].local_port)
+        return self.held.base_of(self.held.spare)
+
+
+@asynccontextmanager
+async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
+    """Observe, tell, hear. Raises OSError: ENODATA where nothing was observed, EPROTO where the other side's word
+    cannot be used, ETIMEDOUT where it does not come."""
+    assert context.talk is not None, "a joint technique"
+    assert context.datagram is not None, "one over UDP"
+    async with hold_datagram_ports(context.servers, context.datagram.nursery) as held:
+        ours = predict(held.observations, held.spare)
+        if ours is None:
+            raise OSError(errno.ENODATA, "no STUN server answered over UDP, so no port can be predicted")
+        context.talk.say(_WORD, encode_prediction(ours))
+        try:
+            with trio.fail_after(HEARING_DEADLINE):
+                word = await context.talk.hear(_WORD)
+            theirs = decode_prediction_untrusted(word, context.remote.host)
+        except trio.TooSlowError:
+            raise OSError(errno.ETIMEDOUT, "the other side did not join") from None
+        except BadMessage as error:
+            raise OSError(errno.EPROTO, f"the other side's prediction: {error}") from error
+        context.entry.notes |= {"ours": describe(ours), "theirs": describe(theirs)}
+        yield Meeting(held, ours, theirs)
+
+
+async def check_all(
+    context: AttemptContext,
+    meeting: Meeting,
+    ways: Sequence[Way],
+    *,
+    pace: float,
+    patience: float,
+    tries: int,
+) -> Connection:
+    """Check these ways, one after the other, until one comes through; then authenticate the peer over it.
+
+    pace: seconds between two; patience: seconds until none has; tries: checks of each. Raises OSError.
+    """
+    access = context.datagram
+    assert access is not None, "one over UDP"
+    port, now = meeting.held.port, trio.current_time()
+    machine = access.new_machine(context.role, context.rtt, pace=pace / 2)
+    for number, (base, remote) in enumerate(ways):
+        machine.add_pair(base, remote, now=now, kind="prflx", tries=tries, delay=number * pace)
+    path = PunchedPath(port, machine, access.credentials.local_fragment, rtt=context.rtt)
+    context.entry.notes["ways"] = str(len(ways))
+    access.run(port, path)
+    try:
+        with trio.move_on_after(patience):
+            await path.wait_nominated()
+        if machine.selected is None:
+            raise OSError(errno.ETIMEDOUT, f"none of {len(ways)} ways met the other side")
+        port.keep_only(machine.selected[0])
+        carrier = await access.authenticate(path)
+    except BaseException:
+        path.close()
+        raise
+    finally:
+        note_checks(context, path)
+    path.settle()
+    return Connection(carrier, context.planned.technique, context.entry)
