@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datagram_programs as programs
 import pytest
@@ -16,13 +17,13 @@ PATH_RTT = 0.1
 SIZES = (0, 1100, 4000, 20_000)
 
 
-def echoing(nat_lab: NatLabFactory, tmp_path: Path, nat_a: str, nat_b: str, **settings: str) -> Stage:
+def echoing(nat_lab: NatLabFactory, tmp_path: Path, nat_a: str, nat_b: str, **settings: Any) -> Stage:
     made = start_servers(nat_lab(nat_a, nat_b, delay=PATH_RTT / 4), tmp_path)
     made.lab.host_b.start(programs.run_echo, made.config("bob", **settings))
     return made
 
 
-def ask(made: Stage, name: str | None = None, **settings: str) -> programs.Asked:
+def ask(made: Stage, name: str | None = None, **settings: Any) -> programs.Asked:
     running = made.lab.host_a.start(programs.ask, made.config(name, **settings), "bob", SIZES)
     asked: programs.Asked = running.result(programs.PATIENCE + 10)
     print(asked)

@@ -21,7 +21,8 @@ class Answer(socketserver.BaseRequestHandler):
         response = dns.message.make_response(query)
         response.flags |= dns.flags.AA
         if question.rdtype == dns.rdatatype.TXT:
-            response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "TXT", *[str(digit) * 200 for digit in range(10)]))
+            texts = [str(digit) * 200 for digit in range(10)]
+            response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "TXT", *texts))
         else:
             response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "A", "192.0.2.7"))
         sock.sendto(response.to_wire(), self.client_address)
