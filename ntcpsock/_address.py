@@ -7,7 +7,7 @@ import binascii
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from ntcpsock._errors import ConfigurationError
@@ -17,6 +17,8 @@ NODE_KEY_LENGTH = 32
 NODE_ID_LENGTH = 52  # ceil(256 / 5) base32 characters
 DEFAULT_BROKER_PORT = 6060
 DEFAULT_STUN_PORT = 3478
+DEFAULT_TURN_PORT = 3478
+DEFAULT_TURNS_PORT = 5349
 DEFAULT_TLS_PORT = 443
 
 # LDH labels of RFC 1123 section 2.1, each up to 63 characters (RFC 1035 section 2.3.4).
@@ -213,6 +215,50 @@ def parse_broker(uri: str) -> BrokerAddress:
     if port is None:
         port = DEFAULT_TLS_PORT if tls else DEFAULT_BROKER_PORT
     return BrokerAddress(parts.hostname, port, key, tls)
+
+
+TurnTransport = Literal["udp", "tcp", "tls"]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAddress:
+    """Where a TURN server is, and over what it is spoken to."""
+
+    host: str
+    port: int
+    transport: TurnTransport
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.transport == "tls":
+            return f"turns:{host}:{self.port}?transport=tcp"
+        return f"turn:{host}:{self.port}?transport={self.transport}"
+
+
+def parse_turn(uri: str) -> TurnAddress:
+    """A URI of RFC 7065: `turn:HOST[:3478][?transport=udp|tcp]`, over UDP unless it says otherwise, or
+    `turns:HOST[:5349]`, which is TLS over TCP. Raises ConfigurationError."""
+    if "@" in uri:
+        # What stands before it is not for a message.
+        raise ConfigurationError(
+            "turn: a TURN URI holds no user and password; give turn_user and turn_password"
+        )
+    scheme, _, rest = uri.partition(":")
+    authority, _, query = rest.partition("?")
+    transport = {"": "", "transport=udp": "udp", "transport=tcp": "tcp"}.get(query.lower())
+    if scheme.lower() not in ("turn", "turns") or not authority or "/" in authority or transport is None:
+        raise ConfigurationError(
+            f"turn {uri!r}: expected turn:HOST:PORT?transport=udp|tcp or turns:HOST:PORT"
+        )
+    secure = scheme.lower() == "turns"
+    if secure and transport == "udp":
+        raise ConfigurationError(f"turn {uri!r}: DTLS is not spoken here; use ?transport=tcp, which is TLS")
+    host, port = parse_host_port(authority, DEFAULT_TURNS_PORT if secure else DEFAULT_TURN_PORT)
+    if not port:
+        raise ConfigurationError(f"turn {uri!r}: the port must be 1 to 65535")
+    if secure:
+        return TurnAddress(host, port, "tls")
+    return TurnAddress(host, port, "tcp" if transport == "tcp" else "udp")
 
 
 def parse_host_port(text: str, default_port: int) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port
+from ntcpsock._address import decode_node_id, normalize_name, parse_broker, parse_host_port, parse_turn
 from ntcpsock._errors import ConfigurationError
 
 TECHNIQUES = (
@@ -29,6 +29,7 @@ TECHNIQUES = (
     "udp-predict",
     "udp-birthday",
     "relay",
+    "turn",
 )
 
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
@@ -64,10 +65,17 @@ class Config:
     #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
     #: first one seen is pinned.
     broker: str | None = None
-    #: PEM file of the authorities that sign the certificates of `wss://` brokers. None: the system's.
+    #: PEM file of the authorities that sign the certificates of `wss://` brokers and `turns:` servers. None: the
+    #: system's.
     ca_file: Path | None = None
     #: STUN servers `HOST[:3478]`, asked over TCP and UDP. Empty: those that the broker names.
     stun: tuple[str, ...] = ()
+    #: TURN servers (RFC 8656), best first: `turn:HOST[:3478][?transport=udp|tcp]` or `turns:HOST[:5349]`.
+    turn: tuple[str, ...] = ()
+    #: User and password at them; or the secret that time-limited ones are made from (`turn_user` may be left out then).
+    turn_user: str | None = field(default=None, repr=False)
+    turn_password: str | None = field(default=None, repr=False)
+    turn_secret: str | None = field(default=None, repr=False)
     #: This node's own name. It makes the node's key permanent.
     name: str | None = None
     #: File of the node's private key. Default: `node.key` in the state directory.
@@ -83,8 +91,8 @@ class Config:
     encryption: Encryption = "tls"
     #: "auto": ask the router for a port by UPnP-IGD, NAT-PMP or PCP where that helps; "off": never ask it.
     port_mapping: PortMapping = "auto"
-    #: "auto": a relay of the broker's carries what cannot be connected directly. "never". "only": everything goes over
-    #: it, and this node tells peers no address of its own (the broker still says where it sees it). A relay sees
+    #: "auto": a relay of the broker's, or a TURN server, carries what cannot be connected directly. "never". "only":
+    #: everything goes over it, and nobody but the broker and the relay learns where this node is. A relay sees
     #: ciphertext, so connections with `encryption="off"` do not go over one, and "only" cannot be had with it.
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
@@ -115,6 +123,12 @@ class Config:
             object.__setattr__(self, "name", normalize_name(self.name))
         for server in self.stun:
             parse_host_port(server, 3478)
+        for uri in self.turn:
+            parse_turn(uri)
+        if self.turn and bool(self.turn_password) == bool(self.turn_secret):
+            raise ConfigurationError("turn: give either turn_password, with turn_user, or turn_secret")
+        if self.turn_password and not self.turn_user:
+            raise ConfigurationError("turn_password: it needs a turn_user")
         if self.allow is not None:
             if len(self.allow) > MAX_ALLOWED:
                 raise ConfigurationError(f"allow: at most {MAX_ALLOWED} entries")
@@ -153,8 +167,8 @@ class Config:
     def usable_techniques(self) -> tuple[str, ...]:
         """Those of `techniques` that `relay` and `encryption` leave."""
         if self.relay == "only":
-            return ("relay",)
-        unusable = {"relay"} if self.relay == "never" or self.encryption == "off" else set()
+            return ("relay", "turn")
+        unusable = {"relay", "turn"} if self.relay == "never" or self.encryption == "off" else set()
         if self.encryption == "off":
             unusable.update(UDP_TECHNIQUES)
         if not self.birthday_sockets:
@@ -165,7 +179,8 @@ class Config:
     def datagram_techniques(self) -> tuple[str, ...]:
         """Those for datagrams: without encryption a UDP path as it is, else whatever can carry them."""
         if self.encryption == "off":
-            return tuple(name for name in self.techniques if name in UDP_TECHNIQUES)
+            unusable = () if self.birthday_sockets else ("udp-birthday",)
+            return tuple(name for name in self.techniques if name in UDP_TECHNIQUES and name not in unusable)
         return self.usable_techniques
 
     @classmethod
@@ -227,7 +242,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 _VARIABLES = {"state_dir": "NTCP_STATE"}
-_LISTS = frozenset({"stun", "allow", "techniques"})
+_LISTS = frozenset({"stun", "turn", "allow", "techniques"})
 _PATHS = frozenset({"ca_file", "identity", "state_dir"})
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,

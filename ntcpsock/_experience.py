@@ -26,7 +26,7 @@ _MAX_TECHNIQUES = 32
 _MAX_FILE = 256 * 1024
 
 # They say nothing about a network: one fails wherever two nodes are in different ones, the other works in all.
-_NOT_REMEMBERED = frozenset({"lan", "relay"})
+_NOT_REMEMBERED = frozenset({"lan", "relay", "turn"})
 
 
 class Record(msgspec.Struct):

@@ -53,6 +53,7 @@ from ntcpsock._traversal.ports import DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import DialKind
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.credentials import TurnServer, configured_servers
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -87,6 +88,7 @@ class Node:
             # No address of ours is to be told to anybody, so none is looked for.
             servers = ()
         self.stun_servers = tuple(servers)
+        self._turn_servers = configured_servers(config)
         self._identity = identity
         self._session = session
         self._nursery = nursery
@@ -330,6 +332,15 @@ class Node:
     @property
     def datagram_techniques(self) -> Sequence[str]:
         return self.config.datagram_techniques
+
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]:
+        return self._turn_servers if "turn" in self.techniques else ()
+
+    @property
+    def hidden(self) -> bool:
+        """Whether peers are to see no address of ours."""
+        return self.config.relay == "only"
 
     @property
     def prefer(self) -> Prefer:

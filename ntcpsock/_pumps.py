@@ -86,6 +86,8 @@ class Pumps:
         ]
         streams = [pump.stream for pump in self._pumps if isinstance(pump, Pump)]
         carriers += [stream.kernel_socket for stream in streams if isinstance(stream, PlainStream)]
+        paths = (getattr(getattr(stream, "carrier", None), "kernel_socket", None) for stream in streams)
+        carriers += [path for path in paths if isinstance(path, socket.socket)]  # of QUIC
         if self._loop is not None:
             self._loop.close()
         for carrier in carriers:

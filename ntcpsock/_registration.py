@@ -16,6 +16,7 @@ from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.message import MAX_CARD
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, MAX_CARD_PORTS, Card, encode_card_within
+from ntcpsock._traversal.turn.credentials import TurnServer
 
 # Ports that one registration names; further ones are not looked at by the broker.
 _MOST_PORTS = 64
@@ -34,6 +35,8 @@ class CardContext(Protocol):
     def broker_rtt(self) -> float: ...
     @property
     def offers_raw(self) -> bool: ...
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]: ...
     @property
     def listening_port(self) -> WarmPort | None: ...
 
@@ -128,6 +131,7 @@ class Registration:
             node.offers_raw,
             "relay" in node.techniques,
             warm.udp_profile,
+            bool(node.turn_servers),
         )
         return encode_card_within(MAX_CARD, card, self._identity)
 

@@ -9,6 +9,7 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT
 from ntcpsock._servers import logs
+from ntcpsock._servers.certificate import certificate_files
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.operator_port import serve_operator_pages
 from ntcpsock._servers.options import parse_arguments
@@ -24,6 +25,9 @@ SETTINGS = (
     "other_port",
     "link_key",
     "connect_back",
+    "certificate",
+    "key",
+    "tls_port",
     "metrics",
     "metrics_from",
 )
@@ -32,6 +36,7 @@ SETTINGS = (
 async def main() -> None:
     arguments = parse_arguments(__doc__ or "", SETTINGS, port=DEFAULT_STUN_PORT)
     logs.set_up(arguments.log)
+    certificate = certificate_files(arguments.certificate, arguments.key)
     link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
 
     async def start(nursery: trio.Nursery) -> Simple:
@@ -49,6 +54,8 @@ async def main() -> None:
                 other_port=arguments.other_port,
                 connect_back=arguments.connect_back,
                 link_key=link_key if other_address is not None else None,
+                certificate=certificate,
+                tls_port=arguments.tls_port,
             )
             addresses: StunAddresses = await nursery.start(serve)
             counters.append(addresses.counters)
@@ -58,7 +65,7 @@ async def main() -> None:
         if arguments.metrics is not None:
             pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
             await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
-        return Simple(" ".join(ready))
+        return Simple(" ".join(ready), certificate)
 
     await run_until_signalled(start)
 

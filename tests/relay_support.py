@@ -11,9 +11,10 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker import BrokerServer, serve_broker
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.splice import Forwarder
-from ntcpsock._servers.web import WebLimits, WebServer, open_listener
+from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._traversal.relay.driver import take_seat
 from ntcpsock._traversal.relay.message import SECRET_LENGTH, SESSION_LENGTH, issue_pair
 

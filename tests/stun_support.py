@@ -10,6 +10,7 @@ from functools import partial
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.stun import IDLE_TIMEOUT, StunAddresses, serve_stun
 
 
@@ -24,6 +25,8 @@ async def serving(
     most_connections: int | None = None,
     connect_back: bool = True,
     link_key: bytes | None = None,
+    certificate: CertificateFiles | None = None,
+    tls_port: int | None = None,
 ) -> AsyncIterator[StunAddresses]:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -38,6 +41,8 @@ async def serving(
                     most_connections=most_connections,
                     connect_back=connect_back,
                     link_key=link_key,
+                    certificate=certificate,
+                    tls_port=tls_port,
                 )
             )
             nursery.cancel_scope.cancel()

@@ -6,8 +6,9 @@ import pytest
 import trio
 from broker_support import SEALED
 from relay_support import running_broker
-from test_broker_tcp import ALICE, BOB, PATIENCE, SEND, session_with
+from test_broker_tcp import ALICE, BOB, PATIENCE, SEND, running_proxy, session_with
 
+from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker import BrokerServer
 from ntcpsock._traversal.broker import climb, link, reach
 from ntcpsock._traversal.broker.driver import BrokerSession
@@ -16,6 +17,7 @@ from ntcpsock._traversal.broker.message import Hello, decode_from_node
 from ntcpsock._traversal.broker.move import MAX_TRIES, Move
 from ntcpsock._traversal.broker.outbox import Outbox
 from ntcpsock._traversal.broker.transport import UdpTransport
+from ntcpsock._traversal.http import proxy
 
 
 @pytest.fixture
@@ -75,6 +77,25 @@ async def test_it_climbs_back_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatc
         assert server.core.counters.registrations == 1
         assert len(server.core) == 2
         await until_connections_are(server, 0)
+
+
+async def test_it_climbs_back_from_a_proxy(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    monkeypatch.setattr(UdpTransport, "send", lambda self, frame: None)
+    with running_proxy() as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(proxy, "_is_loopback", lambda host: False)
+        async with running_broker(stun=[Endpoint("0.0.0.0", 3478)]) as server:
+            async with session_with(server, ALICE) as alice:
+                ways = [alice.transport]
+                # Nothing that only the proxy can reach.
+                assert not alice.welcome.stun
+                monkeypatch.setattr(UdpTransport, "send", SEND)
+                await until(alice, "udp")
+                ways.append(alice.transport)
+                assert ways == ["tcp", "udp"]
+                stun = [str(server) for server in alice.welcome.stun]
+                assert stun == ["127.0.0.1:3478"]
+            assert len(server.core) == 1
 
 
 async def until_connections_are(server: BrokerServer, count: int) -> None:

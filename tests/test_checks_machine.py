@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from checks_support import STRANGER, TOKEN, A, B, Side, Wire, filtering_nats, machine, pair
+from fuzz_support import check_decoder, mutations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from ntcpsock._traversal.checks.message import (
     decode_request_untrusted,
     decode_response_untrusted,
     derive_credentials,
+    encode_error,
     encode_request,
     encode_success,
     fragment_untrusted,
@@ -34,7 +36,7 @@ from ntcpsock._traversal.checks.message import (
 )
 from ntcpsock._traversal.checks.pairs import Heard, Lost, Nominated, Outgoing, Valid
 from ntcpsock._traversal.stun.attributes import ErrorCodeAttribute, UnknownAttribute, Username
-from ntcpsock._traversal.stun.constants import MessageClass
+from ntcpsock._traversal.stun.constants import ErrorCode, MessageClass
 from ntcpsock._traversal.stun.message import Message, binding_request, decode_message, encode_message
 from ntcpsock._traversal.stun.usages import IceControlling, Priority
 
@@ -318,6 +320,16 @@ def test_a_nat_that_gives_another_port_is_followed(mover: str) -> None:
     assert not getattr(wire, mover).saw(Lost)
 
 
+def test_a_pair_is_in_doubt_when_two_checks_could_have_come() -> None:
+    wire = nominated()
+    assert not wire.a.machine.is_doubtful(1.0)
+    wire.passes = lambda *_: False
+    wire.run(until=5.0)
+    assert not wire.a.machine.is_doubtful(5.0)
+    wire.run(until=9.0)
+    assert wire.a.machine.is_doubtful(9.0)
+
+
 def test_doubts_are_asked_at_once_and_not_too_often() -> None:
     wire = nominated()
     wire.a.sent.clear()
@@ -406,6 +418,31 @@ def test_noise_is_refused(noise: list[bytes]) -> None:
     for data in noise:
         assert not side.handle_datagram(0, data, STRANGER, 0.0)
     assert side.datagrams_to_send() == []
+
+
+def fuzz_machine(random_seed: int, count: int) -> None:
+    """Whatever comes in only BadMessage leaves the decoders, and nothing the machine; a changed check gets no answer
+    unless the change stands behind its integrity."""
+    checks = [request(), request(nominate=True)]
+    asked = decode_message(checks[0])
+    answers = [encode_success(LISTENER, asked, A), encode_error(LISTENER, asked, ErrorCode.ROLE_CONFLICT)]
+    check_decoder(fragment_untrusted, checks, count, random_seed)
+    check_decoder(lambda data: decode_request_untrusted(data, LISTENER), checks, count, random_seed)
+    check_decoder(lambda data: decode_response_untrusted(data, DIALER), answers, count, random_seed)
+    side = machine("listener")
+    for data in mutations([*checks, *answers], count, random_seed):
+        if side.handle_datagram(0, data, STRANGER, 0.0):
+            assert any(data[:100] == check[:100] for check in checks)
+    assert len(side.datagrams_to_send()) <= 1 + count
+
+
+def test_mutated_checks() -> None:
+    fuzz_machine(1, 5_000)
+
+
+@pytest.mark.slow
+def test_many_mutated_checks() -> None:
+    fuzz_machine(2, 300_000)
 
 
 def test_an_attribute_that_must_be_understood_is_refused_with_420() -> None:

@@ -223,6 +223,8 @@ def test_sighup_reads_the_certificate_again_and_says_what_is_wrong(tmp_path: Pat
     with running(str(SERVERS / "tcp_broker.py"), *options, *files) as (line, process):
         broker = parse_broker(line.split()[1])
         assert process.stderr is not None
+        event = json.loads(process.stderr.readline())
+        assert event["message"] == f"serving: {line}"
         messages = []
         for text in (key.read_text(), "no key"):
             key.write_text(text)
@@ -336,6 +338,33 @@ def test_a_certificate_without_its_key_is_said(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "option", "words"),
+    [
+        ("ntcp", ("--behind", "somewhere"), "somewhere"),
+        ("script", ("--behind", "somewhere"), "somewhere"),
+        ("script", ("--metrics-from", "10.0.0.0/99"), "10.0.0.0/99"),
+        ("ntcp", ("--relay", "relay.example:6061"), "relay.example"),
+        ("ntcp", ("--stun", "stun.example"), "stun.example"),
+        ("ntcp", ("--log", "loud"), "text or json"),
+    ],
+)
+def test_what_is_no_address_is_said_in_a_line(
+    program: str, option: tuple[str, str], words: str, tmp_path: Path
+) -> None:
+    free = ("--listen", "127.0.0.1", "--state-dir", str(tmp_path))
+    command: tuple[str, ...]
+    if program == "script":
+        command = (str(SERVERS / "tcp_broker.py"), "--port", "0", *free)
+    else:
+        command = ("-m", "ntcpsock", "serve", "--broker-port", "0", "--stun-port", "0", *free)
+    done = subprocess.run([sys.executable, *command, *option], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_json_lines_hold_fields_and_exceptions() -> None:

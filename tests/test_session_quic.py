@@ -8,13 +8,14 @@ import pytest
 import trio
 import trio.testing
 from quic_support import handshake, handshake_in, quic_carriers, socket_paths
+from quic_wire import Weather, wire_paths
 from session_support import certificate, clog, make_stream
 
 from ntcpsock._errors import IdentityMismatch
 from ntcpsock._session.quic import machine
 from ntcpsock._session.quic.carrier import quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
-from ntcpsock._session.stream import NTCPStream
+from ntcpsock._session.stream import NTCPStream, receive_bind, send_bind
 
 
 async def test_an_echo_comes_back_over_a_session() -> None:
@@ -218,6 +219,32 @@ async def test_closing_over_unread_data_resets() -> None:
             server.try_receive_into(memoryview(bytearray(1)))
 
 
+async def test_datagrams_obey_congestion_control_and_wait_within_bounds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    weather = Weather(delay=0.05, rate=1e6, queue=30_000)
+    near, far = wire_paths(weather)
+    async with trio.open_nursery() as nursery:
+        client, server = await handshake(nursery, near, far)
+        before = near.sent
+        taken = 0
+        while client.try_send_datagram(b"%5d" % taken + bytes(995)):
+            taken += 1
+        assert machine.DATAGRAM_ROOM / 1045 <= taken < machine.DATAGRAM_ROOM / 1000 + 20
+        assert 8 <= near.sent - before <= 20, "a window's worth, and no more"
+        await client.wait_datagram_room()
+        assert client.try_send_datagram(b"one more")
+        got: list[bytes] = []
+        with trio.move_on_after(20):
+            while True:
+                await server.wait_datagram()
+                got += server.try_receive_datagrams()
+        assert got[-1] == b"one more"
+        assert len(got) > 0.8 * taken
+        assert got[:-1] == sorted(got[:-1])
+        nursery.cancel_scope.cancel()
+
+
 async def test_over_ipv6() -> None:
     async with trio.open_nursery() as nursery:
         client, server = await handshake(nursery, *socket_paths(host="::1"))
@@ -247,4 +274,26 @@ async def test_a_peer_that_is_gone_is_refused_by_its_kernel_and_believed_after_a
                 with trio.move_on_after(0.05):
                     await client.wait_readable()
         assert isinstance(refused, ConnectionRefusedError)
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_round_trips_from_the_first_packet_to_the_first_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One for the handshake, one for token and answer; the client may send after the first."""
+    near, far = wire_paths(Weather(delay=0.1, rate=1e9))
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            carrier = await quic_server_handshake(far, certificate(), nursery=nursery)
+            await receive_bind(carrier)
+            carrier.try_send(b"welcome")
+
+        nursery.start_soon(answer)
+        started = trio.current_time()
+        client = await quic_client_handshake(near, certificate().fingerprint, nursery=nursery)
+        assert trio.current_time() - started == pytest.approx(0.2, abs=0.01)
+        await send_bind(client, b"d" * 16, b"t" * 32)
+        await client.wait_readable()
+        assert trio.current_time() - started == pytest.approx(0.4, abs=0.02)
         nursery.cancel_scope.cancel()

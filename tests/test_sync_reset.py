@@ -19,12 +19,13 @@ from ntcpsock import NTCPSocket, _forwarding
 LINGER_0 = struct.pack("ii", 1, 0)
 
 
-@pytest.fixture(params=[True, False], ids=["loop", "tasks"])
+@pytest.fixture(params=["loop", "tasks", "quic"])
 def network(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[FakeNetwork]:
     with fake_network(monkeypatch, tmp_path) as network:
-        network.encrypted = request.param
+        network.encrypted = request.param == "loop"
+        network.quic = request.param == "quic"
         yield network
 
 

@@ -57,7 +57,7 @@ async def test_signalling_in_tls(tmp_path: Path) -> None:
     async with tls_broker(tmp_path, stun=[Endpoint("0.0.0.0", 3478)]) as (server, authority):
         async with tls_session(server, authority) as alice:
             async with tls_session(server, authority, "127.0.0.1", 2) as bob:
-                assert (alice.transport, alice.broker_host) == ("tcp", "localhost")
+                assert (alice.transport, alice.broker_host) == ("tcp", "127.0.0.1")
                 assert alice.welcome.stun == (Endpoint("127.0.0.1", 3478),)
                 assert alice.relays == (Endpoint("localhost", server.address.port),)
                 assert isinstance(alice.relays[0], TlsRelay)

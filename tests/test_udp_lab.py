@@ -70,6 +70,15 @@ def test_pairs_that_meet_over_udp(stage: MakeStage, nat_a: str, nat_b: str) -> N
 
 
 @pytest.mark.slow
+def test_over_ipv6(stage: MakeStage) -> None:
+    """Neither IPv4 NAT can be met; both firewalls of IPv6 are opened from inside."""
+    made = stage("apdm+random", "apdm+random", ipv6=("firewall", "firewall"))
+    (dialled,) = made.dial(1, techniques=UDP_ONLY)
+    assert (dialled.kind, dialled.technique) == ("udp", "udp-punch")
+    assert ":" in dialled.local
+
+
+@pytest.mark.slow
 def test_neighbours_behind_one_nat(stage: MakeStage) -> None:
     made = stage("default", "default", same_nat=True)
     (dialled,) = made.dial(1, techniques=UDP_ONLY)

@@ -10,8 +10,9 @@ import trio.testing
 from relay_support import running_broker, say
 
 from ntcpsock._address import Endpoint, encode_node_id
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.visitor import Visitor
-from ntcpsock._servers.web import WebLimits, WebServer, open_listener
+from ntcpsock._servers.web import WebLimits, WebServer
 
 
 async def test_the_pages_say_key_and_servers() -> None:

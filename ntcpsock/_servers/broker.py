@@ -23,8 +23,10 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
+from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
@@ -33,7 +35,7 @@ from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.stun import StunCounters
-from ntcpsock._servers.web import WebLimits, WebServer, open_listener
+from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import (
     MAX_DATAGRAM,
@@ -127,10 +129,12 @@ async def serve_broker(
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
-    Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes, ConfigurationError for
-    an unusable state directory, and where it may not spoof.
+    Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
+    or network, ConfigurationError for an unusable state directory, and where it may not spoof.
     """
     _check_told(stun, relays)
+    for entries in (behind, metrics_from):
+        Networks(entries)  # what is none is an error by itself, before there is a nursery
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     secret = Identity.generate() if state_dir is None else load_identity(state_dir / "relay.key")
     names = NameStore(None if state_dir is None else state_dir / "names.sqlite")

@@ -9,9 +9,10 @@ import trio
 
 from ntcpsock._address import Endpoint, parse_host_port
 from ntcpsock._errors import ConfigurationError
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.pages import Readiness, make_operator_pages
-from ntcpsock._servers.web import WebServer, open_listener
+from ntcpsock._servers.web import WebServer
 
 
 async def serve_operator_pages(

@@ -80,8 +80,8 @@ OPTIONS: Final = _table(
     ),
     Option(
         "certificate",
-        "PEM file of a certificate with its chain: the TCP port speaks TLS, too, to whoever begins with it; SIGHUP "
-        "reads it again",
+        "PEM file of a certificate with its chain: TCP ports speak TLS, too, to whoever begins with it; SIGHUP reads "
+        "it again",
         "path",
         "FILE",
     ),
@@ -132,6 +132,11 @@ OPTIONS: Final = _table(
         "FILE",
     ),
     Option("other_port", "second port (3479 beside --other-address)", "integer", "PORT2"),
+    Option(
+        "tls_port",
+        "one more TCP port, for TLS, of a STUN server with a certificate (usually: 5349)",
+        "integer",
+    ),
     Option("connect_back", "connect to TCP clients that ask for it", "switch", default=True),
 )
 

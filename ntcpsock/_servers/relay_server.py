@@ -11,11 +11,12 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.certificate import CertificateFiles
+from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.pages import Readiness, make_operator_pages, page
 from ntcpsock._servers.places import all_listens
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
-from ntcpsock._servers.web import WebLimits, WebServer, open_listener
+from ntcpsock._servers.web import WebLimits, WebServer
 
 
 @dataclass(frozen=True, slots=True)

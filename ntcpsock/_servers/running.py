@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.notify import notify
 
 _logger = logging.getLogger("ntcpsock.server")
@@ -40,15 +41,17 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Simple:
-    """A service that has no files and nothing to wait for."""
+    """A service that has nothing to wait for, and no files but a certificate."""
 
     ready: str
+    certificate: CertificateFiles | None = None
 
     async def drain(self, seconds: float) -> None:
         await trio.lowlevel.checkpoint()
 
     def reload(self) -> None:
-        pass
+        if self.certificate is not None:
+            self.certificate.reload()
 
 
 async def run_until_signalled(
@@ -65,6 +68,7 @@ async def run_until_signalled(
         async with trio.open_nursery() as nursery:
             service = await start(nursery)
             print(service.ready, flush=True)
+            _logger.info("serving: %s", service.ready)
             notify(b"READY=1")
             draining = False
             async for number in signals:
@@ -72,10 +76,12 @@ async def run_until_signalled(
                     _reload(service)
                 elif number == signal.SIGTERM and drain > 0 and not draining:
                     draining = True
+                    _logger.info("draining, for %g s at most", drain)
                     notify(b"STOPPING=1")
                     nursery.start_soon(_drain, service, drain, nursery.cancel_scope)
                 else:
                     break
+            _logger.info("ends")
             nursery.cancel_scope.cancel()
 
 

@@ -16,10 +16,13 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
+from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.connect_back import ConnectBacks
 from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._servers.limits import RateLimit
+from ntcpsock._servers.listener import open_listener
+from ntcpsock._servers.tls_stream import TLS_HANDSHAKE, TlsStream
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
 from ntcpsock._traversal.stun.link import FIRST_OCTET, Link, Order
@@ -60,6 +63,7 @@ class StunCounters:
     tcp_refused: int = 0  # over a limit
     tcp_broken: int = 0  # no STUN, reset, or answers left unread
     tcp_idle: int = 0
+    tcp_tls: int = 0  # of the accepted, those that began with TLS
     tcp_open: int = 0
     connect_backs: int = 0  # tried, whatever came of them
     connect_backs_refused: int = 0  # over a limit
@@ -80,6 +84,8 @@ class StunAddresses:
     other: Endpoint | None
     endpoints: tuple[Endpoint, ...]
     counters: StunCounters = field(compare=False)
+    #: The port for TLS, where there is one.
+    tls: Endpoint | None = None
 
 
 async def serve_stun(
@@ -92,6 +98,8 @@ async def serve_stun(
     most_connections: int | None = None,
     connect_back: bool = True,
     link_key: bytes | None = None,
+    certificate: CertificateFiles | None = None,
+    tls_port: int | None = None,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -102,7 +110,8 @@ async def serve_stun(
     descriptors, at most 10,000. "::" serves IPv6 only. `connect_back`: whether TCP clients that ask for it are
     connected to (`_traversal/stun/connect_back.py`), a few at a time. `link_key`: `other_address` is another machine,
     where the same runs with the same key, the same two ports, and our address as its other one; the clocks of both are
-    right within some seconds.
+    right within some seconds. `certificate`: the TCP ports speak TLS, too, to whoever begins with it, and `tls_port`
+    (RFC 8489 section 6.2.3: 5349) is one more of them.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -130,14 +139,18 @@ async def serve_stun(
             idle_timeout,
             most_connections or min(_MOST_CONNECTIONS, descriptor_limit() // 2),
             link_key,
+            certificate,
         )
         endpoints = tuple(sock.local for sock in datagram_sockets)
         async with trio.open_nursery() as nursery:
             for sock in datagram_sockets:
                 nursery.start_soon(server.serve_datagrams, sock)
+            if certificate is not None and tls_port is not None:
+                listeners.append(open_listener(listen, tls_port))
             nursery.start_soon(trio.serve_listeners, server.serve_connection, listeners)
+            tls = None if tls_port is None else Endpoint(*listeners[-1].socket.getsockname()[:2])
             task_status.started(
-                StunAddresses(first, last if other_address else None, endpoints, server.counters)
+                StunAddresses(first, last if other_address else None, endpoints, server.counters, tls)
             )
     raise AssertionError("the tasks of a server end only by cancellation")
 
@@ -150,6 +163,7 @@ class _StunServer:
         idle_timeout: float,
         most_connections: int,
         link_key: bytes | None = None,
+        certificate: CertificateFiles | None = None,
     ) -> None:
         self.counters = StunCounters()
         self._core = core
@@ -158,6 +172,7 @@ class _StunServer:
         self._most_connections = most_connections
         self._connections_of: Counter[str] = Counter()
         self._connect_backs = ConnectBacks()
+        self._certificate = certificate
         self._link = None if link_key is None else Link(link_key)
         self._link_limit = RateLimit(_LINK_RATE, _LINK_BURST)
 
@@ -233,17 +248,26 @@ class _StunServer:
         self.counters.tcp_accepted += 1
         self.counters.tcp_open += 1
         self._connections_of[host] += 1
+        tls: TlsStream | None = None
         try:
-            await self._answer_stream(stream, Endpoint(host, remote[1]), Endpoint(local[0], local[1]))
-        except (BadMessage, trio.BrokenResourceError, trio.TooSlowError):
+            if self._certificate is not None:
+                with trio.fail_after(self._idle_timeout):
+                    if await stream.socket.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                        self.counters.tcp_tls += 1
+                        tls = TlsStream.take_over(stream, self._certificate.context)
+                        await tls.do_handshake()
+            await self._answer_stream(tls or stream, Endpoint(host, remote[1]), Endpoint(local[0], local[1]))
+        except (BadMessage, OSError, trio.BrokenResourceError, trio.TooSlowError):
             self.counters.tcp_broken += 1
         finally:
+            if tls is not None:
+                tls.close()
             self.counters.tcp_open -= 1
             self._connections_of[host] -= 1
             if not self._connections_of[host]:
                 del self._connections_of[host]
 
-    async def _answer_stream(self, stream: trio.SocketStream, remote: Endpoint, local: Endpoint) -> None:
+    async def _answer_stream(self, stream: trio.abc.Stream, remote: Endpoint, local: Endpoint) -> None:
         splitter = MessageSplitter(_LONGEST_TCP_REQUEST)
         while True:
             messages: list[bytes] = []
@@ -253,7 +277,7 @@ class _StunServer:
                     data = await stream.receive_some(_TCP_RECEIVE_SIZE)
                     if not data:
                         return
-                    messages = splitter.receive_data(data)
+                    messages = splitter.receive_data(bytes(data))
             if waiting.cancelled_caught:
                 self.counters.tcp_idle += 1
                 return

@@ -17,6 +17,9 @@ import trio
 _RECEIVE_SIZE: Final = 65536
 _WRITE_SIZE: Final = 65536
 
+#: What a ClientHello begins with: ContentType handshake (RFC 8446 section 5.1). No HTTP method or STUN message does.
+TLS_HANDSHAKE: Final = b"\x16"
+
 
 class KernelSocket(Protocol):
     """What may be done with the kernel's socket of a connection, be there TLS on top or not."""
@@ -45,6 +48,12 @@ class TlsStream(trio.abc.Stream):
             sock.close()
             raise
         self.kernel = _Kernel(self._tls)
+
+    @classmethod
+    def take_over(cls, stream: trio.SocketStream, context: ssl.SSLContext) -> TlsStream:
+        """Over the socket of `stream`, which has none from here on. Raises as the constructor does."""
+        sock = stream.socket
+        return cls(socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach()), context)
 
     async def do_handshake(self) -> None:
         """Raises trio.BrokenResourceError."""

@@ -42,9 +42,7 @@ class Visitor:
 
     async def begin_tls(self, context: ssl.SSLContext) -> None:
         """Raises OSError, trio.BrokenResourceError where that fails."""
-        sock = self._connection.socket
-        plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        stream = TlsStream(plain, context)
+        stream = TlsStream.take_over(self._connection, context)
         self.stream, self.socket, self.is_tls = stream, stream.kernel, True
         await stream.do_handshake()
 

@@ -15,7 +15,7 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import h11
 import trio
@@ -26,11 +26,8 @@ from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import endpoint_of
 from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._servers.networks import Networks
+from ntcpsock._servers.tls_stream import TLS_HANDSHAKE
 from ntcpsock._servers.visitor import RECEIVE_SIZE, Handler, Visitor
-
-_BACKLOG: Final = 1024
-# ContentType handshake (RFC 8446 section 5.1); no HTTP method begins so.
-_TLS_HANDSHAKE: Final = b"\x16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +145,7 @@ class WebServer:
         """With whoever wants it. Raises trio.BrokenResourceError where that fails."""
         if self._certificate is None:
             return
-        if await visitor.socket.recv(1, socket.MSG_PEEK) != _TLS_HANDSHAKE:
+        if await visitor.socket.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
             return
         self.counters.tls += 1
         await visitor.begin_tls(self._certificate.context)
@@ -207,19 +204,3 @@ def _forwarded(visitor: Visitor) -> Endpoint:
         return Endpoint(str(ipaddress.ip_address(host)), visitor.source.port)
     except ValueError:
         return visitor.source
-
-
-def open_listener(listen: str, port: int, *, dual: bool = False) -> trio.SocketListener:
-    """A TCP listener on a numeric address; dual: an IPv6 wildcard takes IPv4 too. Raises OSError, OverflowError."""
-    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
-        sock.bind((listen, port))
-        sock.listen(_BACKLOG)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    except BaseException:
-        sock.close()
-        raise

@@ -48,7 +48,10 @@ from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
 from ntcpsock._traversal.strategies.datagrams import AuthenticatePath, DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
+from ntcpsock._traversal.strategies.turn import TurnAccess
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.credentials import TurnServer
+from ntcpsock._traversal.turned import hosts_of, relayed_target
 
 log = logging.getLogger("ntcpsock")
 
@@ -101,6 +104,10 @@ class AcceptContext(Protocol):
     def nursery(self) -> trio.Nursery: ...
     @property
     def consent_interval(self) -> float: ...
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]: ...
+    @property
+    def hidden(self) -> bool: ...
     @property
     def birthday_sockets(self) -> int: ...
     @property
@@ -171,6 +178,7 @@ class Acceptor:
             raw=self._node.offers_raw,
             relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
+            turn=bool(self._node.turn_servers),
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
@@ -249,6 +257,8 @@ class Acceptor:
         proven_host = ipv4_host(proven_host, *also_proven)
         if offer.technique == "relay":
             self._follow_to_relay(pending, offer)
+        elif offer.technique == "turn":
+            self._follow_to_turn(pending, offer)
         elif (
             offer.technique in JOINT_TECHNIQUES and offer.technique in self._techniques(offer) and proven_host
         ):
@@ -341,6 +351,28 @@ class Acceptor:
             planned = PlannedAttempt("relay", self._node.relays[0], 0.0, DIAL_BUDGET)
             pending.nursery.start_soon(self._attempt, pending, planned, talk)
 
+    def _follow_to_turn(self, pending: PendingDial, offer: Offer) -> None:
+        """The dialer, or we, or both have a TURN server: as with a relay, with checks to what the dialer names."""
+        assert pending.nursery is not None
+        node = self._node
+        if "turn" not in node.techniques:
+            return
+        standpoint = node.surroundings.standpoint
+        proven_host = standpoint.proven(pending.delivery.observed_host)
+        also_proven = standpoint.also_proven(pending.delivery.also_observed)
+        candidates = standpoint.targets(offer.candidates, "udp", proven_host, also_proven)
+        datagram = self._datagram_access(pending, offer, "turn", lambda: None)
+        access = TurnAccess(
+            node.turn_servers,
+            hosts_of(candidates, proven_host, also_proven),
+            relayed_target(standpoint),
+            lambda target: self._shared_datagram_aim.allows(target, trio.current_time()),
+            node.hidden,
+        )
+        planned = PlannedAttempt("turn", Endpoint(proven_host, 0), 0.0, DIAL_BUDGET)
+        talk = Talk(offer.dial_id, offer.round, pending.mailbox, pending.nursery, self._tell(pending))
+        pending.nursery.start_soon(self._attempt, pending, planned, talk, datagram, access)
+
     async def _follow(
         self, pending: PendingDial, joint: PlannedAttempt, talk: Talk, datagram: DatagramAccess | None
     ) -> None:
@@ -373,6 +405,7 @@ class Acceptor:
         planned: PlannedAttempt,
         talk: Talk | None,
         datagram: DatagramAccess | None = None,
+        turn: TurnAccess | None = None,
     ) -> None:
         """The follower's part of one attempt. It ends with the dial, when the leader has chosen."""
         deadline = trio.current_time() + planned.budget
@@ -408,6 +441,7 @@ class Acceptor:
             talk,
             relay=RelayAccess(self._node.relays, _no_tickets),
             datagram=datagram,
+            turn=turn,
         )
         try:
             with trio.fail_at(deadline):
@@ -523,6 +557,7 @@ _KINDS: dict[str, PathKind] = {
     "ipv6": "ipv6",
     "port-mapped": "port-mapped",
     "relay": "relay",
+    "turn": "relay",
 }
 
 

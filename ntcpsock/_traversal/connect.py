@@ -21,6 +21,7 @@ from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import Card, DialKind, decode_card_untrusted
@@ -133,6 +134,7 @@ async def _card_from_answer(dial: Dial) -> Card:
         answer.profile,
         answer.broker_rtt,
         raw=answer.raw,
+        turn=answer.turn,
         relayed=answer.relayed,
         udp_profile=answer.udp_profile,
     )
@@ -151,7 +153,8 @@ async def _punch(
     except BaseException:  # cancelled, most often because its time is up
         node.surroundings.dial_ended(dial.key, None, ())
         raise
-    direct = connection.technique if connection and connection.technique != "relay" else None
+    is_direct = connection is not None and group_of(connection.technique) != "relay"
+    direct = connection.technique if connection is not None and is_direct else None
     node.surroundings.dial_ended(dial.key, direct, race.failed)
     if connection is None:
         why = explain(report)
@@ -161,7 +164,7 @@ async def _punch(
             why = Explanation(
                 "Both sides are in different networks, and only lan is allowed.", "Allow other techniques."
             )
-        elif not set(node.techniques) - {"relay"}:
+        elif not set(node.techniques) - {"relay", "turn"}:
             why = Explanation("Only the relay is allowed.", "")
         why = Explanation(why.cause, f"{why.advice} {why_no_relay(node, card)}".lstrip())
         report.cause, report.advice = why.cause, why.advice

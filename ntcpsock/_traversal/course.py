@@ -32,6 +32,7 @@ from ntcpsock._traversal.punch.message import Candidate, Card, Transport, decode
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.credentials import TurnServer
 
 
 class DialContext(Protocol):
@@ -65,6 +66,10 @@ class DialContext(Protocol):
     def nursery(self) -> trio.Nursery: ...
     @property
     def consent_interval(self) -> float: ...
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]: ...
+    @property
+    def hidden(self) -> bool: ...
     @property
     def birthday_sockets(self) -> int: ...
     @property

@@ -27,6 +27,7 @@ from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relayed import run_relay_round
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
+from ntcpsock._traversal.turned import run_turn_round
 
 # Seconds for all attempts of all rounds. The kernel repeats a lost SYN after 1, 2, 3, ... s meanwhile. Less
 # than the default time-out of a connect, so that a failure can say more than "timed out".
@@ -89,6 +90,7 @@ class DirectRace:
                     await nursery.start(
                         relay, course.node, dial, course.card, course.warm, race, nursery, course.tell
                     )
+                    await nursery.start(run_turn_round, course, race, nursery)
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:

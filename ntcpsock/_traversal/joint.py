@@ -110,7 +110,7 @@ class JointRounds:
             there=self._course.card.raw,
             broker_spoofs=self._course.node.broker_spoofs,
         )
-        if {*chosen, "relay"} != set(TECHNIQUES):
+        if {*chosen, "relay", "turn"} != set(TECHNIQUES):
             for technique, obstacle in obstacles.items():
                 self._race.impossible(technique, Endpoint(self._course.dial.observed_host, 0), obstacle)
         return [technique for technique in chosen if technique not in obstacles]

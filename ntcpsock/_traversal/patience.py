@@ -25,7 +25,7 @@ LONGEST_GRACE = 1.0
 
 
 def group_of(technique: str) -> Group:
-    if technique == "relay":
+    if technique in ("relay", "turn"):
         return "relay"
     return "udp" if technique.startswith("udp-") else "tcp"
 

@@ -210,7 +210,9 @@ def make_joint_plan(
     last = [technique for technique in _LATE_DELAY if technique in techniques]
     # Without anything before them there is nothing to wait for.
     begin = (
-        0.0 if set(techniques) - {*last, "relay"} else min((_LATE_DELAY[name] for name in last), default=0.0)
+        0.0
+        if set(techniques) - {*last, "relay", "turn"}
+        else min((_LATE_DELAY[name] for name in last), default=0.0)
     )
     for technique in last:
         delay = max(earliest, _LATE_DELAY[technique] - begin) + (LATE if technique in late else 0.0)

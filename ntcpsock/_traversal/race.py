@@ -17,6 +17,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._config import Prefer
 from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
+from ntcpsock._traversal.datagram_plan import CheckTarget
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.patience import Group, Patience, group_of
 from ntcpsock._traversal.plan import PlannedAttempt
@@ -27,6 +28,7 @@ from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
+from ntcpsock._traversal.strategies.turn import TurnAccess
 
 # Strangers who reach the punching port cost a TLS handshake each: so many at once, for so many seconds.
 MAX_UNAUTHENTICATED = 16
@@ -98,9 +100,10 @@ class Race:
         talk: Talk | None = None,
         given: GivenSocket | None = None,
         datagram: DatagramAccess | None = None,
+        turn: TurnAccess | None = None,
     ) -> None:
         self._patience.begin(group_of(planned.technique))
-        self._nursery.start_soon(self._attempt, planned, port, talk, given, datagram)
+        self._nursery.start_soon(self._attempt, planned, port, talk, given, datagram, turn)
 
     def start_datagrams(self, access: DatagramAccess, port: int) -> None:
         """Add the checks over UDP of a plan, those targets that may be aimed at."""
@@ -141,6 +144,23 @@ class Race:
         self._relay_access, self._patience.use_relay = access, use
         self._start(planned, port, talk=talk)
 
+    def start_turn(
+        self,
+        planned: PlannedAttempt,
+        port: int,
+        talk: Talk,
+        datagram: DatagramAccess,
+        turn: TurnAccess,
+        use: float,
+    ) -> None:
+        """As `start_relay`, for the attempt by way of a TURN server."""
+        self._patience.use_relay = use
+        self._start(planned, port, talk=talk, datagram=datagram, turn=turn)
+
+    def may_check(self, target: CheckTarget) -> bool:
+        """Whether an address that only the other side names may be checked; it counts as checked then."""
+        return self._datagram_aim.allows(target)
+
     def listen(self, listeners: Iterable[trio.socket.SocketType], name_incoming: NameIncoming) -> None:
         """Let connections that come in on `listeners` take part. The caller closes them."""
         for listener in listeners:
@@ -179,6 +199,7 @@ class Race:
         talk: Talk | None,
         given: GivenSocket | None,
         datagram: DatagramAccess | None,
+        turn: TurnAccess | None = None,
     ) -> None:
         group = group_of(planned.technique)
         deadline = trio.current_time() + planned.budget
@@ -200,6 +221,7 @@ class Race:
             given,
             self._relay_access,
             datagram,
+            turn,
         )
         try:
             with trio.fail_at(deadline):

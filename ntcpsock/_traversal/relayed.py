@@ -10,13 +10,14 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._config import Encryption
+from ntcpsock._traversal.datagram_plan import udp_profile
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import Card
 from ntcpsock._traversal.race import Race
-from ntcpsock._traversal.relay_plan import make_relay_plan
+from ntcpsock._traversal.relay_plan import has_to_predict, make_relay_plan
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.strategies.relay import RelayAccess
 
@@ -57,7 +58,12 @@ async def run_relay_round(
         task_status.started()
         rtt = card.broker_rtt + node.broker_rtt
         plan = make_relay_plan(
-            warm.offered, card.candidates, techniques=node.techniques, relays=node.relays, rtt=rtt
+            warm.offered,
+            card.candidates,
+            techniques=node.techniques,
+            relays=node.relays,
+            rtt=rtt,
+            predicts=ports_are_foreseen(warm, card, node.techniques),
         )
         if plan is None or not card.relayed:
             return
@@ -81,6 +87,13 @@ async def run_relay_round(
             await tell(offer)
 
 
+def ports_are_foreseen(warm: WarmPort, card: Card, techniques: Sequence[str]) -> bool:
+    """Whether that is what a direct path takes: then it takes longer."""
+    tcp = (warm.profile, card.profile)
+    udp = (udp_profile(warm.profile, warm.udp_profile), udp_profile(card.profile, card.udp_profile))
+    return has_to_predict(tcp, udp, techniques=techniques)
+
+
 def why_no_relay(node: RelayContext, card: Card) -> str:
     """Why a relay did not help a dial that failed."""
     if not card.relayed and "relay" in node.techniques:
@@ -90,5 +103,5 @@ def why_no_relay(node: RelayContext, card: Card) -> str:
     if "relay" not in node.techniques:
         return "The relay, which connects every pair, is not allowed here (settings relay and techniques)."
     if not node.relays:
-        return "The broker has no relay: `ntcp serve` runs one on its TCP port."
+        return "The broker has no relay: `ntcp serve` runs one on its TCP port. A TURN server does as well."
     return "The relay could not be used either: either side may not reach it, or not allow it."

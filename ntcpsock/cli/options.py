@@ -23,7 +23,9 @@ class EncryptionChoice(StrEnum):
 Broker = Annotated[
     str | None,
     typer.Option(
-        "--broker", metavar="URI", help="The broker, ntcp://HOST[:6060][?key=KEY]. Or: NTCP_BROKER."
+        "--broker",
+        metavar="URI",
+        help="The broker, ntcp://HOST[:6060][?key=KEY] or wss://HOST[:443][?key=KEY]. Or: NTCP_BROKER.",
     ),
 ]
 Name = Annotated[

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import trio
 
     from ntcpsock._servers.broker import BrokerServer
+    from ntcpsock._servers.certificate import CertificateFiles
     from ntcpsock._servers.stun import StunAddresses, StunCounters
 
 DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
@@ -181,9 +182,9 @@ def serve(
         tuple(metrics_from or ()),
         drain,
     )
-    logs.set_up(log)
 
     async def main() -> None:
+        logs.set_up(log)
         await _serve(options, as_json)
 
     run_command(Output(), main)
@@ -258,12 +259,15 @@ class Ready:
 
 async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
     """Start all servers in `nursery`. Raises OSError, in words, for an address that cannot be had."""
+    from ntcpsock._servers.certificate import certificate_files
+
+    certificate = certificate_files(options.certificate, options.key)
     announced: list[Endpoint] = []
     counters: list[StunCounters] = []
     stun_ports = (options.stun_port, options.other_stun_port)
     for address in options.listen:
         with _explained("STUN", address, stun_ports[0], "--stun-port"):
-            stun: StunAddresses = await nursery.start(_serve_stun, options, address, stun_ports)
+            stun: StunAddresses = await nursery.start(_serve_stun, options, address, stun_ports, certificate)
         # Two servers of each family to the clients, which so learn how their NAT's mappings vary. A wildcard
         # address means to them: the host at which you reached the broker. So it stays right behind a forwarding
         # router, and on each of several interfaces.
@@ -273,7 +277,7 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
         stun_ports = (stun.endpoints[0].port, stun.endpoints[-1].port)
     announced += stun_endpoints(options.stun)
     with _explained("broker", options.listen[0], options.broker_port, "--broker-port"):
-        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, counters)
+        broker: BrokerServer = await nursery.start(_serve_broker, options, announced, counters, certificate)
     reachable = [reachable_address(address) for address in options.listen]
     host = next(
         (address for address in reachable if not ipaddress.ip_address(address).is_loopback), reachable[0]
@@ -286,7 +290,11 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
 
 
 async def _serve_stun(
-    options: Options, listen: str, ports: tuple[int, int], task_status: trio.TaskStatus[StunAddresses]
+    options: Options,
+    listen: str,
+    ports: tuple[int, int],
+    certificate: CertificateFiles | None,
+    task_status: trio.TaskStatus[StunAddresses],
 ) -> None:
     from ntcpsock._servers.stun import serve_stun
 
@@ -298,6 +306,7 @@ async def _serve_stun(
         # Port 0 means: wherever there is room. So does it for the second port, unless it was given.
         other_port=other_port if port or other_port != DEFAULT_OTHER_STUN_PORT else 0,
         connect_back=options.connect_back,
+        certificate=certificate,
         task_status=task_status,
     )
 
@@ -306,10 +315,10 @@ async def _serve_broker(
     options: Options,
     announced: Sequence[Endpoint],
     counters: Sequence[StunCounters],
+    certificate: CertificateFiles | None,
     task_status: trio.TaskStatus[BrokerServer],
 ) -> None:
     from ntcpsock._servers.broker import serve_broker
-    from ntcpsock._servers.certificate import certificate_files
 
     await serve_broker(
         options.listen,
@@ -320,7 +329,7 @@ async def _serve_broker(
         elsewhere=told_addresses(options.listen),
         relays=relay_places(options.relays),
         behind=options.behind,
-        certificate=certificate_files(options.certificate, options.key),
+        certificate=certificate,
         metrics_from=options.metrics_from,
         stun_counters=counters,
         allow_spoofing=options.allow_spoofing,
@@ -334,6 +343,9 @@ def _explained(what: str, host: str, port: int, option: str) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
+    except ValueError as error:
+        # An address that is none, or too many of them.
+        raise ConfigurationError(f"{what} server: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         hint = f"; choose another port with {option}" if error.errno == errno.EADDRINUSE else ""

@@ -8,6 +8,7 @@ it takes who can read the answers.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 
 import trio
@@ -82,12 +83,15 @@ class Acceptance:
         self._by_id = {key: value for key, value in self._by_id.items() if value is not machine}
 
 
+_identity = lru_cache(maxsize=4)(ServerIdentity)
+
+
 async def accept_client(
     path: DatagramPath, certificate: Certificate, idle_timeout: float, round_trip: float
 ) -> QuicMachine:
     """The machine of the first client on `path` that finishes the handshake. Raises OSError where the path breaks."""
     acceptance = Acceptance(
-        ServerIdentity(certificate.certificate_pem, certificate.key_pem),
+        _identity(certificate.certificate_pem, certificate.key_pem),
         path.max_datagram_size,
         idle_timeout,
         round_trip,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -118,6 +119,12 @@ class QuicCarrier:
         return self._driver.path
 
     @property
+    def kernel_socket(self) -> socket.socket | None:
+        """The path's UDP socket where it has one of its own: for its options, and for forked children to close."""
+        found = getattr(self._driver.path, "socket", None)
+        return found if isinstance(found, socket.socket) else None
+
+    @property
     def local(self) -> Endpoint:
         return self._driver.path.local
 
@@ -190,6 +197,10 @@ class QuicCarrier:
         if taken:
             self._driver.flush()
         return taken
+
+    async def wait_datagram_room(self) -> None:
+        """Until `try_send_datagram` takes one, or raises."""
+        await self._wait(lambda: self._machine.has_datagram_room)
 
     def try_receive_datagrams(self) -> list[bytes]:
         """Those that have arrived, oldest first; the carrier's error where there are none and none can come."""

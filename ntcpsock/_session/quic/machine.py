@@ -15,7 +15,7 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qh3 import tls
 from qh3.quic.configuration import QuicConfiguration
@@ -24,10 +24,19 @@ from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from ntcpsock._errors import IdentityMismatch
 
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
+
 ALPN: Final = "ntcp/1"
 VERSION: Final = 1  # RFC 9000
 STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
 SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
+
+# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock, and on a path of
+# 50 ms with 1 % of random loss, where that growth counts for nothing, the core moves 0.58 MB/s; so it moves 1.1 MB/s.
+# Everything else of QUIC's is measured in round trips and does not see it, but for constants: delayed acknowledgements
+# and timer granularity are shorter, and a window is forgotten after 125 ms without traffic instead of 2 s.
+HASTE: Final = 16.0
 
 # Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem).
 WINDOW: Final = 6 * 1024 * 1024
@@ -95,6 +104,8 @@ class QuicMachine:
         self._chunks: deque[memoryview] = deque()
         self._held = 0
         self._datagrams: deque[bytes] = deque(maxlen=MOST_DATAGRAMS)
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
@@ -117,7 +128,7 @@ class QuicMachine:
         configuration.verify_mode = 0  # ssl.CERT_NONE: the fingerprint is the check
         connection = _Connection(configuration=configuration)
         machine = cls(connection, is_ipv6, fingerprint)
-        machine._guard(connection.connect, machine._address, now)
+        machine._guard(connection.connect, machine._address, now * HASTE)
         return machine
 
     @classmethod
@@ -145,11 +156,13 @@ class QuicMachine:
         the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
         core = self._connection._core
         if self.handshake_done and core is not None:
-            report = self._guard(core.receive_gro_buffer, buffer, size, self._address, now)
+            report = self._guard(core.receive_gro_buffer, buffer, size, self._address, now * HASTE)
             self._guard(self._connection._drain_core)
             return report[2] if report is not None else 0
         for start in range(0, len(buffer), size):
-            self._guard(self._connection.receive_datagram, buffer[start : start + size], self._address, now)
+            self._guard(
+                self._connection.receive_datagram, buffer[start : start + size], self._address, now * HASTE
+            )
         return 0
 
     def datagrams_to_send(self, now: float, most: int) -> list[bytes]:
@@ -158,9 +171,11 @@ class QuicMachine:
         datagrams: list[bytes] = []
         if core is None:
             return datagrams
-        poll = core.poll_transmit
+        poll, now = core.poll_transmit, now * HASTE
         try:
             while len(datagrams) < most:
+                if self._outgoing:
+                    self._let_datagrams_go(core)
                 transmit = poll(now)
                 if transmit is None:
                     break
@@ -173,11 +188,11 @@ class QuicMachine:
         """When `handle_timer` is to be called; None for never."""
         core = self._connection._core
         timer = None if core is None else core.get_timer()
-        return None if timer is None else timer[1]
+        return None if timer is None else timer[1] / HASTE
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""
-        self._guard(self._connection.handle_timer, now)
+        self._guard(self._connection.handle_timer, now * HASTE)
 
     @property
     def is_over(self) -> bool:
@@ -195,7 +210,8 @@ class QuicMachine:
     def round_trip(self) -> float | None:
         """The smoothed round-trip time in seconds, None before the first one."""
         core = self._connection._core
-        return None if core is None else core.smoothed_rtt
+        scaled = None if core is None else core.smoothed_rtt
+        return None if scaled is None else scaled / HASTE
 
     @property
     def host_id(self) -> bytes:
@@ -289,10 +305,24 @@ class QuicMachine:
             raise OSError(
                 errno.EMSGSIZE, f"a datagram on this path carries {self.max_datagram_payload} bytes"
             )
-        self._guard(self._connection._require_core().send_datagram, bytes(data))
-        if self.error is not None:
-            raise self.error
+        if not self.has_datagram_room:
+            return False
+        self._outgoing.append(bytes(data))
+        self._outgoing_bytes += len(data) + _DATAGRAM_OVERHEAD
         return True
+
+    @property
+    def has_datagram_room(self) -> bool:
+        """Whether `send_datagram` would take one, or raise."""
+        return self._outgoing_bytes < DATAGRAM_ROOM or self.error is not None or self.ended
+
+    def _let_datagrams_go(self, core: QuicConnectionCore) -> None:
+        """Give the core one packet's worth, where congestion control has room: the core itself does not ask it."""
+        room = min(core.congestion_window - core.bytes_in_flight, self.datagram_size)
+        while self._outgoing and (size := len(self._outgoing[0]) + _DATAGRAM_OVERHEAD) <= room:
+            core.send_datagram(self._outgoing.popleft())
+            self._outgoing_bytes -= size
+            room -= size
 
     def take_datagrams(self) -> list[bytes]:
         """Those that have arrived, oldest first."""
@@ -505,8 +535,8 @@ def _configuration(
     return QuicConfiguration(
         is_client=is_client,
         alpn_protocols=[ALPN],
-        idle_timeout=idle_timeout,
-        initial_rtt=initial_rtt,
+        idle_timeout=idle_timeout * HASTE,
+        initial_rtt=initial_rtt * HASTE,
         max_data=WINDOW,
         max_stream_data=WINDOW,
         max_datagram_frame_size=65535,

@@ -79,7 +79,8 @@ class Link:
     @property
     def broker_host(self) -> str:
         """Where the broker is reached: a numeric address, or a name for a proxy."""
-        return self._transport.host
+        place = self._transport.destination
+        return self._transport.host if place is None else str(place[1][0])
 
     @property
     def transport(self) -> str:
@@ -127,7 +128,9 @@ class Link:
         """Where the broker is, the place in use first."""
         welcome = self.machine.welcome
         told = () if welcome is None else welcome.elsewhere
-        ways = (way.destination for way in (self._transport, *self._transports))
+        # Through a proxy nothing of it can be reached, until UDP leads there.
+        known = [] if self._transport.destination is None else [self._transport, *self._transports]
+        ways = (way.destination for way in known)
         return [
             *(place for place in ways if place is not None),
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),

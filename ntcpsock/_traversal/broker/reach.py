@@ -118,7 +118,9 @@ class _Race:
                 await self._resolution_ended.wait()
                 if self._resolved:
                     await trio.sleep(FALLBACK_DELAY)
-            await self._attempt((self._web_socket(None),), None, trio.Event())
+            # A session through the proxy finds back to UDP, too, where that is let out one day.
+            over_udp = [UdpTransport(place) for place in self._resolved]
+            await self._attempt((self._web_socket(None), *over_udp), None, trio.Event())
             return
         await self._resolution_ended.wait()
         await trio.sleep(FALLBACK_DELAY)

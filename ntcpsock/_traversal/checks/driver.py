@@ -168,6 +168,16 @@ class PunchedPath:
         if self._socket is not None:
             self._socket.interrupt()
 
+    def check(self, base: int, remote: Endpoint, kind: str, tries: int) -> None:
+        """One more way to check, from now on."""
+        self.machine.add_pair(base, remote, now=trio.current_time(), kind=kind, tries=tries)
+        self._turn()
+        self._notify()
+
+    def fail(self, error: OSError) -> None:
+        """The way out is lost, for good."""
+        self._fail(error)
+
     def _fail(self, error: OSError) -> None:
         self._error = self._error or error
         self._wake()
@@ -215,6 +225,9 @@ class PunchedPath:
     def local(self) -> Endpoint:
         if self._socket is not None:
             return self._socket.local
+        relayed = None if self._current is None else self._port.local_of(self._current[0])
+        if relayed is not None:
+            return relayed
         remote = self.remote
         if not remote.port:
             return Endpoint("0.0.0.0", self._port.number)
@@ -261,7 +274,7 @@ class PunchedPath:
             self.dropped += 1
             return
         self._queue.append(data)
-        if not self._has_received or self.machine.selected is None:
+        if self.machine.selected is None:
             self._current = way
         self._has_received = True
         self._received_at = trio.current_time()
@@ -289,8 +302,17 @@ class PunchedPath:
 
     @property
     def error(self) -> OSError | None:
-        """The last ICMP error since something came from the peer, or None."""
-        return None if self._socket is None else self._socket.error
+        """The last ICMP error since something came from the peer, where the checks have their doubts too, or None.
+
+        A router that has restarted says that nobody is there, until the peer's next check has opened it again.
+        """
+        error = None if self._socket is None else self._socket.error
+        if error is None:
+            return None
+        now = trio.current_time()
+        self.machine.probe(now)
+        self._notify()
+        return error if self.machine.is_doubtful(now) else None
 
     async def wait_readable(self) -> None:
         if self._queue:

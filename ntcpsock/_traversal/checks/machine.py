@@ -11,7 +11,6 @@ datagrams, no larger than his, to where he sends from.
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections import Counter, OrderedDict, deque
@@ -34,6 +33,7 @@ from ntcpsock._traversal.checks.message import (
     pair_priority,
 )
 from ntcpsock._traversal.checks.pairs import Event, Heard, Lost, Nominated, Outgoing, Pair, Valid, Way
+from ntcpsock._traversal.checks.schedule import Schedule
 from ntcpsock._traversal.stun.constants import ErrorCode, MessageClass
 
 #: Seconds between the first checks of two pairs (Ta). RFC 8445 section 14.2 says 50 ms and forbids less than 5 where
@@ -59,6 +59,8 @@ _MAX_TRANSACTIONS = 8
 #: RFC 7675 section 5.1, seconds: between two checks, times 0.8 to 1.2, and until a silent pair may not be used.
 CONSENT_INTERVAL = 5.0
 CONSENT_TIMEOUT = 30.0
+# So many intervals without an answer raise doubts about a pair; the other side's next check comes within 1.2.
+DOUBTFUL_INTERVALS = 1.5
 # With fresh doubts about the pair, seconds between two checks.
 SHORTEST_CONSENT_INTERVAL = 0.5
 
@@ -92,16 +94,12 @@ class ChecksMachine:
         self.controlling = controlling
         self._tie_breaker = new_tie_breaker() if tie_breaker is None else tie_breaker
         self._rto = min(LONGEST_RTO, max(SHORTEST_RTO, RTO_RTTS * rtt))
-        self._pace = pace
         self._trusted = frozenset(trusted)
         self._low_ttl = low_ttl
         self._consent_interval = consent_interval
         self._pairs: dict[Way, Pair] = {}
         self._by_transaction: dict[bytes, Pair] = {}
-        # (due, number, way) of every pair that has a check to come; outdated entries are skipped.
-        self._due: list[tuple[float, int, Way]] = []
-        self._number = 0
-        self._next_slot = now
+        self._schedule = Schedule(now, pace)
         self._reflexive = 0
         self._requests: OrderedDict[bytes, Way] = OrderedDict()
         self._outgoing: list[Outgoing] = []
@@ -155,7 +153,7 @@ class ChecksMachine:
         check_priority = candidate_priority("prflx", 65535 - base % 256)
         pair = Pair(base, remote, priority, check_priority, tries, due, low_until, wait=self._rto)
         self._pairs[pair.way] = pair
-        self._schedule(pair, due)
+        self._schedule.set(pair, due)
         return pair
 
     def probe(self, now: float) -> None:
@@ -166,12 +164,17 @@ class ChecksMachine:
                 self._consent_due, max(now, self._consent_asked + SHORTEST_CONSENT_INTERVAL)
             )
 
+    def is_doubtful(self, now: float) -> bool:
+        """Whether the pair in use has not been answered for longer than two checks of either side are apart."""
+        pair = self._selected
+        return pair is not None and now - pair.answered > DOUBTFUL_INTERVALS * self._consent_interval
+
     def close(self) -> None:
         """No more checks, no more answers."""
         self._closed = True
         self._outgoing.clear()
         self._consent_due = math.inf
-        self._due.clear()
+        self._schedule.clear()
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -247,6 +250,7 @@ class ChecksMachine:
             if not pair.valid and pair is not self._selected:
                 for transaction in pair.transactions:
                     self._by_transaction.pop(transaction, None)
+                pair.due = math.inf
                 del self._pairs[way]
                 self._reflexive -= 1
                 return True
@@ -266,11 +270,11 @@ class ChecksMachine:
             if self.controlling == as_controlling:
                 self.controlling = not self.controlling
                 self._tie_breaker = new_tie_breaker()
-            self._schedule(pair, now)
+            self._schedule.set(pair, now)
             return
         if response.code is not None or response.mapped is None:
             pair.tries = pair.sent
-            self._schedule(pair, math.inf)
+            self._schedule.set(pair, math.inf)
             return
         pair.answered = now
         if pair is self._selected:
@@ -278,7 +282,7 @@ class ChecksMachine:
         if not pair.valid:
             pair.valid = True
             self._events.append(Valid(base, source, now - sent, response.mapped))
-            self._schedule(pair, math.inf)
+            self._schedule.set(pair, math.inf)
         if response.transaction_id == pair.nominating:
             pair.nominating = None
             self._select(pair, now)
@@ -308,10 +312,7 @@ class ChecksMachine:
         self._selected, self._nominating = pair, None
         for other in self._pairs.values():
             other.wanted = False
-            if other is not pair:
-                other.due = math.inf
-        self._due.clear()
-        pair.due = math.inf
+        self._schedule.clear()
         pair.answered = max(pair.answered, now)
         self._plan_consent(now)
         self._events.append(Nominated(pair.base, pair.remote))
@@ -322,19 +323,7 @@ class ChecksMachine:
         """Do what is due at `now`."""
         if self._closed:
             return
-        while self._due and self._due[0][0] <= now:
-            due, _, way = self._due[0]
-            pair = self._pairs.get(way)
-            if pair is None or pair.due != due:
-                heapq.heappop(self._due)
-                continue
-            first = pair.sent == 0
-            if first and now < self._next_slot:
-                break
-            heapq.heappop(self._due)
-            if first:
-                # From the slot that was due: a late call must not stretch the schedule, nor make up for more than one.
-                self._next_slot = max(self._next_slot + self._pace, now - self._pace)
+        while (pair := self._schedule.take(now)) is not None:
             self._check(pair, now)
         if now >= self._consent_due and self._selected is not None:
             if now - self._selected.answered >= CONSENT_TIMEOUT:
@@ -354,7 +343,7 @@ class ChecksMachine:
         pair.wait = min(LONGEST_RTO, pair.wait * 2) if pair.sent > 1 and not low else pair.wait
         due = now + pair.wait
         # The low TTL has opened our own NAT; the first check that may arrive is not to be late.
-        self._schedule(pair, min(due, pair.low_until) if low else due)
+        self._schedule.set(pair, min(due, pair.low_until) if low else due)
 
     def _send(self, pair: Pair, now: float, *, low: bool = False) -> None:
         transaction = new_transaction_id()
@@ -389,12 +378,6 @@ class ChecksMachine:
         if pair.sent < pair.tries or pair.valid:
             self._check(pair, now)
 
-    def _schedule(self, pair: Pair, due: float) -> None:
-        pair.due = due
-        if due < math.inf:
-            self._number += 1
-            heapq.heappush(self._due, (due, self._number, pair.way))
-
     def _plan_consent(self, now: float) -> None:
         self._consent_due = now + self._consent_interval * _rng.uniform(0.8, 1.2)
 
@@ -405,16 +388,7 @@ class ChecksMachine:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do, absolute; None for never."""
-        while self._due and (
-            (pair := self._pairs.get(self._due[0][2])) is None or pair.due != self._due[0][0]
-        ):
-            heapq.heappop(self._due)
-        due = math.inf
-        if self._due:
-            due = self._due[0][0]
-            if self._pairs[self._due[0][2]].sent == 0:
-                due = max(due, self._next_slot)
-        due = min(due, self._consent_due)
+        due = min(self._schedule.next_due(), self._consent_due)
         return None if due == math.inf else due
 
     def next_event(self) -> Event | None:

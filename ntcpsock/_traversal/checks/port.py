@@ -70,7 +70,7 @@ class UdpPort:
 
     def __init__(self, sockets: Sequence[_socket.socket]) -> None:
         self.sockets = list(sockets)
-        self.number = int(self.sockets[0].getsockname()[1])
+        self.number = int(self.sockets[0].getsockname()[1]) if self.sockets else 0
         self.closed = False
         self.is_running = False
         self._readers: trio.Nursery | None = None
@@ -92,6 +92,10 @@ class UdpPort:
         """The socket that reaches `remote`; None without one of its family."""
         family = _socket.AF_INET6 if remote.is_ipv6 else _socket.AF_INET
         return next((base for base, sock in enumerate(self.sockets) if sock.family == family), None)
+
+    def local_of(self, base: int) -> Endpoint | None:
+        """Our address at the other end of way out `base`, where it is not one of this machine's."""
+        return None
 
     # -- dials -----------------------------------------------------------------------------------
 

@@ -107,7 +107,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     ports: those open to everybody; for a port among them a dialer need not wait for the answer;
     broker_rtt: the node's round-trip time to its broker in seconds; encryption: of all its connections;
     raw: whether the node can send and capture raw packets, and wants to; relayed: whether it lets itself be reached
-    over a relay; udp_profile: what the NAT does with UDP, None where that is not known to differ from `profile`.
+    over a relay; udp_profile: what the NAT does with UDP, None where that is not known to differ from `profile`;
+    turn: whether the node has a TURN server to go by.
     """
 
     fingerprint: _Fingerprint
@@ -119,6 +120,7 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     raw: bool = False
     relayed: bool = True
     udp_profile: NATProfile | None = None
+    turn: bool = False
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -161,6 +163,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     raw: bool = False
     relayed: bool = True
     udp_profile: NATProfile | None = None
+    turn: bool = False
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):

@@ -15,6 +15,7 @@ from ntcpsock._traversal.strategies import (
     tcp_predict,
     tcp_stunt1,
     tcp_stunt2,
+    turn,
     udp_birthday,
     udp_predict,
     udp_punch,
@@ -35,4 +36,5 @@ STRATEGIES: dict[str, Callable[[AttemptContext], Awaitable[Connection]]] = {
     "udp-predict": udp_predict.attempt,
     "udp-birthday": udp_birthday.attempt,
     "relay": relay.attempt,
+    "turn": turn.attempt,
 }

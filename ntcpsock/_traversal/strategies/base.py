@@ -24,6 +24,7 @@ from ntcpsock._traversal.signals import Talk
 if TYPE_CHECKING:
     from ntcpsock._traversal.strategies.datagrams import DatagramAccess
     from ntcpsock._traversal.strategies.relay import RelayAccess
+    from ntcpsock._traversal.strategies.turn import TurnAccess
 
 # Seconds in which one of many connections must be authenticated: it may have met a stranger's.
 AUTHENTICATION_DEADLINE = 5.0
@@ -55,7 +56,7 @@ class AttemptContext:
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
     to that port, where this attempt is the one to use it; relay: for the technique of that name; datagram: for those
-    over UDP.
+    over UDP; turn: for the technique of that name.
     """
 
     planned: PlannedAttempt
@@ -69,6 +70,7 @@ class AttemptContext:
     given: GivenSocket | None = None
     relay: RelayAccess | None = None
     datagram: DatagramAccess | None = None
+    turn: TurnAccess | None = None
 
     @property
     def remote(self) -> Endpoint:

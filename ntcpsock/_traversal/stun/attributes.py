@@ -113,11 +113,10 @@ class ChangedAddress(_PlainAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class XorMappedAddress(Attribute):
-    """RFC 8489 section 14.2: the source of a request, masked so that no NAT rewrites it on its way."""
+class XorAddress(Attribute):
+    """An address in the form of RFC 8489 section 14.2: masked so that no NAT rewrites it on its way."""
 
     endpoint: Endpoint
-    type = AttributeType.XOR_MAPPED_ADDRESS
 
     def encode(self, mask: bytes) -> bytes:
         packed = _pack_host(self.endpoint.host)
@@ -127,6 +126,13 @@ class XorMappedAddress(Attribute):
     def decode_untrusted(cls, value: bytes, mask: bytes) -> Self:
         port, masked = _split_address_untrusted(value)
         return cls(Endpoint(_unpack_host(_xor(masked, mask)), port ^ _PORT_MASK))
+
+
+@dataclass(frozen=True, slots=True)
+class XorMappedAddress(XorAddress):
+    """RFC 8489 section 14.2: the source of a request."""
+
+    type = AttributeType.XOR_MAPPED_ADDRESS
 
 
 def _pack_host(host: str) -> bytes:

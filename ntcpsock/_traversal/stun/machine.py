@@ -55,13 +55,20 @@ class ClientTransaction:
 
     Over UDP it goes out at 0, 1, 3, 7, 15, 31 and 63 times `rto` and gives up 16 `rto` after the last; with
     `reliable` (TCP) it goes out once, and the wait is `TI`. All times are seconds on the caller's clock.
+    data: the request's octets where they have more than `request` does, as its integrity.
     """
 
     def __init__(
-        self, request: Message, *, now: float, reliable: bool = False, rto: float = INITIAL_RTO
+        self,
+        request: Message,
+        *,
+        now: float,
+        reliable: bool = False,
+        rto: float = INITIAL_RTO,
+        data: bytes | None = None,
     ) -> None:
         self.request = request
-        self._data = encode_message(request)
+        self._data = encode_message(request) if data is None else data
         self._rto = rto
         self._waits = [TI] if reliable else [rto * 2**n for n in range(RC - 1)] + [rto * RM]
         self._started = now
@@ -77,6 +84,10 @@ class ClientTransaction:
             message = decode_message(data)
         except BadMessage:
             return False
+        return self.handle_response(message, now)
+
+    def handle_response(self, message: Message, now: float) -> bool:
+        """As `handle_message`, for a message that the caller has decoded, and checked as it wants it."""
         if (
             self._next_timeout is None
             or message.method != self.request.method

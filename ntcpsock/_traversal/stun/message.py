@@ -7,10 +7,11 @@ integrity is dropped, because anybody on the way may have added it (section 14.5
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
 from struct import Struct
+from types import MappingProxyType
 from typing import TypeVar
 
 from ntcpsock._errors import BadMessage
@@ -72,6 +73,8 @@ _MAY_FOLLOW: dict[int, tuple[int, ...]] = {
     AttributeType.MESSAGE_INTEGRITY: (AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.FINGERPRINT),
     AttributeType.MESSAGE_INTEGRITY_SHA256: (AttributeType.FINGERPRINT,),
 }
+
+_NO_MORE: Mapping[int, type[Attribute]] = MappingProxyType({})
 
 _A = TypeVar("_A", bound=Attribute)
 
@@ -167,11 +170,14 @@ def encode_message(
     return bytes(body)
 
 
-def decode_message(data: bytes, *, accept_rfc3489: bool = False) -> Message:
+def decode_message(
+    data: bytes, *, accept_rfc3489: bool = False, also: Mapping[int, type[Attribute]] = _NO_MORE
+) -> Message:
     """The message that `data` is, from its first octet to its last.
 
     A FINGERPRINT is checked; integrity is not (`check_integrity`), because that takes a key. Messages
-    without the magic cookie are refused unless `accept_rfc3489`. Raises BadMessage, and nothing else.
+    without the magic cookie are refused unless `accept_rfc3489`. also: the attributes of a usage that are no
+    part of STUN itself, by type. Raises BadMessage, and nothing else.
     """
     method, message_class, cookie, transaction_id = _decode_header_untrusted(data)
     if cookie != MAGIC_COOKIE and not accept_rfc3489:
@@ -179,7 +185,7 @@ def decode_message(data: bytes, *, accept_rfc3489: bool = False) -> Message:
     mask = cookie + transaction_id
     attributes: list[Attribute | UnknownAttribute] = []
     for kind, at, value in _walk_untrusted(data):
-        known = _ATTRIBUTES.get(kind)
+        known = _ATTRIBUTES.get(kind) or also.get(kind)
         if known is None:
             attributes.append(UnknownAttribute(kind, value))
             continue

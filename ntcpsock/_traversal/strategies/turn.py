@@ -1,0 +1,192 @@
+"""`turn`: checks and QUIC by way of a TURN server of either side's, or of both.
+
+Each side that has servers gets an allocation, lets the other side's known hosts in, and tells it the relayed address.
+Then both check whatever is there: from a relayed address or from a UDP port of one's own, to the other's relayed
+address. So a side without servers needs UDP, and one without UDP servers that are spoken to over TCP.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import trio
+
+from ntcpsock._address import Endpoint
+from ntcpsock._report import Attempt
+from ntcpsock._traversal.checks.driver import PunchedPath
+from ntcpsock._traversal.checks.machine import REFLEXIVE_TRIES
+from ntcpsock._traversal.checks.port import open_udp_port
+from ntcpsock._traversal.datagram_plan import CheckTarget
+from ntcpsock._traversal.strategies.base import AttemptContext, Connection
+from ntcpsock._traversal.strategies.datagrams import DatagramAccess
+from ntcpsock._traversal.strategies.udp_punch import note_checks
+from ntcpsock._traversal.turn.allocation import TurnAllocation
+from ntcpsock._traversal.turn.credentials import TurnServer
+from ntcpsock._traversal.turn.driver import run_allocation
+from ntcpsock._traversal.turn.port import TurnPort
+
+# Seconds for an allocation: a connection, perhaps with TLS, and two exchanges.
+ALLOCATION_DEADLINE = 4.0
+
+# Seconds after which the next server is tried beside one that has not answered: where UDP is blocked, that is the one
+# over TCP.
+NEXT_SERVER = 0.4
+
+# Seconds for the server to let hosts in; it answers in one round trip.
+PERMISSION_DEADLINE = 2.0
+
+# Seconds between two looks whether what may be sent to strangers' addresses leaves room.
+_AIM_PAUSE = 0.25
+
+# The relayed addresses that one side may name: one of each family.
+_MOST_RELAYED = 2
+_WORD = "relayed"
+_decoder = msgspec.msgpack.Decoder(tuple[tuple[str, int], ...])
+
+
+@dataclass(frozen=True)
+class TurnAccess:
+    """What an attempt needs beside its `DatagramAccess`.
+
+    servers: ours, best first. hosts: where the other side may send from, to be let in. is_target: whether the other
+    side may name this as its relayed address; may_check: whether it may be checked now. hidden: whether the other side
+    is to see no address of ours.
+    """
+
+    servers: Sequence[TurnServer]
+    hosts: Sequence[str]
+    is_target: Callable[[Endpoint], bool]
+    may_check: Callable[[CheckTarget], bool]
+    hidden: bool = False
+
+
+async def attempt(context: AttemptContext) -> Connection:
+    """Raises OSError; without a deadline it waits for ever for the other side."""
+    access, datagram, talk = context.turn, context.datagram, context.talk
+    assert access is not None, "this technique's own"
+    assert datagram is not None, "a technique over UDP"
+    assert talk is not None, "a joint technique"
+    # Of the family in which the other side can reach it; IPv4 where it has both.
+    ipv6 = bool(access.hosts) and all(":" in host for host in access.hosts)
+    allocation = await _allocate(access.servers, datagram.nursery, context.entry, ipv6=ipv6)
+    try:
+        port = TurnPort(allocation, None if access.hidden else open_udp_port())
+    except BaseException:
+        if allocation is not None:
+            allocation.close()
+        raise
+    try:
+        if allocation is not None:
+            await _permit(allocation, access.hosts)
+        ours = [] if allocation is None else [allocation.relayed]
+        talk.say(_WORD, msgspec.msgpack.encode(ours))
+        theirs = [
+            endpoint for endpoint in _decode_untrusted(await talk.hear(_WORD)) if access.is_target(endpoint)
+        ]
+        if not ours and (access.hidden or not theirs):
+            raise OSError(errno.EHOSTUNREACH, "no TURN server gives this side, or the other, an address")
+        if allocation is not None:
+            await _permit(allocation, [endpoint.host for endpoint in theirs])
+    except BaseException:
+        port.close()
+        raise
+    return await _meet(context, datagram, access, port, theirs)
+
+
+async def _meet(
+    context: AttemptContext,
+    datagram: DatagramAccess,
+    access: TurnAccess,
+    port: TurnPort,
+    theirs: Sequence[Endpoint],
+) -> Connection:
+    machine = datagram.new_machine(context.role, context.rtt)
+    path = PunchedPath(port, machine, datagram.credentials.local_fragment, rtt=context.rtt, port_is_ours=True)
+    port.on_lost = path.fail
+    try:
+        datagram.run(port, path)
+        for remote in theirs:
+            # Only the other side says that it is there, so it gets a few packets and no more.
+            target = CheckTarget(remote, "relay", 1)
+            while not access.may_check(target):
+                await trio.sleep(_AIM_PAUSE)
+            for base in (port.base_for(remote), port.relay_base):
+                if base is not None:
+                    path.check(base, remote, "relay", REFLEXIVE_TRIES)
+        await path.wait_alive()
+        carrier = await datagram.authenticate(path)
+    except BaseException:
+        path.close()
+        raise
+    finally:
+        note_checks(context, path)
+    path.settle()
+    return Connection(carrier, context.planned.technique, context.entry)
+
+
+async def _permit(allocation: TurnAllocation, hosts: Sequence[str]) -> None:
+    """Let the hosts in, those that the server lets us and that are of its family."""
+
+    async def permit(host: str) -> None:
+        with suppress(OSError):
+            await allocation.permit(host)
+
+    with trio.move_on_after(PERMISSION_DEADLINE):
+        async with trio.open_nursery() as nursery:
+            for host in dict.fromkeys(hosts):
+                if (":" in host) == allocation.relayed.is_ipv6:
+                    nursery.start_soon(permit, host)
+
+
+async def _allocate(
+    servers: Sequence[TurnServer], keeper: trio.Nursery, entry: Attempt, *, ipv6: bool
+) -> TurnAllocation | None:
+    """From the first server that gives one; None where none does, which the report says. keeper: the nursery that
+    keeps it."""
+    found: list[TurnAllocation] = []
+
+    async def ask(server: TurnServer, refused: trio.Event) -> None:
+        try:
+            allocation: TurnAllocation = await keeper.start(partial(run_allocation, server, ipv6=ipv6))
+        except OSError as error:
+            entry.notes[str(server.address)] = error.strerror or str(error)
+            refused.set()
+            return
+        if found:
+            allocation.close()
+        else:
+            found.append(allocation)
+            scope.cancel()
+
+    try:
+        with trio.move_on_after(ALLOCATION_DEADLINE) as scope:
+            async with trio.open_nursery() as nursery:
+                for server in servers:
+                    refused = trio.Event()
+                    nursery.start_soon(ask, server, refused)
+                    with trio.move_on_after(NEXT_SERVER):
+                        await refused.wait()
+    except BaseException:
+        for allocation in found:
+            allocation.close()
+        raise
+    if found:
+        entry.notes["TURN server"] = str(found[0].server)
+        entry.notes["relayed"] = str(found[0].relayed)
+        return found[0]
+    if servers and not entry.notes:
+        entry.notes["TURN server"] = "none has answered"
+    return None
+
+
+def _decode_untrusted(body: bytes) -> list[Endpoint]:
+    """The other side's relayed addresses. Raises OSError."""
+    try:
+        return [Endpoint(*entry) for entry in _decoder.decode(body)[:_MOST_RELAYED]]
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise OSError(errno.EPROTO, "the other side's word is no relayed address") from error
