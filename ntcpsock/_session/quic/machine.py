@@ -38,6 +38,9 @@ SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
 # and timer granularity are shorter, and a window is forgotten after 125 ms without traffic instead of 2 s.
 HASTE: Final = 16.0
 
+# Seconds that the acknowledgement of a single packet waits; the peer expects it within 25 ms of the core's clock.
+ACK_PATIENCE: Final = 0.001
+
 # Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem).
 WINDOW: Final = 6 * 1024 * 1024
 # Of these, the ones that the core has handed out; the others stay with the core.
@@ -70,6 +73,12 @@ def parse_initial(datagram: bytes) -> bytes | None:
     if int.from_bytes(datagram[1:5], "big") != VERSION or not 8 <= length <= 20:
         return None
     return datagram[6 : 6 + length]
+
+
+def warm_up() -> None:
+    """Make a first packet for nobody: with the first key of a process the library seeds its random numbers, which takes
+    30 ms of computing."""
+    QuicMachine.client(bytes(32), 0.0, datagram_size=SMALLEST_INITIAL, idle_timeout=1.0, initial_rtt=1.0)
 
 
 class ServerIdentity:
@@ -188,7 +197,10 @@ class QuicMachine:
         """When `handle_timer` is to be called; None for never."""
         core = self._connection._core
         timer = None if core is None else core.get_timer()
-        return None if timer is None else timer[1] / HASTE
+        if timer is None:
+            return None
+        # An acknowledgement may wait for an answer that takes it along.
+        return timer[1] / HASTE + (ACK_PATIENCE if timer[0] == "ack_application" else 0.0)
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""
