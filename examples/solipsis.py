@@ -101,14 +101,15 @@ class Inhabitant:
         self.neighbours = around(self.place, {name: place for name, (place, _) in self.known.items()})
         return self.neighbours
 
-    def tell(self, towards: Place) -> bytes:
-        """Where this one is, and who lives near `towards`."""
+    def tell(self, towards: Place, *, is_answer: bool = False) -> bytes:
+        """Where this one is, and who lives near `towards`. Nobody answers an answer."""
         nearest = sorted(self.known.items(), key=lambda item: distance(towards, item[1][0]))[:MOST_TOLD]
         others = [[name, *place] for name, (place, _) in nearest]
-        return json.dumps({"at": self.place, "near": others}).encode()
+        return json.dumps({"at": self.place, "near": others, "answer": is_answer}).encode()
 
-    def hear_untrusted(self, sender: str, data: bytes, now: float) -> Place | None:
-        """What `sender`, whose name is proven, says; None where it is nonsense."""
+    def hear_untrusted(self, sender: str, data: bytes, now: float) -> bytes | None:
+        """What `sender`, whose name is proven, says, however little sense it makes. The answer, if it is to have one: a
+        stranger looks for its place, and is told who lives there."""
         try:
             word = json.loads(data)
             there = _place_untrusted(word["at"])
@@ -121,7 +122,9 @@ class Inhabitant:
             if name != self.name and name not in self.known:
                 # Hearsay: it has half of the time to say so itself.
                 self.known[name] = place, now - PATIENCE / 2
-        return there
+        if word.get("answer") is not False or sender in self.neighbours:
+            return None
+        return self.tell(there, is_answer=True)
 
 
 def _place_untrusted(value: Any) -> Place:
@@ -165,10 +168,9 @@ async def listen(one: Inhabitant, sock: NTCPDatagramSocket) -> None:
     while True:
         data, sender = await sock.receive_from()
         name = sender.host.removesuffix(".ntcp")
-        there = one.hear_untrusted(name, data, trio.current_time())
-        # A stranger looks for its place: it is told who lives there.
-        if there is not None and name not in one.neighbours:
-            await sock.send_to(one.tell(there), sender)
+        word = one.hear_untrusted(name, data, trio.current_time())
+        if word is not None:
+            await sock.send_to(word, sender)
 
 
 async def meet(one: Inhabitant, node: Node, name: str) -> None:
