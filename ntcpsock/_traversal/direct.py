@@ -95,7 +95,7 @@ class DirectRace:
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
                 raise race.verdict
-            if connection is not None and dial.port not in course.card.ports:
+            if connection is not None and (dial.port not in course.card.ports or dial.kind == "datagram"):
                 # The card does not say that anybody listens there.
                 await dial.wait_accepted()
         except BaseException:
@@ -127,7 +127,7 @@ class DirectRace:
         plan = make_plan(
             port.candidates,
             targets,
-            techniques=course.node.techniques,
+            techniques=course.techniques,
             rtt=course.rtt,
             budget=course.remaining,
             proven_host=course.proven_host,
@@ -152,7 +152,7 @@ class DirectRace:
         plan = make_datagram_plan(
             port.datagram.candidates,
             course.targets(remote, "udp"),
-            techniques=course.node.techniques,
+            techniques=course.techniques,
             rtt=course.rtt,
             budget=course.remaining,
             proven_host=course.proven_host,
