@@ -175,6 +175,14 @@ class Config:
             unusable.add("udp-birthday")
         return tuple(name for name in self.techniques if name not in unusable)
 
+    @property
+    def datagram_techniques(self) -> tuple[str, ...]:
+        """Those for datagrams: without encryption a UDP path as it is, else whatever can carry them."""
+        if self.encryption == "off":
+            unusable = () if self.birthday_sockets else ("udp-birthday",)
+            return tuple(name for name in self.techniques if name in UDP_TECHNIQUES and name not in unusable)
+        return self.usable_techniques
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
         """Merge file, environment and keywords (None means "not given"). Raises ConfigurationError."""

@@ -155,8 +155,8 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def _show_place(address: BrokerAddress) -> str:
-    """HOST:PORT, without the key."""
-    return f"{_show_host(address.host)}:{address.port}"
+    """HOST:PORT, without the key; `wss://` before it for one that is met in TLS alone."""
+    return f"{'wss://' if address.tls else ''}{_show_host(address.host)}:{address.port}"
 
 
 def _show_host(host: str) -> str:

@@ -115,8 +115,8 @@ class Prospect:
 
 @dataclass(frozen=True, slots=True)
 class BrokerState:
-    """address: HOST:PORT as configured, None where there is none; why: it was not reached; rtt: seconds; transport:
-    "udp" or "tcp", by which it was."""
+    """address: [wss://]HOST:PORT as configured, None where there is none; why: it was not reached; rtt: seconds;
+    transport: "udp" or "tcp", by which it was."""
 
     address: str | None = None
     reached: bool = False

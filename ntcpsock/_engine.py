@@ -20,6 +20,7 @@ import trio
 from ntcpsock import _forwarding, _known, _portal
 from ntcpsock._config import Config
 from ntcpsock._confirmation import wait_confirmed
+from ntcpsock._datagram_switch import Switch
 from ntcpsock._errors import ConfigurationError, TraversalTimeout
 from ntcpsock._gate import Gates
 from ntcpsock._hop import Dialled, Door, open_hops
@@ -45,6 +46,7 @@ class Engine:
         self._pumps = Pumps(nursery)
         self.listeners = Listeners(nursery, self, self._pumps)
         self.gates = Gates(nursery, self._dial_for_gate, self._pumps.run)
+        self.datagrams = Switch(nursery, self)
         self._parking = trio.Lock()
         self.car_parks: dict[int, CarPark] = {}
         self._handing_over: set[Dialled] = set()
@@ -71,10 +73,11 @@ class Engine:
             await self.configure(config)
         limit = self.config.broker_timeout + self.config.connect_timeout
         with _limit(trio.current_time() + limit, "the node did not get ready"):
-            node = await self._dialling_node()
+            node = await self.dialling_node()
             await node.wait_warm()
 
-    async def _dialling_node(self) -> Any:
+    async def dialling_node(self) -> Any:
+        """The node that is used where no name is bound."""
         if self.config.name is not None:
             return await self.node_of(self.config.name)
         if self._named.node is not None:
@@ -136,7 +139,7 @@ class Engine:
             if config is not None:
                 await self.configure(config)
             with _limit(deadline, "timed out while opening the node"):
-                node = await self._dialling_node()
+                node = await self.dialling_node()
         except BaseException:
             if descriptor is not None:
                 os.close(descriptor)
@@ -151,7 +154,8 @@ class Engine:
 
     async def release_port(self, port: int) -> bool:
         """The program wants `port` for itself. Whether a gate was there."""
-        return self.gates.release(port)
+        released = self.datagrams.release(port)
+        return self.gates.release(port) or released
 
     async def _dial_for_gate(self, label: str, port: int, source_port: int) -> tuple[str, Stream]:
         node, stream = await self._open_stream(None, label, port, None, source_port)
@@ -265,6 +269,7 @@ class Engine:
         """
         self.gates.close()
         self.listeners.finish()
+        await self.datagrams.finish()
         for dialled in tuple(self._handing_over):
             if not dialled.confirmed:
                 dialled.give_up()

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
 from ntcpsock._address import Endpoint, decode_node_id, encode_node_id, full_name, normalize_name
 from ntcpsock._config import UDP_TECHNIQUES, Config, Encryption, Prefer
+from ntcpsock._datagram_socket import Deliver, NTCPDatagramSocket, Refuse
+from ntcpsock._datagram_way import OpenRoad
+from ntcpsock._datagrams import Datagrams
 from ntcpsock._errors import (
+    IdentityMismatch,
     NameTaken,
     NTCPError,
     TraversalTimeout,
@@ -33,7 +38,7 @@ from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
-from ntcpsock._traversal.connect import connect
+from ntcpsock._traversal.connect import connect, connect_road
 from ntcpsock._traversal.dial_mappings import DialMappings
 from ntcpsock._traversal.explain import explain
 from ntcpsock._traversal.gather import WarmPort, gather
@@ -46,6 +51,7 @@ from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
 from ntcpsock._traversal.ports import DialPorts, ListeningPort
 from ntcpsock._traversal.punch.given import GivenSocket
+from ntcpsock._traversal.punch.message import DialKind
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.turn.credentials import TurnServer, configured_servers
 
@@ -91,7 +97,9 @@ class Node:
         self._pace = pace
         # A lazy node has no ports that would have to be kept alive.
         warm_ports = 0 if math.isinf(pace) else config.warm_ports
-        self._uses_udp = bool({*UDP_TECHNIQUES} & {*config.usable_techniques})
+        self._uses_udp = bool({*UDP_TECHNIQUES} & {*config.usable_techniques, *config.datagram_techniques})
+        #: Its ports for datagrams, and the ways to other nodes.
+        self.datagrams = Datagrams(self, nursery)
         self._dial_ports = DialPorts(servers, warm_ports, pace, self._uses_udp)
         self._learned = Learned(servers)
         self._dialling = trio.CapacityLimiter(MAX_DIALLING)
@@ -176,12 +184,19 @@ class Node:
         self, name: str, port: int, timeout: float | None, source_port: int, given: GivenSocket | None
     ) -> NTCPStream:
         label = normalize_name(name)
-        seconds = self.config.connect_timeout if timeout is None else timeout
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
+        with self._limited(label, port, timeout, report):
+            async with self._dialling:
+                return await connect(self, label, port, report, source_port, given)
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def _limited(self, label: str, port: int, timeout: float | None, report: Report) -> Iterator[None]:
+        """A dial's time, and its report on what leaves it."""
+        seconds = self.config.connect_timeout if timeout is None else timeout
         try:
             with trio.fail_after(seconds):
-                async with self._dialling:
-                    return await connect(self, label, port, report, source_port, given)
+                yield
         except trio.TooSlowError:
             stage = report.failed_stage or "start"
             why = ""
@@ -224,6 +239,78 @@ class Node:
         await self.registration.add(listener, label)
         return listener
 
+    async def open_datagram_socket(
+        self,
+        port: int | None = None,
+        *,
+        name: str | None = None,
+        allow: Sequence[str] | None = None,
+        wanted: int = 0,
+        deliver: Deliver | None = None,
+        refuse: Refuse | None = None,
+    ) -> NTCPDatagramSocket:
+        """A socket for datagrams to and from other nodes.
+
+        port: at which others reach this node; 0 chooses one. None: the socket is for sending first: it has some port,
+        and takes datagrams from nodes that it has sent to. name, allow: as in `open_listener`.
+
+        wanted: without `port`, the number to take where it is free. deliver: called with (label, port, payload) for
+        what comes, in place of a queue; it says whether anybody takes it. refuse: called with (label, port, error)
+        for what did not arrive.
+
+        Raises NameTaken, OSError (EADDRINUSE), BrokerUnreachable.
+        """
+        if port is None:
+            number = 0 if wanted in self.datagrams.sockets else wanted
+            own = self.config.name or self.node_id
+            return self.datagrams.bind(own, number, None, is_bound=False, deliver=deliver, refuse=refuse)
+        label = self.registration.own_label(name)
+        allowed = self.config.allow if allow is None else Config(allow=tuple(allow)).allow
+        sock = self.datagrams.bind(
+            label or self.node_id,
+            port,
+            allowed,
+            is_bound=True,
+            deliver=deliver,
+            refuse=refuse,
+            on_close=lambda: self._datagram_socket_closed(sock.port),
+        )
+        try:
+            await self._start_listening()
+            await self.registration.add_datagram_socket(sock, label)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _datagram_socket_closed(self, port: int) -> None:
+        if self.registration.datagram_sockets.pop(port, None) is not None and not self._closing:
+            self._nursery.start_soon(self.registration.send_quietly)
+
+    async def dial_road(self, label: str, key: bytes, port: int, source_port: int) -> OpenRoad:
+        """Dial for a road to a node, for `datagrams`."""
+        report = Report(f"{label}:{port}", "dialer", trio.current_time())
+        with self._limited(label, port, None, report):
+            async with self._dialling:
+                opened = await connect_road(self, label, port, report, source_port)
+                if opened.key != key:
+                    opened.road.close()
+                    raise IdentityMismatch(f"{full_name(label)} has another key than before", report=report)
+                return opened
+        raise AssertionError("unreachable")
+
+    def take_road(self, opened: OpenRoad) -> None:
+        """A road that a dialer has made."""
+        self.datagrams.arrived(opened)
+
+    @property
+    def public_key(self) -> bytes:
+        return self._identity.public_key
+
+    @property
+    def own_labels(self) -> Sequence[str]:
+        return *self.registration.names, self.node_id
+
     async def _start_listening(self) -> None:
         async with self._listening_started:
             if self._certificate is None:
@@ -241,6 +328,10 @@ class Node:
     @property
     def techniques(self) -> Sequence[str]:
         return self.config.usable_techniques
+
+    @property
+    def datagram_techniques(self) -> Sequence[str]:
+        return self.config.datagram_techniques
 
     @property
     def turn_servers(self) -> Sequence[TurnServer]:
@@ -320,21 +411,29 @@ class Node:
         warm = self._listening.warm
         return None if warm is None else self._learned.inform(warm)
 
-    def listens(self, port: int) -> bool:
-        """Whether a listener of this node has `port`."""
-        return port in self.registration.listeners
+    def listens(self, port: int, kind: DialKind = "stream") -> bool:
+        """Whether a listener of this node has `port`, or a datagram socket that is bound to it."""
+        registration = self.registration
+        return port in (registration.listeners if kind == "stream" else registration.datagram_sockets)
 
-    async def admits(self, port: int, delivery: Delivery) -> bool:
-        """Whether the sender of an offer may connect to `port`; names on the list may have to be looked up."""
-        listener = self.registration.listeners.get(port)
-        allow = self.registration.allow if listener is None else listener.allow
-        if allow is None or encode_node_id(delivery.sender) in allow:
+    async def admits(self, port: int, delivery: Delivery, kind: DialKind = "stream") -> bool:
+        """Whether the sender of an offer may connect to `port`."""
+        registration = self.registration
+        place: NTCPListener | NTCPDatagramSocket | None = registration.datagram_sockets.get(port)
+        if kind == "stream":
+            place = registration.listeners.get(port)
+        allow = registration.allow if place is None else place.allow
+        return await self.is_allowed(allow, delivery.sender, delivery.sender_name)
+
+    async def is_allowed(self, allow: tuple[str, ...] | None, key: bytes, sender_name: str | None) -> bool:
+        """Whether a key is on the list; names on it may have to be looked up."""
+        if allow is None or encode_node_id(key) in allow:
             return True
         for name in allow:
             # The broker's word for the sender's name is only a hint which name to look up.
-            if decode_node_id(name) is None and delivery.sender_name in (None, name):
+            if decode_node_id(name) is None and sender_name in (None, name):
                 try:
-                    if await self.resolve(name) == delivery.sender:
+                    if await self.resolve(name) == key:
                         return True
                 except OSError:
                     continue
@@ -404,6 +503,7 @@ class Node:
         self._closing = True
         for listener in list(self.registration.listeners.values()):
             listener.close()
+        self.datagrams.close()
         self.surroundings.save()
 
     def close_soon(self, stream: NTCPStream) -> None:

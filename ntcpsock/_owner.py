@@ -1,4 +1,4 @@
-"""Whose is the other end of a loopback connection? TCP has no SO_PEERCRED; the kernel tells otherwise.
+"""Whose is the other end on loopback? TCP and UDP have no SO_PEERCRED; the kernel tells otherwise.
 
 Linux is asked by sock_diag(7), which finds one socket among any number, and where that is not allowed by
 /proc/net/tcp. Other systems cannot be asked: there the answer is None.
@@ -37,6 +37,7 @@ _KERNEL_DEADLINE = 1.0  # it answers within the call
 _LOCAL, _REMOTE, _STATE, _UID, _INODE = 1, 2, 3, 7, 9
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
 class Owner(NamedTuple):
@@ -64,23 +65,48 @@ def listener_owner(local: tuple[str, int]) -> Owner | None:
     return _ask(local, ("::" if ":" in local[0] else "0.0.0.0", 0), listening=True)
 
 
-def _ask(local: tuple[str, int], remote: tuple[str, int], *, listening: bool) -> Owner | None:
+def datagram_owner(local: tuple[str, int], remote: tuple[str, int]) -> Owner | None:
+    """Who holds the UDP socket that gets what is sent from `remote` to `local`; None as for `owner`."""
+    with suppress(OSError):
+        return _ask(local, remote, protocol=socket.IPPROTO_UDP)
+    return None
+
+
+def _ask(
+    local: tuple[str, int],
+    remote: tuple[str, int],
+    *,
+    listening: bool = False,
+    protocol: int = socket.IPPROTO_TCP,
+) -> Owner | None:
     if sys.platform != "linux":
         raise OSError(errno.EOPNOTSUPP, "this system does not say whose a socket is")
     try:
-        found = by_diag(local, remote, listening=listening)
+        found = by_diag(local, remote, listening=listening, protocol=protocol)
     except OSError:
-        found = by_proc(local, remote, listening=listening)
+        if protocol == socket.IPPROTO_UDP:
+            found = datagrams_by_proc(local, remote)
+        else:
+            found = by_proc(local, remote, listening=listening)
     # What no process holds any more is shown as root's, without an inode.
     return found if found is not None and found.inode else None
 
 
-def by_diag(local: tuple[str, int], remote: tuple[str, int], *, listening: bool = False) -> Owner | None:
+def by_diag(
+    local: tuple[str, int],
+    remote: tuple[str, int],
+    *,
+    listening: bool = False,
+    protocol: int = socket.IPPROTO_TCP,
+) -> Owner | None:
     """Ask sock_diag. Raises OSError where it may not be asked; None: there is no such socket."""
     family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
+    if protocol == socket.IPPROTO_UDP:
+        # net/ipv4/udp_diag.c: "src and dst are swapped" there, and the socket is looked up as for a packet.
+        local, remote = remote, local
     addresses = b"".join(socket.inet_pton(family, host).ljust(16, b"\0") for host in (local[0], remote[0]))
     body = (
-        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES)
+        _REQUEST.pack(family, protocol, 0, _ALL_STATES)
         + struct.pack("!HH", local[1], remote[1])
         + addresses
         + _NO_COOKIE
@@ -96,7 +122,7 @@ def by_diag(local: tuple[str, int], remote: tuple[str, int], *, listening: bool 
             return None
         raise OSError(code, os.strerror(code))
     # For a connection that there is none of, the kernel shows who listens at its address.
-    if (answer[_STATE_OFFSET] == _TCP_LISTEN) != listening:
+    if protocol == socket.IPPROTO_TCP and (answer[_STATE_OFFSET] == _TCP_LISTEN) != listening:
         return None
     return Owner(*_USER.unpack_from(answer, _USER_OFFSET))
 
@@ -115,6 +141,25 @@ def by_proc(local: tuple[str, int], remote: tuple[str, int], *, listening: bool 
                 if columns[_LOCAL : _REMOTE + 1] == wanted and (columns[_STATE] == "0A") == listening:
                     return Owner(int(columns[_UID]), int(columns[_INODE]))
     return None
+
+
+def datagrams_by_proc(local: tuple[str, int], remote: tuple[str, int]) -> Owner | None:
+    """Look into /proc/net/udp and udp6. What is bound to this very address comes before what is bound to all."""
+    best: tuple[int, Owner] | None = None
+    for family, table in zip(_FAMILIES, ("/proc/net/udp", "/proc/net/udp6"), strict=True):
+        if family == socket.AF_INET6 and not os.path.exists(table):
+            continue
+        own = (_hexadecimal(local, family), _hexadecimal((_ANY[family], local[1]), family))
+        others = (_hexadecimal(remote, family), _hexadecimal((_ANY[family], 0), family))
+        with open(table, encoding="ascii") as lines:
+            for line in lines:
+                columns = line.split()
+                if columns[_LOCAL] not in own or columns[_REMOTE] not in others:
+                    continue
+                score = 2 * (columns[_REMOTE] == others[0]) + (columns[_LOCAL] == own[0])
+                if best is None or score > best[0]:
+                    best = score, Owner(int(columns[_UID]), int(columns[_INODE]))
+    return None if best is None else best[1]
 
 
 def _hexadecimal(address: tuple[str, int], family: int) -> str:

@@ -52,7 +52,7 @@ def is_candidate(sock: NTCPSocket) -> Any:
 def publish(sock: NTCPSocket, places: int) -> None:
     """After `listen`: have the engine bring to `sock` what arrives for its port of this node's name."""
     address = is_candidate(sock)
-    if address is None or _is_engines_own():
+    if address is None or is_engines_own():
         return
     try:
         label = own_name()
@@ -80,7 +80,7 @@ def publish(sock: NTCPSocket, places: int) -> None:
     _known.remember(address, named)
 
 
-def _is_engines_own() -> bool:
+def is_engines_own() -> bool:
     """Whether this is the engine's thread: its sockets are of the patched class, and stand for no program."""
     portal = _portal.current()
     return portal is not None and portal.is_own_thread

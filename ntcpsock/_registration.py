@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ntcpsock._address import decode_node_id, normalize_name
 from ntcpsock._config import Config, Encryption
+from ntcpsock._datagram_socket import NTCPDatagramSocket
 from ntcpsock._errors import ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
@@ -49,6 +50,8 @@ class Registration:
         self._identity = identity
         self._session = session
         self.listeners: dict[int, NTCPListener] = {}
+        #: Datagram sockets to which others may send first.
+        self.datagram_sockets: dict[int, NTCPDatagramSocket] = {}
         self.names: tuple[str, ...] = () if config.name is None else (config.name,)
 
     def own_label(self, name: str | None) -> str | None:
@@ -70,20 +73,36 @@ class Registration:
         """Register a further listener, under `label` where it has one. Raises NameTaken, BrokerUnreachable."""
         self.listeners[listener.port] = listener
         try:
+            await self._send_with(label)
+        except BaseException:
+            self.listeners.pop(listener.port, None)
+            raise
+
+    async def add_datagram_socket(self, sock: NTCPDatagramSocket, label: str | None) -> None:
+        """As `add`."""
+        self.datagram_sockets[sock.port] = sock
+        try:
+            await self._send_with(label)
+        except BaseException:
+            self.datagram_sockets.pop(sock.port, None)
+            raise
+
+    async def _send_with(self, label: str | None) -> None:
+        try:
             if label is not None and label not in self.names:
                 self.names += (label,)
             await self.send()
         except BaseException:
-            self.listeners.pop(listener.port, None)
             if label != self._config.name:
                 self.names = tuple(known for known in self.names if known != label)
             raise
 
     async def send(self) -> None:
         """Tell the broker how things are now. Raises NameTaken, BrokerUnreachable."""
-        await self._session.set_registration(
-            self.names, tuple(self.listeners)[:_MOST_PORTS], self.card(), self.allow
-        )
+        await self._session.set_registration(self.names, self._ports()[:_MOST_PORTS], self.card(), self.allow)
+
+    def _ports(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((*self.listeners, *self.datagram_sockets)))
 
     async def send_quietly(self) -> None:
         """As `send`; the session repeats the registration itself when the broker is back."""
@@ -92,14 +111,14 @@ class Registration:
 
     async def card_changed(self) -> None:
         """Where there is a card, the broker gets the new one."""
-        if self.listeners:
+        if self._ports():
             await self.send_quietly()
 
     def card(self) -> bytes | None:
         """The signed card; None where there is none to be given to everybody."""
         node = self._node
         warm, fingerprint = node.listening_port, node.fingerprint
-        if warm is None or fingerprint is None or self.is_private or not self.listeners:
+        if warm is None or fingerprint is None or self.is_private or not self._ports():
             return None
         open_to_all = [port for port, listener in self.listeners.items() if listener.allow is None]
         card = Card(
@@ -124,7 +143,9 @@ class Registration:
     @property
     def allow(self) -> tuple[str, ...] | None:
         """Who may connect to any listener: names and node ids; None for everybody."""
-        lists = [listener.allow for listener in self.listeners.values()] or [self._config.allow]
+        lists = [listener.allow for listener in self.listeners.values()]
+        lists += [sock.allow for sock in self.datagram_sockets.values()]
+        lists = lists or [self._config.allow]
         entries: dict[str, None] = {}
         for allow in lists:
             if allow is None:

@@ -30,6 +30,8 @@ def getaddrinfo(
     if _is_for_our_class(sys._getframe(1)):
         return answers
     number = next((_open(label, entry[4][1]) for entry in answers if entry[1] == _stdlib.SOCK_STREAM), None)
+    if type == _stdlib.SOCK_DGRAM and answers:
+        number = _open_for_datagrams(label, answers[0][4][1])
     if number is None or number == _names.number(label):
         return answers
     # Another program sits at this port of the name's own number.
@@ -61,11 +63,24 @@ def _open(label: str, port: int) -> str | None:
     return known
 
 
+def _open_for_datagrams(label: str, port: int) -> str | None:
+    """As `_open`, for datagrams; asked for these alone."""
+    if port == 0:
+        return None
+    try:
+        portal = _portal.get()
+        return portal.call(portal.engine.datagrams.open_gate, label, port)
+    except (OSError, RuntimeError):
+        return None
+
+
 def make_room(address: Any) -> bool:
     """A socket of this program could not be bound to `address`: leave its port, where the engine listens there for
     C code. Whether to try again."""
     portal = _portal.current()
-    if portal is None or not portal.engine.gates.numbers or not isinstance(address, tuple):
+    if portal is None or not isinstance(address, tuple) or portal.is_own_thread:
+        return False
+    if not portal.engine.gates.numbers and not portal.engine.datagrams.port:
         return False
     try:
         return portal.call(portal.engine.release_port, address[1])

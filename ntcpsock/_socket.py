@@ -19,7 +19,18 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ntcpsock import _forwarding, _known, _names, _portal, _publish, _punched, _resolver, _socket_connect
+from ntcpsock import (
+    _datagram_table,
+    _forwarding,
+    _known,
+    _names,
+    _portal,
+    _publish,
+    _punched,
+    _resolver,
+    _socket_connect,
+    _socket_datagrams,
+)
 from ntcpsock._errors import NameNotFound
 from ntcpsock._socket_state import Listener, Named, errno_of, leave
 
@@ -38,6 +49,12 @@ _kernel_socket: Any = _stdlib.socket.__mro__[1]
 _family_of = _kernel_socket.family.__get__
 _type_of = _kernel_socket.type.__get__
 _plain_getsockname = _stdlib.socket.getsockname
+_plain_recvfrom = _stdlib.socket.recvfrom
+_plain_recvfrom_into = _stdlib.socket.recvfrom_into
+_plain_recvmsg: Any = _stdlib.socket.recvmsg
+_plain_recvmsg_into: Any = _stdlib.socket.recvmsg_into
+_plain_sendmsg: Any = _stdlib.socket.sendmsg
+_plain_sendto: Any = _stdlib.socket.sendto
 _plain_setsockopt = _stdlib.socket.setsockopt
 
 
@@ -58,6 +75,8 @@ class NTCPSocket(_stdlib.socket):
     # The name under which a listener at ordinary addresses is reached too.
     _published: Named | None = None
     _parked: Parked | None = None
+    # Datagrams by name.
+    _channel: _socket_datagrams.Channel | None = None
     _config: Config | None = None
     _finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -75,6 +94,8 @@ class NTCPSocket(_stdlib.socket):
             self._config = config
         if fileno is not None and (_known.connections or _known.listening or _known.bound):
             _known.adopt(self)
+        if fileno is not None and _datagram_table.channels:
+            _socket_datagrams.adopt(self)
 
     # -- out
 
@@ -84,12 +105,19 @@ class NTCPSocket(_stdlib.socket):
         The socket's time-out covers all stages together; without one, the configuration's
         `connect_timeout` does. Raises the errors of `ntcpsock._errors`: NameNotFound, PeerOffline,
         PeerRefused, TraversalTimeout, TraversalFailed, BrokerUnreachable, IdentityMismatch; OSError
-        (EISCONN) when connected already, (EOPNOTSUPP) for datagram sockets. A non-blocking socket raises
-        BlockingIOError (EINPROGRESS), becomes writable when it is connected, and tells by SO_ERROR.
+        (EISCONN) when connected already. A non-blocking socket raises BlockingIOError (EINPROGRESS), becomes
+        writable when it is connected, and tells by SO_ERROR.
+
+        A datagram socket is connected at once, as UDP's are: the first datagram dials. Only the name is looked up, by
+        a socket that blocks.
         """
         label = _names.label_of_address(address)
         if label is None:
             _plain_connect(self, address)
+            if self._channel is not None:
+                _socket_datagrams.disconnected(self)
+        elif _socket_datagrams.is_datagram(self):
+            _socket_datagrams.connect(self, label, address)
         else:
             _socket_connect.connect(self, label, address, "connect")
 
@@ -98,8 +126,13 @@ class NTCPSocket(_stdlib.socket):
         does not resolve, and returns EAGAIN when the socket's time-out passes."""
         label = _names.label_of_address(address)
         if label is None:
+            if self._channel is not None:
+                _socket_datagrams.disconnected(self)
             return super().connect_ex(address)
         try:
+            if _socket_datagrams.is_datagram(self):
+                _socket_datagrams.connect(self, label, address)
+                return 0
             _socket_connect.connect(self, label, address, "connect_ex")
         except NameNotFound:
             raise
@@ -146,9 +179,12 @@ class NTCPSocket(_stdlib.socket):
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or not _resolver.make_room(address):
                     raise
-            else:
-                return
-            super().bind(address)
+                super().bind(address)
+            if _publish.enabled and isinstance(address, tuple) and address[1:2] > (0,):
+                self._publish_datagrams()
+            return
+        if _socket_datagrams.is_datagram(self):
+            _socket_datagrams.bind(self, label, address)
             return
         from ntcpsock._hop import loopback
 
@@ -274,6 +310,59 @@ class NTCPSocket(_stdlib.socket):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError("timed out")
 
+    # -- datagrams
+
+    def _publish_datagrams(self) -> None:
+        if _socket_datagrams.is_datagram(self):
+            _socket_datagrams.published(self)
+
+    def sendto(self, data: Any, /, *args: Any) -> int:
+        """As `socket.sendto`, to a `.ntcp` name (or its number) too.
+
+        The first datagram to a node dials, and waits for that in the engine (the newest 64 do). A name that is not
+        known raises NameNotFound, as one that does not resolve; that a node is not reached is told as UDP tells it, to
+        connected sockets. More than 65,507 bytes: EMSGSIZE.
+        """
+        label = _names.label_of_address(args[-1]) if args else None
+        if label is not None and _socket_datagrams.is_datagram(self):
+            args = (*args[:-1], _socket_datagrams.destination(self, label, args[-1]))
+        return int(_plain_sendto(self, data, *args))
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        """As `socket.sendmsg`, to a `.ntcp` name (or its number) too; see `sendto`."""
+        label = _names.label_of_address(address)
+        if label is not None and _socket_datagrams.is_datagram(self):
+            address = _socket_datagrams.destination(self, label, address)
+        if address is None:
+            return int(_plain_sendmsg(self, buffers, ancdata, flags))
+        return int(_plain_sendmsg(self, buffers, ancdata, flags, address))
+
+    def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
+        """As `socket.recvfrom`. What came by name has the sender's number (see `getnameinfo`) and port."""
+        if self._channel is None:
+            return _plain_recvfrom(self, *args)
+        data, address = _plain_recvfrom(self, *args)
+        return data, self._channel.shown(address, self.family)
+
+    def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
+        """As `recvfrom`, into a buffer."""
+        count, address = _plain_recvfrom_into(self, *args, **kwargs)
+        return count, address if self._channel is None else self._channel.shown(address, self.family)
+
+    def recvmsg(self, *args: Any) -> Any:
+        """As `socket.recvmsg`, with the sender's address as `recvfrom` says it."""
+        received = _plain_recvmsg(self, *args)
+        if self._channel is None:
+            return received
+        return *received[:3], self._channel.shown(received[3], self.family)
+
+    def recvmsg_into(self, *args: Any) -> Any:
+        """As `recvmsg`, into buffers."""
+        received = _plain_recvmsg_into(self, *args)
+        if self._channel is None:
+            return received
+        return *received[:3], self._channel.shown(received[3], self.family)
+
     # -- both
 
     def getsockname(self) -> Any:
@@ -281,6 +370,8 @@ class NTCPSocket(_stdlib.socket):
         address = super().getsockname()
         named = self._named
         if named is None:
+            if self._channel is not None and self._channel.own is not None:
+                return _names.socket_address(*self._channel.own, self.family)
             return address
         return _names.socket_address(named.label, named.port or address[1], self.family)
 
@@ -289,7 +380,7 @@ class NTCPSocket(_stdlib.socket):
         address = super().getpeername()
         named = self._named
         if named is None or named.peer_label is None:
-            return address
+            return address if self._channel is None else self._channel.shown(address, self.family)
         return _names.socket_address(named.peer_label, named.peer_port, self.family)
 
     def dup(self) -> NTCPSocket:
@@ -297,6 +388,7 @@ class NTCPSocket(_stdlib.socket):
         sock = super().dup()
         sock.peer, sock.path, sock.report = self.peer, self.path, self.report
         sock._config = self._config
+        _socket_datagrams.copied(sock, self)
         if sock._named is None and sock._published is None:
             sock._named = self._named
             named = self._named or self._published
@@ -315,6 +407,9 @@ class NTCPSocket(_stdlib.socket):
 
     def detach(self) -> int:
         """As `socket.detach`. A listening name goes on until its descriptor is closed."""
+        if self._channel is not None:
+            _socket_datagrams.let_go(self)
+            return super().detach()
         named = self._named or self._published
         self._named = self._published = None
         if self._finalizer is not None:
@@ -325,6 +420,8 @@ class NTCPSocket(_stdlib.socket):
 
     # As the system's own, this may run when the interpreter has taken the globals away already.
     def _real_close(self, _ss: Any = _kernel_socket) -> None:
+        if self._channel is not None:
+            _socket_datagrams.close(self)
         if self._finalizer is None and self._named is None and self._published is None:
             _ss.close(self)  # an ordinary socket: no more than the system's own close
             return

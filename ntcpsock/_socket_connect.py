@@ -191,14 +191,15 @@ def _connect_hop(sock: NTCPSocket, dialled: Dialled, source_port: SourcePort) ->
 def check_address(sock: NTCPSocket, label: str, address: tuple[Any, ...], method: str) -> int:
     """The port of `address`; the errors that the system would raise for this socket and address."""
     from ntcpsock._hop import loopback
+    from ntcpsock._socket_datagrams import is_datagram
 
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if sock.family not in (_stdlib.AF_INET, _stdlib.AF_INET6):
-        getattr(_plain, method)(sock, address)  # no address of this family, as the system will say
+        _call_plain(sock, method, address)  # no address of this family, as the system will say
     host = loopback(sock.family)
-    if sock.type != _stdlib.SOCK_STREAM:
-        raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: datagrams by name come later; use SOCK_STREAM")
+    if sock.type != _stdlib.SOCK_STREAM and not is_datagram(sock):
+        raise OSError(errno.EOPNOTSUPP, f"{label}.ntcp: names are reached by SOCK_STREAM and SOCK_DGRAM")
     limit = 4 if sock.family == _stdlib.AF_INET6 else 2
     try:
         port, flow, *_ = (*map(operator.index, address[1:]), 0)
@@ -207,10 +208,19 @@ def check_address(sock: NTCPSocket, label: str, address: tuple[Any, ...], method
     if len(address) > limit or not 0 <= port <= 65535 or flow & _INT > _LARGEST_FLOW:
         # Its wording and types of error are the system's business. It refuses each of these before
         # it looks at the address.
-        getattr(_plain, method)(sock, (host, *address[1:]))
-    if method != "bind" and port == 0:
+        _call_plain(sock, method, (host, *address[1:]))
+    if port == 0 and method in ("connect", "connect_ex"):
         raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    if port == 0 and method == "sendto":
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     return port
+
+
+def _call_plain(sock: NTCPSocket, method: str, address: Any) -> None:
+    if method == "sendto":
+        _plain.sendto(sock, b"", address)
+    else:
+        getattr(_plain, method)(sock, address)
 
 
 def _has_peer(sock: NTCPSocket) -> bool:

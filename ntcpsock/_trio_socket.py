@@ -14,10 +14,12 @@ from typing import Any
 import trio
 
 from ntcpsock import _names
+from ntcpsock._address import check_port
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._trio_datagrams import Datagrams, fill, open_datagrams
 
 #: Gives the node that dials and listens; asked when a name is used first.
 FindNode = Callable[[], Node]
@@ -35,6 +37,7 @@ class NTCPSocket(trio.socket.SocketType):
         self._find_node = find_node
         self._stream: NTCPStream | None = None
         self._listener: NTCPListener | None = None
+        self._datagrams: Datagrams | None = None
         self._bound: tuple[str, int] | None = None
         self._shut = False
         self._closed = False
@@ -50,14 +53,20 @@ class NTCPSocket(trio.socket.SocketType):
 
     @property
     def peer(self) -> PeerInfo | None:
+        if self._datagrams is not None:
+            return self._datagrams.peer
         return None if self._stream is None else self._stream.peer
 
     @property
     def path(self) -> PathInfo | None:
+        if self._datagrams is not None:
+            return self._datagrams.path
         return None if self._stream is None else self._stream.path
 
     @property
     def report(self) -> Report | None:
+        if self._datagrams is not None:
+            return self._datagrams.report
         return None if self._stream is None else self._stream.report
 
     async def connect(self, address: Any) -> None:
@@ -65,6 +74,11 @@ class NTCPSocket(trio.socket.SocketType):
         label = _names.label_of_address(address)
         if label is None:
             await self._inner.connect(address)
+            if self._datagrams is not None:
+                self._datagrams.disconnect()
+            return
+        if self._is_datagram:
+            await (await self._named()).connect(label, check_port(address[1]))
             return
         if self._stream is not None:
             raise OSError(errno.EISCONN, "Transport endpoint is already connected")
@@ -77,8 +91,11 @@ class NTCPSocket(trio.socket.SocketType):
         if label is None:
             await self._inner.bind(address)
             return
-        if self._listener is not None or self._bound is not None:
+        if self._listener is not None or self._bound is not None or self._datagrams is not None:
             raise OSError(errno.EINVAL, "Invalid argument")
+        if self._is_datagram:
+            self._datagrams = await open_datagrams(self._inner, self._node(), label, check_port(address[1]))
+            return
         self._only_streams()
         self._listener = await self._node().open_listener(address[1], name=label)
         self._bound = (label, self._listener.port)
@@ -101,12 +118,16 @@ class NTCPSocket(trio.socket.SocketType):
         self._inner.listen(backlog)
 
     def getpeername(self) -> Any:
+        if self._datagrams is not None:
+            return self._datagrams.getpeername()
         if self._stream is None:
             return self._inner.getpeername()
         peer = self._stream.peer
         return _names.socket_address(peer.name or peer.node_id, peer.port, self.family)
 
     def getsockname(self) -> Any:
+        if self._datagrams is not None and self._datagrams.is_bound:
+            return self._datagrams.getsockname()
         if self._bound is not None:
             return _names.socket_address(*self._bound, self.family)
         if self._stream is not None:
@@ -118,6 +139,8 @@ class NTCPSocket(trio.socket.SocketType):
 
     async def send(self, data: Any, flags: int = 0) -> int:
         """Send all of `data`, or raise OSError (EPIPE, ECONNRESET). Cancelled, an unknown part was sent."""
+        if self._datagrams is not None and self._datagrams.target is not None:
+            return await self._datagrams.send(data)
         if self._stream is None:
             return await self._inner.send(data, flags)
         self._check(flags)
@@ -129,12 +152,16 @@ class NTCPSocket(trio.socket.SocketType):
 
     async def recv(self, buflen: int, flags: int = 0) -> bytes:
         """Up to `buflen` bytes, b"" after the peer's half-close. Raises ConnectionResetError after its reset."""
+        if self._datagrams is not None:
+            return (await self._datagrams.receive(buflen, flags))[0]
         if self._stream is None:
             return await self._inner.recv(buflen, flags)
         self._check(flags)
         return bytes(await self._translated(self._stream.receive_some(buflen))) if buflen else b""
 
     async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        if self._datagrams is not None:
+            return int((await self.recvfrom_into(buffer, nbytes, flags))[0])
         if self._stream is None:
             return await self._inner.recv_into(buffer, nbytes, flags)
         self._check(flags)
@@ -167,6 +194,8 @@ class NTCPSocket(trio.socket.SocketType):
             self._listener = None
         if self._stream is not None and not self._closed:
             self._node().close_soon(self._stream)
+        if self._datagrams is not None:
+            self._datagrams.port.close()
         self._closed = True
         self._inner.close()
 
@@ -187,7 +216,70 @@ class NTCPSocket(trio.socket.SocketType):
 
     def _only_streams(self) -> None:
         if self.type != stdlib.SOCK_STREAM:
-            raise OSError(errno.EOPNOTSUPP, "datagrams to .ntcp names are not supported yet: use SOCK_STREAM")
+            raise OSError(errno.EOPNOTSUPP, "names are reached by SOCK_STREAM and SOCK_DGRAM")
+
+    # Datagrams.
+
+    @property
+    def _is_datagram(self) -> bool:
+        return self.type == stdlib.SOCK_DGRAM and self.proto in (0, stdlib.IPPROTO_UDP)
+
+    async def _named(self) -> Datagrams:
+        """The socket's port at the node, from the first use of a name on."""
+        if self._datagrams is None:
+            self._datagrams = await open_datagrams(self._inner, self._node())
+        return self._datagrams
+
+    def _label(self, address: Any) -> str | None:
+        return _names.label_of_address(address) if self._is_datagram else None
+
+    async def sendto(self, data: Any, *args: Any) -> int:
+        """Send one datagram to a name (or a name's number) or an ordinary address. See
+        `NTCPDatagramSocket.send_to`."""
+        label = self._label(args[-1]) if args else None
+        if label is None:
+            return await self._inner.sendto(data, *args)
+        return await (await self._named()).send_to(data, label, check_port(args[-1][1]))
+
+    async def sendmsg(
+        self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None
+    ) -> int:
+        """As `sendto`, out of several buffers."""
+        label = self._label(address)
+        is_connected = self._datagrams is not None and self._datagrams.target is not None
+        if label is None and (address is not None or not is_connected):
+            return await self._kernel().sendmsg(buffers, ancdata, flags, address)
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        return await self.send(data) if label is None else await self.sendto(data, address)
+
+    async def recvfrom(self, buflen: int, flags: int = 0) -> Any:
+        """The next datagram and its sender: a name's number and port, or an ordinary address."""
+        if self._datagrams is None:
+            return await self._kernel().recvfrom(buflen, flags)
+        data, _, address = await self._datagrams.receive(buflen, flags)
+        return data, address
+
+    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
+        if self._datagrams is None:
+            return await self._kernel().recvfrom_into(buffer, nbytes, flags)
+        with memoryview(buffer).cast("B") as view:
+            room = view[: nbytes or len(view)]
+            data, _, address = await self._datagrams.receive(len(room), flags)
+            return fill([room], data), address
+
+    async def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
+        if self._datagrams is None:
+            return await self._kernel().recvmsg(bufsize, ancbufsize, flags)
+        data, message_flags, address = await self._datagrams.receive(bufsize, flags)
+        return data, [], message_flags, address
+
+    async def recvmsg_into(self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0) -> Any:
+        if self._datagrams is None:
+            return await self._kernel().recvmsg_into(buffers, ancbufsize, flags)
+        room = list(buffers)
+        size = sum(memoryview(buffer).nbytes for buffer in room)
+        data, message_flags, address = await self._datagrams.receive(size, flags)
+        return fill(room, data), [], message_flags, address
 
     # What the kernel's socket does.
 
@@ -225,28 +317,12 @@ class NTCPSocket(trio.socket.SocketType):
         return NTCPSocket(self._kernel().dup(), self._find_node)
 
     def is_readable(self) -> bool:
+        if self._datagrams is not None:
+            return self._datagrams.is_readable()
         return self._kernel().is_readable()
 
-    async def sendto(self, *args: Any) -> int:
-        return await self._kernel().sendto(*args)
-
-    async def recvfrom(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._kernel().recvfrom(*args, **kwargs)
-
-    async def recvfrom_into(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._kernel().recvfrom_into(*args, **kwargs)
-
-    async def recvmsg(self, *args: Any) -> Any:
-        return await self._kernel().recvmsg(*args)
-
-    async def recvmsg_into(self, buffers: Iterable[Any], *args: Any) -> Any:
-        return await self._kernel().recvmsg_into(buffers, *args)
-
-    async def sendmsg(self, buffers: Iterable[Any], *args: Any) -> int:
-        return await self._kernel().sendmsg(buffers, *args)
-
     def _kernel(self) -> trio.socket.SocketType:
-        if self._stream is not None or self._listener is not None:
+        if self._stream is not None or self._listener is not None or self._datagrams is not None:
             raise OSError(
                 errno.EOPNOTSUPP, "a connection by name on the trio face is no kernel socket; NTCPSocket is"
             )

@@ -21,6 +21,7 @@ import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint, parse_broker, parse_host_port
 from ntcpsock._config import Config
+from ntcpsock._datagram_socket import DatagramAddress, NTCPDatagramSocket
 from ntcpsock._diagnose import diagnose as _diagnose
 from ntcpsock._diagnosis import Diagnosis
 from ntcpsock._errors import BrokerUnreachable, ConfigurationError
@@ -37,6 +38,8 @@ from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
 from ntcpsock._trio_socket import Factory, NTCPSocket, Resolver
 
 __all__ = [
+    "DatagramAddress",
+    "NTCPDatagramSocket",
     "NTCPListener",
     "NTCPSocket",
     "NTCPStream",
@@ -44,6 +47,7 @@ __all__ = [
     "Node",
     "diagnose",
     "install",
+    "open_datagram_socket",
     "open_listener",
     "open_node",
     "open_stream",
@@ -167,6 +171,13 @@ async def open_listener(
 ) -> NTCPListener:
     """`Node.open_listener` on the node of the innermost `open_node` block."""
     return await _node().open_listener(port, name=name, allow=allow, backlog=backlog)
+
+
+async def open_datagram_socket(
+    port: int | None = None, *, name: str | None = None, allow: Sequence[str] | None = None
+) -> NTCPDatagramSocket:
+    """`Node.open_datagram_socket` on the node of the innermost `open_node` block."""
+    return await _node().open_datagram_socket(port, name=name, allow=allow)
 
 
 async def serve(

@@ -7,16 +7,20 @@ scripted failures. Put `network.open_node` into `ntcpsock._portal.node_opener`.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from datagram_support import Place, joined_roads, key_of, opened
 from quic_support import handshake, socket_paths
 from session_support import make_stream, tls_streams
 
 from ntcpsock._config import Config
+from ntcpsock._datagram_socket import NTCPDatagramSocket
+from ntcpsock._datagram_way import OpenRoad
+from ntcpsock._datagrams import Datagrams
 from ntcpsock._errors import NameNotFound, NTCPError, PeerRefused, TraversalTimeout
 from ntcpsock._nursery import open_background_nursery
 from ntcpsock._report import PathInfo, PeerInfo, Report
@@ -138,6 +142,12 @@ class FakeNetwork:
     opened: list[Config] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
+    #: What is set up in the engine's thread when the first node is opened: other nodes, for datagrams.
+    at_start: list[Callable[[FakeNetwork, trio.Nursery], None]] = field(default_factory=list)
+    #: The nodes for datagrams, ours and others, by name.
+    places: dict[str, Any] = field(default_factory=dict)
+    dial_delay: float = 0.0
+    dials: list[tuple[str, int]] = field(default_factory=list)
 
     @asynccontextmanager
     async def open_node(self, config: Config) -> AsyncIterator[FakeNode]:
@@ -147,9 +157,52 @@ class FakeNetwork:
         self.opened.append(config)
         try:
             async with open_background_nursery() as nursery:
-                yield FakeNode(self, config, nursery)
+                while self.at_start:
+                    self.at_start.pop(0)(self, nursery)
+                node = FakeNode(self, config, nursery)
+                self.places[config.name or "nameless"] = node
+                try:
+                    yield node
+                    if self.dial_delay:
+                        # The other nodes are other machines: they go on for a moment.
+                        await trio.testing.wait_all_tasks_blocked(0.01)
+                finally:
+                    node.datagrams.close()
         finally:
             self.events.append(f"closed {config.name}")
+
+    def peer(self, name: str, nursery: trio.Nursery) -> Place:
+        """Another node, for datagrams."""
+        place = self.places[name] = Place(self, name, nursery)
+        return place
+
+    # What nodes for datagrams need of a network.
+
+    async def resolve(self, name: str) -> bytes:
+        await trio.lowlevel.checkpoint()
+        error = self.dial_errors.get(name)
+        if isinstance(error, NameNotFound):
+            raise error
+        for place in self.places.values():
+            if name in place.own_labels:
+                return place.public_key  # type: ignore[no-any-return]
+        if any(known == name for known, _ in self.listeners):
+            return key_of(name)
+        raise NameNotFound(f"{name}: nobody has this name")
+
+    async def dial_road(self, dialler: Any, label: str, key: bytes, port: int) -> OpenRoad:
+        self.dials.append((label, port))
+        await trio.sleep(self.dial_delay)
+        error = self.dial_errors.get(label)
+        if error is not None:
+            raise error
+        other = next((place for place in self.places.values() if place.public_key == key), None)
+        sock = None if other is None else other.datagrams.sockets.get(port)
+        if other is None or sock is None:
+            raise PeerRefused(f"{label}: nothing is bound to port {port}", report=Report(label, "dialer"))
+        ours, theirs = joined_roads()
+        other.datagrams.arrived(opened(theirs, dialler.public_key, dialler.name, "listener"))
+        return opened(ours, key, label, "dialer")
 
 
 class FakeNode:
@@ -159,6 +212,32 @@ class FakeNode:
         self.config = config
         self.name = config.name
         self.node_id = NODE_ID
+        self.public_key = key_of(self.name or "nameless")
+        self.own_labels: tuple[str, ...] = (self.name,) if self.name else ()
+        self.datagrams = Datagrams(self, nursery)
+
+    async def resolve(self, name: str) -> bytes:
+        return await self.network.resolve(name)
+
+    async def dial_road(self, label: str, key: bytes, port: int, source_port: int) -> OpenRoad:
+        return await self.network.dial_road(self, label, key, port)
+
+    async def is_allowed(self, allow: tuple[str, ...] | None, key: bytes, name: str | None) -> bool:
+        await trio.lowlevel.checkpoint()
+        return allow is None or name in allow
+
+    async def open_datagram_socket(
+        self, port: int | None = None, *, name: str | None = None, wanted: int = 0, **keywords: Any
+    ) -> NTCPDatagramSocket:
+        await trio.lowlevel.checkpoint()
+        if port is None:
+            number = 0 if wanted in self.datagrams.sockets else wanted
+            return self.datagrams.bind(self.name or self.node_id, number, None, is_bound=False, **keywords)
+        if self.network.listen_error is not None:
+            raise self.network.listen_error
+        if name is not None:
+            self.own_labels += (name,)
+        return self.datagrams.bind(name or self.name or "", port, None, is_bound=True, **keywords)
 
     async def wait_warm(self) -> None:
         await trio.lowlevel.checkpoint()

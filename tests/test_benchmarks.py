@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import encryption_off, harness, memory, patched, pingpong, throughput
+from benchmarks import encryption_off, harness, memory, patched, pingpong, quic, quic_ends, throughput
 from benchmarks.pairs import KINDS, open_pairs, open_three_hops
 from ntcpsock import _portal
 from ntcpsock.cli.stage import open_loopback_stage
@@ -56,6 +57,18 @@ def test_three_hops_are_a_way_to_the_peer() -> None:
     with ExitStack() as stack:
         connection = open_three_hops(stack)
         assert pingpong.measure(connection, 10) > 0
+
+
+def test_the_core_of_quic_is_measured_alone() -> None:
+    assert quic.in_memory(2_000_000) > 0
+
+
+@pytest.mark.slow
+def test_streams_over_quic_are_measured_beside_tcp() -> None:
+    receive = partial(quic_ends.quic_receive, seconds=0.2, size=quic.DATAGRAM)
+    assert quic.over_loopback(receive, quic_ends.quic_send, quic.DATAGRAM) > 0
+    receive = partial(quic_ends.tcp_receive, seconds=0.1)
+    assert quic.over_loopback(receive, quic_ends.tcp_send, "reno") > 0
 
 
 def test_patched_sockets_are_measured_beside_plain_ones() -> None:

@@ -22,7 +22,7 @@ from ntcpsock._diagnosis import (
     TransportFindings,
 )
 from ntcpsock._traversal.discovery.driver import DISCOVERY_DEADLINE
-from ntcpsock.cli.doctor_view import show_diagnosis
+from ntcpsock.cli.doctor_view import _broker, show_diagnosis
 from ntcpsock.cli.stage import NTCP, open_loopback_stage
 
 
@@ -117,3 +117,16 @@ def test_the_page_shows_unknowns_as_such() -> None:
     assert text.count("512") == 5
     assert "[with brackets]" in text
     assert "?" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "transport", "text"),
+    [
+        ("192.0.2.1:6060", "udp", "192.0.2.1:6060 answers, 50 ms"),
+        ("192.0.2.1:6060", "tcp", "192.0.2.1:6060 answers over TCP, where UDP does not get through, 50 ms"),
+        ("wss://broker.example:443", "tcp", "wss://broker.example:443 answers, 50 ms"),
+    ],
+)
+def test_how_the_broker_was_reached(address: str, transport: str, text: str) -> None:
+    """A `wss://` one is met over TCP in any case, so that says nothing about UDP."""
+    assert _broker(BrokerState(address, True, "", 0.05, transport)).plain == text

@@ -128,7 +128,8 @@ class TestInTheLab:
 
     def test_drawing_through_real_linux_routers(self, tmp_path: Path) -> None:
         data = tmp_path / "punch.json"
-        done = run("draw", tmp_path / "punch.svg", "--nat-a", "default", "--nat-b", "default", "--json", data)
+        kinds = ("--nat-a", "default", "--nat-b", "default")
+        done = run("draw", tmp_path / "punch.svg", *kinds, "--technique", "tcp-open", "--json", data)
         assert done.returncode == 0, done.stderr
         assert crossing(json.loads(data.read_text())["arrows"])
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import random
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from stun_support import own_endpoint, serving, udp_socket
-from test_stun_interop import needs, neighbouring_ports, run
+from test_stun_interop import needs, run
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
@@ -37,9 +38,25 @@ NOW = 1_700_000_000.0
 CLIENT = Endpoint("192.0.2.9", 40000)
 
 
+def free_ports() -> int:
+    """A port that is free together with the next one, on both hosts, for UDP and TCP: below those that the system gives
+    to whoever asks for any."""
+    while True:
+        port = random.randrange(10_000, 20_000, 2)
+        with ExitStack() as stack:
+            try:
+                for host in (HERE, THERE):
+                    for number in (port, port + 1):
+                        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                            stack.enter_context(socket.socket(socket.AF_INET, kind)).bind((host, number))
+            except OSError:
+                continue
+            return port
+
+
 @asynccontextmanager
 async def two_hosts(key_there: bytes = KEY) -> AsyncIterator[tuple[StunAddresses, StunAddresses]]:
-    port = neighbouring_ports()
+    port = free_ports()
     async with serving(HERE, port, other_address=THERE, other_port=port + 1, link_key=KEY) as here:
         async with serving(THERE, port, other_address=HERE, other_port=port + 1, link_key=key_there) as there:
             yield here, there

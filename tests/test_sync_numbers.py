@@ -176,7 +176,7 @@ def test_only_ports_that_were_resolved_answer(network: FakeNetwork) -> None:
     [
         (NAME, 8000, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE),
         (NAME, None, 0, socket.SOCK_STREAM),
-        (NAME, 8000, 0, socket.SOCK_DGRAM),
+        (NAME, None, 0, socket.SOCK_DGRAM),
         ("127.0.0.1", 8000),
     ],
 )

@@ -16,8 +16,10 @@ from msgspec import structs
 
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._config import UDP_TECHNIQUES, Encryption
+from ntcpsock._datagram_way import OpenRoad
 from ntcpsock._report import PathInfo, PathKind, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad, DatagramRoad, StreamRoad
 from ntcpsock._session.plain import PlainCarrier, PlainStream
 from ntcpsock._session.quic.carrier import QuicCarrier
 from ntcpsock._session.stream import NTCPStream
@@ -29,7 +31,12 @@ from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.message import derive_credentials
 from ntcpsock._traversal.checks.port import UdpPort
-from ntcpsock._traversal.datagram_plan import birthday_cost, handshake_rtt, make_datagram_plan
+from ntcpsock._traversal.datagram_plan import (
+    birthday_cost,
+    handshake_rtt,
+    head_start_of_tcp,
+    make_datagram_plan,
+)
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
@@ -39,12 +46,12 @@ from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, JOINT_TECHNIQUES, Planne
 from ntcpsock._traversal.prove import Doorkeeper
 from ntcpsock._traversal.punch.driver import bound_to, keep_mapping_alive, path_rtt
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Answer, NATProfile, Offer, Signal
+from ntcpsock._traversal.punch.message import Answer, DialKind, NATProfile, Offer, Signal
 from ntcpsock._traversal.signals import WITHDRAWN, Talk
 from ntcpsock._traversal.start import LONGEST_WAIT, order_of_start, waiting_time
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext
-from ntcpsock._traversal.strategies.datagrams import DatagramAccess
+from ntcpsock._traversal.strategies.datagrams import AuthenticatePath, DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
 from ntcpsock._traversal.surroundings import Surroundings
@@ -71,6 +78,8 @@ class AcceptContext(Protocol):
     @property
     def techniques(self) -> Sequence[str]: ...
     @property
+    def datagram_techniques(self) -> Sequence[str]: ...
+    @property
     def encryption(self) -> Encryption: ...
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
@@ -90,9 +99,10 @@ class AcceptContext(Protocol):
     def offers_raw(self) -> bool: ...
     @property
     def listening_port(self) -> WarmPort | None: ...
-    def listens(self, port: int) -> bool: ...
-    async def admits(self, port: int, delivery: Delivery) -> bool: ...
+    def listens(self, port: int, kind: DialKind) -> bool: ...
+    async def admits(self, port: int, delivery: Delivery, kind: DialKind) -> bool: ...
     def hand_over(self, stream: NTCPStream) -> bool: ...
+    def take_road(self, opened: OpenRoad) -> None: ...
     @property
     def introductions(self) -> Introductions: ...
     @property
@@ -131,13 +141,13 @@ class Acceptor:
         if offer.dial_id in self.dials.ended:
             self._count("repeated dial id")
             return
-        if not await self._node.admits(offer.port, delivery):
+        if not await self._node.admits(offer.port, delivery, offer.kind):
             self._count("not allowed")
             if not self._node.private:
                 # Somebody is known to be here; the port looks as if nobody listened.
                 self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return
-        if not self._node.listens(offer.port):
+        if not self._node.listens(offer.port, offer.kind):
             self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return
         if offer.encryption != self._node.encryption:
@@ -228,7 +238,7 @@ class Acceptor:
         plan = make_plan(
             warm.candidates,
             standpoint.targets(offer.candidates, "tcp", proven_host, also_proven),
-            techniques=self._node.techniques,
+            techniques=self._techniques(offer),
             rtt=self._path_rtt(offer),
             budget=DIAL_BUDGET,
             proven_host=proven_host,
@@ -254,7 +264,9 @@ class Acceptor:
             self._follow_to_relay(pending, offer)
         elif offer.technique == "turn":
             self._follow_to_turn(pending, offer)
-        elif offer.technique in JOINT_TECHNIQUES and offer.technique in self._node.techniques and proven_host:
+        elif (
+            offer.technique in JOINT_TECHNIQUES and offer.technique in self._techniques(offer) and proven_host
+        ):
             pending.joint_rounds += 1
             if pending.joint_rounds <= MAX_JOINT_ROUNDS:
                 spoof = partial(self._node.introductions.spoof, offer.dial_id, pending.delivery.sender)
@@ -283,12 +295,13 @@ class Acceptor:
         plan = make_datagram_plan(
             warm.datagram.candidates,
             remote,
-            techniques=self._node.techniques,
+            techniques=self._techniques(offer),
             rtt=self._path_rtt(offer),
             budget=DIAL_BUDGET,
             proven_host=proven_host,
             also_proven=also_proven,
             wait=self._waiting_time(offer, NATProfile(), NATProfile()),
+            head_start=head_start_of_tcp(offer.prefer, offer.round, self._path_rtt(offer)),
         )
         if plan is None:
             return
@@ -310,17 +323,25 @@ class Acceptor:
         standpoint = self._node.surroundings.standpoint
         proven_host = standpoint.proven(pending.delivery.observed_host)
         also_proven = standpoint.also_proven(pending.delivery.also_observed)
+        authenticate: AuthenticatePath = partial(
+            self.doorkeeper.authenticate_path,
+            technique=technique,
+            nursery=self._node.nursery,
+            rtt=handshake_rtt(self._path_rtt(offer)),
+        )
+        if self._node.encryption == "off":
+            authenticate = partial(
+                self.doorkeeper.authenticate_bare_path,
+                technique=technique,
+                dial_id=offer.dial_id,
+                token=offer.token,
+            )
         return DatagramAccess(
             None,
             derive_credentials(offer.token, offer.round, "listener"),
             take_port,
             self._node.nursery,
-            partial(
-                self.doorkeeper.authenticate_path,
-                technique=technique,
-                nursery=self._node.nursery,
-                rtt=handshake_rtt(self._path_rtt(offer)),
-            ),
+            authenticate,
             (proven_host, *also_proven),
             port_is_ours=False,
             consent_interval=self._node.consent_interval,
@@ -439,7 +460,11 @@ class Acceptor:
             pending.report.end(entry, trio.current_time(), "cancelled")
 
     def _finish(
-        self, pending: PendingDial, carrier: Carrier | PlainCarrier, rest: bytes, technique: str | None
+        self,
+        pending: PendingDial,
+        carrier: Carrier | PlainCarrier | BareRoad,
+        rest: bytes,
+        technique: str | None,
     ) -> None:
         if technique is None:
             warm = self._node.listening_port
@@ -453,6 +478,13 @@ class Acceptor:
         if isinstance(carrier, TLSCarrier | PlainCarrier):
             keep_mapping_alive(carrier.socket)
         sender = pending.delivery
+        if pending.offer.kind == "datagram":
+            self._node.take_road(
+                make_road(carrier, technique, sender.sender, sender.sender_name, report, rest)
+            )
+            pending.scope.cancel()
+            return
+        assert not isinstance(carrier, BareRoad), "made for datagrams alone"
         peer = PeerInfo(
             sender.sender_name,
             encode_node_id(sender.sender),
@@ -464,6 +496,9 @@ class Acceptor:
             self._count("backlog full")
             stream.reset()
         pending.scope.cancel()
+
+    def _techniques(self, offer: Offer) -> Sequence[str]:
+        return self._node.datagram_techniques if offer.kind == "datagram" else self._node.techniques
 
     def _path_rtt(self, offer: Offer) -> float:
         """Both ways to the broker together: right when the broker is on the path, and never far too short."""
@@ -487,6 +522,28 @@ def make_stream(
     if isinstance(carrier, PlainCarrier):
         return PlainStream(carrier, peer=peer, path=path, report=report)
     return NTCPStream(carrier, peer=peer, path=path, report=report, received=received)
+
+
+def make_road(
+    carrier: Carrier | PlainCarrier | BareRoad,
+    technique: str,
+    key: bytes,
+    name: str | None,
+    report: Report,
+    received: bytes = b"",
+) -> OpenRoad:
+    """The road for datagrams over an authenticated carrier, at either end."""
+    road: DatagramRoad
+    rtt = None
+    if isinstance(carrier, QuicCarrier | BareRoad):
+        road = carrier
+    else:
+        assert not isinstance(carrier, PlainCarrier), "without encryption there is UDP alone"
+        road = StreamRoad(carrier, received)
+        if isinstance(carrier, TLSCarrier):
+            rtt = path_rtt(carrier.socket)
+    path = PathInfo(kind_of(technique), technique, road.local, road.remote, rtt)
+    return OpenRoad(road, key, name, path, report)
 
 
 def kind_of(technique: str) -> PathKind:

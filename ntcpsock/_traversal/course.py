@@ -15,6 +15,7 @@ from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad, open_bare_road
 from ntcpsock._session.quic.carrier import quic_client_handshake
 from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import name_of_connection
@@ -39,6 +40,8 @@ class DialContext(Protocol):
 
     @property
     def techniques(self) -> Sequence[str]: ...
+    @property
+    def datagram_techniques(self) -> Sequence[str]: ...
     @property
     def encryption(self) -> Encryption: ...
     @property
@@ -96,6 +99,11 @@ class Course:
         return self.ports[0]
 
     @property
+    def techniques(self) -> Sequence[str]:
+        """Those that are allowed for what is dialled for."""
+        return self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
+
+    @property
     def rtt(self) -> float:
         """The path's round trip, estimated: both ways to the broker together."""
         return self.card.broker_rtt + self.node.broker_rtt
@@ -143,7 +151,9 @@ class Course:
             birthday_rate=node.birthday_rate,
         )
 
-    async def _authenticate_path(self, path: PunchedPath) -> Carrier:
+    async def _authenticate_path(self, path: PunchedPath) -> Carrier | BareRoad:
+        if self.dial.encryption == "off":
+            return await open_bare_road(path, self.dial.dial_id, self.dial.token)
         return await quic_client_handshake(
             path, self.card.fingerprint, nursery=self.node.nursery, round_trip=handshake_rtt(self.rtt)
         )

@@ -67,13 +67,13 @@ class JointRounds:
         return make_joint_datagram_plan(
             udp_profile(course.warm.profile, course.warm.udp_profile),
             udp_profile(course.card.profile, course.card.udp_profile),
-            techniques=course.node.techniques,
+            techniques=course.techniques,
             budget=max(course.remaining, min(LONGEST_UDP_BUDGET, self._patience)),
             proven_host=ipv4_host(course.proven_host, *course.also_proven),
             earliest=earliest,
             late=course.node.surroundings.late_techniques,
             birthday=birthday_cost(course.node.birthday_sockets, course.node.birthday_rate),
-            behind_tcp=course.node.prefer == "tcp" and "tcp-predict" in course.node.techniques,
+            behind_tcp=course.dial.prefer == "tcp" and "tcp-predict" in course.techniques,
         )
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
@@ -113,7 +113,7 @@ class JointRounds:
 
     def _possible_techniques(self) -> list[str]:
         """Without those whose raw packets are impossible. Who chose techniques finds in the report what is missing."""
-        chosen = self._course.node.techniques
+        chosen = self._course.techniques
         obstacles = raw_obstacles(
             chosen,
             here=self._course.node.missing_for_raw,

@@ -28,7 +28,7 @@ async def run_mapped_round(course: Course, race: Race, *, task_status: trio.Task
         if not warm.needs_mapping:
             return
         delay = mapping_delay(
-            warm.profile, course.card.profile, course.card.candidates, techniques=course.node.techniques
+            warm.profile, course.card.profile, course.card.candidates, techniques=course.techniques
         )
         await trio.sleep(delay)
         course.report.port_mapping = course.node.port_mapping_refusal

@@ -12,6 +12,7 @@ import trio
 from ntcpsock._config import Encryption
 from ntcpsock._errors import BadMessage
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad, accept_bare_road, confirm_bare_road
 from ntcpsock._session.plain import PlainCarrier, receive_greeting, to_plain
 from ntcpsock._session.quic.carrier import QuicCarrier, quic_server_handshake
 from ntcpsock._session.stream import receive_bind
@@ -25,7 +26,7 @@ MAX_UNAUTHENTICATED = 64
 AUTHENTICATION_DEADLINE = 10.0
 
 #: Takes a proven connection over: its dial, carrier, first bytes, and the attempt's technique or None.
-Finish = Callable[[PendingDial, Carrier | PlainCarrier, bytes, str | None], None]
+Finish = Callable[[PendingDial, Carrier | PlainCarrier | BareRoad, bytes, str | None], None]
 
 
 class ProveContext(Protocol):
@@ -135,11 +136,25 @@ class Doorkeeper:
         self._redeem(dial_id, token, carrier, rest, technique)
         return carrier
 
+    async def authenticate_bare_path(
+        self, path: PunchedPath, technique: str, dial_id: bytes, token: bytes
+    ) -> BareRoad:
+        """The same for datagrams without encryption: the path itself."""
+        try:
+            with trio.fail_after(AUTHENTICATION_DEADLINE):
+                road = await accept_bare_road(path, dial_id, token)
+        except trio.TooSlowError as error:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the dialer has not chosen this path") from error
+        path.settle()
+        self._redeem(dial_id, None, road, b"", technique)
+        confirm_bare_road(road)
+        return road
+
     def _redeem(
         self,
         dial_id: bytes,
         token: bytes | None,
-        carrier: Carrier | PlainCarrier,
+        carrier: Carrier | PlainCarrier | BareRoad,
         rest: bytes,
         technique: str | None,
     ) -> None:

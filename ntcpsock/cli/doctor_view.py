@@ -176,7 +176,8 @@ def _broker(state: BrokerState) -> Text:
     if not state.reached:
         return Text(state.why, style="red")
     rtt = f", {state.rtt * 1000:.0f} ms" if state.rtt is not None else ""
-    how = " over TCP, where UDP does not get through" if state.transport == "tcp" else ""
+    is_tls = state.address.startswith("wss://")
+    how = " over TCP, where UDP does not get through" if state.transport == "tcp" and not is_tls else ""
     return Text(f"{state.address} answers{how}{rtt}")
 
 

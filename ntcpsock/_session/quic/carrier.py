@@ -30,8 +30,13 @@ INITIAL_ROUND_TRIP: Final = 0.333
 
 
 async def prepare() -> None:
-    """Load qh3 in a thread (some 80 ms), so that the first handshake does not wait for it."""
-    await trio.to_thread.run_sync(importlib.import_module, "ntcpsock._session.quic.driver")
+    """Load qh3 in a thread (some 80 ms) and use it once, so that the first handshake does not wait for it."""
+
+    def load() -> None:
+        importlib.import_module("ntcpsock._session.quic.driver")
+        importlib.import_module("ntcpsock._session.quic.machine").warm_up()
+
+    await trio.to_thread.run_sync(load)
 
 
 async def quic_client_handshake(

@@ -32,11 +32,14 @@ VERSION: Final = 1  # RFC 9000
 STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
 SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
 
-# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock, and on a path of
-# 50 ms with 1 % of random loss, where that growth counts for nothing, the core moves 0.58 MB/s; so it moves 1.1 MB/s.
-# Everything else of QUIC's is measured in round trips and does not see it, but for constants: delayed acknowledgements
-# and timer granularity are shorter, and a window is forgotten after 125 ms without traffic instead of 2 s.
+# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock: where 1 % gets
+# lost at random on 50 ms this moves 0.67 MB/s in place of 0.39; before a small queue 3.6 % get lost in place of 1.6 %
+# (32 would lose 6 %). The rest of QUIC is measured in round trips and does not see it, but for constants: timers have
+# finer grains, and a window is forgotten after 125 ms without traffic instead of 2 s.
 HASTE: Final = 16.0
+
+# Seconds that the acknowledgement of a single packet waits; the peer expects it within 25 ms of the core's clock.
+ACK_PATIENCE: Final = 0.001
 
 # Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem).
 WINDOW: Final = 6 * 1024 * 1024
@@ -70,6 +73,12 @@ def parse_initial(datagram: bytes) -> bytes | None:
     if int.from_bytes(datagram[1:5], "big") != VERSION or not 8 <= length <= 20:
         return None
     return datagram[6 : 6 + length]
+
+
+def warm_up() -> None:
+    """Make a first packet for nobody: with the first key of a process the library seeds its random numbers, which takes
+    30 ms of computing."""
+    QuicMachine.client(bytes(32), 0.0, datagram_size=SMALLEST_INITIAL, idle_timeout=1.0, initial_rtt=1.0)
 
 
 class ServerIdentity:
@@ -188,7 +197,10 @@ class QuicMachine:
         """When `handle_timer` is to be called; None for never."""
         core = self._connection._core
         timer = None if core is None else core.get_timer()
-        return None if timer is None else timer[1] / HASTE
+        if timer is None:
+            return None
+        # An acknowledgement may wait for an answer that takes it along.
+        return timer[1] / HASTE + (ACK_PATIENCE if timer[0] == "ack_application" else 0.0)
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""

@@ -12,6 +12,7 @@ import trio
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Attempt
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
@@ -37,7 +38,7 @@ MAX_TAKEN = 16
 class Connection:
     """An authenticated carrier, and how it came to be."""
 
-    carrier: Carrier | PlainCarrier
+    carrier: Carrier | PlainCarrier | BareRoad
     technique: str
     entry: Attempt
 

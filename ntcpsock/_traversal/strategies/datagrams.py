@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL, TA, ChecksMachine
 from ntcpsock._traversal.checks.message import Credentials
@@ -17,7 +18,7 @@ from ntcpsock._traversal.nominate import Role
 
 #: Makes an authenticated carrier out of a path, and closes the path when it raises OSError. The leader has proven the
 #: follower's key then; the follower has seen the dial's token.
-AuthenticatePath = Callable[[PunchedPath], Awaitable[Carrier]]
+AuthenticatePath = Callable[[PunchedPath], Awaitable[Carrier | BareRoad]]
 
 
 @dataclass(frozen=True)
