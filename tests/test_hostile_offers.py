@@ -16,7 +16,6 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import NTCPError, TraversalFailed
 from ntcpsock._identity import Identity
 from ntcpsock._traversal import pending
-from ntcpsock._traversal.accept import MAX_JOINT_ROUNDS
 from ntcpsock._traversal.aim import (
     CHECKS_AT_ONCE,
     CHECKS_PER_SECOND,
@@ -26,6 +25,7 @@ from ntcpsock._traversal.aim import (
 )
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.follow import MAX_JOINT_ROUNDS
 from ntcpsock._traversal.pending import MAX_PENDING_PER_NODE
 from ntcpsock._traversal.punch.message import Answer, Candidate, Offer, Signal
 from ntcpsock._traversal.signals import MAX_SIGNALS, WITHDRAWN

@@ -12,13 +12,13 @@ import trio
 from world import open_world
 
 from ntcpsock._identity import Identity
-from ntcpsock._traversal.accept import MAX_CHECK_ROUNDS
 from ntcpsock._traversal.aim import MAX_UNPROVEN_HOSTS, Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.checks.machine import MAX_TRIES
 from ntcpsock._traversal.checks.message import derive_credentials, encode_request, new_transaction_id
 from ntcpsock._traversal.checks.pairs import Outgoing
 from ntcpsock._traversal.checks.port import UdpPort
+from ntcpsock._traversal.follow import MAX_CHECK_ROUNDS
 from ntcpsock._traversal.punch.message import Candidate, Offer
 from ntcpsock._traversal.surroundings import Surroundings
 

@@ -15,13 +15,13 @@ from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier, nominate
 from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._session.tls import Carrier
-from ntcpsock._traversal.accept import make_road, make_stream
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.datagram_plan import preference
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.opened import make_road, make_stream
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket

@@ -10,7 +10,7 @@ from typing import Protocol
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import Encryption, Prefer
+from ntcpsock._config import Prefer
 from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
 from ntcpsock._report import Report
@@ -25,55 +25,22 @@ from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.datagram_plan import DatagramPlan, handshake_rtt
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
-from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.mapping import DialMapping
-from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.message import Candidate, Card, Transport, decode_card_untrusted
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.side import SideContext
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
-from ntcpsock._traversal.surroundings import Surroundings
-from ntcpsock._traversal.turn.credentials import TurnServer
 
 
-class DialContext(Protocol):
+class DialContext(SideContext, Protocol):
     """What a dial needs of its node."""
 
     @property
-    def techniques(self) -> Sequence[str]: ...
-    @property
-    def datagram_techniques(self) -> Sequence[str]: ...
-    @property
-    def encryption(self) -> Encryption: ...
-    @property
     def prefer(self) -> Prefer: ...
-    @property
-    def stun_servers(self) -> Sequence[Endpoint]: ...
-    @property
-    def relays(self) -> Sequence[Endpoint]: ...
-    @property
-    def broker_rtt(self) -> float: ...
-    @property
-    def surroundings(self) -> Surroundings: ...
-    @property
-    def pairs(self) -> Pairs: ...
     @property
     def missing_for_raw(self) -> str | None: ...
     @property
     def broker_spoofs(self) -> bool: ...
-    @property
-    def introductions(self) -> Introductions: ...
-    @property
-    def nursery(self) -> trio.Nursery: ...
-    @property
-    def consent_interval(self) -> float: ...
-    @property
-    def turn_servers(self) -> Sequence[TurnServer]: ...
-    @property
-    def hidden(self) -> bool: ...
-    @property
-    def birthday_sockets(self) -> int: ...
-    @property
-    def birthday_rate(self) -> float: ...
     async def take_port(self) -> WarmPort: ...
     @property
     def port_mapping_refusal(self) -> str | None: ...
