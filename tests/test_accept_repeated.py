@@ -14,14 +14,14 @@ from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import choose_port, open_punch_listener
-from ntcpsock._traversal.punch.message import Candidate, Offer
+from ntcpsock._traversal.punch.message import Candidate, DialKind, Offer
 
 TICKS = 40  # more than a dial with one attempt needs to end
 RUNS = 50  # trio runs the tasks of one tick in any order
 
 
 def make_node(warm: WarmPort) -> AcceptContext:
-    async def admits(port: int, delivery: Delivery) -> bool:
+    async def admits(port: int, delivery: Delivery, kind: DialKind) -> bool:
         return True
 
     return cast(
@@ -37,7 +37,8 @@ def make_node(warm: WarmPort) -> AcceptContext:
             relays=(),
             private=False,
             listening_port=warm,
-            listens=lambda port: True,
+            listens=lambda port, kind: True,
+            turn_servers=(),
             admits=admits,
             introductions=SimpleNamespace(reply=lambda delivery, answer: None),
         ),

@@ -15,7 +15,7 @@ from world import World, open_world
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import TraversalFailed
 from ntcpsock._node import Node
-from ntcpsock._traversal import accept
+from ntcpsock._traversal import accept, follow
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
@@ -83,7 +83,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for technique in STRATEGIES:
         monkeypatch.setitem(STRATEGIES, technique, attempt)
-    monkeypatch.setattr(accept, "DIAL_BUDGET", 10_000.0)
+    for module in (accept, follow):
+        monkeypatch.setattr(module, "DIAL_BUDGET", 10_000.0)
     monkeypatch.setattr("ntcpsock._traversal.direct.RACE_BUDGET", 0.5)
     return ended
 
