@@ -179,7 +179,7 @@ async def test_the_peer_died_without_a_word(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node() as bob:
         listener = await alice.open_listener(8000)
         alice._session._link.close()  # its packets reach nobody from here on
-        alice._listening.warm.close() if alice._listening.warm else None
+        alice._ports.listening.warm.close() if alice._ports.listening.warm else None
         with pytest.raises(PeerOffline, match="not answered") as caught:
             await bob.open_stream("alice", 8000)
         assert caught.value.report is not None

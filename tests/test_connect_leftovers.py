@@ -45,7 +45,8 @@ async def settled(world: World, *nodes: Node) -> tuple[int, int]:
             for node in nodes:
                 await node.wait_warm()
             full = all(
-                len(node._dial_ports._ready) == node.config.warm_ports and not node._dial_ports._gathering
+                len(node._ports.for_dials._ready) == node.config.warm_ports
+                and not node._ports.for_dials._gathering
                 for node in nodes
             )
             if full and not any(
