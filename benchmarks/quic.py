@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks import quic_ends
 from benchmarks.harness import Series, alternate, save, show
 from ntcpsock._session.quic.accepting import Acceptance
-from ntcpsock._session.quic.machine import QuicMachine, ServerIdentity
+from ntcpsock._session.quic.configuration import ServerIdentity
+from ntcpsock._session.quic.machine import QuicMachine
 from ntcpsock._session.tls import make_certificate
 from ntcpsock.cli.lab import enter_namespaces
 from ntcpsock.testing.natlab import Lab, Link, open_lab

@@ -13,10 +13,12 @@ from quic_support import handshake, handshake_in
 from quic_wire import wire_paths
 from session_support import certificate
 
+from ntcpsock._session.quic import configuration
 from ntcpsock._session.quic import machine as machine_module
 from ntcpsock._session.quic.accepting import MOST_HANDSHAKES, Acceptance
 from ntcpsock._session.quic.carrier import quic_server_handshake
-from ntcpsock._session.quic.machine import QuicMachine, ServerIdentity, parse_initial
+from ntcpsock._session.quic.configuration import ServerIdentity, parse_initial
+from ntcpsock._session.quic.machine import QuicMachine
 
 
 def client_machine(now: float = 0.0) -> QuicMachine:
@@ -205,14 +207,14 @@ def test_a_peer_that_ignores_the_window_is_cut_off() -> None:
         if server.error is not None:
             break
     assert isinstance(server.error, ConnectionAbortedError)
-    assert server.readable <= machine_module.WINDOW + machine_module.RECEIVE_ROOM
+    assert server.readable <= configuration.WINDOW + machine_module.RECEIVE_ROOM
     assert server.has_room, "who waits to send would wait for ever"
 
 
 async def test_who_speaks_another_protocol_is_refused(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_module, "ALPN", "h3")
+    monkeypatch.setattr(configuration, "ALPN", "h3")
     client = client_machine()
     monkeypatch.undo()
     accepting = acceptance()

@@ -12,7 +12,7 @@ from quic_wire import Weather, wire_paths
 from session_support import certificate, clog, make_stream
 
 from ntcpsock._errors import IdentityMismatch
-from ntcpsock._session.quic import machine
+from ntcpsock._session.quic import configuration, datagram_queues, machine
 from ntcpsock._session.quic.carrier import quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
 from ntcpsock._session.stream import NTCPStream, receive_bind, send_bind
@@ -115,14 +115,14 @@ async def test_who_does_not_read_stops_the_sender_and_holds_a_window() -> None:
         with trio.move_on_after(10) as scope:
             while True:
                 sent += client.try_send(bytes(65536))
-                if sent >= machine.WINDOW and not client._machine.has_room:
+                if sent >= configuration.WINDOW and not client._machine.has_room:
                     await trio.testing.wait_all_tasks_blocked(0.3)
                     if not client._machine.has_room:
                         break
                 else:
                     await client.wait_writable()
         assert not scope.cancelled_caught
-        assert machine.WINDOW <= sent <= machine.WINDOW + machine.SEND_ROOM
+        assert configuration.WINDOW <= sent <= configuration.WINDOW + machine.SEND_ROOM
         assert server.pending() <= machine.RECEIVE_ROOM + 65536
         got, buffer = 0, memoryview(bytearray(65536))
         while got < sent:
@@ -200,8 +200,8 @@ async def test_datagrams_their_sizes_and_the_bounded_queue() -> None:
                     count += 1
                 await trio.lowlevel.checkpoint()
         newest = server.try_receive_datagrams()
-        assert len(newest) == machine.MOST_DATAGRAMS
-        assert int(newest[-1]) - int(newest[0]) == machine.MOST_DATAGRAMS - 1
+        assert len(newest) == datagram_queues.MOST_DATAGRAMS
+        assert int(newest[-1]) - int(newest[0]) == datagram_queues.MOST_DATAGRAMS - 1
         client.close(abort=True)
         with trio.fail_after(10):
             await server.wait_datagram()
@@ -230,7 +230,7 @@ async def test_datagrams_obey_congestion_control_and_wait_within_bounds(
         taken = 0
         while client.try_send_datagram(b"%5d" % taken + bytes(995)):
             taken += 1
-        assert machine.DATAGRAM_ROOM / 1045 <= taken < machine.DATAGRAM_ROOM / 1000 + 20
+        assert datagram_queues.DATAGRAM_ROOM / 1045 <= taken < datagram_queues.DATAGRAM_ROOM / 1000 + 20
         assert 8 <= near.sent - before <= 20, "a window's worth, and no more"
         await client.wait_datagram_room()
         assert client.try_send_datagram(b"one more")

@@ -14,7 +14,8 @@ from typing import Final
 import trio
 
 from ntcpsock._session.datagram_path import DatagramPath
-from ntcpsock._session.quic.machine import QuicMachine, ServerIdentity, parse_initial
+from ntcpsock._session.quic.configuration import ServerIdentity, parse_initial
+from ntcpsock._session.quic.machine import QuicMachine
 from ntcpsock._session.tls import Certificate
 
 # Handshakes under way at once; a further first packet takes the place of one that is older than this (seconds).

@@ -17,7 +17,8 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._session.datagram_path import DatagramPath
-from ntcpsock._session.quic.machine import ABORT, DONE, QuicMachine
+from ntcpsock._session.quic.configuration import ABORT, DONE
+from ntcpsock._session.quic.machine import QuicMachine
 from ntcpsock._session.socket_path import SocketPath
 
 # Datagrams in one system call, and in one turn before others get theirs.

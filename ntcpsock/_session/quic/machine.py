@@ -5,7 +5,8 @@ of the core only as far as the reader has room (`RECEIVE_ROOM`): the core gives 
 so a reader that does not read stops the sender, and the memory held is bounded by the window. And the core
 knows one remote address only, a constant: which way datagrams really travel is the driver's business.
 
-This file is all of ntcpsock that touches qh3, and it uses parts of it that qh3 does not promise to keep.
+With `configuration`, `connection` and `datagram_queues` this is all of ntcpsock that touches qh3, and it uses parts
+that qh3 does not promise to keep.
 """
 
 from __future__ import annotations
@@ -15,64 +16,34 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-from qh3 import tls
-from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection
-from qh3.quic.tls_bridge import QuicTlsBridgeError
+from typing import Any, Final, TypeVar
 
 from ntcpsock._errors import IdentityMismatch
+from ntcpsock._session.quic.configuration import (
+    ABORT,
+    DONE,
+    HASTE,
+    SMALLEST_INITIAL,
+    WINDOW,
+    ServerIdentity,
+    configuration,
+)
+from ntcpsock._session.quic.connection import Connection, broken
+from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQueues
 
-if TYPE_CHECKING:
-    from qh3._hazmat import QuicConnectionCore
-
-ALPN: Final = "ntcp/1"
-VERSION: Final = 1  # RFC 9000
 STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
-SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
-
-# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock: where 1 % gets
-# lost at random on 50 ms this moves 0.67 MB/s in place of 0.39; before a small queue 3.6 % get lost in place of 1.6 %
-# (32 would lose 6 %). The rest of QUIC is measured in round trips and does not see it, but for constants: timers have
-# finer grains, and a window is forgotten after 125 ms without traffic instead of 2 s.
-HASTE: Final = 16.0
 
 # Seconds that the acknowledgement of a single packet waits; the peer expects it within 25 ms of the core's clock.
 ACK_PATIENCE: Final = 0.001
 
-# Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem).
-WINDOW: Final = 6 * 1024 * 1024
-# Of these, the ones that the core has handed out; the others stay with the core.
+# Bytes of the window that the core has handed out; the others stay with the core.
 RECEIVE_ROOM: Final = 512 * 1024
 # Bytes taken from the sender that have not been sent for the first time.
 SEND_ROOM: Final = 512 * 1024
-# Datagrams received and not fetched; of more, the oldest are dropped.
-MOST_DATAGRAMS: Final = 256
-# Bytes of datagrams handed over that congestion control has not let go yet.
-DATAGRAM_ROOM: Final = 256 * 1024
-
-DONE: Final = 0  # application error codes of CONNECTION_CLOSE
-ABORT: Final = 1
 
 _ADDRESSES: Final[dict[bool, tuple[str, int]]] = {False: ("192.0.2.1", 1), True: ("2001:db8::1", 1)}
-# DATAGRAM (RFC 9221) in a packet of its own: flags, connection id, packet number, tag, type, length.
-_DATAGRAM_OVERHEAD: Final = 1 + 20 + 4 + 16 + 1 + 2
 
 _T = TypeVar("_T")
-
-
-def parse_initial(datagram: bytes) -> bytes | None:
-    """The destination connection id of the Initial packet that `datagram` begins with, None where it is none.
-
-    RFC 9000 sections 14.1 and 17.2.2.
-    """
-    if len(datagram) < SMALLEST_INITIAL or datagram[0] & 0xF0 != 0xC0:
-        return None
-    length = datagram[5]
-    if int.from_bytes(datagram[1:5], "big") != VERSION or not 8 <= length <= 20:
-        return None
-    return datagram[6 : 6 + length]
 
 
 def warm_up() -> None:
@@ -81,40 +52,26 @@ def warm_up() -> None:
     QuicMachine.client(bytes(32), 0.0, datagram_size=SMALLEST_INITIAL, idle_timeout=1.0, initial_rtt=1.0)
 
 
-class ServerIdentity:
-    """A certificate and its key in the form of the core. Made once: some 0.1 ms."""
-
-    def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
-        loader = QuicConfiguration(is_client=False)
-        loader.load_cert_chain(certificate_pem, key_pem)
-        self.certificate = loader.certificate
-        self.private_key = loader.private_key
-
-
 class QuicMachine:
     """Made by `client` or `server`. After each call that changes something, `datagrams_to_send`.
 
     handshake_done: whether both ends have finished TLS and, at the client, the certificate is the pinned one;
-    error: why the connection ended, or None; ended: whether the peer closed it in order (DONE);
-    dropped_datagrams: received ones that nobody fetched in time.
+    error: why the connection ended, or None; ended: whether the peer closed it in order (DONE).
     """
 
-    def __init__(self, connection: _Connection, is_ipv6: bool, fingerprint: bytes | None) -> None:
+    def __init__(self, connection: Connection, is_ipv6: bool, fingerprint: bytes | None) -> None:
         self.handshake_done = False
         self.error: OSError | None = None
         self.ended = False
-        self.dropped_datagrams = 0
         self.closed = False  # by us
         self.datagram_size = connection.configuration.max_datagram_size
         self._address = _ADDRESSES[is_ipv6]
         self._fingerprint = fingerprint
         self._connection = connection
-        connection.machine = self
+        connection.listener = self
         self._chunks: deque[memoryview] = deque()
         self._held = 0
-        self._datagrams: deque[bytes] = deque(maxlen=MOST_DATAGRAMS)
-        self._outgoing: deque[bytes] = deque()
-        self._outgoing_bytes = 0
+        self._datagrams = DatagramQueues()
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
@@ -133,9 +90,9 @@ class QuicMachine:
         is_ipv6: bool = False,
     ) -> QuicMachine:
         """The dialer's end. fingerprint: SHA-256 of the certificate that the peer must show."""
-        configuration = _configuration(True, datagram_size, idle_timeout, initial_rtt)
-        configuration.verify_mode = 0  # ssl.CERT_NONE: the fingerprint is the check
-        connection = _Connection(configuration=configuration)
+        settings = configuration(True, datagram_size, idle_timeout, initial_rtt)
+        settings.verify_mode = 0  # ssl.CERT_NONE: the fingerprint is the check
+        connection = Connection(configuration=settings)
         machine = cls(connection, is_ipv6, fingerprint)
         machine._guard(connection.connect, machine._address, now * HASTE)
         return machine
@@ -152,10 +109,10 @@ class QuicMachine:
         is_ipv6: bool = False,
     ) -> QuicMachine:
         """The listener's end. destination: what `parse_initial` said of the client's first datagram."""
-        configuration = _configuration(False, datagram_size, idle_timeout, initial_rtt)
-        configuration.certificate = identity.certificate
-        configuration.private_key = identity.private_key
-        connection = _Connection(configuration=configuration, original_destination_connection_id=destination)
+        settings = configuration(False, datagram_size, idle_timeout, initial_rtt)
+        settings.certificate = identity.certificate
+        settings.private_key = identity.private_key
+        connection = Connection(configuration=settings, original_destination_connection_id=destination)
         return cls(connection, is_ipv6, None)
 
     # -- datagrams of the path
@@ -183,14 +140,14 @@ class QuicMachine:
         poll, now = core.poll_transmit, now * HASTE
         try:
             while len(datagrams) < most:
-                if self._outgoing:
-                    self._let_datagrams_go(core)
+                if self._datagrams.has_outgoing:
+                    self._datagrams.let_go(core, self.datagram_size)
                 transmit = poll(now)
                 if transmit is None:
                     break
                 datagrams.append(transmit[0])
         except (RuntimeError, ValueError) as error:
-            self._fail(_broken(f"QUIC failed: {error}", error))
+            self.fail(broken(f"QUIC failed: {error}", error))
         return datagrams
 
     def next_timer(self) -> float | None:
@@ -308,7 +265,7 @@ class QuicMachine:
     def max_datagram_payload(self) -> int:
         """The most bytes of a datagram that fit into one packet of the smallest size in use."""
         remote = self._connection._remote_max_datagram_frame_size or 0
-        return max(0, min(self.datagram_size - _DATAGRAM_OVERHEAD, remote - 3))
+        return max(0, min(self.datagram_size - DATAGRAM_OVERHEAD, remote - 3))
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram, unreliably; False where too much waits already. EMSGSIZE where it is too large."""
@@ -319,57 +276,33 @@ class QuicMachine:
             )
         if not self.has_datagram_room:
             return False
-        self._outgoing.append(bytes(data))
-        self._outgoing_bytes += len(data) + _DATAGRAM_OVERHEAD
+        self._datagrams.send(data)
         return True
 
     @property
     def has_datagram_room(self) -> bool:
         """Whether `send_datagram` would take one, or raise."""
-        return self._outgoing_bytes < DATAGRAM_ROOM or self.error is not None or self.ended
-
-    def _let_datagrams_go(self, core: QuicConnectionCore) -> None:
-        """Give the core one packet's worth, where congestion control has room: the core itself does not ask it."""
-        room = min(core.congestion_window - core.bytes_in_flight, self.datagram_size)
-        while self._outgoing and (size := len(self._outgoing[0]) + _DATAGRAM_OVERHEAD) <= room:
-            core.send_datagram(self._outgoing.popleft())
-            self._outgoing_bytes -= size
-            room -= size
+        return self._datagrams.has_room or self.error is not None or self.ended
 
     def take_datagrams(self) -> list[bytes]:
         """Those that have arrived, oldest first."""
-        datagrams = list(self._datagrams)
-        self._datagrams.clear()
-        return datagrams
+        return self._datagrams.take()
 
     @property
     def has_datagrams(self) -> bool:
-        return bool(self._datagrams)
+        return self._datagrams.has_received
+
+    @property
+    def dropped_datagrams(self) -> int:
+        """Received ones that nobody fetched in time."""
+        return self._datagrams.dropped
 
     def lower_datagram_size(self) -> bool:
         """Send no more than 1200 bytes at once from now on: larger datagrams seem to get lost. Whether that is new."""
-        core, parameters = self._connection._core, self._connection._applied_transport_parameters
-        if core is None or parameters is None or self.datagram_size <= SMALLEST_INITIAL:
+        if not self._connection.has_limits or self.datagram_size <= SMALLEST_INITIAL:
             return False
         self.datagram_size = SMALLEST_INITIAL
-        # The core takes over a peer's limit at any time, and limits only ever grow or stay, but this one.
-        self._guard(
-            core.apply_peer_transport_parameters,
-            parameters.initial_max_data or 0,
-            parameters.initial_max_stream_data_bidi_local or 0,
-            parameters.initial_max_stream_data_bidi_remote or 0,
-            parameters.initial_max_stream_data_uni or 0,
-            parameters.initial_max_streams_bidi or 0,
-            parameters.initial_max_streams_uni or 0,
-            3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
-            0.025 if parameters.max_ack_delay is None else parameters.max_ack_delay / 1000,
-            None if not parameters.max_idle_timeout else parameters.max_idle_timeout / 1000,
-            parameters.max_datagram_frame_size,
-            None,
-            parameters.active_connection_id_limit or 2,
-            bool(parameters.disable_active_migration),
-            SMALLEST_INITIAL,
-        )
+        self._guard(self._connection.limit_datagrams, SMALLEST_INITIAL)
         return True
 
     # -- signs of life
@@ -404,10 +337,7 @@ class QuicMachine:
             self._guard(self._connection.close, code, None, reason)
 
     def fail(self, error: OSError) -> None:
-        """The path broke, or time ran out: end without a word."""
-        self._fail(error)
-
-    def _fail(self, error: OSError) -> None:
+        """The path broke, time ran out, the peer went wrong: end without a word."""
         if self.error is None:
             self.error = error
 
@@ -422,16 +352,16 @@ class QuicMachine:
         try:
             return step(*args)
         except Exception as error:
-            self._fail(_broken(f"QUIC failed: {error}", error))
+            self.fail(broken(f"QUIC failed: {error}", error))
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of the core's own language: a bug there
                 raise
-            self._fail(_broken("QUIC failed inside", error))
+            self.fail(broken("QUIC failed inside", error))
         return None
 
     # -- what the core tells
 
-    def _has_room_for_events(self) -> bool:
+    def has_room_for_events(self) -> bool:
         if self._held < RECEIVE_ROOM:
             return True
         # Behind data that nobody reads may stand the answer to a ping, and the end of everything. No more than the
@@ -443,122 +373,44 @@ class QuicMachine:
         core = self._connection._core
         return core is None or core.state in ("first_flight", "connected")
 
-    def _on_stream_data(self, stream: int, data: bytes) -> None:
+    def on_stream_data(self, stream: int, data: bytes) -> None:
         if stream != STREAM:
-            self._fail(_broken("the peer opened a second stream", None))
+            self.fail(broken("the peer opened a second stream", None))
             self.close(ABORT, "one stream only")
         elif data:
             self._may_use_stream = True
             self._chunks.append(memoryview(data))
             self._held += len(data)
 
-    def _on_datagram(self, data: bytes) -> None:
-        if len(self._datagrams) == MOST_DATAGRAMS:
-            self.dropped_datagrams += 1
-        self._datagrams.append(data)
+    def on_datagram(self, data: bytes) -> None:
+        self._datagrams.receive(data)
 
-    def _on_ping_acknowledged(self, ping: int) -> None:
+    def on_ping_acknowledged(self, ping: int) -> None:
         if ping in self._pings:
             self._pings[ping] = True
 
-    def _on_handshake_complete(self) -> None:
+    def on_handshake_complete(self) -> None:
         if self._fingerprint is not None:
             certificate = self._connection.get_peercert()
             der = b"" if certificate is None else certificate.public_bytes()
             if not hmac.compare_digest(hashlib.sha256(der).digest(), self._fingerprint):
                 # The driver closes after it has sent the handshake's last part, without which no close is understood.
-                self._fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
+                self.fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
                 return
         self.handshake_done = True
 
-    def _on_peer_closed(self, application: bool, code: int, reason: str) -> None:
+    def on_peer_closed(self, application: bool, code: int, reason: str) -> None:
         if application and code == DONE:
             self.ended = True
         elif application and code == ABORT:
-            self._fail(ConnectionResetError(errno.ECONNRESET, "the peer reset the connection"))
+            self.fail(ConnectionResetError(errno.ECONNRESET, "the peer reset the connection"))
         else:
-            self._fail(_broken(f"the peer ended QUIC with error {code:#x} {reason}".rstrip(), None))
+            self.fail(broken(f"the peer ended QUIC with error {code:#x} {reason}".rstrip(), None))
 
-    def _on_terminated(self, code: int, reason: str) -> None:
+    def on_terminated(self, code: int, reason: str) -> None:
         if self.ended or self.closed:
             return
         if reason == "Idle timeout":
-            self._fail(TimeoutError(errno.ETIMEDOUT, "nothing was heard from the peer any more"))
+            self.fail(TimeoutError(errno.ETIMEDOUT, "nothing was heard from the peer any more"))
         else:
-            self._fail(ConnectionResetError(errno.ECONNRESET, "the connection ended"))
-
-
-class _Connection(QuicConnection):
-    """qh3's connection, whose events go to the machine, and no faster than it has room."""
-
-    machine: QuicMachine
-    has_more = False
-
-    def _drain_core(self) -> None:
-        core, machine = self._require_core(), self.machine
-        while True:
-            if not machine._has_room_for_events():
-                self.has_more = core.has_events
-                return
-            event = core.next_event()
-            if event is None:
-                self.has_more = False
-                return
-            kind = event[0]
-            if kind == "stream_data":
-                machine._on_stream_data(event[1], event[2])
-            elif kind == "datagram":
-                machine._on_datagram(event[1])
-            elif kind == "crypto_data":
-                self._on_crypto(event)
-            elif kind == "ping_acknowledged":
-                machine._on_ping_acknowledged(event[1])
-            elif kind == "handshake_done":
-                self._handshake_confirmed = True
-                core.handshake_confirmed()
-            elif kind == "peer_closed":
-                machine._on_peer_closed(event[1], event[2], event[4].decode("utf8", "replace"))
-            elif kind == "protocol_error":
-                machine._fail(_broken(f"the peer broke QUIC: {event[3]}", None))
-            elif kind == "connection_terminated":
-                machine._on_terminated(event[1], event[3].decode("utf8", "replace"))
-            elif kind in ("stream_reset", "stop_sending"):
-                machine._fail(ConnectionResetError(errno.ECONNRESET, "the peer reset the stream"))
-                machine.close(ABORT)
-
-    def _on_crypto(self, event: tuple[Any, ...]) -> None:
-        was_complete, core = self._handshake_complete, self._require_core()
-        assert self._tls is not None
-        try:
-            self._tls.receive_crypto(tls.Epoch(event[1]), event[3], event[2], version=core.version)
-            self._drain_tls()
-        except QuicTlsBridgeError as error:
-            core.close(error.error_code, int(error.frame_type), error.reason_phrase.encode())
-            self.machine._fail(_broken(f"TLS failed: {error.reason_phrase}", error))
-            return
-        self._events.clear()
-        if self._handshake_complete and not was_complete:
-            self.machine._on_handshake_complete()
-
-
-def _configuration(
-    is_client: bool, datagram_size: int, idle_timeout: float, initial_rtt: float
-) -> QuicConfiguration:
-    return QuicConfiguration(
-        is_client=is_client,
-        alpn_protocols=[ALPN],
-        idle_timeout=idle_timeout * HASTE,
-        initial_rtt=initial_rtt * HASTE,
-        max_data=WINDOW,
-        max_stream_data=WINDOW,
-        max_datagram_frame_size=65535,
-        max_datagram_size=datagram_size,
-        probe_datagram_size=True,
-        supported_versions=[VERSION],
-    )
-
-
-def _broken(text: str, cause: BaseException | None) -> OSError:
-    error = ConnectionAbortedError(errno.ECONNABORTED, text)
-    error.__cause__ = cause
-    return error
+            self.fail(ConnectionResetError(errno.ECONNRESET, "the connection ended"))

@@ -1,0 +1,64 @@
+"""Datagrams of the application (RFC 9221) on their way to the core and from it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
+
+# Datagrams received and not fetched; of more, the oldest are dropped.
+MOST_DATAGRAMS: Final = 256
+# Bytes of datagrams handed over that congestion control has not let go yet.
+DATAGRAM_ROOM: Final = 256 * 1024
+
+# DATAGRAM (RFC 9221) in a packet of its own: flags, connection id, packet number, tag, type, length.
+DATAGRAM_OVERHEAD: Final = 1 + 20 + 4 + 16 + 1 + 2
+
+
+class DatagramQueues:
+    """dropped: received ones that nobody fetched in time."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._received: deque[bytes] = deque(maxlen=MOST_DATAGRAMS)
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
+
+    def receive(self, data: bytes) -> None:
+        """Keep one that has arrived; where there are too many, the oldest makes room."""
+        if len(self._received) == MOST_DATAGRAMS:
+            self.dropped += 1
+        self._received.append(data)
+
+    def take(self) -> list[bytes]:
+        """Those that have arrived, oldest first."""
+        datagrams = list(self._received)
+        self._received.clear()
+        return datagrams
+
+    @property
+    def has_received(self) -> bool:
+        return bool(self._received)
+
+    def send(self, data: bytes) -> None:
+        """Queue one; whether there is room is asked before."""
+        self._outgoing.append(bytes(data))
+        self._outgoing_bytes += len(data) + DATAGRAM_OVERHEAD
+
+    @property
+    def has_room(self) -> bool:
+        return self._outgoing_bytes < DATAGRAM_ROOM
+
+    @property
+    def has_outgoing(self) -> bool:
+        return bool(self._outgoing)
+
+    def let_go(self, core: QuicConnectionCore, datagram_size: int) -> None:
+        """Give the core one packet's worth, where congestion control has room: the core itself does not ask it."""
+        room = min(core.congestion_window - core.bytes_in_flight, datagram_size)
+        while self._outgoing and (size := len(self._outgoing[0]) + DATAGRAM_OVERHEAD) <= room:
+            core.send_datagram(self._outgoing.popleft())
+            self._outgoing_bytes -= size
+            room -= size
