@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from fake_node import FakeNetwork
 from local_users import NOBODY, as_nobody, need_nobody
+from sync_datagram_support import add_peer, bound, datagram_socket
 from sync_support import PATIENCE, fake_network, wait_until
-from test_sync_datagrams import add_peer, bound, datagram_socket
 
 import ntcpsock
 from ntcpsock import NTCPSocket, _names, _owner, _portal
