@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import math
 import random
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +22,14 @@ from pathlib import Path
 
 import msgspec
 import trio
-from solipsis_picture import avatar, world_map
-from solipsis_world import INTERVAL, Entity, Outgoing, Place, neighbours
 
 import ntcpsock.trio
 from ntcpsock import Config
 from ntcpsock.cli.lab import open_lab_stage, why_no_namespaces
 from ntcpsock.cli.stage import Stage, StageError, open_loopback_stage
 from ntcpsock.testing.natlab import LabUnavailable
+from solipsis_watcher import Meeting, Snapshot, Watcher, avatar
+from solipsis_world import INTERVAL, Entity, Outgoing, Place
 
 PORT = 6600
 SPEED = 0.004  # worlds a second
@@ -43,25 +42,6 @@ START_DEADLINE = 30.0
 LAB_DELAY = 0.025
 
 
-class Meeting(msgspec.Struct, frozen=True):
-    """How somebody was met."""
-
-    path: str
-    milliseconds: float
-    octets: int
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """What an entity says of itself to whoever watches the world."""
-
-    name: str
-    at: Place
-    knows: list[str]
-    met: dict[str, Meeting]
-    received: int
-    bad: int
-
-
 @dataclass
 class Life:
     """An entity, and the node that it lives by."""
@@ -69,6 +49,7 @@ class Life:
     entity: Entity
     config: Config
     met: dict[str, Meeting] = field(default_factory=dict)
+    sock: ntcpsock.trio.NTCPDatagramSocket | None = None
 
     async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started when others can reach it."""
@@ -78,6 +59,7 @@ class Life:
             await node.open_listener(PORT) as listener,
             trio.open_nursery() as nursery,
         ):
+            self.sock = sock
             nursery.start_soon(self.listen, sock)
             nursery.start_soon(self.speak, sock)
             nursery.start_soon(self.go_and_meet, node)
@@ -147,16 +129,16 @@ class Life:
 
     def snapshot(self) -> Snapshot:
         entity = self.entity
-        return Snapshot(
-            entity.name, entity.at, sorted(entity.known), dict(self.met), entity.received, entity.bad
-        )
+        paths = {name: self.sock.path(name) for name in sorted(entity.known)} if self.sock else {}
+        knows = {name: "" if path is None else path.technique for name, path in paths.items()}
+        return Snapshot(entity.name, entity.at, knows, dict(self.met), entity.received, entity.bad)
 
 
 def label(host: str) -> str:
     return host.removesuffix(".ntcp")
 
 
-async def receive_greeting(stream: ntcpsock.trio.NTCPStream) -> bytes:
+async def receive_greeting(stream: trio.abc.ReceiveStream) -> bytes:
     """A line and an avatar. Raises ValueError for anything else."""
     data = bytearray()
     async for part in stream:
@@ -188,87 +170,15 @@ async def run_lives(
     """All of them in this process; `show` is called once a second."""
     lives = [Life(entity, config(entity.name)) for entity in entities]
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(START_DEADLINE):
-            for life in lives:
+        for life in lives:
+            with trio.fail_after(START_DEADLINE):
                 await nursery.start(life.live)
-                await trio.sleep(START_PAUSE)
+            await trio.sleep(START_PAUSE)
         end = trio.current_time() + seconds
         while trio.current_time() < end:
             await trio.sleep(1)
             show([life.snapshot() for life in lives])
         nursery.cancel_scope.cancel()
-
-
-class Watcher:
-    """Sees the whole world, as nobody in it does."""
-
-    def __init__(self, radius: float, quiet: bool = False) -> None:
-        self.radius = radius
-        self.quiet = quiet
-        self.seconds = 0
-        self.world: list[Snapshot] = []
-        self.trails: dict[str, list[Place]] = {}
-
-    def see(self, world: list[Snapshot]) -> None:
-        self.world = world
-        self.seconds += 1
-        for one in world:
-            self.trails.setdefault(one.name, []).append(one.at)
-        if not self.quiet:
-            print(f"{self.seconds:3} s  {self.verdict()}", flush=True)
-
-    def true_neighbours(self, one: Snapshot) -> set[str]:
-        return neighbours(
-            one.at, {other.name: other.at for other in self.world if other is not one}, self.radius
-        )
-
-    def true_nearest(self, one: Snapshot) -> str | None:
-        others = [other for other in self.world if other is not one]
-        return min(others, key=lambda other: one.at.distance(other.at)).name if others else None
-
-    def verdict(self) -> str:
-        true = sum(len(self.true_neighbours(one)) for one in self.world)
-        found = sum(len(self.true_neighbours(one) & {*one.knows}) for one in self.world)
-        near = sum(self.true_nearest(one) in one.knows for one in self.world)
-        greeted = sum(bool(one.met) for one in self.world)
-        count = len(self.world)
-        share = 100 * found / true if true else 100
-        return (
-            f"{count} entities know {found} of {true} neighbours ({share:.0f} %), {near} their nearest; "
-            f"{greeted} have met somebody"
-        )
-
-    def has_settled(self) -> bool:
-        """Everybody knows who is nearest, and has met somebody."""
-        return bool(self.world) and all(self.true_nearest(one) in one.knows and one.met for one in self.world)
-
-    def summary(self) -> str:
-        lines = [
-            f"\n{'entity':12} {'knows':>12}  {'nearest':12} {'met':>4}  {'datagrams':>9}  how it met the nearest"
-        ]
-        for one in self.world:
-            true, nearest = self.true_neighbours(one), self.true_nearest(one)
-            meeting = one.met.get(nearest) if nearest is not None else None
-            how = (
-                ""
-                if meeting is None
-                else f"{meeting.path}, {meeting.octets} bytes in {meeting.milliseconds:.0f} ms"
-            )
-            known = f"{len(true & {*one.knows})} of {len(true)}"
-            lines.append(
-                f"{one.name:12} {known:>12}  {nearest or '':12} {len(one.met):4}  {one.received:9}  {how}"
-            )
-        times = [meeting.milliseconds for one in self.world for meeting in one.met.values()]
-        if times:
-            lines.append(f"\n{len(times)} greetings, median {statistics.median(times):.0f} ms")
-        return "\n".join([*lines, self.verdict()])
-
-    def picture(self, where: str) -> str:
-        shown = {one.name for one in self.world}
-        links = [(one.name, name) for one in self.world for name in self.true_neighbours(one) & {*one.knows}]
-        met = [(one.name, name) for one in self.world for name in one.met if name in shown]
-        title = f"Solipsis: {len(self.world)} entities {where}"
-        return world_map(title, self.verdict(), self.trails, links, met, self.radius)
 
 
 def run_here(options: argparse.Namespace, stage: Stage, watcher: Watcher) -> None:
@@ -281,7 +191,7 @@ def run_here(options: argparse.Namespace, stage: Stage, watcher: Watcher) -> Non
     ]
 
     def config(name: str) -> Config:
-        return Config(broker=stage.broker, name=name, state_dir=stage.folder / name, relay="never")
+        return Config(broker=stage.broker, name=name, state_dir=stage.folder / name)
 
     trio.run(run_lives, entities, config, options.seconds, watcher.see)
 
@@ -307,7 +217,7 @@ def run_in_lab(options: argparse.Namespace, watcher: Watcher) -> None:
             raise StageError("\n".join(process.errors() for process in running))
 
 
-def run_named(options: argparse.Namespace, watcher: Watcher) -> None:
+def run_named(options: argparse.Namespace) -> None:
     """The entities of `--names` by the broker of the environment, among others that may be anywhere."""
     base = Config.load()
     entities = [
@@ -321,8 +231,13 @@ def run_named(options: argparse.Namespace, watcher: Watcher) -> None:
     def show(world: list[Snapshot]) -> None:
         if options.json:
             print(msgspec.json.encode({"event": "world", "world": world}).decode(), flush=True)
-        else:
-            watcher.see(world)
+            return
+        for one in world:
+            met = ", ".join(one.met)
+            print(
+                f"{one.name} at {one.at.x:.3f} {one.at.y:.3f} knows {', '.join(one.knows)}; has met {met}",
+                flush=True,
+            )
 
     trio.run(run_lives, entities, config, options.seconds, show)
 
@@ -346,26 +261,39 @@ def main() -> int:
     parser.add_argument("--entry", help="the name of one that is there")
     options = parser.parse_args()
     watcher = Watcher(options.radius, quiet=options.json)
+    status = 0
     try:
-        if options.names:
-            run_named(options, watcher)
-            return 0
-        if options.lab:
-            if (reason := why_no_namespaces()) is not None:
-                raise StageError(reason)
-            run_in_lab(options, watcher)
-        else:
-            with open_loopback_stage() as stage:
-                run_here(options, stage, watcher)
-    except (StageError, LabUnavailable, OSError) as error:
-        print(f"solipsis: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        run(options, watcher)
+    except* KeyboardInterrupt:
+        status = 130
+    except* (StageError, LabUnavailable, OSError, trio.TooSlowError) as errors:
+        print(f"solipsis: {first(errors)}", file=sys.stderr)
+        status = 1
+    if status or options.names:
+        return status
     print(msgspec.json.encode(watcher.world).decode() if options.json else watcher.summary())
     if options.svg is not None:
         options.svg.write_text(watcher.picture("behind two NATs" if options.lab else "over loopback"))
     return 0 if watcher.has_settled() else 1
+
+
+def run(options: argparse.Namespace, watcher: Watcher) -> None:
+    if options.names:
+        run_named(options)
+    elif not options.lab:
+        with open_loopback_stage() as stage:
+            run_here(options, stage, watcher)
+    elif (reason := why_no_namespaces()) is not None:
+        raise StageError(reason)
+    else:
+        run_in_lab(options, watcher)
+
+
+def first(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups of the nurseries around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 if __name__ == "__main__":

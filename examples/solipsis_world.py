@@ -97,7 +97,7 @@ def neighbours(here: Place, others: Mapping[str, Place], radius: float) -> set[s
 
 # -- what is said
 
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,63}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,63}\Z")]  # the label of a node
 Bearing = Annotated[float, msgspec.Meta(ge=-math.pi, le=math.pi)]
 
 
@@ -145,6 +145,14 @@ def decode_untrusted(data: bytes) -> Here | Bye:
         raise BadMessage(str(error)) from error
 
 
+def check_name(sender: str) -> None:
+    """Raises BadMessage for one that we could not tell others of."""
+    try:
+        msgspec.convert(sender, Name)
+    except msgspec.ValidationError as error:
+        raise BadMessage(str(error)) from error
+
+
 # -- an entity
 
 
@@ -185,12 +193,13 @@ class Entity:
         """A datagram of `sender` has come."""
         try:
             message = decode_untrusted(data)
+            check_name(sender)
         except BadMessage:
             self.bad += 1
             return []
-        self.received += 1
         if sender == self.name:
             return []
+        self.received += 1
         if isinstance(message, Bye):
             self.known.pop(sender, None)
             return []
@@ -198,7 +207,10 @@ class Entity:
         self._has_entered |= sender == self.entry
         self.known[sender] = Known(message.at, now, message.keep, message.gap, message.near)
         if len(self.known) > MAX_KNOWN:
-            del self.known[max(self.known, key=lambda name: self.at.distance(self.known[name].at))]
+            # Not one of those that hold the world together, as long as there are others.
+            places = self._places()
+            droppable = places.keys() - neighbours(self.at, places, radius=0)
+            del self.known[max(droppable, key=lambda name: self.at.distance(places[name]))]
         # An answer at once brings a newcomer to its neighbours in round trips rather than in intervals.
         return [self._here(sender)] if is_new and sender in self.known else []
 
