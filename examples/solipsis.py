@@ -39,6 +39,7 @@ MAX_GREETING = 100_000  # bytes
 MAX_MEETINGS = 100
 START_PAUSE = 0.1  # seconds between two nodes: a broker lets one address register so many a second
 START_DEADLINE = 30.0
+END_DEADLINE = 10.0
 LAB_DELAY = 0.025
 
 
@@ -49,22 +50,26 @@ class Life:
     entity: Entity
     config: Config
     met: dict[str, Meeting] = field(default_factory=dict)
+    ending: trio.Event = field(default_factory=trio.Event)
     sock: ntcpsock.trio.NTCPDatagramSocket | None = None
 
     async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Started when others can reach it."""
+        """Until `ending` is set. Started when others can reach it. Cancelled, it ends without a word."""
         async with (
             ntcpsock.trio.open_node(self.config) as node,
             await node.open_datagram_socket(PORT) as sock,
             await node.open_listener(PORT) as listener,
-            trio.open_nursery() as nursery,
         ):
             self.sock = sock
-            nursery.start_soon(self.listen, sock)
-            nursery.start_soon(self.speak, sock)
-            nursery.start_soon(self.go_and_meet, node)
-            nursery.start_soon(trio.serve_listeners, self.be_met, [listener])
-            task_status.started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.listen, sock)
+                nursery.start_soon(self.speak, sock)
+                nursery.start_soon(self.go_and_meet, node)
+                nursery.start_soon(trio.serve_listeners, self.be_met, [listener])
+                task_status.started()
+                await self.ending.wait()
+                nursery.cancel_scope.cancel()
+            await self.send(sock, self.entity.leave())
 
     async def listen(self, sock: ntcpsock.trio.NTCPDatagramSocket) -> None:
         while True:
@@ -72,13 +77,9 @@ class Life:
             await self.send(sock, self.entity.receive(label(sender.host), data, trio.current_time()))
 
     async def speak(self, sock: ntcpsock.trio.NTCPDatagramSocket) -> None:
-        try:
-            while True:
-                await self.send(sock, self.entity.tick(trio.current_time()))
-                await trio.sleep(INTERVAL)
-        finally:
-            with trio.move_on_after(SEND_PATIENCE, shield=True):
-                await self.send(sock, self.entity.leave())
+        while True:
+            await self.send(sock, self.entity.tick(trio.current_time()))
+            await trio.sleep(INTERVAL)
 
     async def send(self, sock: ntcpsock.trio.NTCPDatagramSocket, outgoing: Outgoing) -> None:
         for name, data in outgoing:
@@ -178,7 +179,9 @@ async def run_lives(
         while trio.current_time() < end:
             await trio.sleep(1)
             show([life.snapshot() for life in lives])
-        nursery.cancel_scope.cancel()
+        nursery.cancel_scope.deadline = trio.current_time() + END_DEADLINE
+        for life in lives:
+            life.ending.set()
 
 
 def run_here(options: argparse.Namespace, stage: Stage, watcher: Watcher) -> None:
