@@ -49,6 +49,7 @@ GUIDE = (
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
     ("docs/guide/udp.md", "guide/udp.html", "Paths over UDP"),
     ("docs/guide/datagrams.md", "guide/datagrams.html", "Datagrams"),
+    ("docs/guide/solipsis.md", "guide/solipsis.html", "A small world: Solipsis"),
     ("docs/guide/turn.md", "guide/turn.html", "TURN servers"),
     ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
     ("docs/guide/servers.md", "guide/servers.html", "Running servers"),
@@ -60,6 +61,7 @@ GUIDE = (
 # Beside the pages.
 FILES = (
     "connection.svg",
+    "solipsis.svg",
     "matrix.svg",
     "matrix.json",
     "matrix-mapped.svg",

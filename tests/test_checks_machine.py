@@ -468,3 +468,27 @@ def test_a_closed_machine_is_silent() -> None:
     assert not a.handle_datagram(0, request(), A, 1.0)
     assert a.next_timeout() is None
     assert not a.add_pair(0, STRANGER, now=1.0)
+
+
+def test_a_late_caller_makes_up_for_a_moment_and_no_more() -> None:
+    """As a busy machine is late: the rate holds, and after a long pause it is no burst."""
+    side = machine("dialer", pace=0.002)
+    for number in range(1000):
+        side.add_pair(0, Endpoint("192.0.2.9", 1000 + number), now=0.0, tries=1, delay=number * 0.004)
+    sent = []
+    for tick in range(1, 101):
+        side.handle_timeout(tick * 0.02)
+        sent.append(len(side.datagrams_to_send()))
+    assert sum(sent) == pytest.approx(2.0 / 0.004, rel=0.02)
+    assert max(sent) <= 10
+    side.handle_timeout(4.0)
+    assert len(side.datagrams_to_send()) <= 0.05 / 0.002 + 2
+
+
+def test_a_path_longer_than_the_repetitions_is_nominated_too() -> None:
+    """The answer to any of the nominating checks counts, not only to the last one."""
+    wire = pair(rtt=0.05)
+    wire.delay = 0.6
+    wire.run(until=6.0)
+    assert wire.a.saw(Nominated)
+    assert wire.b.saw(Nominated)

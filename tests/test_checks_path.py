@@ -18,6 +18,7 @@ from ntcpsock._traversal.checks import port as port_module
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.machine import ChecksMachine
 from ntcpsock._traversal.checks.message import derive_credentials, encode_request, new_transaction_id
+from ntcpsock._traversal.checks.pairs import Valid
 from ntcpsock._traversal.checks.port import UdpPort, open_udp_port
 from ntcpsock._traversal.stun.message import binding_request, encode_message
 
@@ -369,3 +370,21 @@ async def test_a_path_whose_peer_is_silent_breaks(autojump_clock: trio.testing.M
         nursery.cancel_scope.cancel()
     assert path.is_closed
     port.close()
+
+
+async def test_a_way_that_comes_late_changes_nothing() -> None:
+    """As after a birthday that has hit twice: what is sent goes by the nominated way."""
+    async with two_ports() as (near, far, nursery):
+        listener, dialer = new_path(far, "listener"), new_path(near, "dialer", at(far))
+        for path in (listener, dialer):
+            path.start()
+            nursery.start_soon(path.run)
+        with trio.fail_after(5):
+            await dialer.wait_nominated()
+            await listener.wait_nominated()
+        late = Endpoint(HOST, 9)
+        dialer._came_alive((0, late), Valid(0, late, 0.1, at(near)))
+        dialer.try_send([b"\x40by the nominated way"])
+        assert await received(listener) == [b"\x40by the nominated way"]
+        for path in (listener, dialer):
+            path.close()

@@ -7,21 +7,24 @@ import itertools
 import pytest
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import Config
+from ntcpsock._config import Config, Prefer
 from ntcpsock._errors import ConfigurationError
 from ntcpsock._report import Budget
 from ntcpsock._traversal.checks.machine import MAX_TRIES
 from ntcpsock._traversal.datagram_plan import (
     MAX_PROBES,
+    SHORTEST_TCP_HEAD_START,
     CheckTarget,
     DatagramPlan,
     birthday_cost,
+    head_start_of_tcp,
     make_datagram_plan,
     make_joint_datagram_plan,
+    preference,
     udp_profile,
 )
 from ntcpsock._traversal.plan import LATE, UNPROVEN_PACE
-from ntcpsock._traversal.punch.message import Candidate, CandidateType, MappingBehavior, NATProfile
+from ntcpsock._traversal.punch.message import Candidate, CandidateType, DialKind, MappingBehavior, NATProfile
 
 A, B = "192.0.2.1", "198.51.100.1"
 V6 = "2001:db8:7::1"
@@ -91,6 +94,38 @@ def test_a_private_address_of_another_network_waits() -> None:
     assert private.delay == 0.0
 
 
+@pytest.mark.parametrize(
+    ("prefer", "round_number", "rtt", "seconds"),
+    [
+        ("tcp", 1, 0.2, 0.6),
+        ("tcp", 1, 0.0, SHORTEST_TCP_HEAD_START),
+        ("tcp", 2, 0.2, 0.0),
+        ("udp", 1, 0.2, 0.0),
+    ],
+)
+def test_where_tcp_is_preferred_it_has_a_head_start(
+    prefer: Prefer, round_number: int, rtt: float, seconds: float
+) -> None:
+    head_start = head_start_of_tcp(prefer, round_number, rtt)
+    assert head_start == pytest.approx(seconds)
+    assert checked(head_start=head_start).attempt.delay == head_start
+
+
+@pytest.mark.parametrize(
+    ("prefer", "techniques", "kind", "expected"),
+    [
+        ("tcp", ("tcp-open", "udp-punch"), "stream", "tcp"),
+        ("udp", ("tcp-open", "udp-punch"), "stream", "udp"),
+        ("tcp", ("tcp-predict", "udp-punch"), "stream", "udp"),
+        ("tcp", ("tcp-open", "udp-punch"), "datagram", "udp"),
+    ],
+)
+def test_nobody_waits_for_what_is_not_tried(
+    prefer: Prefer, techniques: tuple[str, ...], kind: DialKind, expected: Prefer
+) -> None:
+    assert preference(prefer, techniques, kind) == expected
+
+
 def test_nothing_to_check() -> None:
     assert plan(()) is None
     assert plan(techniques=("tcp-open",)) is None
@@ -113,7 +148,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         proven_host=B,
         birthday=birthday_cost(256, 250.0),
     )
-    assert [attempt.technique for attempt in attempts] == ["udp-predict", "udp-birthday"]
+    assert [attempt.technique for attempt in attempts] == ["udp-predict", "udp-birthday", "udp-birthday"]
     changes = "dependent" in ours.replace("independent", "") or "dependent" in theirs.replace(
         "independent", ""
     )

@@ -36,13 +36,13 @@ class Stage:
 
 @pytest.fixture
 def stage(nat_lab: NatLabFactory, tmp_path: Path) -> Callable[..., Stage]:
-    """Two routers; from before the nodes start TCP to the STUN port gets out of neither of those named."""
+    """Two routers; from before the nodes start nothing to the STUN port gets out of neither of those named."""
 
     def make(nat_a: str, nat_b: str, without_stun: str = "") -> Stage:
         lab = nat_lab(nat_a, nat_b, delay=0.005)
         for router in (lab.nat_a, lab.nat_b):
             if router.name[-1] in without_stun:
-                chain = "chain f { type filter hook forward priority -10; tcp dport 3478 drop; }"
+                chain = "chain f { type filter hook forward priority -10; tcp dport 3478 drop; udp dport 3478 drop; }"
                 router.run(["nft", f"table ip blocked {{ {chain}; }}"], check=True)
         key = load_identity(tmp_path / "servers" / "broker.key").public_key
         lab.server.start(programs.run_servers, lab.server_addresses, tmp_path / "servers")

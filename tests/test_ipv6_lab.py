@@ -70,11 +70,13 @@ table ip6 losing {
 def test_the_address_of_the_other_family_is_proved_so_that_more_than_one_syn_is_sent_there(
     stage: MakeStage,
 ) -> None:
-    """Both are seen by the broker over IPv4. A mere claim of an IPv6 address gets one SYN, which is lost here."""
+    """Both are seen by the broker over IPv4. A mere claim of an IPv6 address gets one SYN, which is lost here. UDP
+    would be there first, so it is left out."""
     made = stage("fully-random", "fully-random", ipv6="reject")
     made.lab.public.run(["nft", "-f", "-"], input=LOSES_FIRST_SYNS, text=True, check=True)
     made.listen()
-    assert ways(made.dial(2)) == {("ipv6", "ipv6", "ipv6")}
+    techniques = ("public", "lan", "ipv6", "tcp-open")
+    assert ways(made.dial(2, techniques=techniques)) == {("ipv6", "ipv6", "ipv6")}
 
 
 def test_no_nat_is_filled_where_ipv6_will_do(stage: MakeStage) -> None:

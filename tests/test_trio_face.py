@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket as stdlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -204,10 +203,6 @@ async def test_socket_errors(tmp_path: Path) -> None:
             await trio.open_tcp_stream("nobody.ntcp", 1)
         assert isinstance(caught.value.__cause__, ExceptionGroup)
         assert isinstance(caught.value.__cause__.exceptions[0], NameNotFound)
-        with ntcpsock.trio.socket(type=stdlib.SOCK_DGRAM) as datagrams:
-            with pytest.raises(OSError, match="datagrams") as unsupported:
-                await datagrams.connect(("alice.ntcp", 1))
-            assert unsupported.value.errno == errno.EOPNOTSUPP
 
 
 async def test_closing_at_once_loses_nothing(tmp_path: Path) -> None:

@@ -98,13 +98,19 @@ def test_without_udp_it_is_tcp(stage: MakeStage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefer", "technique"),
-    [pytest.param("tcp", "tcp-open", marks=pytest.mark.slow), ("udp", "udp-punch")],
+    ("prefer", "technique", "tried"),
+    [
+        # Nobody has waited for a check: TCP has a head start.
+        pytest.param("tcp", "tcp-open", {"tcp-open"}, marks=pytest.mark.slow),
+        ("udp", "udp-punch", {"tcp-open", "udp-punch"}),
+    ],
 )
-def test_where_both_connect_the_preferred_one_wins(stage: MakeStage, prefer: str, technique: str) -> None:
+def test_where_both_connect_the_preferred_one_wins(
+    stage: MakeStage, prefer: str, technique: str, tried: set[str]
+) -> None:
     dials = stage("default", "default").dial(3, prefer=prefer)
     assert {dialled.technique for dialled in dials} == {technique}
-    assert {each for dialled in dials for each, _ in dialled.attempts} >= {"tcp-open", "udp-punch"}
+    assert {each for dialled in dials for each, _ in dialled.attempts} >= tried
 
 
 @pytest.mark.slow
@@ -199,5 +205,5 @@ def test_birthdays_in_twenty_tries(stage: MakeStage, nat_a: str, nat_b: str) -> 
     running = made.lab.host_a.start(udp_programs.try_often, config, "bob", 20)
     outcomes = running.result(programs.PATIENCE + 20 * 25)
     met = [seconds for seconds, technique in outcomes if technique == "udp-birthday"]
-    assert len(met) >= 19, outcomes
+    assert len(met) >= 19, [why for _, why in outcomes if why != "udp-birthday"]
     assert max(met) < 20

@@ -69,7 +69,11 @@ def try_often(config: Config, name: str, count: int) -> list[tuple[float, str]]:
                 try:
                     stream = await node.open_stream(name, programs.PORT)
                 except OSError as error:
-                    outcomes.append((trio.current_time() - begin, str(error)))
+                    report = getattr(error, "report", None)
+                    why = (
+                        [f"{entry.technique}: {entry.outcome}" for entry in report.attempts] if report else []
+                    )
+                    outcomes.append((trio.current_time() - begin, f"{error} {why}"))
                     continue
                 async with stream:
                     outcomes.append((trio.current_time() - begin, stream.path.technique))

@@ -31,7 +31,12 @@ from ntcpsock._traversal.candidate import ipv4_host, name_of_connection
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.message import derive_credentials
 from ntcpsock._traversal.checks.port import UdpPort
-from ntcpsock._traversal.datagram_plan import birthday_cost, handshake_rtt, make_datagram_plan
+from ntcpsock._traversal.datagram_plan import (
+    birthday_cost,
+    handshake_rtt,
+    head_start_of_tcp,
+    make_datagram_plan,
+)
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.nominate import OneTimeToken
@@ -296,6 +301,7 @@ class Acceptor:
             proven_host=proven_host,
             also_proven=also_proven,
             wait=self._waiting_time(offer, NATProfile(), NATProfile()),
+            head_start=head_start_of_tcp(offer.prefer, offer.round, self._path_rtt(offer)),
         )
         if plan is None:
             return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from ntcpsock._address import Endpoint, is_private_address, may_be_dialled, site_of
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, Transport
 
 DirectTechnique = Literal["public", "lan", "ipv6", "port-mapped", "tcp-open"]
+DIRECT_TECHNIQUES: tuple[DirectTechnique, ...] = get_args(DirectTechnique)
 
 
 def is_loopback(host: str) -> bool:

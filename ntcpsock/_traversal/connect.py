@@ -17,6 +17,7 @@ from ntcpsock._session.stream import NTCPStream, send_bind
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.accept import make_road, make_stream
 from ntcpsock._traversal.course import DialContext
+from ntcpsock._traversal.datagram_plan import preference
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
@@ -79,6 +80,7 @@ async def _dial(
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
     dial = Dial(key, label, port, source_port, node.encryption, node.surroundings.earlier_failures(key), kind)
+    dial.prefer = preference(node.prefer, node.techniques, kind)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:

@@ -10,8 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ntcpsock._address import Endpoint, is_private_address
+from ntcpsock._config import Prefer
 from ntcpsock._report import Budget
-from ntcpsock._traversal.candidate import may_share_network
+from ntcpsock._traversal.candidate import DIRECT_TECHNIQUES, may_share_network
 from ntcpsock._traversal.checks.machine import MAX_TRIES, TA
 from ntcpsock._traversal.plan import (
     FOREIGN_LAN_DELAY_RTTS,
@@ -23,7 +24,7 @@ from ntcpsock._traversal.plan import (
     either_changes,
 )
 from ntcpsock._traversal.prediction import MAX_OBSERVATIONS
-from ntcpsock._traversal.punch.message import Candidate, NATProfile
+from ntcpsock._traversal.punch.message import Candidate, DialKind, NATProfile
 
 TECHNIQUE = "udp-punch"
 
@@ -41,6 +42,11 @@ OPENINGS_PER_SECOND = 1000.0
 #: `udp-predict`: sockets and ways of one side.
 MAX_WAYS = 256
 PREDICT_COST = Budget(MAX_WAYS + MAX_OBSERVATIONS, 1000.0, MAX_WAYS + MAX_OBSERVATIONS)
+
+# Where TCP is preferred it goes first: most dials are through before a check is sent, and QUIC's handshake, which
+# costs both sides as much as all the rest of a dial, is not begun. Where TCP cannot connect this is the price.
+TCP_HEAD_START_RTTS = 3.0
+SHORTEST_TCP_HEAD_START = 0.25  # seconds
 
 # Ways of the first packet: each costs it once more.
 MAX_GUESSES = 2
@@ -83,12 +89,14 @@ def make_datagram_plan(
     also_proven: Collection[str] = (),
     wait: float = 0.0,
     late: Collection[str] = (),
+    head_start: float = 0.0,
 ) -> DatagramPlan | None:
     """The checks of one side; None where there is nothing to check, or it is not wanted.
 
     local, remote: the UDP candidates of both sides, the remote ones already freed of what may not be sent to. The
     rest as in `make_plan`. wait: what this side is too early by. It does not wait: until then its checks have a low
     TTL, which opens its own NAT and does not come to the other one before that has been opened from inside.
+    head_start: seconds that TCP has before the first check, the same at both sides.
     """
     if TECHNIQUE not in techniques or not remote:
         return None
@@ -112,7 +120,7 @@ def make_datagram_plan(
     sure = [target.remote for target in targets if not target.is_check]
     guesses = {endpoint.is_ipv6: endpoint for endpoint in reversed(sure)}
     first = sure[0] if sure else targets[0].remote
-    delay = LATE if TECHNIQUE in late else 0.0
+    delay = head_start + (LATE if TECHNIQUE in late else 0.0)
     return DatagramPlan(
         PlannedAttempt(TECHNIQUE, first, delay, budget, uses=Budget(1, 1 / TA, len(targets))),
         tuple(targets),
@@ -151,6 +159,8 @@ def make_joint_datagram_plan(
     for technique, later, most, cost in (
         ("udp-predict", 0.0, PREDICT_BUDGET, PREDICT_COST),
         ("udp-birthday", _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
+        # One at a time: the second one begins where the first has ended early, because a word or an answer was lost.
+        ("udp-birthday", 2 * _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
     ):
         delay = max(earliest, _JOINT_DELAY[changes] + later + (_BEHIND_TCP if behind_tcp else 0.0))
         delay += LATE if technique in late else 0.0
@@ -167,6 +177,18 @@ def birthday_cost(sockets: int, rate: float) -> Budget:
     """The most that `udp-birthday` uses at one side: it opens sockets where that side's NAT changes, and tries ports
     where the other one's does."""
     return Budget(sockets + MAX_OBSERVATIONS, max(rate, OPENINGS_PER_SECOND), max(sockets, MAX_PROBES))
+
+
+def head_start_of_tcp(prefer: Prefer, round_number: int, rtt: float) -> float:
+    """Seconds from the begin of a round until its checks. Later rounds are for what TCP did not bring."""
+    if prefer == "udp" or round_number > 1:
+        return 0.0
+    return max(SHORTEST_TCP_HEAD_START, TCP_HEAD_START_RTTS * rtt)
+
+
+def preference(prefer: Prefer, techniques: Collection[str], kind: DialKind) -> Prefer:
+    """What a dial prefers: nothing is gained by a head start of what is not tried. Datagrams want no stream."""
+    return "udp" if kind == "datagram" or not set(techniques) & set(DIRECT_TECHNIQUES) else prefer
 
 
 def udp_profile(profile: NATProfile, of_udp: NATProfile | None) -> NATProfile:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from ntcpsock._address import full_name
-from ntcpsock._config import Encryption
+from ntcpsock._config import Encryption, Prefer
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.message import (
@@ -31,7 +31,7 @@ class Dial:
     """One call of connect(). `dial_id` names it at both ends, `token` proves the dialer.
 
     source_port: the dialling program's own, which the listener shows to its program. earlier: how many dials of
-    this peer have failed just before. kind: what is wanted.
+    this peer have failed just before. kind: what is wanted; prefer: over what.
     """
 
     key: bytes
@@ -41,6 +41,7 @@ class Dial:
     encryption: Encryption = "tls"
     earlier: int = 0
     kind: DialKind = "stream"
+    prefer: Prefer = "tcp"
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -73,6 +74,7 @@ class Dial:
                 self.turn(round_number),
                 warm.udp_profile,
                 self.kind,
+                self.prefer,
             )
         )
 

@@ -15,7 +15,7 @@ from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import client_handshake
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.course import Course, DialContext, listen_at
-from ntcpsock._traversal.datagram_plan import make_datagram_plan
+from ntcpsock._traversal.datagram_plan import head_start_of_tcp, make_datagram_plan
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.joint import JointRounds
@@ -74,7 +74,7 @@ class DirectRace:
                     course.report,
                     rtt=course.rtt,
                     servers=course.node.stun_servers,
-                    prefer="udp" if dial.kind == "datagram" else course.node.prefer,
+                    prefer=course.dial.prefer,
                 )
                 self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:
@@ -159,6 +159,7 @@ class DirectRace:
             also_proven=course.also_proven,
             wait=self._waiting_time(NATProfile(), NATProfile(), round_number),
             late=course.node.surroundings.late_techniques,
+            head_start=head_start_of_tcp(course.dial.prefer, round_number, course.rtt),
         )
         if plan is None:
             return

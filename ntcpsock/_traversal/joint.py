@@ -20,6 +20,11 @@ from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 #: Behind those that have a number of their own.
 FIRST_UDP_ROUND = 17
 
+# Guessing ports takes its time: where the caller has more patience than the other attempts need, it goes on for so many
+# seconds, as long as a listener holds a dial. The rest of the caller's is for saying why it failed.
+LONGEST_UDP_BUDGET = 11.5
+_LAST_SECOND = 1.0
+
 
 class JointRounds:
     """Of one dial. first_number: of the first of them; those before belong to the direct techniques."""
@@ -52,18 +57,23 @@ class JointRounds:
                     for number, planned in enumerate(attempts, start=first):
                         rounds.start_soon(self._joint_round, number, planned, begin)
 
+    @property
+    def _patience(self) -> float:
+        """Seconds for which whoever called connect() is going to wait."""
+        return trio.current_effective_deadline() - trio.current_time() - _LAST_SECOND
+
     def _datagram_plan(self, earliest: float) -> tuple[PlannedAttempt, ...]:
         course = self._course
         return make_joint_datagram_plan(
             udp_profile(course.warm.profile, course.warm.udp_profile),
             udp_profile(course.card.profile, course.card.udp_profile),
             techniques=course.techniques,
-            budget=course.remaining,
+            budget=max(course.remaining, min(LONGEST_UDP_BUDGET, self._patience)),
             proven_host=ipv4_host(course.proven_host, *course.also_proven),
             earliest=earliest,
             late=course.node.surroundings.late_techniques,
             birthday=birthday_cost(course.node.birthday_sockets, course.node.birthday_rate),
-            behind_tcp=course.node.prefer == "tcp" and "tcp-predict" in course.techniques,
+            behind_tcp=course.dial.prefer == "tcp" and "tcp-predict" in course.techniques,
         )
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:

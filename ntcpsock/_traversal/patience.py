@@ -1,7 +1,7 @@
 """How long a connection that is ready waits for a better one that is still under way.
 
-The relay waits for everything direct. Of TCP and UDP the one that is not preferred waits for the other, a few round
-trips: neither replaces the other, and where the preferred one cannot connect nobody waits for long.
+The relay waits for everything direct. Of TCP and UDP the one that is not preferred waits for the other, half a round
+trip: neither replaces the other, and where the preferred one cannot connect nobody waits for long.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ntcpsock._config import Prefer
 #: nothing else is under way has failed.
 Group = Literal["tcp", "udp", "relay", "incoming"]
 
-# A TCP connection is authenticated one round trip after a QUIC one: they begin together, and TLS needs a connection.
-GRACE_RTTS = 1.5
+# The preferred one has its head start (`head_start_of_tcp`; QUIC needs a round trip less by nature): this is for what
+# is just behind.
+GRACE_RTTS = 0.5
 SHORTEST_GRACE = 0.05
-LONGEST_GRACE = 1.0
+LONGEST_GRACE = 0.2
 
 
 def group_of(technique: str) -> Group:

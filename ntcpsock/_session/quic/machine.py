@@ -32,10 +32,10 @@ VERSION: Final = 1  # RFC 9000
 STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
 SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
 
-# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock, and on a path of
-# 50 ms with 1 % of random loss, where that growth counts for nothing, the core moves 0.58 MB/s; so it moves 1.1 MB/s.
-# Everything else of QUIC's is measured in round trips and does not see it, but for constants: delayed acknowledgements
-# and timer granularity are shorter, and a window is forgotten after 125 ms without traffic instead of 2 s.
+# The core's clock runs so many times faster than ours. CUBIC (RFC 9438) grows its window by the clock: where 1 % gets
+# lost at random on 50 ms this moves 0.67 MB/s in place of 0.39; before a small queue 3.6 % get lost in place of 1.6 %
+# (32 would lose 6 %). The rest of QUIC is measured in round trips and does not see it, but for constants: timers have
+# finer grains, and a window is forgotten after 125 ms without traffic instead of 2 s.
 HASTE: Final = 16.0
 
 # Seconds that the acknowledgement of a single packet waits; the peer expects it within 25 ms of the core's clock.

@@ -141,16 +141,24 @@ class PunchedPath:
         is_new = way not in self._alive
         self._alive[way] = None
         self._port.claim(way, self)
+        if self.machine.selected is not None:
+            return  # another way that came late; where the peer has moved there, a nomination follows
         if self._current is None or (isinstance(event, Valid) and not self._has_received):
             self._current = way
-        # What went out before the peer's NAT was open is lost; where it was not, the peer drops the second one.
-        if not self._has_received and self._repeats < _MOST_REPEATS and (is_new or way not in self._guesses):
+        if is_new or way not in self._guesses:
+            self._send_again(way)
+        self._wake()
+
+    def _send_again(self, way: Way) -> None:
+        """What went out before the peer's NAT was open is lost; where it was not, the peer drops the second one."""
+        if not self._has_received and self._repeats < _MOST_REPEATS:
             for data in self._flight:
                 self._repeats += 1
                 self._port.send(Outgoing(*way, data))
-        self._wake()
 
     def _go_by(self, way: Way) -> None:
+        if way not in self._alive:
+            self._send_again(way)
         self._alive[way] = None
         self._port.claim(way, self)
         self._current = way

@@ -283,8 +283,7 @@ class ChecksMachine:
             pair.valid = True
             self._events.append(Valid(base, source, now - sent, response.mapped))
             self._schedule.set(pair, math.inf)
-        if response.transaction_id == pair.nominating:
-            pair.nominating = None
+        if response.transaction_id in pair.nominating:
             self._select(pair, now)
         else:
             self._consider(pair, now)
@@ -347,7 +346,7 @@ class ChecksMachine:
 
     def _send(self, pair: Pair, now: float, *, low: bool = False) -> None:
         transaction = new_transaction_id()
-        nominate = self.controlling and pair.valid and pair in (self._nominating, self._selected)
+        nominate = self.controlling and pair.valid and (pair is self._nominating or pair is self._selected)
         data = encode_request(
             self._credentials,
             transaction,
@@ -357,7 +356,7 @@ class ChecksMachine:
             nominate=nominate,
         )
         if nominate and pair is self._nominating:
-            pair.nominating = transaction
+            pair.nominating.add(transaction)
         pair.transactions[transaction] = now, self.controlling
         self._by_transaction[transaction] = pair
         while len(pair.transactions) > _MAX_TRANSACTIONS:

@@ -78,7 +78,8 @@ class Pair:
     triggered: float = -math.inf
     #: Transactions under way, the oldest first: when each was sent, and in which role.
     transactions: dict[bytes, tuple[float, bool]] = field(default_factory=dict)
-    nominating: bytes | None = None
+    #: Those of them that nominate: an answer to any of them will do.
+    nominating: set[bytes] = field(default_factory=set)
 
     @property
     def way(self) -> Way:

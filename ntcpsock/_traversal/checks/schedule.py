@@ -7,6 +7,9 @@ import math
 
 from ntcpsock._traversal.checks.pairs import Pair
 
+# Seconds by which a busy machine may be late and make up for it: so much of the schedule goes out at once then.
+LONGEST_CATCH_UP = 0.05
+
 
 class Schedule:
     """The checks to come, the earliest first.
@@ -34,8 +37,8 @@ class Schedule:
             return None
         _, _, pair = heapq.heappop(self._entries)
         if not pair.sent:
-            # From the slot that was due: a late call must not stretch the schedule, nor make up for more than one.
-            self._next_slot = max(self._next_slot + self._pace, now - self._pace)
+            # From the slot that was due: a late call must not stretch the schedule, nor make up for all that it missed.
+            self._next_slot = max(self._next_slot + self._pace, now - LONGEST_CATCH_UP)
         return pair
 
     def next_due(self) -> float:

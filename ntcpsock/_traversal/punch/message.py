@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ntcpsock._address import Endpoint
-from ntcpsock._config import Encryption
+from ntcpsock._config import Encryption, Prefer
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import SIGNATURE_LENGTH, Identity, verify_untrusted
 
@@ -129,7 +129,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     source_port: what the dialling program's socket says as its own port; 0: it has no socket.
     technique: what both sides do together in this round; empty for the direct ones, which need no agreement.
     turn: how many attempts there were before this round, in this dial and in failed ones: who sends first changes.
-    udp_profile: as in the card; kind: what the dialling program wants to have.
+    udp_profile: as in the card; kind: what the dialling program wants to have; prefer: where it is "tcp", both sides
+    give TCP a head start over the checks of the first round.
     """
 
     dial_id: _DialId
@@ -145,6 +146,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     turn: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
     udp_profile: NATProfile | None = None
     kind: DialKind = "stream"
+    prefer: Prefer = "tcp"
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
