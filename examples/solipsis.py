@@ -206,18 +206,17 @@ def run_in_lab(options: argparse.Namespace, watcher: Watcher) -> None:
         running = []
         for host, own in ((lab.host_a, names[::2]), (lab.host_b, names[1::2])):
             argv = [sys.executable, __file__, "--names", ",".join(own), "--entry", names[0], "--json"]
-            for option in ("seconds", "seed", "radius"):
-                argv += [f"--{option}", str(getattr(options, option))]
+            # They outlive the last look at them: no side is to see the other one leave.
+            argv += ["--seconds", str(options.seconds + END_DEADLINE)]
+            argv += ["--seed", str(options.seed), "--radius", str(options.radius)]
             running.append(stage.start(host, f"world-{host.name}", argv))
-        while True:
+        while watcher.seconds < options.seconds:
             events = [process.next(2 * START_DEADLINE) for process in running]
-            if any(event is None for event in events):
-                break
+            if not all(events):
+                raise StageError("\n".join(process.errors() for process in running))
             watcher.see(
                 [msgspec.convert(one, Snapshot) for event in events if event for one in event["world"]]
             )
-        if watcher.seconds < options.seconds / 2:
-            raise StageError("\n".join(process.errors() for process in running))
 
 
 def run_named(options: argparse.Namespace) -> None:

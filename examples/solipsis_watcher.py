@@ -24,6 +24,7 @@ FOOT = 66
 INK, PALE = "#1f2328", "#d1d9e0"
 MET: dict[str, Any] = {"stroke": "#0969da", "stroke_width": 2.2}
 LINK: dict[str, Any] = {"stroke": "#8fa8c0", "stroke_width": 1}
+TRAIL_PIECES = 6
 TRAIL: dict[str, Any] = {"stroke_width": 3, "opacity": 0.5}
 
 
@@ -164,10 +165,13 @@ def world_map(
             _line(svg, places[start], places[start].way_to(places[end]), **style)
     for name, trail in trails.items():
         red, green, blue = face(name)[0]
-        for before, after in itertools.pairwise(trail):
+        pieces = [*trail[: -1 : max(1, len(trail) // TRAIL_PIECES)], trail[-1]]
+        for before, after in itertools.pairwise(pieces):
             _line(svg, before, before.way_to(after), stroke=f"rgb({red},{green},{blue})", **TRAIL)
     for name, place in places.items():
         _entity(svg, name, place)
+    for name, place in places.items():
+        _label(svg, name, place, places.values())
     _frame(svg)
     svg.text(MARGIN, 32, title, font_size=18, font_weight="bold", fill=INK)
     base = HEAD + MAP
@@ -189,7 +193,7 @@ def _at(place: Place) -> tuple[float, float]:
 
 def _line(svg: Svg, start: Place, way: tuple[float, float], **style: str | float) -> None:
     x, y = _at(start)
-    svg.line(x, y, x + way[0] * MAP, y - way[1] * MAP, stroke_linecap="round", **style)
+    svg.line(x, y, x + way[0] * MAP, y - way[1] * MAP, **style)
 
 
 def _over_the_edges(svg: Svg, place: Place, radius: float) -> None:
@@ -209,12 +213,15 @@ def _entity(svg: Svg, name: str, place: Place) -> None:
     svg.rect(x - 3, y - 3, GRID * cell + 6, GRID * cell + 6, rx=5, fill="#ffffff", stroke=INK, title=name)
     for column, row in cells:
         svg.rect(x + column * cell, y + row * cell, cell, cell, fill=f"rgb({red},{green},{blue})")
-    # Names stay within the frame.
-    left = place.x > 0.9
-    svg.text(
-        x - 6 if left else x + GRID * cell + 6, y + 14, name, text_anchor="end" if left else None, fill=INK,
-        font_weight="bold",
-    )  # fmt: skip
+
+
+def _label(svg: Svg, name: str, place: Place, others: Iterable[Place]) -> None:
+    """On the right, or on the left where that would be beyond the frame or on somebody."""
+    ways = [place.way_to(other) for other in others]
+    left = place.x > 0.9 or any(0 < dx < 0.08 and abs(dy) < 0.04 for dx, dy in ways)
+    x, y = _at(place)
+    anchor = "end" if left else "start"
+    svg.text(x + (-16 if left else 16), y + 4, name, text_anchor=anchor, fill=INK, font_weight="bold")
 
 
 def _frame(svg: Svg) -> None:

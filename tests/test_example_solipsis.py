@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from world import open_world
 
 import solipsis_world as world
+from ntcpsock.cli.stage import open_loopback_stage, stop
 from ntcpsock.testing.natlab import namespaces_available
 from solipsis import Life, receive_greeting
 from solipsis_watcher import Meeting, Snapshot, Watcher, avatar, face
@@ -407,6 +410,27 @@ def test_without_a_broker(tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("solipsis: no broker: set NTCP_BROKER")
+
+
+def test_processes_of_one_world() -> None:
+    """Each entity in a program of its own, as on machines of their own."""
+    with open_loopback_stage() as stage:
+        argv = [sys.executable, str(EXAMPLE), "--seconds", "30", "--entry", "alice", "--names"]
+        alice = subprocess.Popen(
+            [*argv, "alice"], env=stage.environment("a"), stdout=subprocess.PIPE, text=True
+        )
+        bob = subprocess.Popen([*argv, "bob"], env=stage.environment("b"), stdout=subprocess.PIPE, text=True)
+        try:
+            for process, name, other in ((alice, "alice", "bob"), (bob, "bob", "alice")):
+                assert process.stdout is not None
+                *_, last = itertools.takewhile(lambda line: f"met {other}" not in line, process.stdout)
+                assert last.startswith(f"{name} at 0.")
+            bob.send_signal(signal.SIGINT)
+            assert bob.wait(60) == 130
+        finally:
+            for process in (alice, bob):
+                stop(process)
+                process.stdout.close()  # type: ignore[union-attr]
 
 
 async def test_two_who_know_nothing_but_a_name(tmp_path: Path) -> None:
