@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -423,8 +422,9 @@ def test_processes_of_one_world() -> None:
         try:
             for process, name, other in ((alice, "alice", "bob"), (bob, "bob", "alice")):
                 assert process.stdout is not None
-                *_, last = itertools.takewhile(lambda line: f"met {other}" not in line, process.stdout)
-                assert last.startswith(f"{name} at 0.")
+                line = next(line for line in process.stdout if line.endswith(f"met {other}\n"))
+                assert line.startswith(f"{name} at 0.")
+                assert f"knows {other};" in line
             bob.send_signal(signal.SIGINT)
             assert bob.wait(60) == 130
         finally:
