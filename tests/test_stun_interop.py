@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import shutil
 import socket
 import subprocess
@@ -72,18 +74,17 @@ async def test_turnutils_natdiscovery(padding: list[str]) -> None:
 
 
 def neighbouring_ports() -> int:
-    """A port of which the next one is free too, on both addresses, for UDP."""
+    """A port that is free with the next one on both addresses, over UDP and TCP; none that the kernel gives clients."""
     while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                for host, number in (("127.0.0.2", port), ("127.0.0.1", port + 1), ("127.0.0.2", port + 1)):
-                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-                        other.bind((host, number))
-            except (OSError, OverflowError):
-                continue
-            return port
+        port = random.randrange(20_000, 30_000)
+        try:
+            for host, number in itertools.product(("127.0.0.1", "127.0.0.2"), (port, port + 1)):
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    with socket.socket(socket.AF_INET, kind) as sock:
+                        sock.bind((host, number))
+        except OSError:
+            continue
+        return port
 
 
 @contextmanager

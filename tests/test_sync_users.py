@@ -52,7 +52,11 @@ def resolve() -> tuple[str, int]:
 def plain_client(address: tuple[str, int]) -> Any:
     client = Plain(socket.AF_INET, socket.SOCK_STREAM)
     client.settimeout(PATIENCE)
-    client.connect(address)
+    try:
+        client.connect(address)
+    except BaseException:
+        client.close()
+        raise
     return client
 
 
