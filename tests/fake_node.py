@@ -163,9 +163,6 @@ class FakeNetwork:
                 self.places[config.name or "nameless"] = node
                 try:
                     yield node
-                    if self.dial_delay:
-                        # The other nodes are other machines: they go on for a moment.
-                        await trio.testing.wait_all_tasks_blocked(0.01)
                 finally:
                     node.datagrams.close()
         finally:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
-import xml.etree.ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 from service_support import tcp_service
@@ -261,104 +258,3 @@ def test_readme_names_what_exists() -> None:
             continue
         done = subprocess.run([*NTCP, command, "--help"], capture_output=True, check=False)
         assert done.returncode == 0, command
-
-
-def load_solipsis() -> Any:
-    spec = importlib.util.spec_from_file_location("solipsis", EXAMPLES / "solipsis.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["solipsis"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_solipsis_geometry_and_hostile_words() -> None:
-    world = load_solipsis()
-    assert world.distance((0.95, 0.5), (0.05, 0.5)) == pytest.approx(0.1)
-    places = {"east": (0.6, 0.5), "far east": (0.7, 0.5), "west": (0.45, 0.5), "over the edge": (0.5, 0.95)}
-    assert world.around((0.5, 0.1), {"over": (0.5, 0.95), "above": (0.5, 0.5)}) == {"over", "above"}
-    assert world.around((0.5, 0.5), places) == {"east", "west", "over the edge"}
-    one = world.Inhabitant("one", None, (0.5, 0.5), 0.0)
-    for word in (
-        b"",
-        b"\xff",
-        b"[]",
-        b'{"at": [0, 7], "near": []}',
-        b'{"at": [0, NaN], "near": []}',
-        b'{"at": [0.1, 0.1], "near": [["x"]]}',
-        b'{"at": [0.1, 0.1]}',
-        b"[" * 10_000,
-    ):
-        assert one.hear_untrusted("stranger", word, 1.0) is None
-    assert not one.known
-    two = world.Inhabitant("two", None, (0.6, 0.5), 0.0)
-    answer = one.hear_untrusted("two", two.tell((0.5, 0.5)), 1.0)
-    assert answer is not None
-    assert two.hear_untrusted("one", answer, 1.0) is None  # nobody answers an answer
-    assert one.look_around(2.0) == {"two"}
-    assert one.look_around(1.0 + world.PATIENCE) == set()
-
-
-def test_solipsis_draws_its_world() -> None:
-    world = load_solipsis()
-    people = [
-        {
-            "name": "<a>",
-            "place": (0.95, 0.5),
-            "neighbours": ["b"],
-            "paths": {"b": "udp-punch"},
-            "met": ["b"],
-            "heard": 3,
-        },
-        {"name": "b", "place": (0.05, 0.5), "neighbours": ["<a>"], "paths": {}, "met": ["<a>"], "heard": 2},
-    ]
-    drawing = xml.etree.ElementTree.fromstring(world.svg(people, "two & nobody else"))
-    tags = [element.tag.rpartition("}")[2] for element in drawing.iter()]
-    assert tags.count("circle") == 2
-    assert tags.count("line") == 2  # over the edge: once at each side
-    assert "<a>" in "".join(drawing.itertext())
-    assert world.judge(people) == {
-        "inhabitants": 2,
-        "neighbours": 2,
-        "of": 2,
-        "meetings": 1,
-        "datagrams": 5,
-        "techniques": ["udp-punch"],
-    }
-
-
-@pytest.mark.slow
-def test_solipsis_over_loopback(tmp_path: Path) -> None:
-    picture = tmp_path / "world.svg"
-    argv = [
-        sys.executable,
-        str(EXAMPLES / "solipsis.py"),
-        "--nodes",
-        "12",
-        "--seconds",
-        "25",
-        "--svg",
-        str(picture),
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    verdict = json.loads(done.stdout)
-    assert verdict["inhabitants"] == 12
-    assert verdict["neighbours"] >= 0.8 * verdict["of"]
-    assert verdict["meetings"] >= 12
-    assert "12 inhabitants" in picture.read_text()
-
-
-@pytest.mark.lab
-@pytest.mark.slow
-def test_solipsis_in_the_lab() -> None:
-    reason = namespaces_available()
-    if reason is not None:
-        pytest.skip(reason)
-    argv = [sys.executable, str(EXAMPLES / "solipsis.py"), "--lab", "--nodes", "8", "--seconds", "30"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    verdict = json.loads(done.stdout)
-    assert verdict["neighbours"] >= 0.7 * verdict["of"]
-    assert "udp-punch" in verdict["techniques"]

@@ -118,7 +118,7 @@ def test_a_router_that_maps_is_to_be_reached() -> None:
     text = to_json(made)
     assert from_json(text) == made
     assert [entry["maps"] for entry in json.loads(text)["pairs"][0]["tries"]] == ["a", "b"]
-    assert "with the dialer's router mapping ports" in heat_maps(made)
+    assert "half with the dialer's router mapping ports" in heat_maps(made)
 
 
 def test_with_a_relay_every_try_has_to_connect() -> None:

@@ -10,6 +10,8 @@ from ntcpsock.cli.matrix import EXPECTED_MEDIAN, EXPECTED_P95, Matrix, PairResul
 from ntcpsock.cli.svg import Svg
 
 _CELL_WIDTH, _CELL_HEIGHT = 46, 26
+_FONT = 11.5
+_LETTER = 0.62  # width of one, of the font's size
 _LABELS = 190  # width of the row labels
 _MARGIN = 28
 _HEADING = 92  # title, explanation and legend of a panel
@@ -50,7 +52,7 @@ def heat_maps(matrix: Matrix) -> str:
     panels = (
         _Panel(
             "Connected",
-            f"of {_tries(matrix)}. A host behind the row's router dials one behind the column's.",
+            f"of {_tries(matrix)}. The row's host dials, the column's listens.",
             _success,
             (("#2e9e5b", "all"), ("#e8b93a", "some"), (_PALE, "none: no direct path can be expected")),
         ),
@@ -77,7 +79,8 @@ def heat_maps(matrix: Matrix) -> str:
 
 def _tries(matrix: Matrix) -> str:
     if matrix.settings.port_mapping:
-        return f"{matrix.settings.tries} tries with the dialer's router mapping ports, as many with the listener's"
+        count = 2 * matrix.settings.tries
+        return f"{count} tries, half with the dialer's router mapping ports, half with the listener's"
     return f"{matrix.settings.tries} tries"
 
 
@@ -129,7 +132,7 @@ def _draw_cell(svg: Svg, panel: _Panel, pair: PairResult, x: float, y: float) ->
             y + _CELL_HEIGHT / 2 + 4,
             word,
             fill=ink,
-            font_size=11.5,
+            font_size=min(_FONT, _CELL_WIDTH / (_LETTER * len(word))),
             text_anchor="middle",
             pointer_events="none",
         )
@@ -170,7 +173,7 @@ def _success(pair: PairResult) -> tuple[str, str, str]:
 def _technique(pair: PairResult) -> tuple[str, str, str]:
     if pair.technique is None:
         return _PALE, _GREY, ""
-    word = pair.technique.removeprefix("tcp-").removeprefix("udp-")
+    word = pair.technique.removeprefix("tcp-").removeprefix("udp-").removeprefix("port-")
     return _TECHNIQUES.get(pair.technique, _OTHER_TECHNIQUE), "#ffffff", word
 
 

@@ -7,6 +7,22 @@ from .outcomes import Module
 MODULES = (
     # AF_VSOCK talks to a virtual machine's host, which may never answer: CPython's own test hangs there.
     Module("socket", ("test.test_socket",), excluded=("*VSOCK*",), quick=("plain",)),
+    # Datagrams by name in every run; the whole of the module takes minutes.
+    Module(
+        "udp",
+        ("test.test_socket",),
+        patterns=tuple(
+            f"*.{name}.*"
+            for name in (
+                "BasicUDPTest",
+                "UDPTimeoutTest",
+                "SendmsgUDPTest",
+                "RecvmsgUDPTest",
+                "RecvmsgIntoUDPTest",
+            )
+        ),
+        quick=("named",),
+    ),
     Module("socketserver", ("test.test_socketserver",), resources=("network",), quick=("plain", "named")),
     Module("select", ("test.test_select",), quick=("plain",)),
     Module("selectors", ("test.test_selectors",), quick=("named",)),
