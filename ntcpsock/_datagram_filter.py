@@ -6,9 +6,7 @@ can send from the engine's port: it is bound at all addresses. The kernel compar
 
 from __future__ import annotations
 
-import ctypes
 import socket
-import struct
 import sys
 from contextlib import suppress
 
@@ -16,8 +14,8 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _SO_GET_FILTER = 26
 _SO_DETACH_FILTER = 27
 
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
-_PROGRAM = struct.Struct("@HP")  # struct sock_fprog
+_INSTRUCTION = "=HBBI"  # struct sock_filter
+_PROGRAM = "@HP"  # struct sock_fprog
 
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _AND, _JUMP_EQUAL, _RETURN = 0x54, 0x15, 0x06
@@ -96,7 +94,11 @@ def _is_possible() -> bool:
 def _attach(sock: socket.socket, *instructions: tuple[int, int, int, int]) -> None:
     if not _is_possible():
         return
-    program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
+    # Here, because this module is part of `import ntcpsock`.
+    import ctypes
+    from struct import pack
+
+    program = b"".join(pack(_INSTRUCTION, *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(program)
-    fprog = _PROGRAM.pack(len(instructions), ctypes.addressof(buffer))
+    fprog = pack(_PROGRAM, len(instructions), ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

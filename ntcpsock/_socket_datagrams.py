@@ -7,7 +7,6 @@ one: the number that the engine answers to. What is received from there is shown
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket as _stdlib
 import weakref
@@ -198,6 +197,8 @@ def published(sock: NTCPSocket) -> None:
         channel = _ensure(sock)
         channel.portal.call(channel.portal.engine.datagrams.publish, channel.local, label, address[1])
     except OSError as error:
+        import logging  # part of no program that does without it
+
         logging.getLogger("ntcpsock").error("datagrams of port %s are not published: %s", address[1], error)
 
 

@@ -83,4 +83,4 @@ def test_small_blocks_of_ports(nat: str, sparing: bool) -> None:
 def test_the_matrix_has_every_kind_of_pair() -> None:
     assert len(set(DEFAULT_KINDS)) >= 12
     ways = {expected_direct(a, b) for a in DEFAULT_KINDS for b in DEFAULT_KINDS}
-    assert ways == {*Way, None} - {Way.MAPPED}  # that one is the lab's to say
+    assert ways == {*Way, None} - {Way.MAPPED, Way.RELAYED}  # those are the lab's to say
