@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,14 +31,24 @@ KEEP_ALIVE: Final = 15.0
 INITIAL_ROUND_TRIP: Final = 0.333
 
 
+# Whoever forks waits until nothing is being loaded: a child would have the lock of a half-loaded module, and nobody who
+# lets go of it.
+_loading = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
+    )
+
+
 async def prepare() -> None:
     """Load qh3 in a thread (some 80 ms) and use it once, so that the first handshake does not wait for it."""
+    await trio.to_thread.run_sync(_load)
 
-    def load() -> None:
+
+def _load() -> None:
+    with _loading:
         importlib.import_module("ntcpsock._session.quic.driver")
         importlib.import_module("ntcpsock._session.quic.machine").warm_up()
-
-    await trio.to_thread.run_sync(load)
 
 
 async def quic_client_handshake(
