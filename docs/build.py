@@ -66,6 +66,8 @@ FILES = (
     "matrix.json",
     "matrix-mapped.svg",
     "matrix-mapped.json",
+    "matrix-everything.svg",
+    "matrix-everything.json",
     "punch.svg",
     "prediction.svg",
 )
