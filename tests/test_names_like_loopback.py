@@ -38,7 +38,8 @@ FLAGS = (
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answers alone are compared."""
-    monkeypatch.setattr(_resolver, "_open", lambda label, port: None)
+    for opens_a_gate in ("_open", "_open_for_datagrams"):
+        monkeypatch.setattr(_resolver, opens_a_gate, lambda label, port: None)
     before = _portal.current()
     yield
     assert _portal.current() is before
