@@ -9,34 +9,25 @@ from __future__ import annotations
 
 import errno
 
-import trio
-
 from ntcpsock._address import Endpoint
-from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.observe import HeldPorts, hold_ports
 from ntcpsock._traversal.prediction import (
     PACE,
     Prediction,
     Spray,
-    decode_prediction_untrusted,
-    encode_prediction,
     expected_hits,
     plan_spray,
     predict,
     punching_port,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection, first_connection
-
-_WORD = "prediction"
+from ntcpsock._traversal.strategies.predictions import exchange_predictions
 
 # SYNs of one session: more only where a NAT answers with RST.
 MAX_TRIES = 4
 
 # Expected hits of a round below which it is not worth the entries that it costs both NATs.
 WORTHWHILE = 0.02
-
-# Seconds until a round is given up whose other side says nothing.
-HEARING_DEADLINE = 3.5
 
 # Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most, and
 # long enough for the kernel's second SYN, after a second, to get there.
@@ -49,21 +40,8 @@ MAX_LISTENERS = 16
 
 async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used."""
-    assert context.talk is not None, "a joint technique"
     async with hold_ports(context.servers) as held:
-        ours = predict(held.observations, held.spare)
-        if ours is None:
-            raise OSError(errno.ENODATA, "no STUN server answered, so no port can be predicted")
-        context.talk.say(_WORD, encode_prediction(ours))
-        try:
-            with trio.fail_after(HEARING_DEADLINE):
-                word = await context.talk.hear(_WORD)
-            theirs = decode_prediction_untrusted(word, context.remote.host)
-        except trio.TooSlowError:
-            raise OSError(errno.ETIMEDOUT, "the other side did not join") from None
-        except BadMessage as error:
-            raise OSError(errno.EPROTO, f"the other side's prediction: {error}") from error
-        context.entry.notes = {"ours": describe(ours), "theirs": describe(theirs)}
+        ours, theirs = await exchange_predictions(context, predict(held.observations, held.spare), "")
         if expected_hits(ours, theirs, sessions=held.budget) < WORTHWHILE:
             raise OSError(errno.EHOSTUNREACH, "both NATs choose among too many ports for any to be foreseen")
         spray = plan_spray(ours, theirs, sessions=held.budget)
@@ -93,14 +71,3 @@ def _sessions(held: HeldPorts, ours: Prediction, spray: Spray, host: str) -> lis
     else:
         ports = held.fresh(spray.local_ports)
     return [(port, Endpoint(host, target)) for port in ports for target in spray.targets]
-
-
-def describe(prediction: Prediction) -> str:
-    """A prediction in words, for the report."""
-    if prediction.shape == "exact":
-        return f"port {prediction.low}"
-    if prediction.shape == "single":
-        return f"port {prediction.low}, for one destination"
-    if prediction.shape == "sequential":
-        return f"every {prediction.step:+d} from {prediction.low}"
-    return f"anywhere from {prediction.low} to {prediction.high}"

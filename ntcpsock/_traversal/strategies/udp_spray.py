@@ -13,21 +13,16 @@ from dataclasses import dataclass
 
 import trio
 
-from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.pairs import Way
 from ntcpsock._traversal.observe_udp import HeldDatagramPorts, hold_datagram_ports
 from ntcpsock._traversal.prediction import (
     Prediction,
-    decode_prediction_untrusted,
-    encode_prediction,
     predict,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
-from ntcpsock._traversal.strategies.tcp_predict import HEARING_DEADLINE, describe
+from ntcpsock._traversal.strategies.predictions import exchange_predictions
 from ntcpsock._traversal.strategies.udp_punch import note_checks
-
-_WORD = "prediction"
 
 
 @dataclass(frozen=True)
@@ -52,22 +47,11 @@ class Meeting:
 async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
     """Observe, tell, hear. Raises OSError: ENODATA where nothing was observed, EPROTO where the other side's word
     cannot be used, ETIMEDOUT where it does not come."""
-    assert context.talk is not None, "a joint technique"
     assert context.datagram is not None, "one over UDP"
     async with hold_datagram_ports(context.servers, context.datagram.nursery) as held:
-        ours = predict(held.observations, held.spare)
-        if ours is None:
-            raise OSError(errno.ENODATA, "no STUN server answered over UDP, so no port can be predicted")
-        context.talk.say(_WORD, encode_prediction(ours))
-        try:
-            with trio.fail_after(HEARING_DEADLINE):
-                word = await context.talk.hear(_WORD)
-            theirs = decode_prediction_untrusted(word, context.remote.host)
-        except trio.TooSlowError:
-            raise OSError(errno.ETIMEDOUT, "the other side did not join") from None
-        except BadMessage as error:
-            raise OSError(errno.EPROTO, f"the other side's prediction: {error}") from error
-        context.entry.notes |= {"ours": describe(ours), "theirs": describe(theirs)}
+        ours, theirs = await exchange_predictions(
+            context, predict(held.observations, held.spare), " over UDP"
+        )
         yield Meeting(held, ours, theirs)
 
 
