@@ -79,13 +79,9 @@ def test_patched_sockets_are_measured_beside_plain_ones() -> None:
         assert patched.send_and_receive(kind, 3) > 0
 
 
-def test_a_connection_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_takes_little_memory() -> None:
     """The bar is 40 KiB with a thousand of them; with fewer, what is shared counts for more."""
-    _portal.stop()
-    for variable in ("NTCP_BROKER", "NTCP_STATE"):
-        monkeypatch.setenv(variable, "")
     series = memory.measure(100)
-    _portal.stop()
     assert [entry.name for entry in series] == ["dialling process", "listening process"]
     for entry in series:
         assert 0 < entry.median < 80
