@@ -117,8 +117,8 @@ class WarmPort:
         try:
             with trio.fail_after(STUN_DEADLINE):
                 result = await binding_over_tcp(self.stun_sockets[0])
-        except (OSError, trio.TooSlowError):
-            return False
+        except (OSError, trio.TooSlowError, trio.ClosedResourceError):
+            return False  # closed: nobody wants it any more
         return any(candidate.endpoint == result.mapped for candidate in self.candidates)
 
 
