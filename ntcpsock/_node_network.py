@@ -57,6 +57,8 @@ class NodeNetwork:
         self._public_host = session.welcome.observed.host
         self._announced = session.welcome.stun
         session.on_seen = self._seen_by_broker
+        ports.on_stale = self.look
+        self._watcher: NetworkWatcher | None = None
         #: How many changes there were.
         self.changes = 0
 
@@ -89,12 +91,17 @@ class NodeNetwork:
             self._session.renew(moved=False)
             self._ports.check()
 
+    def look(self) -> None:
+        """Look at once at the addresses and routes: somebody has reason to believe that they have changed."""
+        if self._watcher is not None:
+            self._watcher.look()
+
     async def run(self) -> None:
         """Watch, until cancelled."""
-        watcher = NetworkWatcher(
+        self._watcher = NetworkWatcher(
             self._system_tells, self._watched, open_source=self.open_source, clocks=self.clocks
         )
-        await watcher.run()
+        await self._watcher.run()
 
     def _watched(self) -> Sequence[str]:
         return self._session.broker_host, *(server.host for server in self._node.stun_servers)

@@ -74,6 +74,8 @@ class NodePorts:
             self._stun_patience,
             nursery if self._uses_udp else None,
         )
+        #: Called when a port turns out to belong to another network than the present one.
+        self.on_stale: Callable[[], None] = lambda: None
         self._relearn = trio.Event()
         self._learning = trio.CancelScope()
         self._quic_loaded = trio.Event()
@@ -162,6 +164,13 @@ class NodePorts:
         warm: WarmPort | None = None
         with trio.move_on_after(self._stun_patience):
             warm = await self.for_dials.take()
+            if warm.is_stale:
+                # The system's news are a moment late.
+                warm.close()
+                warm = None
+                self.on_stale()
+                self.for_dials.renew()
+                warm = await self.for_dials.take()
         if warm is None:
             warm = await gather((), udp=self._uses_udp)
         self._hide(warm)
