@@ -23,7 +23,7 @@ from ntcpsock._errors import (
 from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
-from ntcpsock._node_network import NetworkChange, NodeNetwork
+from ntcpsock._node_network import NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._nursery import Background
@@ -101,7 +101,7 @@ class Node(NodeSettings):
             on_change=self.registration.card_changed,
         )
         #: When it changes: `subscribe`, `wait_change`.
-        self.network = NodeNetwork(self._network_changed, self._check_network, self._watched_hosts)
+        self.network = NodeNetwork(self, session, self._ports, self.surroundings)
         self.network.subscribe(self.moving.network_changed)
         self._closing = False
 
@@ -358,15 +358,6 @@ class Node(NodeSettings):
         self._ports.start()
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
-
-    def _watched_hosts(self) -> Sequence[str]:
-        return self._session.broker_host, *(server.host for server in self.stun_servers)
-
-    def _network_changed(self, change: NetworkChange) -> None:
-        """The broker first of all: by it others find us, and what else has to be renewed."""
-
-    def _check_network(self) -> None:
-        pass
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""

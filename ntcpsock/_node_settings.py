@@ -21,6 +21,10 @@ class NodeSettings:
         self._pace = pace
         self._turn_servers = configured_servers(config)
 
+    def set_pace(self, pace: float) -> None:
+        """Keep mappings alive so much less often from now on."""
+        self._pace = pace
+
     @property
     def techniques(self) -> Sequence[str]:
         return self.config.usable_techniques
