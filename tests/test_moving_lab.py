@@ -63,6 +63,7 @@ class Moving:
         assert not listener.error
         assert dialler.sent == listener.received
         assert dialler.received == listener.sent
+        print(dialler, listener, sep="\n")
         return dialler, listener
 
 
