@@ -15,9 +15,9 @@ from nacl import bindings
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._servers.datagrams import pack_address
 from ntcpsock._servers.mmsg import Batch, Outbox
 from ntcpsock._servers.random_pool import RandomPool
-from ntcpsock._servers.sources import pack_address
 from ntcpsock._traversal.broker.boxes import Boxes
 from ntcpsock._traversal.broker.frame import HEADER_LENGTH, directed_nonce
 from ntcpsock._traversal.broker.message import (

@@ -75,7 +75,9 @@ async def main(*, tcp: bool) -> None:
                 udp=not tcp,
                 tcp=tcp,
                 limits=LIMITS,
-                web_limits=WebLimits(connections=30_000, unproven=30_000, unproven_of_a_host=30_000) if tcp else None,
+                web_limits=WebLimits(connections=30_000, unproven=30_000, unproven_of_a_host=30_000)
+                if tcp
+                else None,
             )
             server: BrokerServer = await nursery.start(serve)
             print(server.ready, os.getpid(), flush=True)

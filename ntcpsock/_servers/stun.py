@@ -10,18 +10,27 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
+from ntcpsock._servers import mmsg
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.connect_back import ConnectBacks
-from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.datagrams import (
+    Ancillary,
+    DatagramSocket,
+    endpoint_of,
+    turn_round,
+    unpack_address,
+)
 from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.listener import open_listener
+from ntcpsock._servers.stun_batch import Pattern, StunBatch
 from ntcpsock._servers.tls_stream import TLS_HANDSHAKE, TlsStream
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
@@ -34,6 +43,9 @@ DEFAULT_OTHER_PORT = DEFAULT_STUN_PORT + 1
 _LONGEST_DATAGRAM = 2048
 # Datagrams to answer before the other tasks get their turn.
 _UDP_BATCH = 64
+# The same where many come with one call: so many calls, of so many datagrams each.
+_MMSG_BATCHES = 8
+_MMSG_BATCH = 128
 _TCP_RECEIVE_SIZE = 4096
 _LONGEST_TCP_REQUEST = 2048
 _TCP_BACKLOG = 1024
@@ -177,6 +189,9 @@ class _StunServer:
         self._link_limit = RateLimit(_LINK_RATE, _LINK_BURST)
 
     async def serve_datagrams(self, sock: DatagramSocket) -> NoReturn:
+        pattern = Pattern.of(partial(self._answer_of, sock.local), ipv6=sock.ipv6) if mmsg.AVAILABLE else None
+        if pattern is not None:
+            await self._serve_batches(sock, pattern)
         # One wait, many datagrams: a trip through the scheduler costs more than an answer.
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
@@ -185,23 +200,51 @@ class _StunServer:
                     data, source, asked = sock.receive(_LONGEST_DATAGRAM)
                 except OSError:  # nothing left, or an ICMP error of an earlier answer
                     break
-                if self._link is not None and data[:1] == _ORDER:
-                    self._carry_out(self._link, data)
-                    continue
-                reply = self._core.handle_datagram(data, source, sock.local)
-                if reply is None:
-                    self.counters.udp_dropped += 1
-                    continue
-                self.counters.udp_requests += 1
-                self.counters.udp_errors += reply.error is not None
-                if reply.source not in self._by_endpoint:
-                    self._have_sent(reply, sock)
-                    continue
-                try:
-                    self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
-                except OSError:
-                    # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
-                    self.counters.udp_unsent += 1
+                self._answer_datagram(sock, data, source, asked)
+
+    def _answer_of(self, local: Endpoint, request: bytes, source: Endpoint) -> bytes | None:
+        """What goes from `local` back to `source`."""
+        reply = self._core.handle_datagram(request, source, local)
+        return (
+            reply.data
+            if reply is not None and (reply.source, reply.destination, reply.error) == (local, source, None)
+            else None
+        )
+
+    async def _serve_batches(self, sock: DatagramSocket, pattern: Pattern) -> NoReturn:
+        batch = StunBatch(
+            pattern, count=_MMSG_BATCH, longest=_LONGEST_DATAGRAM, ipv6=sock.ipv6, wildcard=sock.is_wildcard
+        )
+        while True:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            for _ in range(_MMSG_BATCHES):
+                done = batch.exchange(sock.fileno())
+                if done is None:
+                    break
+                self.counters.udp_requests += done.answered
+                self.counters.udp_unsent += done.refused
+                for datagram, source, control in done.rest:
+                    asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
+                    self._answer_datagram(sock, datagram, endpoint_of(unpack_address(source)), asked)
+
+    def _answer_datagram(self, sock: DatagramSocket, data: bytes, source: Endpoint, asked: Ancillary) -> None:
+        if self._link is not None and data[:1] == _ORDER:
+            self._carry_out(self._link, data)
+            return
+        reply = self._core.handle_datagram(data, source, sock.local)
+        if reply is None:
+            self.counters.udp_dropped += 1
+            return
+        self.counters.udp_requests += 1
+        self.counters.udp_errors += reply.error is not None
+        if reply.source not in self._by_endpoint:
+            self._have_sent(reply, sock)
+            return
+        try:
+            self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
+        except OSError:
+            # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
+            self.counters.udp_unsent += 1
 
     def _have_sent(self, reply: Reply, sock: DatagramSocket) -> None:
         """The other server's address is to answer."""
