@@ -46,6 +46,8 @@ _UDP_BATCH = 64
 # The same where many come with one call: so many calls, of so many datagrams each.
 _MMSG_BATCHES = 8
 _MMSG_BATCH = 128
+# What waits while a batch is worked on. The kernel caps it.
+_RECEIVE_BUFFER = 4 * 1024 * 1024
 _TCP_RECEIVE_SIZE = 4096
 _LONGEST_TCP_REQUEST = 2048
 _TCP_BACKLOG = 1024
@@ -112,6 +114,7 @@ async def serve_stun(
     link_key: bytes | None = None,
     certificate: CertificateFiles | None = None,
     tls_port: int | None = None,
+    share: bool = False,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -123,7 +126,7 @@ async def serve_stun(
     connected to (`_traversal/stun/connect_back.py`), a few at a time. `link_key`: `other_address` is another machine,
     where the same runs with the same key, the same two ports, and our address as its other one; the clocks of both are
     right within some seconds. `certificate`: the TCP ports speak TLS, too, to whoever begins with it, and `tls_port`
-    (RFC 8489 section 6.2.3: 5349) is one more of them.
+    (RFC 8489 section 6.2.3: 5349) is one more of them. `share`: other processes of this user may serve the same port.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -134,7 +137,7 @@ async def serve_stun(
     if link_key is not None and (other_address is None or not port or not other_port):
         raise ConfigurationError("a link needs the other server's address, and ports that both know")
     own_other = None if link_key is not None else other_address
-    with _bound(listen, port, own_other, other_port) as (datagram_sockets, listeners):
+    with _bound(listen, port, own_other, other_port, share) as (datagram_sockets, listeners):
         first, last = datagram_sockets[0].local, datagram_sockets[-1].local
         if link_key is not None and other_address is not None:
             last = Endpoint(other_address, last.port)
@@ -158,7 +161,7 @@ async def serve_stun(
             for sock in datagram_sockets:
                 nursery.start_soon(server.serve_datagrams, sock)
             if certificate is not None and tls_port is not None:
-                listeners.append(open_listener(listen, tls_port))
+                listeners.append(open_listener(listen, tls_port, share=share))
             nursery.start_soon(trio.serve_listeners, server.serve_connection, listeners)
             tls = None if tls_port is None else Endpoint(*listeners[-1].socket.getsockname()[:2])
             task_status.started(
@@ -356,7 +359,7 @@ def _check_addresses(listen: str, port: int, other_address: str | None, other_po
 
 @contextmanager
 def _bound(
-    listen: str, port: int, other_address: str | None, other_port: int | None
+    listen: str, port: int, other_address: str | None, other_port: int | None, share: bool
 ) -> Iterator[tuple[list[DatagramSocket], list[trio.SocketListener]]]:
     """The sockets of every endpoint, the primary first, the other one last; closed at the end."""
     for attempt in range(_BIND_ATTEMPTS):
@@ -368,9 +371,13 @@ def _bound(
             try:
                 for host in hosts:
                     for index, number in enumerate(ports):
-                        sock = DatagramSocket(stack.enter_context(_open(host, number, socket.SOCK_DGRAM)))
+                        sock = DatagramSocket(
+                            stack.enter_context(_open(host, number, socket.SOCK_DGRAM, share))
+                        )
                         ports[index] = sock.local.port
-                        listener = stack.enter_context(_open(host, sock.local.port, socket.SOCK_STREAM))
+                        listener = stack.enter_context(
+                            _open(host, sock.local.port, socket.SOCK_STREAM, share)
+                        )
                         listener.listen(_TCP_BACKLOG)
                         datagram_sockets.append(sock)
                         listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(listener)))
@@ -383,12 +390,16 @@ def _bound(
             return
 
 
-def _open(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+def _open(host: str, port: int, kind: socket.SocketKind, share: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
