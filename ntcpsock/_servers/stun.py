@@ -215,8 +215,14 @@ class _StunServer:
         )
 
     async def _serve_batches(self, sock: DatagramSocket, pattern: Pattern) -> NoReturn:
+        kept = _ORDER if self._link is not None else b""
         batch = StunBatch(
-            pattern, count=_MMSG_BATCH, longest=_LONGEST_DATAGRAM, ipv6=sock.ipv6, wildcard=sock.is_wildcard
+            pattern,
+            count=_MMSG_BATCH,
+            longest=_LONGEST_DATAGRAM,
+            ipv6=sock.ipv6,
+            wildcard=sock.is_wildcard,
+            kept=kept,
         )
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
@@ -226,6 +232,7 @@ class _StunServer:
                     break
                 self.counters.udp_requests += done.answered
                 self.counters.udp_unsent += done.refused
+                self.counters.udp_dropped += done.dropped
                 for datagram, source, control in done.rest:
                     asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
                     self._answer_datagram(sock, datagram, endpoint_of(unpack_address(source)), asked)

@@ -45,10 +45,12 @@ class Rest(NamedTuple):
 
 
 class Done(NamedTuple):
-    """answered: how many were plain and have their answer; refused: of these, how many the kernel did not take."""
+    """answered: how many were plain and have their answer; refused: of these, how many the kernel did not take;
+    dropped: how many were no STUN at all."""
 
     answered: int
     refused: int
+    dropped: int
     rest: list[Rest]
 
 
@@ -78,10 +80,14 @@ class Pattern(NamedTuple):
 
 
 class StunBatch:
-    """The memory of one socket's batches. wildcard: the socket tells which address was asked."""
+    """The memory of one socket's batches. wildcard: the socket tells which address was asked; kept: first octets of
+    what is no STUN and not to be dropped."""
 
-    def __init__(self, pattern: Pattern, *, count: int, longest: int, ipv6: bool, wildcard: bool) -> None:
+    def __init__(
+        self, pattern: Pattern, *, count: int, longest: int, ipv6: bool, wildcard: bool, kept: bytes = b""
+    ) -> None:
         self.count = count
+        self._kept = frozenset(kept)
         self._ipv6 = ipv6
         self._stride = stride = _STRIDE_V6 if ipv6 else _STRIDE_V4
         self._longest = longest
@@ -147,6 +153,7 @@ class StunBatch:
             return None
         lengths = self._in.lengths[:count].tolist()
         rest: list[Rest] = []
+        others: list[int] = []
         ends = [count]
         if (
             lengths.count(HEADER_LENGTH) != count
@@ -154,7 +161,9 @@ class StunBatch:
             or self._in.control_lengths[:count].tolist().count(self._control_length) != count
         ):
             others = self._others(lengths)
-            rest = [self._take(index, lengths[index]) for index in others]
+            rest = [
+                self._take(index, lengths[index]) for index in others if self._may_be(index, lengths[index])
+            ]
             ends = [*others, count]
         for to, source in self._copies:
             to[:count] = source[:count]
@@ -172,7 +181,7 @@ class StunBatch:
             if first < end:
                 refused += len(self._out.send(descriptor, first, end))
             first = end + 1
-        return Done(count - len(rest), refused, rest)
+        return Done(count - len(others), refused, len(others) - len(rest), rest)
 
     def _others(self, lengths: list[int]) -> list[int]:
         """Which datagrams are not plain."""
@@ -183,6 +192,18 @@ class StunBatch:
             or self._first[index] != _PLAIN_NUMBER
             or self._in.control_lengths[index] != self._control_length
         ]
+
+    def _may_be(self, index: int, length: int) -> bool:
+        """Whether the first octets are those of a message (RFC 8489 section 5). Garbage in bulk costs little so."""
+        at = index * self._stride
+        answers = self._answers
+        if length and answers[at] in self._kept:
+            return True
+        return (
+            length >= HEADER_LENGTH
+            and answers[at] < 0x40
+            and answers[at + 2] << 8 | answers[at + 3] == length - HEADER_LENGTH
+        )
 
     def _take(self, index: int, length: int) -> Rest:
         at, further, name = index * self._stride, index * self._longest, index * _NAME_STRIDE
