@@ -170,7 +170,8 @@ def test_both_ways_say_the_same(script: list[tuple[int, FromNode, str, float]]) 
 
 
 @pytest.mark.parametrize(
-    "limits", [BrokerLimits(greeting_burst=7, greeting_rate=1), BrokerLimits(strangers_burst=5)]
+    "limits",
+    [BrokerLimits(greeting_burst=7, greeting_rate=1), BrokerLimits(strangers_burst=5, strangers_rate=1)],
 )
 def test_strangers_over_a_limit_are_dropped_alike(limits: BrokerLimits) -> None:
     twins = Twins(limits)
