@@ -132,10 +132,11 @@ class Race:
 
     async def run_joint(
         self, planned: PlannedAttempt, port: int, talk: Talk, datagram: DatagramAccess | None = None
-    ) -> None:
-        """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
+    ) -> OSError | None:
+        """Make a joint attempt, which starts at once, until it has ended: its round is being announced. What it
+        failed with, or None."""
         self._patience.begin(group_of(planned.technique))
-        await self._attempt(replace(planned, delay=0.0), port, talk, None, datagram)
+        return await self._attempt(replace(planned, delay=0.0), port, talk, None, datagram)
 
     def start_relay(
         self, planned: PlannedAttempt, port: int, talk: Talk, access: RelayAccess, use: float
@@ -200,7 +201,7 @@ class Race:
         given: GivenSocket | None,
         datagram: DatagramAccess | None,
         turn: TurnAccess | None = None,
-    ) -> None:
+    ) -> OSError | None:
         group = group_of(planned.technique)
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
@@ -230,9 +231,14 @@ class Race:
             self._propose(connection)
         except trio.TooSlowError:
             self._report.end(entry, trio.current_time(), "no answer")
-            self._fail(planned, entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
+            failure: OSError = TimeoutError(f"{planned.technique} {planned.remote}: no answer")
+            self._fail(planned, entry, failure)
+            return failure
         except OSError as error:
             self._fail(planned, entry, error)
+            return error
+        else:
+            return None
         finally:
             self._report.end(entry, trio.current_time(), "cancelled")
             if given is not None and self._given_ended is not None:
