@@ -25,7 +25,7 @@ from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
-from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
+from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection, MappedPorts
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
@@ -55,9 +55,11 @@ class Race:
         rtt: float,
         servers: Sequence[Endpoint] = (),
         prefer: Prefer = "tcp",
+        taken: MappedPorts | None = None,
     ) -> None:
         self._nursery = nursery
         self._servers = servers
+        self._taken = taken
         self._aim = Aim()
         self._authenticate = authenticate
         self._report = report
@@ -224,6 +226,8 @@ class Race:
             datagram,
             turn,
         )
+        if self._taken is not None:
+            context = replace(context, taken=self._taken)
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)

@@ -45,7 +45,8 @@ async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used, NO_PROSPECT
     where both NATs choose among too many ports."""
     async with hold_ports(context.servers) as held:
-        ours, theirs = await exchange_predictions(context, predict(held.observations, held.spare), "")
+        foreseen = predict(held.observations, held.spare, context.taken("tcp"))
+        ours, theirs = await exchange_predictions(context, foreseen, "")
         if expected_hits(ours, theirs, sessions=held.budget) < WORTHWHILE:
             raise OSError(NO_PROSPECT, "both NATs choose among too many ports for any to be foreseen")
         spray = plan_spray(ours, theirs, sessions=held.budget)
