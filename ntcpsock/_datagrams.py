@@ -136,10 +136,12 @@ class Datagrams:
         way.used = now
         datagram = Queued(sock.port, port, payload)
         if way.roads:
+            road = way.road_to(port)
             try:
+                way.keep_unheard(datagram)
                 return way.transmit(datagram)
             except (OSError, trio.ClosedResourceError):
-                self._lose(way, way.roads[-1])
+                self._lose(way, road)
                 if way.roads:
                     return True
         if not way.is_opening and now < way.retry_at:
@@ -304,8 +306,7 @@ class Datagrams:
                 self._lose(way, opened.road)
 
     def _lose(self, way: Way, road: DatagramRoad) -> None:
-        if road in way.roads:
-            way.roads.remove(road)
+        way.lose(road)
         road.close()
 
     async def _receive(self, way: Way, road: DatagramRoad) -> None:
@@ -320,7 +321,7 @@ class Datagrams:
                     if isinstance(frame, Close):
                         return
                     if isinstance(frame, Refused):
-                        self._heard_refusal(way, frame)
+                        self._heard_refusal(way, road, frame)
                         continue
                     if not isinstance(frame, Datagram):
                         whole = way.reassembly.add_untrusted(frame, trio.current_time())
@@ -333,7 +334,31 @@ class Datagrams:
         finally:
             self._lose(way, road)
 
-    def _heard_refusal(self, way: Way, refused: Refused) -> None:
+    def _heard_refusal(self, way: Way, road: DatagramRoad, refused: Refused) -> None:
+        """A node of several processes may have the port in another one, which the broker knows."""
+        sock = self.sockets.get(refused.source)
+        if sock is None or not sock.knows(way.labels):
+            return
+        if way.may_look_elsewhere(refused.destination, road, trio.current_time()):
+            self._nursery.start_soon(self._look_elsewhere, way, refused)
+        else:
+            self._tell_refusal(way, refused)
+
+    async def _look_elsewhere(self, way: Way, refused: Refused) -> None:
+        assert way.key is not None
+        try:
+            opened = await self._node.dial_road(way.label, way.key, refused.destination, refused.source)
+        except OSError:
+            self._tell_refusal(way, refused)
+            return
+        self._adopt(way, opened)
+        if opened.road in way.roads:
+            waiting = way.take_unheard(refused.destination)
+            way.expect(refused.destination, opened.road)
+            if waiting is not None:
+                self._pass_on(way, waiting)
+
+    def _tell_refusal(self, way: Way, refused: Refused) -> None:
         sock = self.sockets.get(refused.source)
         if sock is not None and sock.knows(way.labels):
             error = PeerRefused(f"nothing is bound to port {refused.destination} of {way.label}.ntcp")
@@ -341,6 +366,7 @@ class Datagrams:
 
     async def _received(self, way: Way, road: DatagramRoad, datagram: Datagram) -> None:
         way.used = trio.current_time()
+        way.heard(datagram.source, road)
         sock = self.sockets.get(datagram.destination)
         taken = False
         if sock is not None and await self._admits(way, sock):
