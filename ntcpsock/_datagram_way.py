@@ -118,14 +118,20 @@ class Way:
         self.queued_bytes -= sum(len(datagram.payload) for datagram in taken)
         return taken
 
-    def transmit(self, datagram: Queued) -> bool:
+    def transmit(self, datagram: Queued, *, more: bool = False) -> bool:
         """Send over the road by which the port was heard, or else the newest; False where it has no room. Raises
-        OSError where it is broken."""
+        OSError where it is broken. more: as `DatagramRoad.try_send_datagram` has it."""
         road = self.road_to(datagram.destination)
         limit = road.max_datagram_payload
         self._number += 1
         frames = encode_datagram(datagram.source, datagram.destination, datagram.payload, limit, self._number)
-        return all(road.try_send_datagram(frame) for frame in frames)
+        if len(frames) == 1:
+            return road.try_send_datagram(frames[0], more=more)
+        if not all(road.try_send_datagram(frame, more=True) for frame in frames):
+            return False
+        if not more:
+            road.flush_datagrams()
+        return True
 
     def road_to(self, port: int) -> DatagramRoad:
         """Over which road a port of the peer is reached. A node may be several processes, each with ports of its

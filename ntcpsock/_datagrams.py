@@ -68,6 +68,7 @@ class Datagrams:
         self.sockets: dict[int, NTCPDatagramSocket] = {}
         self._ways: dict[str, Way] = {}
         self._by_key: dict[bytes, Way] = {}
+        self._corked: dict[int, tuple[Way, DatagramRoad]] = {}
         self._reaping = False
         self._closed = False
         #: How often something was dropped, by reason.
@@ -120,9 +121,11 @@ class Datagrams:
 
     # Out.
 
-    def send(self, sock: NTCPDatagramSocket, label: str, port: int, payload: bytes) -> bool:
+    def send(
+        self, sock: NTCPDatagramSocket, label: str, port: int, payload: bytes, *, more: bool = False
+    ) -> bool:
         """Send, or keep until there is a road; False where a road has no room. Raises NameNotFound where that is known
-        of the name; other failures come to the socket's `refused`."""
+        of the name; other failures come to the socket's `refused`. more: others follow, and then `flush`."""
         sock.remember(label)
         if label in self._node.own_labels:
             self._deliver_to_self(sock, port, payload)
@@ -139,7 +142,9 @@ class Datagrams:
             road = way.road_to(port)
             try:
                 way.keep_unheard(datagram)
-                return way.transmit(datagram)
+                if more:
+                    self._corked[id(road)] = way, road
+                return way.transmit(datagram, more=more)
             except (OSError, trio.ClosedResourceError):
                 self._lose(way, road)
                 if way.roads:
@@ -154,6 +159,15 @@ class Datagrams:
         way.enqueue(datagram)
         self.open(way)
         return True
+
+    def flush(self) -> None:
+        """Send what has waited for more."""
+        corked, self._corked = self._corked, {}
+        for way, road in corked.values():
+            try:
+                road.flush_datagrams()
+            except (OSError, trio.ClosedResourceError):
+                self._lose(way, road)
 
     def has_queued(self, sock: NTCPDatagramSocket) -> bool:
         return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)

@@ -321,6 +321,7 @@ class Node(NodeSettings):
         return listener is not None and listener.offer(stream)
 
     def mapped_ports(self, transport: Transport) -> list[int]:
+        """Ports that the NAT holds for the warm ports."""
         return self._ports.mapped_ports(transport)
 
     async def take_port(self) -> WarmPort:
