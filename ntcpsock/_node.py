@@ -42,7 +42,7 @@ from ntcpsock._traversal.mapping import DialMapping
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import DialKind
+from ntcpsock._traversal.punch.message import DialKind, Transport
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
 
@@ -334,6 +334,10 @@ class Node(NodeSettings):
         """Give an arrived stream to its listener. False when there is none any more, or its backlog is full."""
         listener = self.registration.listeners.get(stream.peer.port)
         return listener is not None and listener.offer(stream)
+
+    def mapped_ports(self, transport: Transport) -> list[int]:
+        """Ports that the NAT holds for the warm ports."""
+        return self._ports.mapped_ports(transport)
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
