@@ -91,6 +91,7 @@ class Bbr:
         self._most_in_flight = math.inf  # what the path carried without too much loss
         self._short_rate = math.inf
         self._short_in_flight = math.inf
+        self._lossy_rounds = 0
         self._judge_probe = False
         self._probe_stops = False
         self._probe_step = math.inf
@@ -150,7 +151,7 @@ class Bbr:
         """The bandwidth-delay product, times `gain`, in bytes."""
         if math.isinf(self.min_round_trip):
             return gain * INITIAL_PACKETS * self.datagram_size
-        return gain * self.rate * self.min_round_trip
+        return float(gain * self.rate * self.min_round_trip)
 
     def _count_round(self, sample: Sample) -> None:
         self._round_acked += sample.acked
@@ -168,6 +169,8 @@ class Bbr:
                     self._rates = [self._rates[1], 0.0]
 
     def _learn_rate(self, sample: Sample) -> None:
+        if sample.interval < min(self.min_round_trip, sample.round_trip or 0.0):
+            return  # section 4.5.1: acknowledgements that came too close together
         if sample.rate and (not sample.application_limited or sample.rate >= max(self._rates)):
             self._rates[1] = max(self._rates[1], sample.rate)
 
@@ -213,15 +216,17 @@ class Bbr:
                 self._most_in_flight = max(sample.burst_in_flight, BETA * target)
             if self.state is State.UP:
                 self._start_down(now)
-        if not self._round_start or not self._is_too_much(
-            self._round_lost, self._round_acked + self._round_lost
-        ):
+        if not self._round_start:
             return
+        if not self._is_too_much(self._round_lost, self._round_acked + self._round_lost):
+            self._lossy_rounds = 0
+            return
+        self._lossy_rounds += 1
         if self.state is State.STARTUP:
             if self._round_lost >= STARTUP_LOSSES * self.datagram_size:
                 self._is_full = self._was_full = True
                 self._most_in_flight = max(self._product(1.0), self._round_acked)
-        elif self.state not in _PROBING:
+        elif self.state not in _PROBING and self._lossy_rounds > 1:  # one may be chance
             if math.isinf(self._short_rate):
                 self._short_rate, self._short_in_flight = max(self._rates), self.window
             self._short_rate = max(self._round_rate, BETA * self._short_rate)
@@ -314,7 +319,6 @@ class Bbr:
         if expired and not self._idle_restart and self.state is not State.PROBE_ROUND_TRIP:
             self._prior_window = self.window
             self._probe_done_at = None
-            self._probe_stops = True
             self.state = State.PROBE_ROUND_TRIP
         if self.state is not State.PROBE_ROUND_TRIP:
             return
@@ -327,6 +331,7 @@ class Bbr:
             self.window = max(self.window, self._prior_window)
             if self._was_full:
                 self._start_down(now)
+                self._probe_stops = False  # the rate was not probed
                 self.state = State.CRUISE
             else:
                 self.state = State.STARTUP

@@ -61,11 +61,15 @@ class CoreWindow:
         if ping == self._ping:
             self._answered = True
 
-    def release(self, core: QuicConnectionCore) -> None:
-        """After the core has received something: if it was the answer, and the other PING is missed just now."""
+    def release(self, core: QuicConnectionCore, may: bool) -> None:
+        """After the core has received something: if it was the answer, and the other PING is missed just now.
+
+        may: False while the core tries a larger datagram, which would count as lost, too."""
         if not self._answered:
             return
         self._answered = False
+        if not may:
+            return
         before = core.congestion_window
         core.handle_timer(FAR)
         self.released = core.congestion_window < before

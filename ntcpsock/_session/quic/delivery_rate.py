@@ -29,7 +29,7 @@ class Sample:
     """What one feedback tells. Bytes, seconds, bytes a second.
 
     acked, lost: since the feedback before. round_trip: of the newest burst that has arrived, None where none has.
-    rate: the delivery rate over the life of that burst, 0.0 where none can be told. burst_in_flight: what was in flight
+    rate: the delivery rate over the life of that burst, 0.0 where none can be told; interval: what it was measured over. burst_in_flight: what was in flight
     when it had been sent; burst_lost: what got lost since. prior_delivered: what had been delivered when it was sent.
     """
 
@@ -37,6 +37,7 @@ class Sample:
     lost: int
     round_trip: float | None = None
     rate: float = 0.0
+    interval: float = 0.0
     burst_in_flight: int = 0
     burst_lost: int = 0
     prior_delivered: int = -1
@@ -44,12 +45,12 @@ class Sample:
 
 
 class DeliveryRate:
-    """delivered, lost: bytes so far."""
+    """delivered, lost: bytes so far. in_flight: bytes on their way at the start."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, in_flight: int = 0) -> None:
         self.delivered = 0
         self.lost = 0
-        self._sent = 0
+        self._sent = in_flight
         self._delivered_at = now
         self._first_sent_at = now
         self._limited_until = 0  # rates are the application's until so much is delivered
@@ -68,7 +69,6 @@ class DeliveryRate:
         """`size` bytes have gone; in_flight: with them."""
         if in_flight <= size:
             self._first_sent_at = self._delivered_at = now
-            # What was in flight before and is not any more, if anything, nobody told of.
         self._sent += size
         self._bursts.append(
             _Burst(
@@ -108,6 +108,7 @@ class DeliveryRate:
             lost,
             now - newest.sent_at,
             delivered / interval if interval > 0 else 0.0,
+            interval,
             newest.in_flight,
             self.lost - newest.lost,
             newest.delivered,

@@ -85,7 +85,6 @@ class QuicMachine:
         self._idle_timeout = idle_timeout
         self._has_timed_out = False
         self._initial_rtt = initial_rtt
-        self._is_probing = False
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
@@ -151,14 +150,14 @@ class QuicMachine:
         if accepted and core is not None:
             self._heard_at = now
             self._guard(self._sending.received, core, now, in_flight)
-            if self._is_probing:
+            if self._sending.is_probing:
                 self._learn_datagram_size(core)
         return accepted
 
     def _learn_datagram_size(self, core: QuicConnectionCore) -> None:
         size = core.active_path[5]
         if size > self.datagram_size:
-            self._is_probing = False
+            self._sending.is_probing = False
             self.datagram_size = size
             self._sending.set_datagram_size(size)
 
@@ -172,8 +171,6 @@ class QuicMachine:
         except (RuntimeError, ValueError) as error:
             self.fail(broken(f"QUIC failed: {error}", error))
             return []
-        if datagrams and len(datagrams[-1]) > self.datagram_size:
-            self._is_probing = True
         return datagrams
 
     def next_timer(self) -> float | None:
@@ -377,7 +374,7 @@ class QuicMachine:
     def close(self, code: int, reason: str = "") -> None:
         """CONNECTION_CLOSE, at once; what was not sent or not acknowledged is lost."""
         if not self.closed:
-            self.closed = True
+            self.closed = self._sending.closing = True
             self._guard(self._connection.close, code, None, reason)
 
     def fail(self, error: OSError) -> None:

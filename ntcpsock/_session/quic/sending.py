@@ -6,7 +6,9 @@ anything new, and in the same budget. Acknowledgements and probes need no budget
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ntcpsock._session.quic.bbr import Bbr
@@ -24,6 +26,8 @@ STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
 STREAM_OVERHEAD: Final = 64
 # Packets that leave without a budget after something was received or fell due: an acknowledgement, two probes.
 FREE: Final = 2
+# Seconds, besides some round trips, after which a larger datagram has arrived or got lost.
+PROBE_TIME: Final = 0.5
 
 
 class Sending:
@@ -33,6 +37,8 @@ class Sending:
         self.clock = CoreClock()
         self.window = CoreWindow()
         self.control: Bbr | None = None
+        self.closing = False  # whether only the last word is to be said
+        self.is_probing = False  # whether a datagram larger than all before has been sent
         self.backlog = 0  # bytes of the stream that the core has not got yet
         self._datagrams = datagrams
         self._chunks: deque[memoryview] = deque()
@@ -40,6 +46,7 @@ class Sending:
         self._pacer: Pacer
         self._free = 0
         self._losses = 0
+        self._probed_at = -math.inf
         self._round_trip = 0.0
         self._more = False  # whether the core may have something that waits for a budget
         self._paced = False  # whether something waits for the pacer, and for nothing else
@@ -47,9 +54,7 @@ class Sending:
     def start(self, core: QuicConnectionCore, now: float, datagram_size: int, round_trip: float) -> None:
         """The handshake is done; round_trip: seconds, as it has told."""
         self._losses = core.loss_total
-        self._measure = DeliveryRate(now)
-        if core.bytes_in_flight:
-            self._measure.sent(now, core.bytes_in_flight, core.bytes_in_flight)
+        self._measure = DeliveryRate(now, core.bytes_in_flight)
         self.control = Bbr(now, datagram_size, round_trip, id(self))
         self._pacer = Pacer(now, self.control.pacing_rate, datagram_size)
         self._round_trip = round_trip
@@ -68,13 +73,17 @@ class Sending:
 
     def received(self, core: QuicConnectionCore, now: float, in_flight_before: int) -> None:
         """After the core has got datagrams."""
+        if self.closing:
+            return
         self._free = FREE
-        self.window.release(core)
+        self.window.release(core, may=now > self._probed_at + PROBE_TIME + 4 * self._round_trip)
         if core.bytes_in_flight < in_flight_before:
             self.clock.acknowledged(now)
             self._feed_back(core, now)
 
     def timer_fired(self, core: QuicConnectionCore, now: float) -> None:
+        if self.closing:
+            return
         self._free = FREE
         self._feed_back(core, now)
 
@@ -89,7 +98,10 @@ class Sending:
             return
         self._more = self._more or sample.lost > 0
         if sample.round_trip is not None:
-            self._round_trip += (sample.round_trip - self._round_trip) / 8
+            # The core knows the packet that was acknowledged, but its clock may have stood still.
+            round_trip = max(sample.round_trip, core.latest_rtt or 0.0)
+            sample = replace(sample, round_trip=round_trip)
+            self._round_trip += (round_trip - self._round_trip) / 8
         control.feedback(now, sample, in_flight, self._measure.delivered)
         self._pacer.set_rate(now, control.pacing_rate)
         control.quantum = self._pacer.quantum
@@ -98,11 +110,15 @@ class Sending:
 
     def poll(self, core: QuicConnectionCore, now: float, most: int, datagram_size: int) -> list[bytes]:
         """What leaves now, at most so many datagrams. There may be more. Raises what the core raises."""
+        if self.closing:
+            datagrams: list[bytes] = []
+            self._take(core, self.clock.time(now), most, datagrams)
+            return datagrams
         in_flight = core.bytes_in_flight
         time = self.clock.time_of_sending(now, in_flight, self._round_trip)
         self._hasten_acknowledgement(core, now, time)
         control = self.control
-        datagrams: list[bytes] = []
+        datagrams = []
         if control is None:
             self._take(core, time, most, datagrams)
         else:
@@ -115,6 +131,9 @@ class Sending:
                 free, self._free = self._free, 0
                 if packets <= 0:
                     self._more = self._take(core, time, free, datagrams) or self._more
+            if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
+                # Behind all that is to be sent, the core tries whether a larger one goes through.
+                self.is_probing, self._probed_at = True, now
             if self.window.wants_pings(now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time)
                 datagrams += () if ping is None else (ping,)
