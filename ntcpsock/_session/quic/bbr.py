@@ -151,7 +151,7 @@ class Bbr:
         """The bandwidth-delay product, times `gain`, in bytes."""
         if math.isinf(self.min_round_trip):
             return gain * INITIAL_PACKETS * self.datagram_size
-        return float(gain * self.rate * self.min_round_trip)
+        return gain * self.rate * self.min_round_trip
 
     def _count_round(self, sample: Sample) -> None:
         self._round_acked += sample.acked
@@ -165,7 +165,7 @@ class Bbr:
             if self._probe_stops:
                 # What was sent while probing is all acknowledged: section 5.3.3.6.
                 self._probe_stops = self._judge_probe = False
-                if not sample.application_limited:
+                if not sample.application_limited and self._rates[1]:
                     self._rates = [self._rates[1], 0.0]
 
     def _learn_rate(self, sample: Sample) -> None:
@@ -290,7 +290,7 @@ class Bbr:
 
     def _next_step(self) -> float:
         """Bytes to be acknowledged for one datagram more, growing faster from round to round."""
-        return max(self.window / 2 ** min(self._probe_rounds, 30), float(self.datagram_size))
+        return max(math.ldexp(self.window, -min(self._probe_rounds, 30)), float(self.datagram_size))
 
     def _raise_bound(self, sample: Sample, in_flight: int) -> None:
         if self.window < self._most_in_flight or in_flight + 2 * self.quantum < self.window:

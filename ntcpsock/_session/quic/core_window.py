@@ -24,8 +24,6 @@ VAST: Final = sys.maxsize >> 3
 LARGEST: Final = 65535  # of UDP's
 # Seconds on the core's clock that never come.
 FAR: Final = 1e9
-# What the core's own control may not go below, in bytes.
-ENOUGH: Final = 1 << 30
 _FIRST_PING: Final = 1 << 32
 _RETRY: Final = 0.2  # seconds
 
@@ -42,14 +40,17 @@ class CoreWindow:
         self.released = False
         self._ping = _FIRST_PING
         self._retry_at = 0.0
+        self._window = sys.maxsize
         self._answered = False
 
-    def wants_pings(self, now: float) -> bool:
-        return not self.released and now >= self._retry_at
+    def wants_pings(self, core: QuicConnectionCore, now: float) -> bool:
+        """Whether it is time to try; again where the window has shrunk since."""
+        return not self.released and now >= self._retry_at and core.congestion_window < self._window
 
-    def pings(self, core: QuicConnectionCore, now: float, core_time: float) -> bytes | None:
-        """Lose one PING and return another, to be sent behind everything else."""
-        self._retry_at = now + _RETRY
+    def pings(self, core: QuicConnectionCore, now: float, core_time: float, round_trip: float) -> bytes | None:
+        """Lose one PING and return another, to be sent behind everything else. round_trip: seconds."""
+        self._retry_at = now + max(_RETRY, 3 * round_trip)
+        self._window = core.congestion_window
         self._ping += 2
         core.send_ping(self._ping - 1)
         core.poll_transmit(core_time)

@@ -28,6 +28,8 @@ STREAM_OVERHEAD: Final = 64
 FREE: Final = 2
 # Seconds, besides some round trips, after which a larger datagram has arrived or got lost.
 PROBE_TIME: Final = 0.5
+# Seconds; no round trip is shorter for the core.
+GRANULARITY: Final = 0.001
 
 
 class Sending:
@@ -99,8 +101,10 @@ class Sending:
         self._more = self._more or sample.lost > 0
         if sample.round_trip is not None:
             # The core knows the packet that was acknowledged, but its clock may have stood still.
-            round_trip = max(sample.round_trip, core.latest_rtt or 0.0)
-            sample = replace(sample, round_trip=round_trip)
+            round_trip, known = sample.round_trip, core.latest_rtt or 0.0
+            if known > GRANULARITY:
+                round_trip = max(round_trip, known)
+                sample = replace(sample, round_trip=round_trip)
             self._round_trip += (round_trip - self._round_trip) / 8
         control.feedback(now, sample, in_flight, self._measure.delivered)
         self._pacer.set_rate(now, control.pacing_rate)
@@ -134,8 +138,8 @@ class Sending:
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
-            if self.window.wants_pings(now) and len(datagrams) < most:
-                ping = self.window.pings(core, now, time)
+            if self.window.wants_pings(core, now) and len(datagrams) < most:
+                ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
         return datagrams
