@@ -41,6 +41,7 @@ class Moving:
 
     def __init__(self, lab: Lab, stage: Stage, tmp_path: Path, size: int = SIZE, **settings: Any) -> None:
         self.lab = lab
+        self.stage = stage
         self._signals = tmp_path / "signals"
         self._signals.mkdir()
         self._outcome = tmp_path / "outcome"
@@ -52,6 +53,12 @@ class Moving:
             programs.transfer, stage.config(**settings), "bob", self._signals, size
         )
         programs.wait_for(self._signals / "under-way")
+
+    def restart_servers(self) -> None:
+        """With the same key, and with no memory of anybody."""
+        self.lab.server.terminate()
+        self.lab.server.reap()
+        start_servers(self.lab, self.stage.directory, tcp=True)
 
     def end(self) -> tuple[Transfer, Transfer]:
         """Both ends' outcome, which must be whole."""
@@ -96,3 +103,19 @@ def test_an_address_changes(moving: Open, who: str) -> None:
     dialler, listener = made.end()
     assert dialler.moves
     assert listener.moves
+
+
+@pytest.mark.parametrize("router", ["dialler's", "listener's"])
+def test_a_router_forgets_its_mappings(moving: Open, router: str) -> None:
+    made = moving()
+    (made.lab.nat_a if router == "dialler's" else made.lab.nat_b).flush_mappings()
+    made.end()
+
+
+def test_the_relay_is_restarted(moving: Open) -> None:
+    """Random ports at both sides: there is no other way than the relay, which comes back with the broker."""
+    made = moving("random", "random")
+    made.restart_servers()
+    dialler, listener = made.end()
+    assert dialler.first == "relay"
+    assert "relay" in dialler.moves
