@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ntcpsock._session import send_buffer
+
 if TYPE_CHECKING:
     from session_simulation.ends import End
 
@@ -40,11 +42,13 @@ def check_now(end: End) -> None:
     require(session.sent - session.acknowledged <= session.window, f"{end.name} sent more than a window")
     require(0 <= session.held <= session.window, f"{end.name} holds {session.held} bytes")
     require(session.acknowledged <= other.got, f"{end.name} believes in bytes that no reader took")
-    require(not session.eof_acknowledged or other.got_end, f"{end.name} believes in an end that no reader saw")
+    require(
+        not session.eof_acknowledged or other.got_end, f"{end.name} believes in an end that no reader saw"
+    )
     assert kept is not None
     require(kept.end == session.sent == end.written, f"{end.name} kept {kept.end} of {session.sent}")
-    # Whole pieces are forgotten: a small one has up to 32 KiB, and shares nothing with a larger one.
-    slack = max(end.largest_frame, 32 * 1024)
+    # Whole pieces are forgotten, and a small one grows until it is none.
+    slack = max(end.largest_frame, 2 * send_buffer.SMALL)
     require(kept.start <= session.acknowledged, f"{end.name} forgot what nobody confirmed")
     require(session.acknowledged - kept.start <= slack, f"{end.name} keeps what was confirmed")
 
@@ -54,7 +58,9 @@ def check_whole(end: End) -> None:
     session, other = end.session, end.other
     kept = session._kept
     require(end.wrote_end, f"{end.name} could not write all")
-    require(other.got == end.written and other.got_end, f"{other.name} has {other.got} of {end.written} bytes")
+    require(
+        other.got == end.written and other.got_end, f"{other.name} has {other.got} of {end.written} bytes"
+    )
     if other.error is None and end.error is None:
         require(session.eof_acknowledged, f"{end.name} never learnt that its end arrived")
         assert kept is not None

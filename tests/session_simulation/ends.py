@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import deque
 
@@ -117,10 +118,8 @@ class End:
             return  # the next carrier gets it, if there is one
         if self.side is not None:
             if not self._tail:
-                try:
+                with contextlib.suppress(OSError):
                     self.side.send(frame)
-                except OSError:
-                    pass
             self.side.close(abort=self.world.chance.random() < 0.5)
         self.end(ConnectionAbortedError(errno.ECONNABORTED, "reset here"))
 
@@ -143,14 +142,13 @@ class End:
         if self._runs:
             self._again = True
             return
-        self._runs = True
+        self._runs = self._again = True
         try:
-            self._again = True
-            while self._again and not self.suspended and self.error is None:
+            while self._goes_on and self._again:
                 self._again = False
                 if not self.session.is_reset:
                     self._receive()
-                if not self.suspended and self.error is None:
+                if self._goes_on:
                     self._send()
         except OSError as error:
             self.fail(error)
@@ -159,6 +157,10 @@ class End:
         finally:
             self._runs = False
         check_now(self)
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self.suspended and self.error is None
 
     def _receive(self) -> None:
         """As `SessionDriver.receive_into` where the reader reads, else `read_ahead`; sometimes by `receive_data`."""

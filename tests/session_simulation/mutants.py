@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._session.frames import Fin, Resume, encode_frame
 from ntcpsock._session.machine import Session
 from ntcpsock._session.resumption import Resumable, _proof
+from ntcpsock._session.send_buffer import SendBuffer
 
 
 class LostAck(Session):
@@ -36,14 +36,6 @@ class ForgottenEnd(Session):
         self._end_again = False
         if self._again_at == self.sent and not self.reset_sent:
             self._again_at = None
-
-
-class ForgottenReset(Session):
-    """RESET is not sent again. The peer learns of the end all the same, or waits in vain: both are clean."""
-
-    def reset(self, code: int = 0) -> bytes:
-        super().reset(code)
-        return b""
 
 
 class AcknowledgesHeld(Session):
@@ -108,13 +100,17 @@ class NoWindow(Session):
         return super().room + 10
 
 
+class _Hoard(SendBuffer):
+    def release(self, offset: int) -> None:
+        pass
+
+
 class NeverForgets(Session):
     """What was confirmed is kept."""
 
     def __init__(self, window: int = 0) -> None:
         super().__init__(window)
-        assert self._kept is not None
-        self._kept.release = lambda offset: None  # type: ignore[method-assign]
+        self._kept = _Hoard()
 
 
 class AcceptsReplay(Resumable):
@@ -153,7 +149,7 @@ class NoProof(Resumable):
         super().take(Resume(resume.received, resume.session_id, resume.epoch, proof), dial_id, peer)
 
 
-SESSIONS: tuple[Callable[[int], Session], ...] = (
+SESSIONS: tuple[type[Session], ...] = (
     LostAck,
     OffByOne,
     ForgottenEnd,
@@ -165,7 +161,7 @@ SESSIONS: tuple[Callable[[int], Session], ...] = (
     NoWindow,
     NeverForgets,
 )
-RESUMABLES: tuple[Callable[[bytes, bytes, bytes], Resumable], ...] = (
+RESUMABLES: tuple[type[Resumable], ...] = (
     AcceptsReplay,
     AnyCarrier,
     AnyPeer,

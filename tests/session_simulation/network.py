@@ -44,7 +44,19 @@ class Pipe:
     """One direction. sent: bytes taken from the sender; arrived: at the receiver's kernel; lasting: how many get
     through at all; capacity: bytes under way or unread."""
 
-    __slots__ = ("arrived", "buffer", "capacity", "delay", "lasting", "last", "read", "sent", "to", "was_full", "world")
+    __slots__ = (
+        "arrived",
+        "buffer",
+        "capacity",
+        "delay",
+        "last",
+        "lasting",
+        "read",
+        "sent",
+        "to",
+        "was_full",
+        "world",
+    )
 
     def __init__(self, world: World, delay: float, capacity: int) -> None:
         self.world = world

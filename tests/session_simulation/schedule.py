@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest import mock
 
+from ntcpsock._session import send_buffer
 from ntcpsock._session.frames import SESSION_ID_LENGTH, Resume, encode_frame
 from ntcpsock._session.machine import Session
 from ntcpsock._session.resumption import Resumable, Resuming
@@ -43,9 +45,9 @@ class Schedule:
         chance = world.chance
         self.period = chance.choice((0.5, 3.0, 8.0))
         self.trouble_until = self.period + 4.0 * chance.random()
+        self.piece = chance.choice((16, 150, send_buffer.SMALL))
         self.window = chance.choice((64, 200, 1000, 4000))
         self.delay = chance.choice((0.001, 0.03, 0.3))
-        self.capacity = chance.choice((120, 400, 3000, 100_000))
         self._dial_ids = 0
         self.current: Carrier | None = None
         session_id = self._dial_id()
@@ -69,7 +71,7 @@ class Schedule:
         self.ends: tuple[End, End] = self.dialer, self.listener
         self.dialer.other, self.listener.other = self.listener, self.dialer
         self.listener.tell_dialer = self._tell_dialer
-        self.current = first = Carrier(world, session_id, self.delay, self.capacity)
+        self.current = first = Carrier(world, session_id, self.delay, self._capacity())
         self.dialer.use(first.sides[0])
         self.listener.use(first.sides[1])
         self._crash_at = 0
@@ -81,6 +83,9 @@ class Schedule:
     def _bytes(self) -> bytes:
         chance = self.world.chance
         return chance.randbytes(chance.choice((0, 1, 100, 1000, 1000, 4000)))
+
+    def _capacity(self) -> int:
+        return self.world.chance.choice((120, 400, 3000, 100_000))
 
     def _dial_id(self) -> bytes:
         self._dial_ids += 1
@@ -95,16 +100,25 @@ class Schedule:
             world.after(takes, tell, None)
             return
         late = trouble and chance.random() < 0.15
-        carrier = Carrier(world, self._dial_id(), 8 * chance.random() if late else self.delay, self.capacity)
+        carrier = Carrier(
+            world, self._dial_id(), 8 * chance.random() if late else self.delay, self._capacity()
+        )
         if trouble and chance.random() < 0.5:
             one_way = chance.random() < 0.3
-            carrier.doom(chance.randrange(2), chance.choice((0, 5, 13, 68, 69, 82, 100, 300)), self._told(), one_way)
+            carrier.doom(
+                chance.randrange(2), chance.choice((0, 5, 13, 68, 69, 82, 100, 300)), self._told(), one_way
+            )
         world.after(takes, self._connected, carrier, tell)
 
     def _connected(self, carrier: Carrier, tell: Callable[[Carrier | None], None]) -> None:
         self.current = carrier
         self.listener.arrived(carrier, DIALER_KEY)
         tell(carrier)
+        chance = self.world.chance
+        if chance.random() < 0.2:  # while the missing bytes are under way
+            self.world.after(
+                self.delay * (1 + 5 * chance.random()), self._finish_at_once, chance.choice(self.ends)
+            )
 
     def _told(self) -> tuple[int, ...]:
         return self.world.chance.choice(((), (), (0,), (1,), (0, 1)))
@@ -178,7 +192,7 @@ class Schedule:
                 dial_id = said_for
                 if epoch > listener.resumable.epoch:
                     key = STRANGER_KEY
-        carrier = Carrier(self.world, dial_id, 0.0, self.capacity)
+        carrier = Carrier(self.world, dial_id, 0.0, self._capacity())
         carrier.is_strange = True
         carrier.sides[0].send(word)
         listener.arrived(carrier, key)
@@ -189,6 +203,11 @@ class Schedule:
 
     def run(self) -> Outcome:
         """Raises Violation."""
+        # In small pieces, so that what is sent again is many frames.
+        with mock.patch.object(send_buffer, "SMALL", self.piece):
+            return self._run()
+
+    def _run(self) -> Outcome:
         world = self.world
         longest = self.trouble_until + KERNEL_KEEP_ALIVE + 2 * (LINGER + DEADLINE)
         got, since = 0, 0.0
@@ -211,11 +230,15 @@ class Schedule:
         )
 
 
-def run(seed: int, **machines: Callable[..., object]) -> Outcome:
+def run(
+    seed: int,
+    *,
+    session: Callable[[int], Session] = Session,
+    resumable: Callable[[bytes, bytes, bytes], Resumable] = Resumable,
+) -> Outcome:
     """Run the schedule of `seed`. A Violation says how to see it again."""
-    schedule = Schedule(seed, **machines)  # type: ignore[arg-type]
     try:
-        return schedule.run()
+        return Schedule(seed, session=session, resumable=resumable).run()
     except Exception as error:
-        again = f"cd tests && python -m session_simulation {seed}"
+        again = f"cd tests && ../.venv/bin/python -m session_simulation {seed}"
         raise Violation(f"seed {seed}: {error!r}; to see it again: {again}") from error
