@@ -3,8 +3,8 @@
 A stream at work is watched: what comes from the peer is a sign of life, and so is that its kernel takes more of what
 was sent. After a moment without one the peer is asked once (PING); who answers neither that nor anything else is gone.
 Once it has answered, and nothing of the stream has moved since it was asked, the stream is idle and is left alone: an
-idle one learns of a dead path with its next byte, or by its kernel's keep-alive, and wakes no radio for that. Frames
-beside the stream (ACK, PING, PONG, SIGNAL) are signs of life and no work: two idle ends would ask each other forever.
+idle one learns of a dead path with its next byte, or by its kernel's keep-alive, and wakes no radio for that. Pings and
+their answers are signs of life and no work: two idle ends would ask each other forever.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ class Session:
     peer's RESET, or None.
 
     window: bytes that may be unconfirmed, and are kept; 0: nothing is kept, and the stream cannot move.
-    aside_heard, aside_said: bytes of this carrier's frames that have no part in the stream: ACK, PING, PONG, SIGNAL.
+    aside_heard, aside_said: bytes of this carrier's frames that say nothing new of the stream: PING, PONG, SIGNAL, and
+    ACK where it is heard. One that is said must not be lost unnoticed: the peer may wait for it.
     """
 
     def __init__(self, window: int = 0) -> None:
@@ -227,6 +228,7 @@ class Session:
             self._ack_due = False
             self._last_ack = self.received - self.held
             frames.append(encode_frame(Ack(self._last_ack + (self.eof_received and not self.held))))
+            self.aside_said -= HEADER_LENGTH
         frames.extend(encode_frame(Pong(nonce)) for nonce in self._pongs)
         frames.extend(self._signals)
         self._pongs.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 
 from ntcpsock._errors import BadMessage
-from ntcpsock._session.frames import Fin, Resume, encode_frame
+from ntcpsock._session.frames import HEADER_LENGTH, Fin, Resume, encode_frame
 from ntcpsock._session.machine import Session
 from ntcpsock._session.resumption import Resumable, _proof
 from ntcpsock._session.send_buffer import SendBuffer
@@ -47,6 +47,15 @@ class AcknowledgesHeld(Session):
             return super().control_to_send()
         finally:
             self.held = held
+
+
+class UnwatchedAck(Session):
+    """An acknowledgement may be lost unnoticed with a silent carrier, and the peer waits for it."""
+
+    def control_to_send(self) -> bytes:
+        if self._ack_due and self.has_control:
+            self.aside_said += HEADER_LENGTH
+        return super().control_to_send()
 
 
 class SendsTwice(Session):
@@ -154,6 +163,7 @@ SESSIONS: tuple[type[Session], ...] = (
     OffByOne,
     ForgottenEnd,
     AcknowledgesHeld,
+    UnwatchedAck,
     SendsTwice,
     EarlyEnd,
     HalfFrame,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 
 #: Seconds after which a kernel gives a connection up that went silent.
-KERNEL_KEEP_ALIVE = 40.0
+KERNEL_KEEP_ALIVE = 400.0
 
 
 class World:
@@ -190,7 +190,7 @@ class Carrier:
         pipes = Pipe(world, delay, capacity), Pipe(world, delay, capacity)
         self.sides = Side(self, pipes[0], pipes[1]), Side(self, pipes[1], pipes[0])
         pipes[0].to, pipes[1].to = self.sides[1], self.sides[0]
-        self._is_broken = False
+        self.is_broken = False
 
     def other(self, side: Side) -> Side:
         return self.sides[1] if side is self.sides[0] else self.sides[0]
@@ -209,9 +209,9 @@ class Carrier:
         self.break_now()
 
     def break_now(self) -> None:
-        if self._is_broken:
+        if self.is_broken:
             return
-        self._is_broken = True
+        self.is_broken = True
         if not self.one_way:
             for side in self.sides:
                 side.out.lasting = min(side.out.lasting, side.out.arrived)
