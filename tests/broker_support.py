@@ -15,6 +15,7 @@ from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.sources import endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._traversal.broker.allow_list import encode_allow
 from ntcpsock._traversal.broker.events import Answered, Connected, Delivered, Event, KeyShown
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
@@ -26,7 +27,6 @@ from ntcpsock._traversal.broker.message import (
     Register,
     Spoof,
     Welcome,
-    encode_allow,
 )
 
 BROKER = Endpoint("198.51.100.1", 6060)

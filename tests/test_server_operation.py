@@ -28,7 +28,7 @@ from ntcpsock._servers.logs import JsonLines
 from ntcpsock._servers.options import OPTIONS, parse_arguments, read_settings, relay_places
 from ntcpsock._servers.round_trips import BOUNDS, RoundTrips
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import RelayPlace
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.http.message import encode_request, upgrade_request
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header
 

@@ -37,7 +37,7 @@ from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import (
+from ntcpsock._traversal.broker.fields import (
     MAX_DATAGRAM,
     MAX_RELAYS,
     MAX_STUN_SERVERS,

@@ -26,6 +26,14 @@ from ntcpsock._servers.registry import Asker, NodeRecord, Registry
 from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._traversal.broker.fields import (
+    COOKIE_LENGTH,
+    MAX_DATAGRAM,
+    MIN_TTL,
+    NO_SESSION,
+    SESSION_LENGTH,
+    RelayPlace,
+)
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
@@ -34,11 +42,6 @@ from ntcpsock._traversal.broker.frame import (
     encode_key_reply,
 )
 from ntcpsock._traversal.broker.message import (
-    COOKIE_LENGTH,
-    MAX_DATAGRAM,
-    MIN_TTL,
-    NO_SESSION,
-    SESSION_LENGTH,
     Bye,
     Challenge,
     ClientEnvelope,
@@ -57,7 +60,6 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
-    RelayPlace,
     Reply,
     Spoof,
     Spoofed,

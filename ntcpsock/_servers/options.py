@@ -25,7 +25,7 @@ from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ntcpsock._traversal.broker.message import RelayPlace
+    from ntcpsock._traversal.broker.fields import RelayPlace
 
 Kind = Literal["text", "list", "number", "integer", "switch", "path"]
 
@@ -264,7 +264,7 @@ def stun_endpoints(texts: Sequence[str] | None) -> list[Endpoint]:
 
 def relay_places(texts: Sequence[str] | None) -> list[RelayPlace] | None:
     """`--relay`; None where none is given. Raises ConfigurationError."""
-    from ntcpsock._traversal.broker.message import RelayPlace
+    from ntcpsock._traversal.broker.fields import RelayPlace
 
     if not texts:
         return None

@@ -15,7 +15,7 @@ from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._servers.metrics import Sources, render
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.visitor import Handler, Visitor
-from ntcpsock._traversal.broker.message import RelayPlace
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._version import __version__
 
 WELL_KNOWN: Final = "/.well-known/ntcp"

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 from ntcpsock._servers.names import NameRecord, NameStore
 from ntcpsock._servers.sources import Source
-from ntcpsock._traversal.broker.message import (
-    MAX_PROVED,
-    MIN_TTL,
-    Register,
-    allowed_digest,
-    allows,
-    key_digest,
-)
+from ntcpsock._traversal.broker.allow_list import allowed_digest, allows, key_digest
+from ntcpsock._traversal.broker.fields import MAX_PROVED, MIN_TTL
+from ntcpsock._traversal.broker.message import Register
 from ntcpsock._traversal.broker.replay import ReplayWindow
 
 #: Instances of one key: processes that share a state directory.

@@ -22,6 +22,7 @@ from ntcpsock._errors import (
 )
 from ntcpsock._identity import Identity
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.allow_list import encode_allow
 from ntcpsock._traversal.broker.events import (
     Answered,
     Connected,
@@ -36,9 +37,9 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
+from ntcpsock._traversal.broker.fields import MAX_PORTS
 from ntcpsock._traversal.broker.link import Link
 from ntcpsock._traversal.broker.message import (
-    MAX_PORTS,
     Found,
     FromBroker,
     Introduce,
@@ -53,7 +54,6 @@ from ntcpsock._traversal.broker.message import (
     SpoofOutcome,
     Unreachable,
     Welcome,
-    encode_allow,
 )
 from ntcpsock._traversal.broker.reach import reach, ttl_for
 

@@ -17,8 +17,9 @@ from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.climb import Climb
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, WrongKeyShown
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import RelayPlace, Welcome
+from ntcpsock._traversal.broker.message import Welcome
 from ntcpsock._traversal.broker.side import SidePath
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
 from ntcpsock._traversal.candidate import is_loopback

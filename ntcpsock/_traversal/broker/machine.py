@@ -18,12 +18,11 @@ from enum import Enum, auto
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker import events
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MIN_TTL
 from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, decode_key_reply_untrusted
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.inbox import Inbox
 from ntcpsock._traversal.broker.message import (
-    INSTANCE_LENGTH,
-    MIN_TTL,
     BrokerEnvelope,
     Bye,
     Challenge,

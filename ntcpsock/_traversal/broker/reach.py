@@ -12,10 +12,10 @@ from ntcpsock._address import BrokerAddress
 from ntcpsock._errors import BrokerUnreachable, NTCPError
 from ntcpsock._identity import Identity
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.fields import MAX_TTL, MIN_TTL
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.link import FALLBACK_DELAY, Link
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import MAX_TTL, MIN_TTL
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport, WebSocketTransport
 from ntcpsock._traversal.http.proxy import find_proxy
 from ntcpsock._traversal.http.tls import client_context

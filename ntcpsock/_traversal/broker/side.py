@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.interfaces import prefer_lasting_source
 
 # After this many seconds of silence the own address may be another one: a new socket asks the routes anew.
