@@ -174,8 +174,8 @@ async def test_a_relay_that_is_away_is_followed_by_the_next(tmp_path: Path) -> N
         with trio.socket.socket() as dead:
             await dead.bind(("127.0.0.1", 0))
             core = world.server.core
-            here = core._relays[0]
-            core._relays = (here._replace(port=dead.getsockname()[1]), here)
+            here = core.relays.static[0]
+            core.relays.static = (here._replace(port=dead.getsockname()[1]), here)
             async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
                 async with await alice.open_listener(8000) as listening:
                     mine, theirs = await connect(bob, listening)

@@ -13,11 +13,11 @@ import trio
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import (
     BadMessage,
+    BrokerRefused,
     BrokerUnreachable,
     ConfigurationError,
     IdentityMismatch,
     NameNotFound,
-    NameTaken,
     PeerOffline,
 )
 from ntcpsock._identity import Identity
@@ -34,6 +34,8 @@ from ntcpsock._traversal.broker.events import (
     KeyShown,
     Moved,
     RegistrationLost,
+    Rejected,
+    RelaysChanged,
     TimedOut,
     WrongKeyShown,
 )
@@ -55,7 +57,9 @@ from ntcpsock._traversal.broker.message import (
     Unreachable,
     Welcome,
 )
+from ntcpsock._traversal.broker.operation import Outcome
 from ntcpsock._traversal.broker.reach import reach, ttl_for
+from ntcpsock._traversal.broker.refusal import registration_refused
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
 
@@ -76,6 +80,8 @@ class BrokerSession:
         self._is_connected = trio.Event()
         self._is_connected.set()
         self._wrong_key: bytes | None = None
+        #: Set when the broker tells of other relays; another one then.
+        self.relays_changed = trio.Event()
         self._send_delivery, self.deliveries = trio.open_memory_channel[Delivery](MAX_DELIVERIES)
         #: Deliveries that found no room.
         self.deliveries_dropped = 0
@@ -153,13 +159,10 @@ class BrokerSession:
         # One after the other: the last one said is the one that stands.
         async with self._registering:
             answer = await self._ask(lambda now: self._machine.register(registration, now), cancels=False)
-        if not isinstance(answer, Refused):
-            return
-        if answer.reason is Reason.NAME_TAKEN:
-            raise NameTaken(f"{answer.name}.ntcp belongs to another key")
-        if answer.reason is Reason.TOO_MANY_NAMES:
-            raise ConfigurationError(f"{answer.name}.ntcp: this key has as many names as the broker allows")
-        raise BrokerUnreachable("the broker takes no more registrations now")
+        if isinstance(answer, Refused):
+            where = f"{self._link.address.host}:{self._link.address.port}"
+            own_id = encode_node_id(self._machine.own_key)
+            raise registration_refused(where, answer.reason, answer.name, own_id)
 
     async def lookup(self, name: str) -> bytes:
         """The key of the node that has `name` (without suffix). Raises NameNotFound, BrokerUnreachable."""
@@ -204,6 +207,11 @@ class BrokerSession:
             raise ConfigurationError(": ".join(error.args)) from error
         self._link.flush()
 
+    def tell_outcome(self, outcome: Outcome) -> None:
+        """How a dial has ended, once: it is a statistic, so one may be lost."""
+        if self._machine.connected and self._machine.reply(outcome):
+            self._link.flush()
+
     async def _ask(self, begin: Callable[[float], int], *, cancels: bool = True) -> FromBroker:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._machine.closed:
@@ -224,7 +232,9 @@ class BrokerSession:
             raise self._unreachable()
         return answer.body
 
-    def _unreachable(self) -> BrokerUnreachable | IdentityMismatch:
+    def _unreachable(self) -> BrokerUnreachable | BrokerRefused | IdentityMismatch:
+        if self._machine.rejection is not None:
+            return self._link.refusal(self._machine.rejection)
         if self._wrong_key is not None:
             return self._link.mismatch(self._wrong_key)
         return BrokerUnreachable(f"no answer from the broker {self._link.address}")
@@ -258,12 +268,17 @@ class BrokerSession:
                 if silent:
                     # The network may be another one now: a new socket finds its way in it.
                     self._link.reopen()
+            case Rejected(reason):
+                _logger.warning("%s", self._link.refusal(reason))
             case WrongKeyShown(key):
                 self._wrong_key = key
             case RegistrationLost(reason, name):
                 _logger.warning("broker %s: registration lost: %s %s", self._link.address, reason.name, name)
             case Moved():
                 _logger.info("broker %s: back over %s", self._link.address, self._link.transport)
+            case RelaysChanged():
+                self.relays_changed.set()
+                self.relays_changed = trio.Event()
             case KeyShown():
                 pass
 
@@ -299,6 +314,7 @@ async def open_broker_session(
     timeout: float = 5.0,
     ca_file: Path | None = None,
     hidden: bool = False,
+    token: str | None = None,
 ) -> AsyncIterator[BrokerSession]:
     """A session with the broker at `address`, kept alive every `keep_alive_interval` seconds until the block ends.
 
@@ -306,10 +322,14 @@ async def open_broker_session(
     address over TLS alone, whose certificate is checked by the authorities of `ca_file` or of the system. hidden: the
     broker tells nobody where it sees us.
     Where `address` has no key, the pinned one is expected, and without a pin the first one seen is pinned.
-    Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route) and IdentityMismatch.
+    token: for a broker that takes nodes or names by token.
+    Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route), BrokerRefused (its operator
+    does not let this node in) and IdentityMismatch.
     What the block raises leaves as it is, not in a group.
     """
-    link = await reach(address, identity, pins, keep_alive_interval, timeout, ca_file=ca_file, hidden=hidden)
+    link = await reach(
+        address, identity, pins, keep_alive_interval, timeout, ca_file=ca_file, hidden=hidden, token=token
+    )
     link.prove_further_addresses()
     failure: BaseException | None = None
     try:

@@ -37,6 +37,8 @@ ALLOWED_DIGEST_LENGTH = 16
 COOKIE_LENGTH = 16
 SESSION_LENGTH = 8
 INSTANCE_LENGTH = 8
+#: See `token.token_proof`.
+TOKEN_PROOF_LENGTH = 16
 DIAL_ID_LENGTH = 16
 #: Seconds after which a silent node is forgotten: at least longer than a cookie is good for, so that the
 #: counters that refuse a recorded Hello outlive it.
@@ -60,6 +62,8 @@ AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH
 ObservedHost = Annotated[str, Meta(max_length=64)]
 AlsoObserved = Annotated[tuple[ObservedHost, ...], Meta(max_length=MAX_PROVED)]
 Ticket = Annotated[bytes, Meta(min_length=TICKET_LENGTH, max_length=TICKET_LENGTH)]
+#: Empty where the node has no token.
+TokenProof = Annotated[bytes, Meta(max_length=TOKEN_PROOF_LENGTH)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -69,18 +73,27 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 class RelayPlace(NamedTuple):
     """A relay as nodes are told it: `0.0.0.0` and `::` mean the host at which the broker was reached, port 0 that port,
-    in TLS where the broker was reached so. tls: speak TLS there; `host` may be a name then."""
+    in TLS where the broker was reached so. tls: speak TLS there; `host` may be a name then. load: how full it is, in
+    percent."""
 
     host: str
     port: int
     tls: bool = False
+    load: int = 0
 
     def __str__(self) -> str:
         return f"{'wss://' if self.tls else ''}{Endpoint(self.host, self.port)}"
 
 
+Relays = Annotated[tuple[RelayPlace, ...], Meta(max_length=MAX_RELAYS)]
+#: Of a list that may change: counted up by the broker, from a number drawn at its start.
+Edition = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
 def check_relay(relay: RelayPlace) -> None:
     """Raises ValueError for one that cannot be told to nodes."""
+    if not 0 <= relay.load <= 100:
+        raise ValueError("load out of range")
     if not 0 <= relay.port <= 65535:
         raise ValueError("port out of range")
     try:

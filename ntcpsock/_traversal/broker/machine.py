@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum, auto
 
+from msgspec import structs
+
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker import events
-from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MIN_TTL
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MIN_TTL, NO_SESSION, RelayPlace
 from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, decode_key_reply_untrusted
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.inbox import Inbox
@@ -32,22 +34,29 @@ from ntcpsock._traversal.broker.message import (
     Hello,
     Introduce,
     KeepAlive,
+    KeepAliveAck,
     Lookup,
     Proved,
+    Reason,
+    Refused,
     Register,
     Reply,
     Spoof,
     Welcome,
 )
 from ntcpsock._traversal.broker.move import Move
+from ntcpsock._traversal.broker.operation import Outcome
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
 from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
 from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
+from ntcpsock._traversal.broker.token import token_proof
 
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
+#: Seconds before a broker that has refused us is asked again.
+REJECTION_PAUSE = 30.0
 
 
 class _State(Enum):
@@ -71,6 +80,7 @@ class ClientMachine:
         request_timeout: float = REQUEST_TIMEOUT,
         ttl: int = MIN_TTL,
         hidden: bool = False,
+        token: str | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._random_bytes = random_bytes
@@ -80,7 +90,15 @@ class ClientMachine:
         self.broker_key = broker_key
         self.instance = random_bytes(INSTANCE_LENGTH)
         self.hidden = hidden
+        self._token = token
+        #: Our public key.
+        self.own_key = sealer.public_key
+        #: Why the broker gives us no session, as it said last; None: it does, or has not answered.
+        self.rejection: Reason | None = None
         self.welcome: Welcome | None = None
+        #: Those that the broker has told last, and which list that is.
+        self.relays: tuple[RelayPlace, ...] = ()
+        self._relays_edition = 0
         self._state = _State.IDLE
         self._inbox = Inbox(sealer)
         self._outbox = Outbox(sealer, random_bytes)
@@ -115,6 +133,8 @@ class ClientMachine:
             return
         if isinstance(envelope.body, Challenge):
             self._receive_challenge(envelope.request, envelope.body, now)
+        elif isinstance(envelope.body, Refused) and envelope.session == NO_SESSION:
+            self._receive_rejection(envelope.request, envelope.body.reason, now)
         elif isinstance(envelope.body, Welcome):
             self._receive_welcome(envelope, envelope.body, now)
         else:
@@ -132,7 +152,7 @@ class ClientMachine:
             # Set anew by each answer; one that waits for its own goes on until it fails.
             self._keep_alive_due = now + self._keep_alive_interval
             if self._keep_alive_request not in self._requests:
-                self._keep_alive_request = self._request(KeepAlive(), now)
+                self._keep_alive_request = self._request(KeepAlive(self._relays_edition), now)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
@@ -208,6 +228,7 @@ class ClientMachine:
 
         Raises BadMessage where it does not fit into one datagram.
         """
+        registration = structs.replace(registration, token=self._token_proof)
         self._check(registration)
         self._requests.remove(self._registration.request)
         self._registration.wish(registration)
@@ -226,8 +247,8 @@ class ClientMachine:
         """Stop to retransmit a request; no event comes for it."""
         self._requests.remove(number)
 
-    def reply(self, body: Reply) -> bool:
-        """Send an answer to an offer, once. False: no session, so it was not sent.
+    def reply(self, body: Reply | Outcome) -> bool:
+        """Send what gets no acknowledgement, once. False: no session, so it was not sent.
 
         Raises BadMessage where a field is out of bounds.
         """
@@ -248,7 +269,10 @@ class ClientMachine:
         nothing does where it does not answer, or where the session ends meanwhile."""
         if self._state is _State.CONNECTED and self.broker_key is not None:
             self._move.begin(
-                self.broker_key, Hello(self.instance, b"", self.hidden), self._round_trip.rto, now
+                self.broker_key,
+                Hello(self.instance, b"", self.hidden, self._token_proof),
+                self._round_trip.rto,
+                now,
             )
 
     def leave_way(self, now: float) -> None:
@@ -322,7 +346,13 @@ class ClientMachine:
     def _hello(self, greeting: Greeting, now: float) -> None:
         number = self._outbox.new_number()
         greeting.sent(number, now)
-        self._send(number, Hello(self.instance, greeting.cookie, self.hidden))
+        self._send(number, Hello(self.instance, greeting.cookie, self.hidden, self._token_proof))
+
+    @property
+    def _token_proof(self) -> bytes:
+        if self._token is None or self.broker_key is None:
+            return b""
+        return token_proof(self._token, self.broker_key, self.own_key)
 
     # Receiving.
 
@@ -360,6 +390,15 @@ class ClientMachine:
         else:
             self._inbox.drop("challenge to nothing")
 
+    def _receive_rejection(self, number: int, reason: Reason, now: float) -> None:
+        if self._greeting is None or self._greeting.answered(number) is None:
+            self._inbox.drop("refusal of no hello")
+            return
+        # The operator may change his mind; nobody need be asked every few seconds for that.
+        self._greeting.due = now + REJECTION_PAUSE
+        self.rejection = reason
+        self._events.append(events.Rejected(reason))
+
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
         moved = self._move.welcomed(envelope.request)
         sent = moved if self._greeting is None else self._greeting.answered(envelope.request)
@@ -370,7 +409,9 @@ class ClientMachine:
         if not self._inbox.accept_welcome(envelope, welcome):
             return
         self._round_trip.measure(now - sent)
+        self.rejection = None
         self.welcome = welcome
+        self._take_relays(welcome.relays, welcome.relays_edition)
         if moved is not None:
             self._events.append(events.Moved())
             if is_same:
@@ -388,6 +429,12 @@ class ClientMachine:
         self._events.append(events.Connected(welcome))
         for number, request in self._requests.restart(self._round_trip.rto):
             self._transmit(number, request, now)
+
+    def _take_relays(self, relays: tuple[RelayPlace, ...], edition: int) -> None:
+        changed = relays != self.relays
+        self.relays, self._relays_edition = relays, edition
+        if changed:
+            self._events.append(events.RelaysChanged())
 
     def _receive_in_session(self, envelope: BrokerEnvelope, now: float) -> None:
         if self._state is not _State.CONNECTED:
@@ -412,7 +459,9 @@ class ClientMachine:
             # Karn's rule: after a retransmission nobody knows which one was answered.
             self._round_trip.measure(now - request.first_sent)
         self._keep_alive_due = now + self._keep_alive_interval
-        if isinstance(request.body, KeepAlive):
+        if isinstance(body, KeepAliveAck):
+            if body.relays is not None:
+                self._take_relays(body.relays, body.relays_edition)
             return
         if isinstance(request.body, Register):
             lost = self._registration.settle(request.body, body)

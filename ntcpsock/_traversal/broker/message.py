@@ -22,7 +22,6 @@ from ntcpsock._traversal.broker.fields import (
     MAX_ELSEWHERE,
     MAX_NAMES,
     MAX_PORTS,
-    MAX_RELAYS,
     MAX_STUN_SERVERS,
     MAX_TTL,
     MIN_CLIENT_DATAGRAM,
@@ -31,20 +30,23 @@ from ntcpsock._traversal.broker.fields import (
     AlsoObserved,
     Body,
     Card,
+    Edition,
     Instance,
     Name,
     NodeKey,
     ObservedHost,
     Port,
-    RelayPlace,
+    Relays,
     RequestId,
     Sealed,
     Session,
     Ticket,
+    TokenProof,
     check_endpoint,
     check_relay,
 )
 from ntcpsock._traversal.broker.frame import OVERHEAD
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 
 
 class Reason(IntEnum):
@@ -60,6 +62,18 @@ class Reason(IntEnum):
     TOO_MANY_NAMES = 4
     #: The broker has reached a limit of its own; later it may work.
     BUSY = 5
+    #: The broker takes known nodes only, and this one's key is none of them.
+    NOT_ADMITTED = 6
+    #: What the node has shown is no token of this broker's.
+    BAD_TOKEN = 7
+    #: Names are for holders of a token.
+    TOKEN_NEEDED = 8
+    #: The name is not one that the operator has given to this key.
+    NAME_NOT_YOURS = 9
+    #: The operator has banned this key.
+    BANNED = 10
+    #: More registrations than the operator grants one node or one address; later it works.
+    OVER_QUOTA = 11
 
 
 class SpoofOutcome(IntEnum):
@@ -83,12 +97,13 @@ class SpoofOutcome(IntEnum):
 class Hello(Body, frozen=True, tag=1):
     """Open a session. With the cookie of a Challenge it proves that the source address is the sender's.
 
-    hidden: nobody shall be told where this instance is.
+    hidden: nobody shall be told where this instance is. token: what a broker that admits by token asks for.
     """
 
     instance: Instance
     cookie: Annotated[bytes, Meta(max_length=COOKIE_LENGTH)] = b""
     hidden: bool = False
+    token: TokenProof = b""
 
 
 class Register(Body, frozen=True, tag=2):
@@ -103,6 +118,8 @@ class Register(Body, frozen=True, tag=2):
     ttl: Annotated[int, Meta(ge=MIN_TTL, le=MAX_TTL)]
     card: Card | None = None
     allow: AllowList | None = None
+    #: Where names are for holders of a token.
+    token: TokenProof = b""
 
     def __post_init__(self) -> None:
         if self.allow is not None:
@@ -139,7 +156,9 @@ class Reply(Body, frozen=True, tag=5):
 
 
 class KeepAlive(Body, frozen=True, tag=6):
-    """Keep the session and the NAT's mapping."""
+    """Keep the session and the NAT's mapping. relays: the edition of the list of relays that we have; 0: none."""
+
+    relays: Edition = 0
 
 
 class Bye(Body, frozen=True, tag=7):
@@ -197,7 +216,9 @@ class Welcome(Body, frozen=True, tag=33):
     elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
     #: Whether the operator allows Spoof.
     spoofs: bool = False
-    relays: Annotated[tuple[RelayPlace, ...], Meta(max_length=MAX_RELAYS)] = ()
+    relays: Relays = ()
+    #: Which list of relays this is; another number, another list.
+    relays_edition: Edition = 0
 
     def __post_init__(self) -> None:
         for endpoint in (self.observed, *self.stun, *self.elsewhere):
@@ -211,7 +232,8 @@ class Registered(Body, frozen=True, tag=34):
 
 
 class Refused(Body, frozen=True, tag=35):
-    """The registration, or a name of it, was refused; what stood before it still stands."""
+    """The registration, or a name of it, was refused; what stood before it still stands. To a Hello: there will be no
+    session."""
 
     reason: Reason
     name: Name | None = None
@@ -257,7 +279,14 @@ class Deliver(Body, frozen=True, tag=39):
 
 
 class KeepAliveAck(Body, frozen=True, tag=40):
-    """The broker has heard."""
+    """The broker has heard. relays: those of now, where the node has another edition of their list; else None."""
+
+    relays: Relays | None = None
+    relays_edition: Edition = 0
+
+    def __post_init__(self) -> None:
+        for relay in self.relays or ():
+            check_relay(relay)
 
 
 class Spoofed(Body, frozen=True, tag=42):
@@ -270,7 +299,20 @@ class Proved(Body, frozen=True, tag=41):
     """The broker takes the source address for the node's, and tells it to whom the node is introduced."""
 
 
-FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove | Spoof
+FromNode = (
+    Hello
+    | Register
+    | Lookup
+    | Introduce
+    | Reply
+    | KeepAlive
+    | Bye
+    | Prove
+    | Spoof
+    | Outcome
+    | OfferRelay
+    | WithdrawRelay
+)
 FromBroker = (
     Challenge
     | Welcome
@@ -283,6 +325,7 @@ FromBroker = (
     | KeepAliveAck
     | Proved
     | Spoofed
+    | RelayTaken
 )
 
 
