@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -21,13 +20,17 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
 from ntcpsock._servers.gate import Gate
+from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
+from ntcpsock._servers.node_record import NodeRecord
+from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.outcomes import Outcomes
-from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.random_pool import RandomPool
+from ntcpsock._servers.registry import Asker, Registry
 from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.round_trips import RoundTrips
-from ntcpsock._servers.sources import Datagram, Source, endpoint_of
+from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._traversal.broker.fields import (
     COOKIE_LENGTH,
@@ -40,7 +43,6 @@ from ntcpsock._traversal.broker.fields import (
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
-    Sealer,
     decode_key_request_untrusted,
     encode_key_reply,
 )
@@ -78,6 +80,8 @@ from ntcpsock._traversal.relay.message import issue_pair
 
 #: A cookie is good in its own slot of time and in the next one: 30 to 60 seconds.
 _COOKIE_SLOT = MIN_TTL // 2
+# Records looked at in a pause: some 20 ms.
+_MOST_SWEPT = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +129,18 @@ class BrokerCore:
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
         gate: Gate | None = None,
-        random_bytes: Callable[[int], bytes] = os.urandom,
+        random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """relays: those that nodes are told; relay_secret: what these check our tickets with. `wall_clock` is Unix
         time, which tickets need because a relay may be another machine."""
         limits = limits or BrokerLimits()
+        random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
         self.counters = BrokerCounters()
         self.round_trips = RoundTrips()
-        self._sealer = Sealer(identity, cache_size=65536)
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
@@ -155,6 +159,7 @@ class BrokerCore:
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
         self._registry = Registry(names, max_nodes=limits.nodes)
+        self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
@@ -175,6 +180,15 @@ class BrokerCore:
             OfferRelay: self._offer_relay,
             WithdrawRelay: self._withdraw_relay,
         }
+        self._hot_path = HotPath(
+            self._registry,
+            self._sealer,
+            self._requests,
+            self.counters,
+            self._tickets,
+            self.relays,
+            self.gate,
+        )
 
     def __len__(self) -> int:
         """How many instances are connected."""
@@ -187,7 +201,11 @@ class BrokerCore:
 
     def expire(self, now: float) -> None:
         """Forget the silent; to be called now and then where nothing arrives."""
-        self._registry.expire(now)
+        self._registry.expire(now, _MOST_SWEPT)
+
+    def answer_known(self, datagram: bytes, origin: bytes, now: float) -> list[tuple[bytes, bytes]] | None:
+        """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
+        return self._hot_path.answer(datagram, origin, now)
 
     def receive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
@@ -222,8 +240,7 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        is_known = self._sealer.knows(claimed) or self._registry.knows(claimed)
-        if not is_known and not self._greetings.take(source.host, now):
+        if not self._sealer.knows(claimed) and not self._greetings.take(source.host, now):
             return self._drop("too many greetings")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)
@@ -232,10 +249,10 @@ class BrokerCore:
         node = self._registry.by_session(envelope.session, now)
         if isinstance(envelope.body, Prove) and node is not None and node.key == key:
             return self._prove(datagram, node, envelope, envelope.body, source, now)
-        if node is None or node.key != key or node.source != source:
+        if node is None or node.key != key or node.packed_source != pack_source(source):
             # After our restart, or after its NAT gave it another address, a node learns it here.
             return self._challenge(datagram, key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         self._registry.touch(node, now)
         self.was_in_session = True
@@ -260,10 +277,11 @@ class BrokerCore:
         if node is None:
             self.counters.sessions += 1
             session = self._random_bytes(SESSION_LENGTH)
-            node = self._registry.add(key, hello.instance, session, source, now)
+            shared = self._sealer.shared_key(key)
+            node = self._registry.add(key, shared, hello.instance, session, source, now)
             if node is None:
                 return self._drop("full")
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         # The session stays the same where one is open: a Welcome may have been lost, or the address
         # may have changed, and neither is a reason to forget what is registered.
@@ -295,7 +313,7 @@ class BrokerCore:
     ) -> list[Datagram]:
         if not self._is_fresh(prove.cookie, node.key, source, now):
             return self._challenge(datagram, node.key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         node.prove(source.host, now)
         frame, _ = self._to(node, envelope.request, Proved())
@@ -328,7 +346,7 @@ class BrokerCore:
     def _to(self, node: NodeRecord, request: int, body: FromBroker) -> Datagram:
         node.sent += 1
         payload = encode_from_broker(node.session, node.sent, request, body)
-        return self._sealer.seal(node.key, payload), node.source
+        return self._sealer.seal_with(node.shared, node.key, payload), node.source
 
     def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
         self.counters.refused[_words(body.reason)] += 1
@@ -343,9 +361,9 @@ class BrokerCore:
         if envelope.counter < node.registration:
             # Overtaken on the way by a newer one, or by Bye.
             return self._drop("old registration")
-        if not self._registrations.take(node.source.host, now):
+        if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
-        refusal = self.gate.refuses_registration(node.key, node.source.host, registration, self.key, now)
+        refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
         if refusal is not None:
             return [self._refusal(node, envelope.request, Refused(*refusal))]
         outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
@@ -353,12 +371,13 @@ class BrokerCore:
             return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
         self.counters.registrations += 1
         node.register(envelope.counter, registration)
+        self._registry.names_changed(node.key)
         self._registry.touch(node, now)
         return [self._to(node, envelope.request, Registered())]
 
     def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Lookup)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.counters.lookups += 1
         record = self._registry.visible_name(envelope.body.name, self._asker(node))
@@ -369,9 +388,9 @@ class BrokerCore:
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
         offer = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
-        if not self.gate.may_introduce(node.key, node.source.host, now):
+        if not self.gate.may_introduce(node.key, node.host, now):
             return self._drop("over quota")
         asker = self._asker(node)
         if offer.name is not None:
@@ -385,6 +404,8 @@ class BrokerCore:
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
+        if target.allow is None:
+            node.show(name)
         delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
         introduction = Introduced(
             target.key,
@@ -405,7 +426,7 @@ class BrokerCore:
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Reply)
         reply = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         target = self._registry.instance(reply.to, reply.instance, now)
         if target is None:
@@ -417,11 +438,11 @@ class BrokerCore:
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Spoof)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         outcome = SpoofOutcome.OFF
         if self._spoofing is not None:
-            outcome, segments = self._spoofing.ask(node.key, node.source.host, envelope.body, now)
+            outcome, segments = self._spoofing.ask(node.key, node.host, envelope.body, now)
             self.syn_acks += segments
         return [self._to(node, envelope.request, Spoofed(outcome))]
 
@@ -433,14 +454,14 @@ class BrokerCore:
 
     def _outcome(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Outcome)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.outcomes.note(envelope.body)
         return []
 
     def _offer_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, OfferRelay)
-        secret = self.relays.offer(node.key, envelope.body, node.source.host, now)
+        secret = self.relays.offer(node.key, envelope.body, node.host, now)
         if secret is None:
             return [self._refusal(node, envelope.request, Refused(Reason.NOT_ADMITTED))]
         return [self._to(node, envelope.request, RelayTaken(secret))]

@@ -42,6 +42,11 @@ class Gate:
             return Reason.OVER_QUOTA, None
         return self.policy.refuses_names(registration.names, key, registration.token, broker_key)
 
+    @property
+    def meters_introductions(self) -> bool:
+        """Whether there is a quota for them."""
+        return self._meters.has_introduce
+
     def may_introduce(self, key: bytes, host: str, now: float) -> bool:
         """Whether the quotas leave one more introduction."""
         return self._meters.may_introduce(key, host, now)

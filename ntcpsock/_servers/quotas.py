@@ -71,7 +71,8 @@ class Meters:
             Buckets(quotas.introductions_of_an_address),
         )
         self._has_register = bool(quotas.registrations_of_a_node or quotas.registrations_of_an_address)
-        self._has_introduce = bool(quotas.introductions_of_a_node or quotas.introductions_of_an_address)
+        #: Whether there is a quota for introductions.
+        self.has_introduce = bool(quotas.introductions_of_a_node or quotas.introductions_of_an_address)
 
     def may_register(self, key: bytes, host: str, now: float) -> bool:
         """Whether a node may register once more."""
@@ -79,7 +80,7 @@ class Meters:
 
     def may_introduce(self, key: bytes, host: str, now: float) -> bool:
         """Whether a node may ask for one more introduction."""
-        return not self._has_introduce or _take(self._introduce, key, host, now)
+        return not self.has_introduce or _take(self._introduce, key, host, now)
 
 
 def _take(buckets: tuple[Buckets, Buckets], key: bytes, host: str, now: float) -> bool:
