@@ -92,13 +92,13 @@ class RelayBook:
         return self._offered.pop(key, None) is not None
 
     def told(self, now: float) -> tuple[int, tuple[RelayPlace, ...]]:
-        """What nodes are told: the edition of the list, and the list, the least loaded first. It may be a second old:
-        each keep-alive of each node asks."""
+        """What nodes are told: the edition of the list, 0 of an empty one, and the list, the least loaded first. It may
+        be a second old: each keep-alive of each node asks."""
         if self._told is None or not 0 <= now - self._when < 1.0:
             self._when = now
             self._tell(now)
         assert self._told is not None
-        return self._edition, self._told
+        return self._edition if self._told else 0, self._told
 
     def _tell(self, now: float) -> None:
         self._offered = {relay.key: relay for relay in self.offered(now)}
