@@ -318,6 +318,12 @@ FLOORS = (
         "for the sake of speed the pump moves the frames of a stream by itself, and knows of no node",
     ),
     Floor(
+        "relays at brokers",
+        ("_servers.relay_offering",),
+        frozenset({"F0 words", "F1 protocols", "F2 state", "F2 drivers", "servers"}),
+        "to a broker a relay that registers is a node like others; no other server is anybody's client",
+    ),
+    Floor(
         "servers",
         ("_servers", "_servers.*"),
         frozenset({"F0 words", "F1 protocols", "F2 state", "F2 raw", "servers"}),

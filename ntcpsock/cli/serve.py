@@ -22,7 +22,8 @@ from ntcpsock._address import (
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers import logs
-from ntcpsock._servers.options import OPTIONS, Option, read_settings, relay_places, stun_endpoints
+from ntcpsock._servers.option import Option
+from ntcpsock._servers.options import OPTIONS, read_settings, relay_places, stun_endpoints
 from ntcpsock._servers.places import all_listens, reachable_address, told_addresses, version_of
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command

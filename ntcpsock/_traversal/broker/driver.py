@@ -39,7 +39,7 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
-from ntcpsock._traversal.broker.fields import MAX_PORTS
+from ntcpsock._traversal.broker.fields import MAX_PORTS, RelayPlace
 from ntcpsock._traversal.broker.link import Link
 from ntcpsock._traversal.broker.message import (
     Found,
@@ -57,9 +57,10 @@ from ntcpsock._traversal.broker.message import (
     Unreachable,
     Welcome,
 )
-from ntcpsock._traversal.broker.operation import Outcome
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.broker.reach import reach, ttl_for
-from ntcpsock._traversal.broker.refusal import registration_refused
+from ntcpsock._traversal.broker.refusal import registration_refused, relay_refused
+from ntcpsock._traversal.relay.message import relay_proof
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
 
@@ -206,6 +207,22 @@ class BrokerSession:
         except BadMessage as error:
             raise ConfigurationError(": ".join(error.args)) from error
         self._link.flush()
+
+    async def offer_relay(self, place: RelayPlace, secret: bytes | None) -> bytes:
+        """Say, as a relay, where we are. secret: the relay.key that we share with the broker, None where it knows us by
+        our key. What tickets are to be checked with, empty where that is `secret`. Raises BrokerRefused,
+        BrokerUnreachable."""
+        broker, own = self._link.broker_key, self._machine.own_key
+        proof = b"" if secret is None else relay_proof(secret, broker, own)
+        offer = OfferRelay(place, proof)
+        answer = await self._ask(lambda now: self._machine.request(offer, now))
+        if isinstance(answer, RelayTaken):
+            return answer.secret
+        raise relay_refused(f"{self._link.address.host}:{self._link.address.port}", encode_node_id(own))
+
+    async def withdraw_relay(self) -> None:
+        """Say, as a relay, that we take no more connections. Raises BrokerUnreachable."""
+        await self._ask(lambda now: self._machine.request(WithdrawRelay(), now))
 
     def tell_outcome(self, outcome: Outcome) -> None:
         """How a dial has ended, once: it is a statistic, so one may be lost."""

@@ -45,7 +45,7 @@ from ntcpsock._traversal.broker.message import (
     Welcome,
 )
 from ntcpsock._traversal.broker.move import Move
-from ntcpsock._traversal.broker.operation import Outcome
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, WithdrawRelay
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
 from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
@@ -235,7 +235,7 @@ class ClientMachine:
         self._registration.request = self._request(registration, now)
         return self._registration.request
 
-    def request(self, body: Lookup | Introduce | Spoof, now: float) -> int:
+    def request(self, body: Lookup | Introduce | Spoof | OfferRelay | WithdrawRelay, now: float) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
 
         Raises BadMessage where a field is out of bounds.

@@ -28,6 +28,14 @@ def session_refused(broker: str, reason: Reason, node_id: str) -> BrokerRefused:
     return BrokerRefused(text)
 
 
+def relay_refused(broker: str, node_id: str) -> BrokerRefused:
+    """To a relay that wants to be told to nodes."""
+    return BrokerRefused(
+        f"the broker {broker} does not take this relay: give it the broker's relay.key (--relay-key), or start the "
+        f"broker with --relay-node {node_id} and this relay with --identity"
+    )
+
+
 def registration_refused(broker: str, reason: Reason, name: str | None, node_id: str) -> NTCPError:
     """To a registration; `name` is the one in the way, without suffix."""
     match reason:
