@@ -256,7 +256,7 @@ async def test_a_cancelled_connect_leaves_nothing_at_the_relay(tmp_path: Path) -
             async with await alice.open_listener(8000) as listening:
                 # A listener whose dialer never takes its seat waits in vain.
                 assert world.server.relay is not None
-                world.server.relay._limits = RelayLimits(pairing_deadline=1.0)
+                world.server.relay.limits = RelayLimits(pairing_deadline=1.0)
                 for milliseconds in (0, 2, 5, 10, 15, 20, 30, 50):
                     with trio.move_on_after(milliseconds / 1000):
                         (await bob.open_stream("alice", 8000)).reset()

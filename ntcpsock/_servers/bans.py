@@ -50,6 +50,8 @@ class BanList:
 
     def __init__(self) -> None:
         self._bans: dict[str, Ban] = {}
+        #: Counts changes.
+        self.edition = 0
         self._keys: set[bytes] = set()
         self._tags: set[bytes] = set()
         # version -> prefix length -> networks as numbers; IPv4 and IPv6 have few lengths each.
@@ -133,6 +135,7 @@ class BanList:
         return bool(over)
 
     def _index(self) -> None:
+        self.edition += 1
         self._seen.clear()
         self._keys = set()
         self._networks = {4: {}, 6: {}}

@@ -22,6 +22,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
@@ -102,6 +103,8 @@ async def serve_broker(
     metrics_from: Collection[str] = (),
     stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
+    gate: Gate | None = None,
+    relay_nodes: Collection[bytes] = (),
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -115,7 +118,8 @@ async def serve_broker(
     `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
-    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
+    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy. `gate`: whom and what the operator lets in; `relay_nodes`:
+    keys of relays that may register without our relay.key.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
     or network, ConfigurationError for an unusable state directory, and where it may not spoof.
     """
@@ -143,7 +147,9 @@ async def serve_broker(
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
+                gate=gate,
             )
+            core.relays.trusted = frozenset(relay_nodes)
             outlets = Outlets(spoofer)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expire, core)
@@ -153,6 +159,8 @@ async def serve_broker(
                 readiness = Readiness()
                 if tcp:
                     relay = RelayDesk(secret.seed, relay_limits)
+                    relay.bans = core.gate.bans
+                    core.relays.own_load = relay.get_load
                     web = WebServer(
                         {
                             "/signal": SignalDesk(core, outlets).serve,

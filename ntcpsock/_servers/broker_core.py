@@ -158,7 +158,7 @@ class BrokerCore:
         self._wall_clock = wall_clock
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
-        self._registry = Registry(names, max_nodes=limits.nodes)
+        self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
         self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
@@ -193,6 +193,10 @@ class BrokerCore:
     def __len__(self) -> int:
         """How many instances are connected."""
         return len(self._registry)
+
+    def keys(self) -> list[bytes]:
+        """Of all nodes that are here."""
+        return self._registry.keys()
 
     @property
     def name_count(self) -> int:

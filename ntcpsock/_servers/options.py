@@ -19,6 +19,7 @@ from ntcpsock._address import (
     DEFAULT_STUN_PORT,
     DEFAULT_TLS_PORT,
     Endpoint,
+    decode_node_id,
     parse_host_port,
 )
 from ntcpsock._config import default_state_dir
@@ -144,6 +145,7 @@ OPTIONS: Final = _table(
 COMMON: Final = ("log", *(option.name for option in ADMIN_OPTIONS))
 #: What brokers have, and relays: who may do what there.
 POLICY: Final = tuple(option.name for option in (*POLICY_OPTIONS, *BAN_OPTIONS))
+RELAY_LIMITS: Final = ("sessions", "sessions_of_a_node", "rate")
 RELAY_POLICY: Final = tuple(option.name for option in (*RELAY_OPTIONS, *BAN_OPTIONS))
 REGISTER: Final = tuple(option.name for option in REGISTER_OPTIONS)
 #: What all have that speak HTTP.
@@ -293,6 +295,17 @@ def relay_places(texts: Sequence[str] | None) -> list[RelayPlace] | None:
         host, port = parse_host_port(bare, DEFAULT_TLS_PORT if is_tls else DEFAULT_BROKER_PORT)
         places.append(RelayPlace(host, port, is_tls))
     return places
+
+
+def keys_of(where: str, texts: Sequence[str] | None) -> frozenset[bytes]:
+    """Node ids as keys. Raises ConfigurationError."""
+    keys = set()
+    for text in texts or ():
+        key = decode_node_id(text.lower().removesuffix(".ntcp"))
+        if key is None:
+            raise ConfigurationError(f"{where}: {text!r} is no node id")
+        keys.add(key)
+    return frozenset(keys)
 
 
 def state_dir(given: Path | None) -> Path:

@@ -74,6 +74,10 @@ class Registry:
         for place in self.places.values():
             yield from self._chain(place + 1)
 
+    def keys(self) -> list[bytes]:
+        """Those of which any instance is here."""
+        return list(self.places)
+
     def knows(self, key: bytes) -> bool:
         """Whether any instance of `key` is here."""
         return key in self.places

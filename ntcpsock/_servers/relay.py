@@ -8,6 +8,7 @@ long a silent connection stays.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
 import struct
@@ -22,7 +23,7 @@ import trio
 
 from ntcpsock._address import site_of
 from ntcpsock._errors import BadMessage
-from ntcpsock._servers.bans import BanList
+from ntcpsock._servers.bans import BanList, Network
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.relay_seats import Allowance, Place
 from ntcpsock._servers.splice import End, Forwarder, Meter
@@ -90,7 +91,7 @@ class RelayDesk:
 
     def __init__(
         self,
-        secret: bytes,
+        secret: bytes | None,
         limits: RelayLimits | None = None,
         *,
         wall_clock: Callable[[], float] = time.time,
@@ -98,13 +99,13 @@ class RelayDesk:
     ) -> None:
         self.counters = RelayCounters()
         #: What tickets are checked with: a relay may work for several brokers.
-        self.secrets = {secret}
-        self._limits = limits or RelayLimits()
+        self.secrets = set() if secret is None else {secret}
+        self.limits = limits or RelayLimits()
         #: Who gets no seat.
         self.bans = BanList()
         self._wall_clock = wall_clock
         self._forwarder = forwarder or Forwarder()
-        self._entries = RateLimit(self._limits.entry_rate, self._limits.entry_burst)
+        self._entries = RateLimit(self.limits.entry_rate, self.limits.entry_burst)
         self._used: OrderedDict[tuple[bytes, Seat], int] = OrderedDict()
         self._waiting: dict[bytes, Place] = {}
         self._of_node: Counter[bytes] = Counter()
@@ -151,15 +152,16 @@ class RelayDesk:
 
     def configure(self, limits: RelayLimits) -> None:
         """From now on, and for new connections."""
-        self._limits = limits
+        self.limits = limits
         self._allowances.clear()
 
     @property
     def load(self) -> int | None:
         """How full it is, in percent; None: it gives no seats any more."""
-        return (
-            None if self._is_draining else min(100, 100 * self.counters.open // (2 * self._limits.sessions))
-        )
+        return None if self._is_draining else min(100, 100 * self.counters.open // (2 * self.limits.sessions))
+
+    def get_load(self) -> int | None:
+        return self.load
 
     def end_banned(self) -> int:
         """Reset what belongs to those who are banned; how many connections that were."""
@@ -167,6 +169,13 @@ class RelayDesk:
         for place in banned:
             place.end()
         return len(banned)
+
+    def end_in(self, network: Network) -> int:
+        """Reset the connections from an address or a network; how many those were."""
+        places = [place for place in self._places if _is_in(place.visitor.source.host, network)]
+        for place in places:
+            place.end()
+        return len(places)
 
     def end_of(self, tag: bytes) -> int:
         """Reset the connections of a node, by the tag of its tickets."""
@@ -194,10 +203,10 @@ class RelayDesk:
     async def sweep(self) -> NoReturn:
         """End what has been silent for too long; forget tickets whose time is over."""
         while True:
-            await trio.sleep(min(_SWEEP_INTERVAL, self._limits.idle_timeout / 2))
+            await trio.sleep(min(_SWEEP_INTERVAL, self.limits.idle_timeout / 2))
             now = trio.current_time()
             for scope, then in list(self._last_bytes.items()):
-                if now - then > self._limits.idle_timeout:
+                if now - then > self.limits.idle_timeout:
                     self.counters.idle += 1
                     scope.cancel()
             self._forget_used()
@@ -220,17 +229,17 @@ class RelayDesk:
             return "the relay is about to end"
         if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
             return "the other side has left"
-        if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
+        if self._of_node[ticket.node] >= self.limits.sessions_of_a_node:
             return "too many connections of this node"
-        most = self._limits.sessions_of_an_address
+        most = self.limits.sessions_of_an_address
         if most is not None and self._of_site[site_of(host.partition("%")[0])] >= most:
             return "too many connections of this address"
-        if self.counters.open >= 2 * self._limits.sessions:
+        if self.counters.open >= 2 * self.limits.sessions:
             return "the relay is full"
         if not self._entries.take(host.partition("%")[0], trio.current_time()):
             return "too many tickets of this address lately"
         self._forget_used()
-        if len(self._used) >= self._limits.used_tickets:
+        if len(self._used) >= self.limits.used_tickets:
             return "too many tickets lately"
         self._used[ticket.session, ticket.seat] = ticket.expires
         return None
@@ -268,7 +277,7 @@ class RelayDesk:
         other = self._waiting.pop(session, None)
         if other is None:
             self._waiting[session] = place
-            visitor.scope.deadline = trio.current_time() + self._limits.pairing_deadline
+            visitor.scope.deadline = trio.current_time() + self.limits.pairing_deadline
             try:
                 await visitor.switch(UPGRADE)
                 await place.wait()
@@ -328,8 +337,8 @@ class RelayDesk:
     def _meter(self, scope: trio.CancelScope, first: Place, second: Place) -> Meter:
         rates: dict[bytes | str, float | None] = {}
         for place in (first, second):
-            rates[place.ticket.node] = self._limits.bytes_per_second
-            rates[place.site] = self._limits.bytes_per_second_of_an_address
+            rates[place.ticket.node] = self.limits.bytes_per_second
+            rates[place.site] = self.limits.bytes_per_second_of_an_address
         allowances = [
             self._allowances.setdefault(who, Allowance(rate))
             for who, rate in rates.items()
@@ -343,6 +352,11 @@ class RelayDesk:
                 await allowance.spend(count)
 
         return meter
+
+
+def _is_in(host: str, network: Network) -> bool:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return address.version == network.version and address in network
 
 
 def _end(visitor: Visitor) -> End:

@@ -49,7 +49,7 @@ class RelayServer:
 async def serve_relay(
     listen: str | Sequence[str],
     port: int,
-    secret: bytes,
+    secret: bytes | None,
     *,
     limits: RelayLimits | None = None,
     web_limits: WebLimits | None = None,
@@ -58,7 +58,9 @@ async def serve_relay(
     metrics_from: Collection[str] = (),
     task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Serve until cancelled; `started` gets the RelayServer. Raises OSError where it cannot; arguments as those of
+    """Serve until cancelled; `started` gets the RelayServer. secret: None where brokers are to tell it.
+
+    Raises OSError where it cannot; arguments as those of
     `serve_broker`."""
     desk = RelayDesk(secret, limits)
     readiness = Readiness()

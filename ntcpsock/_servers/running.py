@@ -68,7 +68,7 @@ async def run_until_signalled(
         async with trio.open_nursery() as nursery:
             service = await start(nursery)
             print(service.ready, flush=True)
-            _logger.info("serving: %s", service.ready)
+            _logger.info("serving: %s", service.ready.replace("\n", ", "))
             notify(b"READY=1")
             draining = False
             async for number in signals:
