@@ -65,7 +65,9 @@ async def main() -> None:
             ready.append(f"{addresses.primary}" + (f" other {addresses.other}" if addresses.other else ""))
         if arguments.metrics is not None:
             pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
-            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
+            await nursery.start(
+                partial(pages, title="STUN server", metrics_from=arguments.metrics_from or ())
+            )
         service = Simple(" ".join(ready), certificate)
         parts = Parts(certificate=certificate)
         return await operate(

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import trio
 
-from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
@@ -28,11 +28,12 @@ from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.outlets import Outlets
-from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
+from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages, readers
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.status_page.pages import StatusPage
 from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.udp_desk import UdpDesk
 from ntcpsock._servers.web import WebLimits, WebServer
@@ -158,6 +159,16 @@ async def serve_broker(
                 web: WebServer | None = None
                 readiness = Readiness()
                 if tcp:
+
+                    def sources() -> Sources:
+                        return Sources(
+                            core, outlets.unsent, web.counters if web else None, relay, stun_counters
+                        )
+
+                    may_read = readers(metrics_from)
+                    plain = f"An ntcpsock broker, key {encode_node_id(core.key)}.\n"
+                    status = StatusPage("Broker", plain, sources, readiness, may_read)
+                    nursery.start_soon(status.run)
                     relay = RelayDesk(secret.seed, relay_limits)
                     relay.bans = core.gate.bans
                     core.relays.own_load = relay.get_load
@@ -166,13 +177,8 @@ async def serve_broker(
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
                             **make_pages(core.key, stun, told),
-                            **make_operator_pages(
-                                lambda: Sources(
-                                    core, outlets.unsent, web.counters if web else None, relay, stun_counters
-                                ),
-                                readiness,
-                                metrics_from,
-                            ),
+                            **make_operator_pages(sources, readiness, may_read),
+                            **status.handlers(),
                         },
                         web_limits,
                         behind=behind,

@@ -53,7 +53,7 @@ async def _main(
         server: BrokerServer = await nursery.start(_serving(arguments, gate, udp, tcp))
         if (where := getattr(arguments, "metrics", None)) is not None:
             pages = partial(serve_operator_pages, where, lambda: Sources(server.core, server.unsent))
-            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
+            await nursery.start(partial(pages, title="Broker", metrics_from=arguments.metrics_from or ()))
         parts = Parts(server.core, server.relay, server.certificate)
         return await operate(nursery, server, arguments, program, parts, ban_file=ban_file)
 
