@@ -80,7 +80,7 @@ async def measure(relay: Endpoint, clock: Callable[[], float] = trio.current_tim
         connection = await open_connection(relay.host, relay.port, proxy)
     try:
         begin = clock()
-        request = Request("GET", "/readyz", {"Host": str(Endpoint(*relay[:2])), "Connection": "close"}, 200)
+        request = Request("HEAD", "/readyz", {"Host": str(Endpoint(*relay[:2])), "Connection": "close"}, 200)
         await ask(connection, request, f"the relay {relay}")
         return clock() - begin
     finally:
