@@ -224,7 +224,7 @@ def test_sighup_reads_the_certificate_again_and_says_what_is_wrong(tmp_path: Pat
         broker = parse_broker(line.split()[1])
         assert process.stderr is not None
         event = json.loads(process.stderr.readline())
-        assert event["message"] == f"serving: {line}"
+        assert event["message"] == f"serving: {line}, admin {tmp_path / 'admin-tcp_broker.sock'}"
         messages = []
         for text in (key.read_text(), "no key"):
             key.write_text(text)

@@ -91,7 +91,7 @@ async def test_who_sees_what() -> None:
     async with running_broker() as server:
         for path in (b"/", b"/status/data.json"):
             for head, is_for_us in ((b"", True), (forwarded, False)):
-                request = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n"
+                request = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n" + head + b"\r\n"
                 answer = await say(server.address, request)
                 assert (b"Content-Security-Policy: default-src 'none'; " in answer) is is_for_us
                 if path == b"/":

@@ -66,7 +66,8 @@ class StatusPage:
         }
 
     async def _page(self, visitor: Visitor) -> None:
-        if not self._may_read(visitor):
+        # Programs that ask for nothing in particular get the line as well.
+        if not self._may_read(visitor) or b"text/html" not in (visitor.header("accept") or b""):
             await visitor.answer(200, self._plain)
             return
         await visitor.answer(200, _read("page.html"), "text/html; charset=utf-8", SECURITY_HEADERS)
