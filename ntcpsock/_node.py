@@ -23,6 +23,7 @@ from ntcpsock._errors import (
 from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
+from ntcpsock._node_network import NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._nursery import Background
@@ -38,6 +39,7 @@ from ntcpsock._traversal.connect import connect, connect_road
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.mapping import DialMapping
+from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.outcome import telling_outcome
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.given import GivenSocket
@@ -82,10 +84,12 @@ class Node(NodeSettings):
         self.background = Background(nursery)
         #: Its ports for datagrams, and the ways to other nodes.
         self.datagrams = Datagrams(self, nursery)
-        self._dialling = trio.CapacityLimiter(MAX_DIALLING)
+        self.dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
         self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
+        #: Its streams, which go on over other paths when they have to.
+        self.moving = MovingStreams(self)
         self._acceptor = Acceptor(self)
         self.registration = Registration(self, config, identity, session)
         self._admission = Admission(self, self.registration)
@@ -99,6 +103,9 @@ class Node(NodeSettings):
             on_change=self.registration.card_changed,
         )
         self._relay_times = RelayTimes(session)
+        #: When it changes: `subscribe`, `wait_change`.
+        self.network = NodeNetwork(self, session, self._ports, self.surroundings)
+        self.network.subscribe(self.moving.network_changed)
         self._closing = False
 
     @property
@@ -162,7 +169,7 @@ class Node(NodeSettings):
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         seconds = self.config.connect_timeout if timeout is None else timeout
         with limited(label, port, seconds, report):
-            async with self._dialling:
+            async with self.dialling:
                 with telling_outcome(self.config, self._session, report) as outcome:
                     stream = await connect(self, label, port, report, source_port, given)
                     outcome.connected(stream.path.technique, stream.path.kind)
@@ -247,7 +254,7 @@ class Node(NodeSettings):
         """Dial for a road to a node, for `datagrams`."""
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         with limited(label, port, self.config.connect_timeout, report):
-            async with self._dialling:
+            async with self.dialling:
                 with telling_outcome(self.config, self._session, report) as outcome:
                     opened = await connect_road(self, label, port, report, source_port)
                     outcome.connected(opened.path.technique, opened.path.kind)
@@ -288,6 +295,14 @@ class Node(NodeSettings):
     def relay_times(self) -> Mapping[str, float]:
         """How far they are, in seconds, by their words; empty where there is no choice."""
         return self._relay_times.times
+
+    @property
+    def closing(self) -> bool:
+        """Whether the node has begun to end."""
+        return self._closing
+
+    async def wait_network_changed(self) -> None:
+        await self.network.wait_change()
 
     @property
     def private(self) -> bool:
@@ -356,6 +371,8 @@ class Node(NodeSettings):
         self._ports.start()
         if "relay" in self.techniques:
             self._nursery.start_soon(self._relay_times.run)
+        self._nursery.start_soon(self.network.run)
+        self._nursery.start_soon(self.moving.watch)
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
@@ -363,6 +380,7 @@ class Node(NodeSettings):
         for listener in list(self.registration.listeners.values()):
             listener.close()
         self.datagrams.close()
+        self.moving.close()
         self.surroundings.save()
 
     def close_soon(self, stream: NTCPStream) -> None:

@@ -71,17 +71,14 @@ async def run_relay_round(
             rtt=rtt,
             predicts=ports_are_foreseen(warm, card, node.techniques),
         )
-        if plan is None or not card.relayed:
+        if plan is None or not card.relayed or dial.direct_only:
             return
         begin = trio.current_time()
         await trio.sleep(plan.prepare)
         offer = dial.offer(RELAY_ROUND, warm, node.broker_rtt, "relay")
 
         async def tickets() -> tuple[bytes, bytes] | None:
-            if dial.tickets is None:
-                await node.introductions.introduce(dial, offer)
-            taken, dial.tickets = dial.tickets, None
-            return taken
+            return await node.introductions.take_tickets(dial, offer)
 
         theirs = {} if dial.answer is None else {word: ms / 1000 for word, ms in dial.answer.relay_times}
         relays = order_relays(node.relays, node.relay_times, theirs, _chance)
