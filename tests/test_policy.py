@@ -85,7 +85,7 @@ def test_who_gets_a_name(
         ({"reserve": ["alice"]}, "NAME=NODE_ID"),
         ({"reserve": ["alice=bob"]}, "no node id"),
         ({"reserve": [f"al ice={ALICE.node_id}"]}, "al ice"),
-        ({"token": [f"token {number:05}" for number in range(1001)]}, "at most"),
+        ({"token": [f"token {number:05}" for number in range(101)]}, "at most"),
     ],
 )
 def test_what_is_wrong_in_a_policy_is_said(settings: dict[str, Any], words: str) -> None:

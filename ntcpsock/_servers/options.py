@@ -90,7 +90,7 @@ OPTIONS: Final = _table(
     ),
     Option(
         "metrics_from",
-        "who may read /metrics (address or network), beside this machine itself; may be repeated",
+        "who may read /metrics and the status page (address or network), beside this machine itself; may be repeated",
         "list",
         "ADDR",
     ),
