@@ -161,6 +161,7 @@ class RelayDesk:
         return None if self._is_draining else min(100, 100 * self.counters.open // (2 * self.limits.sessions))
 
     def get_load(self) -> int | None:
+        """`load`, for whoever asks again and again."""
         return self.load
 
     def end_banned(self) -> int:
