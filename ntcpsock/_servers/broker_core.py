@@ -19,16 +19,27 @@ from dataclasses import dataclass, field
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
 from ntcpsock._servers.node_record import NodeRecord
 from ntcpsock._servers.node_sealer import NodeSealer
+from ntcpsock._servers.outcomes import Outcomes
 from ntcpsock._servers.random_pool import RandomPool
 from ntcpsock._servers.registry import Asker, Registry
+from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._traversal.broker.fields import (
+    COOKIE_LENGTH,
+    MAX_DATAGRAM,
+    MIN_TTL,
+    NO_SESSION,
+    SESSION_LENGTH,
+    RelayPlace,
+)
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
@@ -36,11 +47,6 @@ from ntcpsock._traversal.broker.frame import (
     encode_key_reply,
 )
 from ntcpsock._traversal.broker.message import (
-    COOKIE_LENGTH,
-    MAX_DATAGRAM,
-    MIN_TTL,
-    NO_SESSION,
-    SESSION_LENGTH,
     Bye,
     Challenge,
     ClientEnvelope,
@@ -59,7 +65,6 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
-    RelayPlace,
     Reply,
     Spoof,
     Spoofed,
@@ -69,6 +74,7 @@ from ntcpsock._traversal.broker.message import (
     decode_from_node,
     encode_from_broker,
 )
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.relay.message import SESSION_LENGTH as RELAY_SESSION_LENGTH
 from ntcpsock._traversal.relay.message import issue_pair
 
@@ -125,6 +131,7 @@ class BrokerCore:
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
+        gate: Gate | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -141,18 +148,28 @@ class BrokerCore:
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
         self._elsewhere = tuple(elsewhere)
-        self._relays = tuple(relays)
+        #: The relays that nodes are told of.
+        self.relays = RelayBook(
+            relays,
+            secret=relay_secret,
+            broker_key=self.key,
+            edition=int.from_bytes(random_bytes(4), "big") or 1,
+        )
+        #: How dials have ended, as nodes tell it.
+        self.outcomes = Outcomes()
         self._relay_secret = relay_secret
         self._wall_clock = wall_clock
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
-        self._registry = Registry(names, max_nodes=limits.nodes)
+        self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
         self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
+        #: Who may what: the operator's policy, bans and quotas.
+        self.gate = gate or Gate()
         #: Segments to be sent under another address than ours; whoever sends them empties it.
         self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
@@ -163,6 +180,9 @@ class BrokerCore:
             KeepAlive: self._keep_alive,
             Spoof: self._spoof,
             Bye: self._bye,
+            Outcome: self._outcome,
+            OfferRelay: self._offer_relay,
+            WithdrawRelay: self._withdraw_relay,
         }
         self._hot_path = HotPath(
             self._registry,
@@ -170,6 +190,8 @@ class BrokerCore:
             self._requests,
             self.counters,
             self._tickets,
+            self.relays,
+            self.gate,
             self._greetings,
             self._strangers,
             self.dropped,
@@ -178,6 +200,10 @@ class BrokerCore:
     def __len__(self) -> int:
         """How many instances are connected."""
         return len(self._registry)
+
+    def keys(self) -> list[bytes]:
+        """Of all nodes that are here."""
+        return self._registry.keys()
 
     @property
     def name_count(self) -> int:
@@ -196,6 +222,8 @@ class BrokerCore:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
         self._registry.expire(now)
         self.was_in_session = False
+        if self.gate.is_shut_for(source.host):
+            return self._drop("banned address")
         try:
             if datagram[:1] == bytes((KEY_REQUEST,)):
                 return self._key_request(datagram, source, now)
@@ -256,6 +284,9 @@ class BrokerCore:
         if not self._is_fresh(hello.cookie, key, source, now):
             return self._challenge(datagram, key, envelope.request, source, now)
         self.round_trips.answered(source, now)
+        reason = self.gate.refuses(key, hello.token, self.key)
+        if reason is not None:
+            return self._turn_away(key, envelope.request, reason, source)
         node = self._registry.instance(key, hello.instance, now)
         if node is None:
             self.counters.sessions += 1
@@ -275,8 +306,15 @@ class BrokerCore:
         observed = endpoint_of(source)
         elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != observed.is_ipv6)
         spoofs = self._spoofing is not None
-        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, self._relays)
+        edition, relays = self.relays.told(now)
+        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, relays, edition)
         return [self._to(node, envelope.request, welcome)]
+
+    def _turn_away(self, key: bytes, request: int, reason: Reason, source: Source) -> list[Datagram]:
+        """An answer to a Hello from a proved address: no session, and why."""
+        self.counters.refused[_words(reason)] += 1
+        frame = self._sealer.seal(key, encode_from_broker(NO_SESSION, 0, request, Refused(reason)))
+        return [(frame, source)]
 
     def _prove(
         self,
@@ -325,7 +363,7 @@ class BrokerCore:
         return self._sealer.seal_with(node.shared, node.key, payload), node.source
 
     def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
-        self.counters.refused[body.reason.name.lower().replace("_", " ")] += 1
+        self.counters.refused[_words(body.reason)] += 1
         return self._to(node, request, body)
 
     def _asker(self, node: NodeRecord) -> Asker:
@@ -339,6 +377,9 @@ class BrokerCore:
             return self._drop("old registration")
         if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
+        refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
+        if refusal is not None:
+            return [self._refusal(node, envelope.request, Refused(*refusal))]
         outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
         if outcome != "kept":
             return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
@@ -363,6 +404,8 @@ class BrokerCore:
         offer = envelope.body
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
+        if not self.gate.may_introduce(node.key, node.host, now):
+            return self._drop("over quota")
         asker = self._asker(node)
         if offer.name is not None:
             record = self._registry.visible_name(offer.name, asker)
@@ -386,13 +429,13 @@ class BrokerCore:
             target.instance,
             target.card,
             *target.whereabouts(now),
-            self._tickets(node.key, target.key),
+            self._tickets(node.key, target.key, now),
         )
         return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
 
-    def _tickets(self, dialer: bytes, listener: bytes) -> tuple[bytes, bytes] | None:
+    def _tickets(self, dialer: bytes, listener: bytes, now: float) -> tuple[bytes, bytes] | None:
         """Nothing is remembered of them, and most are never used."""
-        if not self._relays or self._relay_secret is None:
+        if self._relay_secret is None or not self.relays.told(now)[1]:
             return None
         session = self._random_bytes(RELAY_SESSION_LENGTH)
         return issue_pair(self._relay_secret, session, dialer, listener, self._wall_clock())
@@ -421,12 +464,40 @@ class BrokerCore:
         return [self._to(node, envelope.request, Spoofed(outcome))]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
-        return [self._to(node, envelope.request, KeepAliveAck())]
+        assert isinstance(envelope.body, KeepAlive)
+        edition, relays = self.relays.told(now)
+        ack = _ACK if envelope.body.relays == edition else KeepAliveAck(relays, edition)
+        return [self._to(node, envelope.request, ack)]
+
+    def _outcome(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Outcome)
+        if not self._requests.take(node.host, now):
+            return self._drop("too many requests")
+        self.outcomes.note(envelope.body)
+        return []
+
+    def _offer_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, OfferRelay)
+        secret = self.relays.offer(node.key, envelope.body, node.host, now)
+        if secret is None:
+            return [self._refusal(node, envelope.request, Refused(Reason.NOT_ADMITTED))]
+        return [self._to(node, envelope.request, RelayTaken(secret))]
+
+    def _withdraw_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        self.relays.withdraw(node.key)
+        return [self._to(node, envelope.request, RelayTaken())]
 
     def _bye(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         node.leave(envelope.counter)
         self._registry.touch(node, now)
         return []
+
+
+_ACK = KeepAliveAck()
+
+
+def _words(reason: Reason) -> str:
+    return reason.name.lower().replace("_", " ")
 
 
 _REFUSALS: dict[Claim, Reason] = {

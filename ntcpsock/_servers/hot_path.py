@@ -14,14 +14,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.node_record import HIDDEN, RECORD, REGISTERED, SHOWN, decode_offered
 from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.registry import Registry
+from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.sources import host_of
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, KEY_REQUEST, OVERHEAD, SEALED
 from ntcpsock._traversal.broker.message import (
-    MAX_DATAGRAM,
     ClientEnvelope,
     Deliver,
     Introduce,
@@ -57,7 +59,9 @@ class HotPath:
         sealer: NodeSealer,
         requests: RateLimit,
         counters: BrokerCounters,
-        tickets: Callable[[bytes, bytes], tuple[bytes, bytes] | None],
+        tickets: Callable[[bytes, bytes, float], tuple[bytes, bytes] | None],
+        relays: RelayBook,
+        gate: Gate,
         greetings: RateLimit,
         strangers: RateLimit,
         dropped: Counter[str],
@@ -68,6 +72,8 @@ class HotPath:
         self._requests = requests
         self._counters = counters
         self._tickets = tickets
+        self._relays = relays
+        self._gate = gate
         self._greetings = greetings
         self._strangers = strangers
         self._dropped = dropped
@@ -100,8 +106,10 @@ class HotPath:
             return None
         body = envelope.body
         if type(body) is KeepAlive:
+            edition, relays = self._relays.told(now)
+            told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
             answers: list[Packed] = []
-            ack = encode_from_broker(session, sent + 1, envelope.request, _ACK)
+            ack = encode_from_broker(session, sent + 1, envelope.request, told)
         elif type(body) is Introduce:
             introduced = self._introduce(place, record, envelope, body, now)
             if introduced is None:
@@ -145,6 +153,8 @@ class HotPath:
         now: float,
     ) -> tuple[Packed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
+        if self._gate.meters_introductions:
+            return None
         target_place = self._registry.places.get(offer.to)
         if target_place is None or target_place == place:
             return None
@@ -185,7 +195,7 @@ class HotPath:
             offered.card,
             "" if flags & HIDDEN else host,
             self._proved(target_place, flags, host, now),
-            self._tickets(own_key, key),
+            self._tickets(own_key, key, now),
         )
         _SENT.pack_into(self._records.packed, target_place * RECORD.size + _SENT_AT, sent + 1)
         delivery = self._sealer.seal_with(shared, key, encode_from_broker(session, sent + 1, 0, deliver))

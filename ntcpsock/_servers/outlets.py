@@ -22,7 +22,7 @@ from ntcpsock._servers.sources import (
     unpack_source,
 )
 from ntcpsock._servers.spoofer import Spoofer
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 # Datagrams that leave one socket with one call.
 _TOGETHER = 64
