@@ -22,10 +22,10 @@ from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
+from ntcpsock._servers.cluster.start import Membership, open_names
 from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
-from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
@@ -115,6 +115,7 @@ async def serve_broker(
     metrics_from: Collection[str] = (),
     stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
+    store: str | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -129,6 +130,7 @@ async def serve_broker(
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
+    `store`: redis://HOST:PORT of the cluster that this broker is one of; all of them share broker.key and relay.key.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
     or network, ConfigurationError for an unusable state directory, and where it may not spoof.
     """
@@ -137,7 +139,8 @@ async def serve_broker(
         Networks(entries)  # what is none is an error by itself, before there is a nursery
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     secret = Identity.generate() if state_dir is None else load_identity(state_dir / "relay.key")
-    names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
+    membership = None if store is None else Membership(store, identity, secret)
+    names = open_names(None if state_dir is None else state_dir / "names.sqlite", membership)
     spoofer: Spoofer | None = None
     relay: RelayDesk | None = None
     try:
@@ -156,9 +159,12 @@ async def serve_broker(
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
+                cluster=None if membership is None else membership.machine,
             )
             outlets = Outlets(spoofer)
             async with trio.open_nursery() as nursery:
+                if membership is not None:
+                    await nursery.start(membership.driver(core.keys, outlets.send).run)
                 nursery.start_soon(_expire, core)
                 if spoofer is not None:
                     nursery.start_soon(spoofer.run)

@@ -20,7 +20,7 @@ from ntcpsock._servers.places import all_listens, told_addresses
 from ntcpsock._servers.running import run_script, run_until_signalled
 
 #: Settings of both.
-BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay")
+BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay", "store")
 
 
 def run_broker(
@@ -60,6 +60,7 @@ def _serving(arguments: Namespace, udp: bool, tcp: bool) -> Callable[..., Corout
         stun=stun_endpoints(arguments.stun),
         elsewhere=told_addresses(listen),
         relays=relays,
+        store=arguments.store,
     )
     if not tcp:
         return partial(serve, allow_spoofing=arguments.allow_spoofing)

@@ -25,11 +25,12 @@ class Outlets:
 
     def answer(self, core: BrokerCore, frame: bytes, source: Source) -> None:
         """Give a frame to the core, and send what it answers."""
-        self._send(core.receive(frame, source, trio.current_time()))
+        self.send(core.receive(frame, source, trio.current_time()))
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
 
-    def _send(self, frames: Iterable[Datagram]) -> None:
+    def send(self, frames: Iterable[Datagram]) -> None:
+        """Put them on their way."""
         for frame, destination in frames:
             if isinstance(destination, Connection):
                 queue = self.connections.get(destination)

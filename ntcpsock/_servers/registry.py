@@ -141,6 +141,10 @@ class Registry:
     def __len__(self) -> int:
         return len(self._by_session)
 
+    def keys(self) -> list[bytes]:
+        """Those of which any instance is here."""
+        return list(self._by_key)
+
     def knows(self, key: bytes) -> bool:
         """Whether any instance of `key` is here."""
         return key in self._by_key

@@ -48,6 +48,7 @@ _SETTINGS = (
             "state_dir",
             "stun",
             "relay",
+            "store",
             "certificate",
             "key",
             "behind",
@@ -122,6 +123,7 @@ def serve(
         typer.Option("--stun", metavar="HOST:PORT", help="Further STUN server that nodes are told."),
     ] = None,
     relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URL", help=_help("store"))] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
     ] = None,
@@ -181,6 +183,7 @@ def serve(
         tuple(behind or ()),
         tuple(metrics_from or ()),
         drain,
+        store,
     )
 
     async def main() -> None:
@@ -210,6 +213,7 @@ class Options:
     behind: tuple[str, ...] = ()
     metrics_from: tuple[str, ...] = ()
     drain: float = 30.0
+    store: str | None = None
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -333,6 +337,7 @@ async def _serve_broker(
         metrics_from=options.metrics_from,
         stun_counters=counters,
         allow_spoofing=options.allow_spoofing,
+        store=options.store,
         task_status=task_status,
     )
 

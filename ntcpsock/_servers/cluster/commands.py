@@ -1,0 +1,49 @@
+"""What a cluster's machine asks of the store. Those with a number are answered."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Claim(NamedTuple):
+    """Bind all names to the key with this policy, or none."""
+
+    number: int
+    names: tuple[str, ...]
+    key: bytes
+    allow: bytes | None
+
+
+class Fetch(NamedTuple):
+    """Who has the name?"""
+
+    number: int
+    name: str
+
+
+class Forward(NamedTuple):
+    """Send the frame to the broker with that node."""
+
+    number: int
+    key: bytes
+    port: int
+    exact: bool
+    frame: bytes
+
+
+class Send(NamedTuple):
+    """Send the frame to that broker."""
+
+    broker: bytes
+    frame: bytes
+
+
+class Place(NamedTuple):
+    """The node is with us, with these ports, or (None) no more. message: for brokers with whom it was."""
+
+    key: bytes
+    ports: tuple[int, ...] | None
+    message: bytes
+
+
+Command = Claim | Fetch | Forward | Send | Place
