@@ -59,7 +59,8 @@ class RedisServer:
             self._process = subprocess.Popen([REDIS, *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
         while not self._answers():
-            assert time.monotonic() < deadline and self._process.poll() is None, "redis-server does not start"
+            assert time.monotonic() < deadline, "redis-server does not start"
+            assert self._process.poll() is None, "redis-server has ended"
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -112,10 +113,16 @@ class BrokerProcess:
         self._process: subprocess.Popen[str] | None = None
         self.address = BrokerAddress(host, port)
 
-    def start(self) -> BrokerAddress:
+    def start(self, *more: str, limit_file_size: int | None = None) -> BrokerAddress:
+        """more: further arguments; limit_file_size: bytes after which its disk is full."""
+        prefix = [] if limit_file_size is None else ["prlimit", f"--fsize={limit_file_size}"]
         with open(self.log, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                self._argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "NTCP_STATE": ""}
+                [*prefix, *self._argv, *more],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "NTCP_STATE": ""},
             )
         assert self._process.stdout is not None
         line = self._process.stdout.readline().split()
@@ -148,8 +155,25 @@ class BrokerProcess:
         self._process = None
 
 
+@contextmanager
+def running_relay(folder: Path, port: int) -> Iterator[None]:
+    """With the key of the cluster in `folder`."""
+    share_keys(folder)
+    argv = [sys.executable, str(SERVERS / "relay.py"), "--listen", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        [*argv, "--relay-key", str(folder / "relay.key")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("ready ")
+            yield
+        finally:
+            process.kill()
+
+
 def share_keys(folder: Path, *states: Path) -> None:
     """What an operator copies from host to host."""
+    folder.mkdir(exist_ok=True)
     for name in ("broker.key", "relay.key"):
         load_identity(folder / name)
         for state in states:

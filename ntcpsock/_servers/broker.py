@@ -320,6 +320,13 @@ async def _serve_datagrams(sock: DatagramSocket, core: BrokerCore, outlets: Outl
 
 
 async def _expire(core: BrokerCore) -> NoReturn:
+    unwritten = 0
     while True:
         await trio.sleep(_EXPIRY_INTERVAL)
         core.expire(trio.current_time())
+        if core.unwritten > unwritten:
+            _logger.error(
+                "the disk takes no names any more (%d registrations were refused): make room where names.sqlite is",
+                core.unwritten - unwritten,
+            )
+        unwritten = core.unwritten

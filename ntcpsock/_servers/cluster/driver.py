@@ -105,14 +105,15 @@ class ClusterDriver:
         ConfigurationError, before it is started, where the store belongs to other brokers."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
-            ready = trio.Event()
+            ready, started = trio.Event(), trio.Event()
             refusals: list[ConfigurationError] = []
-            nursery.start_soon(self._sessions, ready, refusals)
+            nursery.start_soon(self._sessions, ready, started, refusals)
             with trio.move_on_after(START_PATIENCE):
                 await ready.wait()
             if refusals:
                 nursery.cancel_scope.cancel()
             else:
+                started.set()
                 task_status.started()
         if refusals:
             raise refusals[0]
@@ -122,18 +123,21 @@ class ClusterDriver:
             await trio.sleep(_TICK)
             self._send(self._machine.expire(trio.current_time()))
 
-    async def _sessions(self, ready: trio.Event, refusals: list[ConfigurationError]) -> None:
+    async def _sessions(
+        self, ready: trio.Event, started: trio.Event, refusals: list[ConfigurationError]
+    ) -> None:
         while True:
             try:
                 await self._session(ready)
             except* ConfigurationError as errors:
                 refusal = next(_leaves(errors))
                 assert isinstance(refusal, ConfigurationError)
-                if not ready.is_set():
+                self._pause = _LONGEST_PAUSE
+                if started.is_set():
+                    self._say_away(str(refusal))
+                else:
                     refusals.append(refusal)
                     ready.set()
-                self._pause = _LONGEST_PAUSE
-                self._say_away(str(refusal))
             except* Exception as errors:
                 # Whatever the client library raises: the broker goes on with what it has.
                 error = next(_leaves(errors))

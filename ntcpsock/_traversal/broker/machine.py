@@ -49,6 +49,9 @@ from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
 
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
+#: Seconds, and round trips, for an answer where the network says that the broker is not there.
+DOUBT_TIMEOUT = 1.0
+_DOUBT_RTOS = 4
 
 
 class _State(Enum):
@@ -197,6 +200,18 @@ class ClientMachine:
         if self._state is _State.CONNECTED:
             self._events.append(events.Disconnected(silent=False))
         self._begin_greeting(now)
+
+    def doubt(self, now: float) -> None:
+        """The network says that the broker is not there. Anybody can forge that: so the broker is asked, and has a
+        shorter time than usual."""
+        if self._state is not _State.CONNECTED:
+            return
+        if self._keep_alive_request not in self._requests:
+            self._keep_alive_request = self._request(KeepAlive(), now)
+        request = self._requests.get(self._keep_alive_request)
+        assert request is not None
+        patience = max(DOUBT_TIMEOUT, _DOUBT_RTOS * self._round_trip.rto)
+        request.deadline = min(request.deadline, now + patience)
 
     def accept_key(self, key: bytes, now: float) -> None:
         """Go on with the key that KeyShown told."""
