@@ -179,6 +179,7 @@ async def test_a_node_that_leaves_or_moves_is_met_where_it_is(tmp_path: Path) ->
         async with session(three.address, BOB) as bob, session(two.address, ALICE) as second:
             async with session(one.address, ALICE) as first:
                 await first.set_registration(("alice",), (8000,), b"first", None)
+                assert (await met(bob, 8000, b"first")).card == b"first"
                 await second.set_registration(("alice",), (9000,), b"second", None)
                 for port, card in ((8000, b"first"), (9000, b"second"), (1, b"second")):
                     assert (await met(bob, port, card)).card == card

@@ -119,9 +119,13 @@ class ClusterDriver:
             raise refusals[0]
 
     async def _tick(self) -> None:
+        unwritten = 0
         while True:
             await trio.sleep(_TICK)
             self._send(self._machine.expire(trio.current_time()))
+            if self._names.unwritten > 0 and unwritten == 0:
+                _logger.error("the disk takes no names any more; the store has them, and is asked for them")
+            unwritten = self._names.unwritten
 
     async def _sessions(
         self, ready: trio.Event, started: trio.Event, refusals: list[ConfigurationError]
@@ -140,6 +144,7 @@ class ClusterDriver:
                     ready.set()
             except* Exception as errors:
                 # Whatever the client library raises: the broker goes on with what it has.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 error = next(_leaves(errors))
                 self._say_away(f"{type(error).__name__}: {error}".strip().removesuffix(":"))
                 _logger.debug("the session with the store ended", exc_info=errors)

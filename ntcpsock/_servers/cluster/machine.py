@@ -70,8 +70,8 @@ class Local(Protocol):
         """To an instance here."""
         ...
 
-    def forget_instance(self, key: bytes, instance: bytes, now: float) -> None:
-        """It is with another broker now."""
+    def forget_instance(self, key: bytes, instance: bytes, now: float) -> bool:
+        """It is with another broker now. Whether it was here."""
         ...
 
     def ports_here(self, key: bytes, now: float) -> tuple[int, ...] | None:
@@ -321,9 +321,9 @@ class ClusterMachine:
                 self.counters["answers delivered"] += 1
                 return self._local.deliver_answer(message, now)
             case Moved():
-                self.counters["nodes moved"] += 1
-                self._local.forget_instance(message.key, message.instance, now)
-                self._tell_place(message.key, now)
+                if self._local.forget_instance(message.key, message.instance, now):
+                    self.counters["nodes moved"] += 1
+                    self._tell_place(message.key, now)
                 return []
 
     def _offered(self, offer: Offer, now: float) -> list[Datagram]:
@@ -335,11 +335,11 @@ class ClusterMachine:
             del self._dialers[next(iter(self._dialers))]
         met, datagrams = self._local.deliver_offer(offer, now)
         self._send(offer.origin, met)
-        if isinstance(met, Absent):
-            # Perhaps it has been silent for too long: then others need not ask us again.
-            self._tell_place(offer.to, now)
-        else:
+        if not isinstance(met, Absent):
             self.counters["offers delivered"] += 1
+        elif self._local.ports_here(offer.to, now) is None:
+            # It has been silent for too long: others need not ask us again.
+            self._tell_place(offer.to, now)
         return datagrams
 
     def _resume(self, number: int, met: Met | None, now: float) -> list[Datagram]:

@@ -52,11 +52,13 @@ class OwnNodes:
         )
         return [self._send(target, 0, delivery)]
 
-    def forget_instance(self, key: bytes, instance: bytes, now: float) -> None:
-        """Introduce nobody to it any more; what it says here itself is still heard."""
+    def forget_instance(self, key: bytes, instance: bytes, now: float) -> bool:
+        """Introduce nobody to it any more; what it says here itself is still heard. Whether it was here."""
         node = self._registry.instance(key, instance, now)
-        if node is not None:
-            node.leave(node.registration)
+        if node is None or not node.registered:
+            return False
+        node.leave(node.registration)
+        return True
 
     def ports_here(self, key: bytes, now: float) -> tuple[int, ...] | None:
         """Of all instances that are registered; None where none is."""

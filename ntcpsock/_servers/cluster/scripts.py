@@ -144,7 +144,7 @@ return answer
 """
 
 #: ARGV: broker, seconds, then key, ports and message in turns. The nodes are with that broker; no ports: no more. The
-#: message, where there is one, goes to the other brokers that they were with.
+#: message, where there is one, goes to the other brokers that they were with; without, what stood there is only kept.
 PLACE: Final = """
 redis.call('SET', 'ntcp:told:' .. ARGV[1], '1', 'EX', ARGV[2])
 for i = 3, #ARGV, 3 do
@@ -157,7 +157,10 @@ for i = 3, #ARGV, 3 do
                 if other ~= ARGV[1] then redis.call('PUBLISH', 'ntcp:to:' .. other, ARGV[i + 2]) end
             end
         end
-        redis.call('HSET', place, ARGV[1], redis.call('INCR', 'ntcp:placed') .. ':' .. ARGV[i + 1])
+        local before = redis.call('HGET', place, ARGV[1])
+        if ARGV[i + 2] ~= '' or not before or string.match(before, ':(.*)$') ~= ARGV[i + 1] then
+            redis.call('HSET', place, ARGV[1], redis.call('INCR', 'ntcp:placed') .. ':' .. ARGV[i + 1])
+        end
         redis.call('EXPIRE', place, ARGV[2])
     end
 end

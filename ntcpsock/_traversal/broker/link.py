@@ -141,11 +141,14 @@ class Link:
         told = () if welcome is None else welcome.elsewhere
         # Through a proxy nothing of it can be reached, until UDP leads there.
         known = [] if self._transport.destination is None else [self._transport, *self._transports]
-        ways = (way.destination for way in known)
-        return [
-            *(place for place in ways if place is not None),
+        in_use, *others = [way.destination for way in known] or [None]
+        # What this broker says of itself comes before what the name stands for: that may be others of its cluster.
+        places = [
+            in_use,
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
+            *others,
         ]
+        return [place for place in places if place is not None]
 
     def prove_further_addresses(self) -> None:
         """Once greeted: have the broker see us in the other family too, and at other uplinks, where we have that."""
@@ -161,6 +164,13 @@ class Link:
             if own is not None and not is_loopback(str(own[1][0])):
                 self._sides.append(SidePath(*own, source))
         self.machine.prove(len(self._sides), trio.current_time())
+
+    def _aim_sides(self) -> None:
+        """The session may be with another broker of a cluster now."""
+        for side in self._sides:
+            place = next((place for place in self._places() if place[0] == side.family), None)
+            if place is not None:
+                side.aim(place)
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
@@ -358,6 +368,7 @@ class Link:
         for event in self.machine.events():
             if isinstance(event, Connected):
                 self._found.set()
+                self._aim_sides()
                 if self._transport.name != "udp":
                     self._climb.begin()
             elif isinstance(event, Moved) and self._other is not None:

@@ -22,12 +22,18 @@ class SidePath:
     """
 
     def __init__(self, family: int, destination: tuple[object, ...], source: str | None = None) -> None:
-        self._family = family
+        self.family = family
         self._destination = destination
         self._source = source
         self._socket: socket.socket | None = None
         self._last_used = 0.0
         self._opened = trio.Event()
+
+    def aim(self, place: tuple[int, tuple[object, ...]]) -> None:
+        """From now on to there, in the same family."""
+        if place[1] != self._destination:
+            self.close()
+            self._destination = place[1]
 
     def send(self, datagram: bytes, now: float) -> None:
         if now - self._last_used > _LIFETIME:
@@ -40,10 +46,10 @@ class SidePath:
             self._socket.send(datagram)
 
     def _open(self) -> socket.socket:
-        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        sock = socket.socket(self.family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
-            if self._family == socket.AF_INET6:
+            if self.family == socket.AF_INET6:
                 prefer_lasting_source(sock)
             if self._source is not None:
                 sock.bind((self._source, 0))
