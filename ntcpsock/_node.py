@@ -23,6 +23,7 @@ from ntcpsock._errors import (
 from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
+from ntcpsock._node_network import NetworkChange, NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._nursery import Background
@@ -96,6 +97,8 @@ class Node(NodeSettings):
             incoming=self._acceptor.doorkeeper.incoming,
             on_change=self.registration.card_changed,
         )
+        #: When it changes: `subscribe`, `wait_change`.
+        self.network = NodeNetwork(self._network_changed, self._check_network, self._watched_hosts)
         self._closing = False
 
     @property
@@ -341,6 +344,16 @@ class Node(NodeSettings):
             await self.registration.send()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._ports.start()
+        self._nursery.start_soon(self.network.run)
+
+    def _watched_hosts(self) -> Sequence[str]:
+        return self._session.broker_host, *(server.host for server in self.stun_servers)
+
+    def _network_changed(self, change: NetworkChange) -> None:
+        """The broker first of all: by it others find us, and what else has to be renewed."""
+
+    def _check_network(self) -> None:
+        pass
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
