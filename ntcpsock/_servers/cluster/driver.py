@@ -123,6 +123,7 @@ class ClusterDriver:
         while True:
             await trio.sleep(_TICK)
             self._send(self._machine.expire(trio.current_time()))
+            self._names.flush()
             if self._names.unwritten > 0 and unwritten == 0:
                 _logger.error("the disk takes no names any more; the store has them, and is asked for them")
             unwritten = self._names.unwritten

@@ -1,24 +1,34 @@
 """The names of a cluster as one broker has them: all of them, so that reading needs nobody, and Redis may be away.
 
-The same file as a broker's that is alone: who joins a cluster brings its names along.
+The same file as a broker's that is alone: who joins a cluster brings its names along. What is learnt is written some
+hundreds at a time, and known before: a commit costs more than all else that a new name does here.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 
 from ntcpsock._servers.cluster.rows import Change
-from ntcpsock._servers.names import NameRecord, NameStore
+from ntcpsock._servers.names import Claim, NameRecord, NameStore
+
+#: Changes that wait to be written, at most.
+MAX_UNWRITTEN: Final = 500
 
 
 class NameReplica(NameStore):
     """Follows the changes that the store tells. What a disk refuses is counted in `unwritten`, and read from the store
     when it is asked for."""
 
-    unwritten = 0
-    #: Names whose owner the store knew better: there were two stores, or one was emptied.
-    lost = 0
+    def __init__(self, path: Path | None, *, per_key: int = 16, total: int = 1_000_000) -> None:
+        """As a NameStore."""
+        self._learnt: dict[str, NameRecord | None] = {}
+        self.unwritten = 0
+        #: Names whose owner the store knew better: there were two stores, or one was emptied.
+        self.lost = 0
+        super().__init__(path, per_key=per_key, total=total)
 
     @property
     def per_key(self) -> int:
@@ -30,36 +40,82 @@ class NameReplica(NameStore):
         """How many names there may be."""
         return self._total
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        """Take them over, whatever stood here. Beyond the bound of names, new ones are left out."""
-        for change in changes:
-            try:
-                self._apply(change)
-            except sqlite3.Error:
-                self.unwritten += 1
+    def get(self, name: str) -> NameRecord | None:
+        """Who has `name`."""
+        return self._learnt[name] if name in self._learnt else super().get(name)
 
-    def _apply(self, change: Change) -> None:
-        ours = self.get(change.name)
-        if ours == change.record:
+    def names_of(self, key: bytes) -> tuple[str, ...]:
+        """The names of `key`, oldest first."""
+        written = super().names_of(key)
+        if not self._learnt:
+            return written
+        ours = [name for name, record in self._learnt.items() if record is not None and record.key == key]
+        # Those that were there before keep their places.
+        before = [name for name in written if name not in self._learnt or name in ours]
+        return (*before, *(name for name in ours if name not in written))
+
+    def claim(self, names: tuple[str, ...], key: bytes, allow: bytes | None) -> tuple[Claim, str | None]:
+        """As a store that is alone. Raises sqlite3.Error."""
+        self.flush()
+        return super().claim(names, key, allow)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Take them over, whatever stood here."""
+        for change in changes:
+            self._learnt.pop(change.name, None)
+            self._learnt[change.name] = change.record
+            if len(self._learnt) >= MAX_UNWRITTEN:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what was learnt. Beyond the bound of names, new ones are left out."""
+        if not self._learnt:
             return
-        if change.record is None:
-            self._database.execute("DELETE FROM names WHERE name = ?", (change.name,))
+        changes = list(self._learnt.items())
+        self._learnt.clear()
+        count, lost = self._count, self.lost
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                for name, record in changes:
+                    self._write_one(name, record)
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error:
+            self._count, self.lost = count, lost
+            self.unwritten += len(changes)
+
+    def _write_one(self, name: str, record: NameRecord | None) -> None:
+        ours = super().get(name)
+        if ours == record:
+            return
+        if record is None:
+            self._database.execute("DELETE FROM names WHERE name = ?", (name,))
             self._count -= 1
             return
-        if ours is not None and ours.key != change.record.key:
+        if ours is not None and ours.key != record.key:
             self.lost += 1
         if ours is None and self._count >= self._total:
             return
         self._database.execute(
             "INSERT INTO names (name, key, allow) VALUES (?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET key = excluded.key, allow = excluded.allow",
-            (change.name, change.record.key, change.record.allow),
+            (name, record.key, record.allow),
         )
         self._count += ours is None
 
     def page(self, after: str, count: int) -> list[NameRecord]:
         """The next names in alphabetical order. Raises sqlite3.Error."""
+        self.flush()
         rows = self._database.execute(
             "SELECT name, key, allow FROM names WHERE name > ? ORDER BY name LIMIT ?", (after, count)
         )
         return [NameRecord(*row) for row in rows]
+
+    def close(self) -> None:
+        """With what was learnt."""
+        self.flush()
+        super().close()
