@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -39,11 +39,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class RedisServer:
-    """keep: writes each change to its disk before it answers; without, a kill loses everything."""
+    """keep: writes each change to its disk before it answers; without, a kill loses everything. arguments: in place of
+    all of ours."""
 
-    def __init__(self, folder: Path, *, keep: bool = True) -> None:
+    def __init__(self, folder: Path, *, keep: bool = True, arguments: Sequence[str] | None = None) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_port() if arguments is None else int(arguments[arguments.index("--port") + 1])
+        self._given = arguments
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._keep = keep
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,6 +57,8 @@ class RedisServer:
         arguments += (
             ["--appendonly", "yes", "--appendfsync", "always"] if self._keep else ["--appendonly", "no"]
         )
+        if self._given is not None:
+            arguments = [*self._given, "--dir", str(self.folder)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen([REDIS, *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -88,8 +92,10 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(folder: Path, *, keep: bool = True) -> Iterator[RedisServer]:
-    server = RedisServer(folder, keep=keep)
+def running_redis(
+    folder: Path, *, keep: bool = True, arguments: Sequence[str] | None = None
+) -> Iterator[RedisServer]:
+    server = RedisServer(folder, keep=keep, arguments=arguments)
     server.start()
     try:
         yield server

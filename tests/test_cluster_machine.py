@@ -1,4 +1,4 @@
-"""One broker's part in a cluster, without a store: what it decides alone, whom it makes wait, what it does not believe."""
+"""One broker's part in a cluster, without a store: what it decides, whom it makes wait, what it does not believe."""
 
 from __future__ import annotations
 
@@ -264,11 +264,27 @@ def test_an_offer_that_reaches_nobody() -> None:
 def test_of_each_node_the_latest_place_is_told() -> None:
     broker = Broker()
     broker.nodes.ports[ALICE] = (80,)
-    broker.machine.registered(ALICE, INSTANCE, 0.0)
+    told: list[float] = []
+
+    def known(now: float) -> list[Datagram]:
+        told.append(now)
+        return []
+
+    broker.machine.registered(ALICE, INSTANCE, known, 0.0)
     broker.nodes.ports[ALICE] = (80, 81)
     broker.machine.retell([ALICE], 0.0)
     (place,) = broker.machine.take_places(10)
     assert place.ports == (80, 81)
+    # Whoever hears that he is registered can be met.
+    assert told == []
+    for _ in range(2):
+        broker.machine.placed([place], 0.5)
+        assert told == [0.5]
+    broker.machine.registered(ALICE, INSTANCE, known, 1.0)
+    broker.machine.away(2.0)
+    broker.machine.registered(ALICE, INSTANCE, known, 3.0)
+    assert told == [0.5, 2.0, 3.0]
+    broker.machine.state = State.READY
     assert opened(place.message) == Moved(HERE, ALICE, INSTANCE)
     broker.hear(Moved(THERE, ALICE, INSTANCE))
     assert broker.nodes.forgotten == [(ALICE, INSTANCE)]

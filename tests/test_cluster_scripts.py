@@ -90,7 +90,7 @@ def test_changes_are_numbered_without_gaps_and_can_be_had_later(store: Store) ->
 
 def test_what_a_store_has_forgotten_is_given_back_and_nothing_overwritten(store: Store) -> None:
     store.claim(ALICE, "alice")
-    rows = ["alice", encode_row(BOB, None), "bob", encode_row(BOB, b"")]
+    rows: list[bytes | str] = ["alice", encode_row(BOB, None), "bob", encode_row(BOB, b"")]
     assert store.do(scripts.RESTORE, store.run, *rows) == 1
     assert store.do(scripts.RESTORE, store.run, *rows) == 0
     assert store.do(scripts.RESTORE, "another", *rows) == -1

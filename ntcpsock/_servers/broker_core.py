@@ -340,8 +340,12 @@ class BrokerCore:
                 node.register(counter, registration)
                 self._registry.touch(node, now)
                 if self.cluster is not None:
-                    self.cluster.registered(node.key, node.instance, now)
+                    return self.cluster.registered(node.key, node.instance, known, now)
             return [self._to(node, request, Registered())]
+
+        def known(now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else [self._to(node, request, Registered())]
 
         try:
             if self.cluster is not None:

@@ -39,11 +39,13 @@ class Send(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The node is with us, with these ports, or (None) no more. message: for brokers with whom it was."""
+    """The node is with us, with these ports, or (None) no more. message: for brokers with whom it was; numbers: of
+    those who wait until it is known."""
 
     key: bytes
     ports: tuple[int, ...] | None
     message: bytes
+    numbers: tuple[int, ...] = ()
 
 
 Command = Claim | Fetch | Forward | Send | Place

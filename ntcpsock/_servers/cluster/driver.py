@@ -328,6 +328,7 @@ class ClusterDriver:
             arguments = [part for place in places for part in _place_arguments(place)]
             await self._call(client, "place", self._broker, scripts.PLACE_TTL, *arguments)
             self._has_told = True
+            self._send(self._machine.placed(places, trio.current_time()))
 
     async def _work(self, client: Redis[bytes]) -> None:
         while True:

@@ -48,6 +48,7 @@ _MAX_SENDS: Final = 20_000
 Settle = Callable[[Outcome, str | None, float], list[Datagram]]
 FoundName = Callable[[NameRecord | None, float], list[Datagram]]
 Introduce = Callable[[Met | None, float], list[Datagram]]
+Known = Callable[[float], list[Datagram]]
 
 
 class State(Enum):
@@ -87,6 +88,7 @@ class _Waiting:
     claim: Settle | None = None
     fetch: FoundName | None = None
     forward: Introduce | None = None
+    place: Known | None = None
     key: bytes = b""
     names: tuple[str, ...] = ()
     allow: bytes | None = None
@@ -191,9 +193,15 @@ class ClusterMachine:
         self._send(broker, answer)
         return True
 
-    def registered(self, key: bytes, instance: bytes, now: float) -> None:
-        """An instance of `key` is here, or offers something else now."""
-        self._tell_place(key, now, self._seal(Moved(self.broker, key, instance)))
+    def registered(self, key: bytes, instance: bytes, known: Known, now: float) -> list[Datagram]:
+        """An instance of `key` is here, or offers something else now. `known` is told when the others can know it, or
+        cannot: whoever hears that he is registered can be met."""
+        if self.state is State.AWAY or len(self._waiting) >= MAX_WAITING:
+            self._tell_place(key, now, self._seal(Moved(self.broker, key, instance)))
+            return known(now)
+        number = self._wait(_Waiting(now + PATIENCE, known, place=known))
+        self._tell_place(key, now, self._seal(Moved(self.broker, key, instance)), number)
+        return []
 
     def left(self, key: bytes, now: float) -> None:
         """An instance of `key` has gone from here."""
@@ -289,6 +297,16 @@ class ClusterMachine:
             return []
         return self._resume(number, None, now)
 
+    def placed(self, places: Iterable[Place], now: float) -> list[Datagram]:
+        """The store knows of these."""
+        datagrams: list[Datagram] = []
+        for place in places:
+            for number in place.numbers:
+                waiting = self._waiting.pop(number, None)
+                if waiting is not None and waiting.place is not None:
+                    datagrams += waiting.place(now)
+        return datagrams
+
     def failed(self, number: int, now: float) -> list[Datagram]:
         """The store could not do what was asked: it is full, perhaps."""
         waiting = self._waiting.pop(number, None)
@@ -366,12 +384,13 @@ class ClusterMachine:
     def _seal(self, message: Message) -> bytes:
         return self._sealer.seal(self._sealer.public_key, encode(message))
 
-    def _tell_place(self, key: bytes, now: float, message: bytes = b"") -> None:
+    def _tell_place(self, key: bytes, now: float, message: bytes = b"", number: int | None = None) -> None:
         if self.state is State.AWAY or self._local is None:
             return  # all of them are told when it is back
-        before = self._places.get(key)
-        message = message or (b"" if before is None else before.message)
-        self._places[key] = Place(key, self._local.ports_here(key, now), message)
+        before = self._places.get(key, Place(key, None, b""))
+        numbers = before.numbers if number is None else (*before.numbers, number)
+        ports = self._local.ports_here(key, now)
+        self._places[key] = Place(key, ports, message or before.message, numbers)
         self.notify()
 
 
