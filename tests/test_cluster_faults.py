@@ -146,6 +146,7 @@ async def test_a_killed_broker_s_nodes_come_back_at_the_others(tmp_path: Path) -
 
 
 @needs_redis
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["udp_broker.py", "tcp_broker.py"])
 async def test_each_broker_of_three_may_end_in_turn(tmp_path: Path, script: str) -> None:
     with (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.cluster.machine import ClusterMachine, State
 from ntcpsock._servers.relay import RelayDesk
 from ntcpsock._servers.round_trips import BOUNDS
 from ntcpsock._servers.stun import StunCounters
@@ -81,6 +82,9 @@ def _broker(core: BrokerCore, unsent: Mapping[str, int]) -> Iterator[Metric]:
     yield _by_reason("ntcp_broker_refused", "Requests with a refusal as answer.", core.counters.refused)
     yield _by_reason("ntcp_broker_dropped", "Frames without an answer.", core.dropped)
     yield _by_reason("ntcp_broker_unsent", "Frames that did not leave.", unsent)
+    yield _counter("ntcp_broker_unwritten", "Registrations that found the disk full.", core.unwritten)
+    if core.cluster is not None:
+        yield from _cluster(core.cluster)
     trips = core.round_trips
     family = HistogramMetricFamily(
         "ntcp_broker_round_trip_seconds", "From a Challenge to the hello that answers it."
@@ -92,6 +96,15 @@ def _broker(core: BrokerCore, unsent: Mapping[str, int]) -> Iterator[Metric]:
         buckets.append((bound, float(total)))
     family.add_metric([], buckets, trips.sum)
     yield family
+
+
+def _cluster(cluster: ClusterMachine) -> Iterator[Metric]:
+    is_ready = cluster.state is State.READY
+    yield _gauge("ntcp_cluster_store_up", "1 while the store that brokers share is there.", is_ready)
+    yield _gauge("ntcp_cluster_waiting", "Requests that wait for it, or for another broker.", cluster.waiting)
+    yield _counter("ntcp_cluster_unwritten", "Names that our disk did not take.", cluster.names.unwritten)
+    yield _counter("ntcp_cluster_lost", "Names whose owner the store knew better.", cluster.names.lost)
+    yield _by_reason("ntcp_cluster_events", "What was done for and by other brokers.", cluster.counters)
 
 
 def _web(counters: WebCounters) -> Iterator[Metric]:
