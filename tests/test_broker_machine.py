@@ -16,7 +16,7 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
-from ntcpsock._traversal.broker.machine import DOUBT_TIMEOUT
+from ntcpsock._traversal.broker.machine import PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import (
     MAX_ALLOWED,
     MAX_CARD,
@@ -368,7 +368,7 @@ def test_a_hint_that_the_broker_is_gone_is_checked_and_proves_nothing() -> None:
     node.machine.doubt(begin)
     node.collect()
     network.run(until=lambda: not node.machine.connected, seconds=30)
-    assert network.now - begin == pytest.approx(DOUBT_TIMEOUT)
+    assert network.now - begin == pytest.approx(PROBE_TIMEOUT)
     assert Disconnected(silent=True) in node.received
     # Without a session there is nothing to doubt.
     node.machine.doubt(network.now)

@@ -187,6 +187,14 @@ async def test_a_node_that_leaves_or_moves_is_met_where_it_is(tmp_path: Path) ->
                 async with session(one.address, CAROL) as carol:
                     assert (await met(carol, 9000, b"second")).card == b"second"
                     assert (await met(carol, 7, b"first")).card == b"first"
+                # To a certain instance, whichever ports it has.
+                for one_of_them in (first, second):
+                    introduction = await bob.introduce(
+                        ALICE.public_key, 1, SEALED, instance=one_of_them.instance
+                    )
+                    assert introduction.instance == one_of_them.instance
+                with pytest.raises(PeerOffline):
+                    await bob.introduce(ALICE.public_key, 8000, SEALED, instance=b"nobody's")
             assert (await met(bob, 8000, b"second")).card == b"second"
 
 

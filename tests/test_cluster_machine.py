@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._servers.cluster import machine as machine_module
-from ntcpsock._servers.cluster.commands import Claim, Fetch, Forward, Place, Send
+from ntcpsock._servers.cluster.commands import Claim, Fetch, Forward, Place, Send, port_mark
 from ntcpsock._servers.cluster.machine import PATIENCE, ClusterMachine, State
 from ntcpsock._servers.cluster.message import (
     Absent,
@@ -66,8 +66,9 @@ class Nodes:
         self.forgotten.append((key, instance))
         return self.ports.pop(key, None) is not None
 
-    def ports_here(self, key: bytes, now: float) -> tuple[int, ...] | None:
-        return self.ports.get(key)
+    def marks_here(self, key: bytes, now: float) -> tuple[bytes, ...] | None:
+        ports = self.ports.get(key)
+        return None if ports is None else tuple(port_mark(port) for port in ports)
 
 
 class Broker:
@@ -226,7 +227,7 @@ def test_an_offer_goes_to_another_broker_and_its_answer_back() -> None:
     dialer.forward(CAROL)
     (command,) = dialer.machine.take(1)
     assert isinstance(command, Forward)
-    assert (command.key, command.port, command.exact) == (CAROL, 80, False)
+    assert (command.key, command.mark, command.exact) == (CAROL, b"80", False)
     dialer.machine.forwarded(command.number, True, 0.0)
     assert dialer.met == []
     listener.machine.receive(command.frame, 0.0)
@@ -274,7 +275,7 @@ def test_of_each_node_the_latest_place_is_told() -> None:
     broker.nodes.ports[ALICE] = (80, 81)
     broker.machine.retell([ALICE], 0.0)
     (place,) = broker.machine.take_places(10)
-    assert place.ports == (80, 81)
+    assert place.marks == (b"80", b"81")
     # Whoever hears that he is registered can be met.
     assert told == []
     for _ in range(2):

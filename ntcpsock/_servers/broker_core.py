@@ -399,8 +399,13 @@ class BrokerCore:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
                 return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
-        target = self._registry.route(offer.to, offer.port, asker, now)
-        if self.cluster is None or (target is not None and offer.port in target.ports):
+        if offer.instance is not None:
+            target = self._registry.instance(offer.to, offer.instance, now)
+            is_here = target is not None
+        else:
+            target = self._registry.route(offer.to, offer.port, asker, now)
+            is_here = target is not None and offer.port in target.ports
+        if self.cluster is None or is_here:
             return self._meet_here(node, request, offer, target, now)
         session, exact = node.session, target is not None
 
@@ -409,7 +414,8 @@ class BrokerCore:
             if node is None:
                 return []
             if there is None:
-                target = self._registry.route(offer.to, offer.port, self._asker(node), now)
+                asker = self._asker(node)
+                target = None if offer.instance else self._registry.route(offer.to, offer.port, asker, now)
                 return self._meet_here(node, request, offer, target, now)
             self.counters.introductions += 1
             tickets = self._tickets(node.key, offer.to)
@@ -419,7 +425,16 @@ class BrokerCore:
 
         where = node.whereabouts(now)
         wanted = Offer(
-            self.cluster.broker, 0, offer.to, offer.port, exact, node.key, node.instance, offer.sealed, *where
+            self.cluster.broker,
+            0,
+            offer.to,
+            offer.port,
+            exact,
+            node.key,
+            node.instance,
+            offer.sealed,
+            offer.instance,
+            *where,
         )
         return self.cluster.forward(wanted, met, now)
 

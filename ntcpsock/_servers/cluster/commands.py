@@ -22,11 +22,11 @@ class Fetch(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Send the frame to the broker with that node."""
+    """Send the frame to the broker with that node; preferably, or (exact) only, where it has that mark."""
 
     number: int
     key: bytes
-    port: int
+    mark: bytes
     exact: bool
     frame: bytes
 
@@ -39,13 +39,23 @@ class Send(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The node is with us, with these ports, or (None) no more. message: for brokers with whom it was; numbers: of
+    """The node is with us, with these marks, or (None) no more. message: for brokers with whom it was; numbers: of
     those who wait until it is known."""
 
     key: bytes
-    ports: tuple[int, ...] | None
+    marks: tuple[bytes, ...] | None
     message: bytes
     numbers: tuple[int, ...] = ()
+
+
+def port_mark(port: int) -> bytes:
+    """How a node's place says that it has a port."""
+    return b"%d" % port
+
+
+def instance_mark(instance: bytes) -> bytes:
+    """How it says that an instance is there."""
+    return b"x" + instance.hex().encode()
 
 
 Command = Claim | Fetch | Forward | Send | Place

@@ -368,7 +368,7 @@ class ClusterDriver:
             return self._shas["claim"], [], list(arguments)
         assert isinstance(command, Forward)
         exact = b"1" if command.exact else b"0"
-        return self._shas["forward"], [], [self._broker, command.key, command.port, exact, command.frame]
+        return self._shas["forward"], [], [self._broker, command.key, command.mark, exact, command.frame]
 
     def _claim_arguments(self, names: Sequence[str], key: bytes, allow: bytes | None) -> tuple[Any, ...]:
         bounds = self._names.per_key, self._names.total
@@ -415,8 +415,8 @@ def _is_script(command: Command) -> bool:
 
 
 def _place_arguments(place: Place) -> tuple[bytes, bytes, bytes]:
-    ports = b"" if place.ports is None else b",%s," % b",".join(b"%d" % port for port in place.ports)
-    return place.key, ports, place.message
+    marks = b"" if place.marks is None else b",%s," % b",".join(place.marks)
+    return place.key, marks, place.message
 
 
 def _client_maker(url: str) -> Callable[[], Redis[bytes]]:

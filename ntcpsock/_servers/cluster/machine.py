@@ -17,7 +17,16 @@ from enum import Enum
 from typing import Final, Protocol
 
 from ntcpsock._errors import BadMessage
-from ntcpsock._servers.cluster.commands import Claim, Command, Fetch, Forward, Place, Send
+from ntcpsock._servers.cluster.commands import (
+    Claim,
+    Command,
+    Fetch,
+    Forward,
+    Place,
+    Send,
+    instance_mark,
+    port_mark,
+)
 from ntcpsock._servers.cluster.message import (
     MAX_MESSAGE,
     Absent,
@@ -75,7 +84,7 @@ class Local(Protocol):
         """It is with another broker now. Whether it was here."""
         ...
 
-    def ports_here(self, key: bytes, now: float) -> tuple[int, ...] | None:
+    def marks_here(self, key: bytes, now: float) -> tuple[bytes, ...] | None:
         """Of the registered instances of a key; None where there are none."""
         ...
 
@@ -177,11 +186,14 @@ class ClusterMachine:
                 offer.sender,
                 offer.sender_instance,
                 offer.sealed,
+                offer.instance,
                 offer.observed_host,
                 offer.also_observed,
             )
         )
-        self._ask(Forward(number, offer.to, offer.port, offer.exact, frame))
+        mark = port_mark(offer.port) if offer.instance is None else instance_mark(offer.instance)
+        exact = offer.exact or offer.instance is not None
+        self._ask(Forward(number, offer.to, mark, exact, frame))
         return []
 
     def answer(self, answer: Answer) -> bool:
@@ -355,7 +367,7 @@ class ClusterMachine:
         self._send(offer.origin, met)
         if not isinstance(met, Absent):
             self.counters["offers delivered"] += 1
-        elif self._local.ports_here(offer.to, now) is None:
+        elif self._local.marks_here(offer.to, now) is None:
             # It has been silent for too long: others need not ask us again.
             self._tell_place(offer.to, now)
         return datagrams
@@ -389,8 +401,8 @@ class ClusterMachine:
             return  # all of them are told when it is back
         before = self._places.get(key, Place(key, None, b""))
         numbers = before.numbers if number is None else (*before.numbers, number)
-        ports = self._local.ports_here(key, now)
-        self._places[key] = Place(key, ports, message or before.message, numbers)
+        marks = self._local.marks_here(key, now)
+        self._places[key] = Place(key, marks, message or before.message, numbers)
         self.notify()
 
 

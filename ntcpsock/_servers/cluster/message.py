@@ -39,7 +39,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Offer(Body, frozen=True, tag=1):
     """Deliver an offer to the node `to`, which is with you, and say with `Met` whom it found, or `Absent`.
 
-    exact: only to an instance that has `port`; we have one without.
+    exact: only to an instance that has `port`; we have one without. instance: to that one alone.
     """
 
     number: Number
@@ -49,6 +49,7 @@ class Offer(Body, frozen=True, tag=1):
     sender: NodeKey
     sender_instance: Instance
     sealed: Sealed
+    instance: Instance | None = None
     observed_host: ObservedHost = ""
     also_observed: AlsoObserved = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ntcpsock._servers.cluster.commands import instance_mark, port_mark
 from ntcpsock._servers.cluster.message import Absent, Answer, Met, Offer
 from ntcpsock._servers.registry import Asker, NodeRecord, Registry
 from ntcpsock._servers.sources import Datagram
@@ -23,8 +24,13 @@ class OwnNodes:
     def deliver_offer(self, offer: Offer, now: float) -> tuple[Met | Absent, list[Datagram]]:
         """To whom this broker would introduce the dialer if it were here."""
         asker = Asker(offer.sender, self._registry.names.names_of(offer.sender))
-        target = self._registry.route(offer.to, offer.port, asker, now)
-        if target is None or (offer.exact and offer.port not in target.ports):
+        if offer.instance is not None:
+            target = self._registry.instance(offer.to, offer.instance, now)
+        else:
+            target = self._registry.route(offer.to, offer.port, asker, now)
+            if offer.exact and target is not None and offer.port not in target.ports:
+                target = None
+        if target is None:
             return Absent(self._broker, offer.number), []
         delivery = Deliver(
             offer.sender,
@@ -60,9 +66,13 @@ class OwnNodes:
         node.leave(node.registration)
         return True
 
-    def ports_here(self, key: bytes, now: float) -> tuple[int, ...] | None:
-        """Of all instances that are registered; None where none is."""
+    def marks_here(self, key: bytes, now: float) -> tuple[bytes, ...] | None:
+        """Ports and instances that are registered here, as others look for them; None where there are none."""
         nodes = [node for node in self._registry.instances(key, now) if node.registered]
         if not nodes:
             return None
-        return tuple(sorted({port for node in nodes for port in node.ports}))
+        ports = {port for node in nodes for port in node.ports}
+        return (
+            *(port_mark(port) for port in sorted(ports)),
+            *(instance_mark(node.instance) for node in nodes),
+        )

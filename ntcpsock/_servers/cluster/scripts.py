@@ -5,7 +5,7 @@
     ntcp:changes     zset     name -> number of its last change, those of names that are free again included
     ntcp:owners      hash     key -> how many names it has
     ntcp:changed     counter  of changes, without gaps; no clock orders anything
-    ntcp:at:KEY      hash     broker -> "number:,port,port,": where the node is; expires unless said again
+    ntcp:at:KEY      hash     broker -> "number:,mark,mark,": where the node is; expires unless said again
     ntcp:placed      counter  of what is said of places
     ntcp:told:BROKER string   expires with what the broker said of places: by it a jump of this host's clock is seen
 
@@ -143,7 +143,7 @@ end
 return answer
 """
 
-#: ARGV: broker, seconds, then key, ports and message in turns. The nodes are with that broker; no ports: no more. The
+#: ARGV: broker, seconds, then key, marks and message in turns. The nodes are with that broker; no marks: no more. The
 #: message, where there is one, goes to the other brokers that they were with; without, what stood there is only kept.
 PLACE: Final = """
 redis.call('SET', 'ntcp:told:' .. ARGV[1], '1', 'EX', ARGV[2])
@@ -167,15 +167,15 @@ end
 return #ARGV
 """
 
-#: ARGV: broker, key, port, exact (1 or 0), message. Sends it to the broker where the key was last seen with that port,
+#: ARGV: broker, key, mark, exact (1 or 0), message. Sends it to the broker where the key was last seen with that mark,
 #: else, unless exact, where it was last seen at all; brokers to whom nobody listens are forgotten. Returns whether
 #: anybody got it.
 FORWARD: Final = """
-local place, port, known = 'ntcp:at:' .. ARGV[2], ',' .. ARGV[3] .. ',', {}
+local place, mark, known = 'ntcp:at:' .. ARGV[2], ',' .. ARGV[3] .. ',', {}
 local all = redis.call('HGETALL', place)
 for i = 1, #all, 2 do
-    local number, ports = string.match(all[i + 1], '^(%d+):(.*)$')
-    local fits = number and string.find(ports, port, 1, true) ~= nil
+    local number, marks = string.match(all[i + 1], '^(%d+):(.*)$')
+    local fits = number and string.find(marks, mark, 1, true) ~= nil
     if all[i] ~= ARGV[1] and number and (fits or ARGV[4] == '0') then
         table.insert(known, {all[i], (fits and 1 or 0), tonumber(number)})
     end
