@@ -26,9 +26,9 @@ from pathlib import Path
 from nacl import bindings
 
 from ntcpsock._identity import Identity
+from ntcpsock._traversal.broker.fields import NO_SESSION
 from ntcpsock._traversal.broker.frame import HEADER_LENGTH, SEALED
 from ntcpsock._traversal.broker.message import (
-    NO_SESSION,
     Challenge,
     FromNode,
     Hello,

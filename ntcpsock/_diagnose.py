@@ -132,7 +132,12 @@ class _Broker:
         timeout = min(self._config.broker_timeout, BROKER_PATIENCE)
         pins = Pins(self._config.state_dir)
         async with open_broker_session(
-            address, Identity.generate(), pins=pins, timeout=timeout, ca_file=self._config.ca_file
+            address,
+            Identity.generate(),
+            pins=pins,
+            timeout=timeout,
+            ca_file=self._config.ca_file,
+            token=self._config.broker_token,
         ) as session:
             self.state = replace(self.state, reached=True, rtt=session.rtt, transport=session.transport)
             self.announced = session.welcome.stun

@@ -11,6 +11,7 @@ from ntcpsock._address import DEFAULT_STUN_PORT
 from ntcpsock._servers import logs
 from ntcpsock._servers.certificate import certificate_files
 from ntcpsock._servers.metrics import Sources
+from ntcpsock._servers.operated import Operated, Parts, operate, stun_status
 from ntcpsock._servers.operator_port import serve_operator_pages
 from ntcpsock._servers.options import parse_arguments
 from ntcpsock._servers.places import all_listens, version_of
@@ -35,11 +36,11 @@ SETTINGS = (
 
 async def main() -> None:
     arguments = parse_arguments(__doc__ or "", SETTINGS, port=DEFAULT_STUN_PORT)
-    logs.set_up(arguments.log)
+    logs.set_up(arguments.log, arguments.log_level)
     certificate = certificate_files(arguments.certificate, arguments.key)
     link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
 
-    async def start(nursery: trio.Nursery) -> Simple:
+    async def start(nursery: trio.Nursery) -> Operated:
         port, ready = arguments.port, ["ready"]
         counters: list[StunCounters] = []
         for listen in all_listens(arguments.listen or ["::"]):
@@ -64,8 +65,14 @@ async def main() -> None:
             ready.append(f"{addresses.primary}" + (f" other {addresses.other}" if addresses.other else ""))
         if arguments.metrics is not None:
             pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
-            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
-        return Simple(" ".join(ready), certificate)
+            await nursery.start(
+                partial(pages, title="STUN server", metrics_from=arguments.metrics_from or ())
+            )
+        service = Simple(" ".join(ready), certificate)
+        parts = Parts(certificate=certificate)
+        return await operate(
+            nursery, service, arguments, "stun_server", parts, status=lambda: stun_status(counters)
+        )
 
     await run_until_signalled(start)
 

@@ -16,12 +16,9 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
+from ntcpsock._traversal.broker.fields import MAX_ALLOWED, MAX_CARD, MAX_DATAGRAM, MAX_SEALED
 from ntcpsock._traversal.broker.machine import PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import (
-    MAX_ALLOWED,
-    MAX_CARD,
-    MAX_DATAGRAM,
-    MAX_SEALED,
     Found,
     Introduce,
     Introduced,

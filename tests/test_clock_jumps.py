@@ -7,7 +7,9 @@ import trio.testing
 from broker_support import SimulatedNetwork, registration
 
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
-from ntcpsock._traversal.broker.message import Found, Introduced, RelayPlace
+from ntcpsock._servers.relay_book import RelayBook
+from ntcpsock._traversal.broker.fields import RelayPlace
+from ntcpsock._traversal.broker.message import Found, Introduced
 from ntcpsock._traversal.relay.message import (
     LIFETIME,
     SECRET_LENGTH,
@@ -32,7 +34,9 @@ def test_sessions_names_and_introductions_do_not_notice() -> None:
     network = SimulatedNetwork()
     clock = WallClock()
     network.core._wall_clock = clock
-    network.core._relays = (RelayPlace("192.0.2.1", 6061),)
+    network.core.relays = network.core._hot_path._relays = RelayBook(
+        (RelayPlace("192.0.2.1", 6061),), secret=SECRET, broker_key=network.core.key, edition=1
+    )
     network.core._relay_secret = SECRET
     listener, dialer = network.add(1), network.add(2)
     listener.ask(registration("alice"))

@@ -73,8 +73,8 @@ def test_changes_are_numbered_without_gaps_and_can_be_had_later(store: Store) ->
         heard.subscribe(scripts.CHANGES_CHANNEL)
         heard.get_message(timeout=30)
         store.claim(ALICE, "alice", "al")
-        assert store.do(scripts.RELEASE, "al", BOB) == 0
-        assert store.do(scripts.RELEASE, "al", ALICE) == 1
+        assert store.do(scripts.DECREE, "al", "") == 1
+        assert store.do(scripts.DECREE, "al", "") == 0
         announced: list[bytes] = []
         while len(announced) < 3:
             if message := heard.get_message(timeout=30):
@@ -86,6 +86,9 @@ def test_changes_are_numbered_without_gaps_and_can_be_had_later(store: Store) ->
     # The name is free, and counts no more.
     assert store.claim(ALICE, "a2", "a3") == [b"kept"]
     assert store.claim(BOB, "al") == [b"kept"]
+    # The operator's word has no bound, and counts.
+    assert store.do(scripts.DECREE, "al", encode_row(ALICE, None)) == 1
+    assert store.client.hgetall("ntcp:owners") == {ALICE: b"4"}
 
 
 def test_what_a_store_has_forgotten_is_given_back_and_nothing_overwritten(store: Store) -> None:

@@ -18,44 +18,36 @@ from typing import NoReturn
 
 import trio
 
-from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.cluster.start import Membership, open_names
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.outlets import Outlets
-from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
+from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages, readers
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
-from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.status_page.pages import StatusPage
 from ntcpsock._servers.stun import StunCounters
+from ntcpsock._servers.udp_desk import UdpDesk
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import (
-    MAX_DATAGRAM,
-    MAX_RELAYS,
-    MAX_STUN_SERVERS,
-    RelayPlace,
-    check_relay,
-)
+from ntcpsock._traversal.broker.fields import MAX_RELAYS, MAX_STUN_SERVERS, RelayPlace, check_relay
 
 _logger = logging.getLogger("ntcpsock.broker")
 
-# Read in a row before other tasks get their turn.
-_BATCH = 64
 # Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _EXPIRY_INTERVAL = 5.0
 # Tries to find a port that is free for UDP and TCP, when the kernel may choose.
 _BIND_ATTEMPTS = 32
-# Our addresses times interfaces; beyond that somebody adds and removes them, and classes are made anew.
-_MOST_WAYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +107,8 @@ async def serve_broker(
     metrics_from: Collection[str] = (),
     stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
+    gate: Gate | None = None,
+    relay_nodes: Collection[bytes] = (),
     store: str | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -129,8 +123,9 @@ async def serve_broker(
     `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
-    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
-    `store`: redis://HOST:PORT of the cluster that this broker is one of; all of them share broker.key and relay.key.
+    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy. `gate`: whom and what the operator lets in; `relay_nodes`:
+    keys of relays that may register without our relay.key. `store`: redis://HOST:PORT of the cluster that this broker
+    is one of; all of them share broker.key and relay.key.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
     or network, ConfigurationError for an unusable state directory, and where it may not spoof.
     """
@@ -159,8 +154,10 @@ async def serve_broker(
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
+                gate=gate,
                 cluster=None if membership is None else membership.machine,
             )
+            core.relays.trusted = frozenset(relay_nodes)
             outlets = Outlets(spoofer)
             async with trio.open_nursery() as nursery:
                 if membership is not None:
@@ -171,19 +168,26 @@ async def serve_broker(
                 web: WebServer | None = None
                 readiness = Readiness()
                 if tcp:
+
+                    def sources() -> Sources:
+                        return Sources(
+                            core, outlets.unsent, web.counters if web else None, relay, stun_counters
+                        )
+
+                    may_read = readers(metrics_from)
+                    plain = f"An ntcpsock broker, key {encode_node_id(core.key)}.\n"
+                    status = StatusPage("Broker", plain, sources, readiness, may_read)
+                    nursery.start_soon(status.run)
                     relay = RelayDesk(secret.seed, relay_limits)
+                    relay.bans = core.gate.bans
+                    core.relays.own_load = relay.get_load
                     web = WebServer(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
                             **make_pages(core.key, stun, told),
-                            **make_operator_pages(
-                                lambda: Sources(
-                                    core, outlets.unsent, web.counters if web else None, relay, stun_counters
-                                ),
-                                readiness,
-                                metrics_from,
-                            ),
+                            **make_operator_pages(sources, readiness, may_read),
+                            **status.handlers(),
                         },
                         web_limits,
                         behind=behind,
@@ -192,7 +196,7 @@ async def serve_broker(
                     nursery.start_soon(relay.sweep)
                     nursery.start_soon(web.serve, listeners)
                 for sock in sockets:
-                    nursery.start_soon(_serve_datagrams, sock, core, outlets)
+                    nursery.start_soon(UdpDesk(sock, core, outlets).serve)
                 task_status.started(
                     BrokerServer(address, core.key, core, outlets.unsent, web, relay, certificate, readiness)
                 )
@@ -296,27 +300,6 @@ def _bind_datagrams(listen: str, port: int, *, dual: bool) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-async def _serve_datagrams(sock: DatagramSocket, core: BrokerCore, outlets: Outlets) -> NoReturn:
-    sources: dict[tuple[tuple[int, int, bytes], ...], type[UdpSource]] = {}
-    while True:
-        await trio.lowlevel.wait_readable(sock.fileno())
-        for _ in range(_BATCH):
-            try:
-                datagram, source, asked = sock.receive(MAX_DATAGRAM + 1)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                # What the network says of an earlier datagram of ours (WSAECONNRESET) concerns nobody here.
-                _logger.debug("recvfrom: %s", error)
-                break
-            known = sources.get(tuple(asked))
-            if known is None:
-                if len(sources) >= _MOST_WAYS:
-                    sources.clear()
-                known = sources[tuple(asked)] = sources_by((sock, asked))
-            outlets.answer(core, datagram, known(*source))
 
 
 async def _expire(core: BrokerCore) -> NoReturn:

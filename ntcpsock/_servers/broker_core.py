@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -23,25 +22,34 @@ from ntcpsock._identity import Identity
 from ntcpsock._servers.cluster.machine import ClusterMachine
 from ntcpsock._servers.cluster.message import Answer, Met, Offer
 from ntcpsock._servers.cluster.nodes import OwnNodes
+from ntcpsock._servers.gate import Gate
+from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameRecord, NameStore
-from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.node_record import NodeRecord
+from ntcpsock._servers.node_sealer import NodeSealer
+from ntcpsock._servers.outcomes import Outcomes
+from ntcpsock._servers.random_pool import RandomPool
+from ntcpsock._servers.registry import Asker, Registry
+from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.round_trips import RoundTrips
-from ntcpsock._servers.sources import Datagram, Source, endpoint_of
+from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
-from ntcpsock._traversal.broker.frame import (
-    KEY_LENGTH,
-    KEY_REQUEST,
-    Sealer,
-    decode_key_request_untrusted,
-    encode_key_reply,
-)
-from ntcpsock._traversal.broker.message import (
+from ntcpsock._traversal.broker.fields import (
     COOKIE_LENGTH,
     MAX_DATAGRAM,
     MIN_TTL,
     NO_SESSION,
     SESSION_LENGTH,
+    RelayPlace,
+)
+from ntcpsock._traversal.broker.frame import (
+    KEY_LENGTH,
+    KEY_REQUEST,
+    decode_key_request_untrusted,
+    encode_key_reply,
+)
+from ntcpsock._traversal.broker.message import (
     Bye,
     Challenge,
     ClientEnvelope,
@@ -60,7 +68,6 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
-    RelayPlace,
     Reply,
     Spoof,
     Spoofed,
@@ -70,11 +77,14 @@ from ntcpsock._traversal.broker.message import (
     decode_from_node,
     encode_from_broker,
 )
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.relay.message import SESSION_LENGTH as RELAY_SESSION_LENGTH
 from ntcpsock._traversal.relay.message import issue_pair
 
 #: A cookie is good in its own slot of time and in the next one: 30 to 60 seconds.
 _COOKIE_SLOT = MIN_TTL // 2
+# Records looked at in a pause: some 20 ms.
+_MOST_SWEPT = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +131,16 @@ class BrokerCore:
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
+        gate: Gate | None = None,
         cluster: ClusterMachine | None = None,
-        random_bytes: Callable[[int], bytes] = os.urandom,
+        random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """relays: those that nodes are told; relay_secret: what these check our tickets with. cluster: our part
         in one, whose replica `names` is. `wall_clock` is Unix time, which tickets need because a relay may be
         another machine."""
         limits = limits or BrokerLimits()
+        random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
@@ -136,17 +148,25 @@ class BrokerCore:
         #: Registrations refused because the disk takes no more names.
         self.unwritten = 0
         self.round_trips = RoundTrips()
-        self._sealer = Sealer(identity, cache_size=65536)
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
         self._elsewhere = tuple(elsewhere)
-        self._relays = tuple(relays)
+        #: The relays that nodes are told of.
+        self.relays = RelayBook(
+            relays,
+            secret=relay_secret,
+            broker_key=self.key,
+            edition=int.from_bytes(random_bytes(4), "big") or 1,
+        )
+        #: How dials have ended, as nodes tell it.
+        self.outcomes = Outcomes()
         self._relay_secret = relay_secret
         self._wall_clock = wall_clock
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
-        self._registry = Registry(names, max_nodes=limits.nodes)
+        self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
+        self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
@@ -154,6 +174,9 @@ class BrokerCore:
         self.cluster = cluster
         if cluster is not None:
             cluster.serve(OwnNodes(self._registry, self._to, cluster.broker))
+            cluster.names.changed = self._registry.names_changed
+        #: Who may what: the operator's policy, bans and quotas.
+        self.gate = gate or Gate()
         #: Segments to be sent under another address than ours; whoever sends them empties it.
         self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
@@ -164,7 +187,20 @@ class BrokerCore:
             KeepAlive: self._keep_alive,
             Spoof: self._spoof,
             Bye: self._bye,
+            Outcome: self._outcome,
+            OfferRelay: self._offer_relay,
+            WithdrawRelay: self._withdraw_relay,
         }
+        self._hot_path = HotPath(
+            self._registry,
+            self._sealer,
+            self._requests,
+            self.counters,
+            self._tickets,
+            self.relays,
+            self.gate,
+            is_alone=cluster is None,
+        )
 
     def __len__(self) -> int:
         """How many instances are connected."""
@@ -177,7 +213,11 @@ class BrokerCore:
 
     def expire(self, now: float) -> None:
         """Forget the silent; to be called now and then where nothing arrives."""
-        self._registry.expire(now)
+        self._registry.expire(now, _MOST_SWEPT)
+
+    def answer_known(self, datagram: bytes, origin: bytes, now: float) -> list[tuple[bytes, bytes]] | None:
+        """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
+        return self._hot_path.answer(datagram, origin, now)
 
     def keys(self) -> list[bytes]:
         """Of all nodes that are here."""
@@ -187,6 +227,8 @@ class BrokerCore:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
         self._registry.expire(now)
         self.was_in_session = False
+        if self.gate.is_shut_for(source.host):
+            return self._drop("banned address")
         try:
             if datagram[:1] == bytes((KEY_REQUEST,)):
                 return self._key_request(datagram, source, now)
@@ -214,8 +256,7 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        is_known = self._sealer.knows(claimed) or self._registry.knows(claimed)
-        if not is_known and not self._greetings.take(source.host, now):
+        if not self._sealer.knows(claimed) and not self._greetings.take(source.host, now):
             return self._drop("too many greetings")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)
@@ -224,10 +265,10 @@ class BrokerCore:
         node = self._registry.by_session(envelope.session, now)
         if isinstance(envelope.body, Prove) and node is not None and node.key == key:
             return self._prove(datagram, node, envelope, envelope.body, source, now)
-        if node is None or node.key != key or node.source != source:
+        if node is None or node.key != key or node.packed_source != pack_source(source):
             # After our restart, or after its NAT gave it another address, a node learns it here.
             return self._challenge(datagram, key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         self._registry.touch(node, now)
         self.was_in_session = True
@@ -245,14 +286,18 @@ class BrokerCore:
         if not self._is_fresh(hello.cookie, key, source, now):
             return self._challenge(datagram, key, envelope.request, source, now)
         self.round_trips.answered(source, now)
+        reason = self.gate.refuses(key, hello.token, self.key)
+        if reason is not None:
+            return self._turn_away(key, envelope.request, reason, source)
         node = self._registry.instance(key, hello.instance, now)
         if node is None:
             self.counters.sessions += 1
             session = self._random_bytes(SESSION_LENGTH)
-            node = self._registry.add(key, hello.instance, session, source, now)
+            shared = self._sealer.shared_key(key)
+            node = self._registry.add(key, shared, hello.instance, session, source, now)
             if node is None:
                 return self._drop("full")
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         # The session stays the same where one is open: a Welcome may have been lost, or the address
         # may have changed, and neither is a reason to forget what is registered.
@@ -263,8 +308,15 @@ class BrokerCore:
         observed = endpoint_of(source)
         elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != observed.is_ipv6)
         spoofs = self._spoofing is not None
-        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, self._relays)
+        edition, relays = self.relays.told(now)
+        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, relays, edition)
         return [self._to(node, envelope.request, welcome)]
+
+    def _turn_away(self, key: bytes, request: int, reason: Reason, source: Source) -> list[Datagram]:
+        """An answer to a Hello from a proved address: no session, and why."""
+        self.counters.refused[_words(reason)] += 1
+        frame = self._sealer.seal(key, encode_from_broker(NO_SESSION, 0, request, Refused(reason)))
+        return [(frame, source)]
 
     def _prove(
         self,
@@ -277,7 +329,7 @@ class BrokerCore:
     ) -> list[Datagram]:
         if not self._is_fresh(prove.cookie, node.key, source, now):
             return self._challenge(datagram, node.key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         node.prove(source.host, now)
         frame, _ = self._to(node, envelope.request, Proved())
@@ -310,10 +362,10 @@ class BrokerCore:
     def _to(self, node: NodeRecord, request: int, body: FromBroker) -> Datagram:
         node.sent += 1
         payload = encode_from_broker(node.session, node.sent, request, body)
-        return self._sealer.seal(node.key, payload), node.source
+        return self._sealer.seal_with(node.shared, node.key, payload), node.source
 
     def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
-        self.counters.refused[body.reason.name.lower().replace("_", " ")] += 1
+        self.counters.refused[_words(body.reason)] += 1
         return self._to(node, request, body)
 
     def _asker(self, node: NodeRecord) -> Asker:
@@ -325,8 +377,11 @@ class BrokerCore:
         if envelope.counter < node.registration:
             # Overtaken on the way by a newer one, or by Bye.
             return self._drop("old registration")
-        if not self._registrations.take(node.source.host, now):
+        if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
+        refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
+        if refusal is not None:
+            return [self._refusal(node, envelope.request, Refused(*refusal))]
         counter, request, session = envelope.counter, envelope.request, node.session
 
         def settle(outcome: Claim, name: str | None, now: float) -> list[Datagram]:
@@ -338,6 +393,7 @@ class BrokerCore:
             if counter >= node.registration:
                 self.counters.registrations += 1
                 node.register(counter, registration)
+                self._registry.names_changed(node.key)
                 self._registry.touch(node, now)
                 if self.cluster is not None:
                     return self.cluster.registered(node.key, node.instance, known, now)
@@ -359,7 +415,7 @@ class BrokerCore:
 
     def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Lookup)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.counters.lookups += 1
         name, request, session = envelope.body.name, envelope.request, node.session
@@ -381,8 +437,10 @@ class BrokerCore:
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
         offer = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
+        if not self.gate.may_introduce(node.key, node.host, now):
+            return self._drop("over quota")
         if self.cluster is None or offer.name is None or self._registry.names.get(offer.name) is not None:
             return self._meet(node, envelope.request, offer, now)
         request, session = envelope.request, node.session
@@ -418,7 +476,7 @@ class BrokerCore:
                 target = None if offer.instance else self._registry.route(offer.to, offer.port, asker, now)
                 return self._meet_here(node, request, offer, target, now)
             self.counters.introductions += 1
-            tickets = self._tickets(node.key, offer.to)
+            tickets = self._tickets(node.key, offer.to, now)
             where = there.observed_host, there.also_observed
             introduction = Introduced(offer.to, there.instance, there.card, *where, tickets)
             return [self._to(node, request, introduction)]
@@ -447,19 +505,21 @@ class BrokerCore:
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = self._asker(node).name_for(target.allow)
+        if target.allow is None:
+            node.show(name)
         delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
         introduction = Introduced(
             target.key,
             target.instance,
             target.card,
             *target.whereabouts(now),
-            self._tickets(node.key, target.key),
+            self._tickets(node.key, target.key, now),
         )
         return [self._to(target, 0, delivery), self._to(node, request, introduction)]
 
-    def _tickets(self, dialer: bytes, listener: bytes) -> tuple[bytes, bytes] | None:
+    def _tickets(self, dialer: bytes, listener: bytes, now: float) -> tuple[bytes, bytes] | None:
         """Nothing is remembered of them, and most are never used."""
-        if not self._relays or self._relay_secret is None:
+        if self._relay_secret is None or not self.relays.told(now)[1]:
             return None
         session = self._random_bytes(RELAY_SESSION_LENGTH)
         return issue_pair(self._relay_secret, session, dialer, listener, self._wall_clock())
@@ -467,7 +527,7 @@ class BrokerCore:
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Reply)
         reply = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         name = node.names[0] if node.names else None
         target = self._registry.instance(reply.to, reply.instance, now)
@@ -494,16 +554,37 @@ class BrokerCore:
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Spoof)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         outcome = SpoofOutcome.OFF
         if self._spoofing is not None:
-            outcome, segments = self._spoofing.ask(node.key, node.source.host, envelope.body, now)
+            outcome, segments = self._spoofing.ask(node.key, node.host, envelope.body, now)
             self.syn_acks += segments
         return [self._to(node, envelope.request, Spoofed(outcome))]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
-        return [self._to(node, envelope.request, KeepAliveAck())]
+        assert isinstance(envelope.body, KeepAlive)
+        edition, relays = self.relays.told(now)
+        ack = _ACK if envelope.body.relays == edition else KeepAliveAck(relays, edition)
+        return [self._to(node, envelope.request, ack)]
+
+    def _outcome(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Outcome)
+        if not self._requests.take(node.host, now):
+            return self._drop("too many requests")
+        self.outcomes.note(envelope.body)
+        return []
+
+    def _offer_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, OfferRelay)
+        secret = self.relays.offer(node.key, envelope.body, node.host, now)
+        if secret is None:
+            return [self._refusal(node, envelope.request, Refused(Reason.NOT_ADMITTED))]
+        return [self._to(node, envelope.request, RelayTaken(secret))]
+
+    def _withdraw_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        self.relays.withdraw(node.key)
+        return [self._to(node, envelope.request, RelayTaken())]
 
     def _bye(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         node.leave(envelope.counter)
@@ -511,6 +592,13 @@ class BrokerCore:
         if self.cluster is not None:
             self.cluster.left(node.key, now)
         return []
+
+
+_ACK = KeepAliveAck()
+
+
+def _words(reason: Reason) -> str:
+    return reason.name.lower().replace("_", " ")
 
 
 _REFUSALS: dict[Claim, Reason] = {

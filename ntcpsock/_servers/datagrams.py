@@ -39,10 +39,10 @@ class DatagramSocket:
         host, port = sock.getsockname()[:2]
         self.local = Endpoint(host, port)
         self.ipv6 = sock.family == socket.AF_INET6
-        self._is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        if self._is_wildcard and self.ipv6:
+        self.is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+        if self.is_wildcard and self.ipv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        elif self._is_wildcard:
+        elif self.is_wildcard:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
     def fileno(self) -> int:
@@ -50,11 +50,11 @@ class DatagramSocket:
 
     def receive(self, size: int) -> Datagram:
         """The next datagram, cut to `size`. Raises BlockingIOError when there is none, and OSError."""
-        if not self._is_wildcard:
+        if not self.is_wildcard:
             data, source = self._sock.recvfrom(size)
             return Datagram(data, endpoint_of(source), [])
         data, ancillary, _flags, source = self._sock.recvmsg(size, _ANCILLARY_SIZE)
-        return Datagram(data, endpoint_of(source), [_turn_round(*entry) for entry in ancillary])
+        return Datagram(data, endpoint_of(source), [turn_round(*entry) for entry in ancillary])
 
     def send(self, data: bytes, destination: tuple[str | int, ...], asked: Ancillary) -> None:
         """Send, from the address that was asked. Raises BlockingIOError when the kernel's queue is full (UDP
@@ -86,7 +86,8 @@ def socket_address(endpoint: Endpoint, ipv6: bool) -> tuple[str, int] | tuple[st
     return host, endpoint.port, 0, int(scope) if scope.isdecimal() else 0
 
 
-def _turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+def turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+    """The ancillary data of an answer, from that of the question."""
     if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) == _PKTINFO_V4.size:
         _interface, local, _destination = _PKTINFO_V4.unpack(data)
         # Interface 0: the route back decides, which need not be the way in.

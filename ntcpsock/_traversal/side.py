@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -28,6 +28,8 @@ class SideContext(Protocol):
     def stun_servers(self) -> Sequence[Endpoint]: ...
     @property
     def relays(self) -> Sequence[Endpoint]: ...
+    @property
+    def relay_times(self) -> Mapping[str, float]: ...
     @property
     def turn_servers(self) -> Sequence[TurnServer]: ...
     @property

@@ -14,6 +14,13 @@ class Claim(NamedTuple):
     allow: bytes | None
 
 
+class Decree(NamedTuple):
+    """The name belongs to the key from now on, or (None) to nobody, whoever has it: the operator says so."""
+
+    name: str
+    key: bytes | None
+
+
 class Fetch(NamedTuple):
     """Who has the name?"""
 
@@ -58,4 +65,4 @@ def instance_mark(instance: bytes) -> bytes:
     return b"x" + instance.hex().encode()
 
 
-Command = Claim | Fetch | Forward | Send | Place
+Command = Claim | Decree | Fetch | Forward | Send | Place

@@ -20,7 +20,7 @@ import trio
 from ntcpsock._address import encode_node_id
 from ntcpsock._errors import BadMessage, ConfigurationError
 from ntcpsock._servers.cluster import scripts
-from ntcpsock._servers.cluster.commands import Claim, Command, Fetch, Forward, Place, Send
+from ntcpsock._servers.cluster.commands import Claim, Command, Decree, Fetch, Forward, Place, Send
 from ntcpsock._servers.cluster.machine import ClusterMachine, State
 from ntcpsock._servers.cluster.rows import (
     Change,
@@ -52,7 +52,7 @@ _BATCH: Final = 100
 _PAGE: Final = 500
 _SCRIPTS: Final = {
     name: getattr(scripts, name.upper())
-    for name in ("join", "beat", "claim", "release", "restore", "changes", "place", "forward")
+    for name in ("join", "beat", "claim", "decree", "restore", "changes", "place", "forward")
 }
 
 
@@ -366,6 +366,9 @@ class ClusterDriver:
         if isinstance(command, Claim):
             arguments = self._claim_arguments(command.names, command.key, command.allow)
             return self._shas["claim"], [], list(arguments)
+        if isinstance(command, Decree):
+            row = b"" if command.key is None else encode_row(command.key, None)
+            return self._shas["decree"], [], [command.name, row]
         assert isinstance(command, Forward)
         exact = b"1" if command.exact else b"0"
         return self._shas["forward"], [], [self._broker, command.key, command.mark, exact, command.frame]
@@ -405,13 +408,15 @@ class ClusterDriver:
                 self._send(machine.fetched(number, record, now))
             case Forward(number):
                 self._send(machine.forwarded(number, bool(result), now))
+            case Decree():
+                pass
             case _:
                 if not result:
                     machine.counters["nobody listens"] += 1
 
 
 def _is_script(command: Command) -> bool:
-    return isinstance(command, Claim | Forward)
+    return isinstance(command, Claim | Decree | Forward)
 
 
 def _place_arguments(place: Place) -> tuple[bytes, bytes, bytes]:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from ntcpsock._errors import BadMessage
+from ntcpsock._errors import BadMessage, ConfigurationError
 from ntcpsock._servers.cluster.commands import (
     Claim,
     Command,
+    Decree,
     Fetch,
     Forward,
     Place,
@@ -109,6 +110,7 @@ class ClusterMachine:
     def __init__(self, broker: bytes, sealer: Sealer, names: NameReplica) -> None:
         self.broker = broker
         self.names = names
+        names.decree = self._decree
         self.state = State.AWAY
         self.notify: Callable[[], None] = _nothing
         #: What was done, and what was not, by reason.
@@ -229,6 +231,13 @@ class ClusterMachine:
             self.counters["no answer in time"] += 1
             datagrams += self._waiting.pop(number).fail(now)
         return datagrams
+
+    def _decree(self, name: str, key: bytes | None) -> None:
+        if self.state is not State.READY:
+            raise ConfigurationError(
+                "the store is away, and names are decided there: try again when it is back"
+            )
+        self._ask(Decree(name, key))
 
     # For the driver.
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from ntcpsock._errors import BadMessage
-from ntcpsock._traversal.broker.message import (
+from ntcpsock._traversal.broker.fields import (
     AlsoObserved,
     Card,
     Instance,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ntcpsock._servers.cluster.commands import instance_mark, port_mark
 from ntcpsock._servers.cluster.message import Absent, Answer, Met, Offer
-from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.node_record import NodeRecord
+from ntcpsock._servers.registry import Asker, Registry
 from ntcpsock._servers.sources import Datagram
 from ntcpsock._traversal.broker.message import Deliver, FromBroker
 

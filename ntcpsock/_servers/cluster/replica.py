@@ -7,10 +7,11 @@ hundreds at a time, and known before: a commit costs more than all else that a n
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers.cluster.rows import Change
 from ntcpsock._servers.names import Claim, NameRecord, NameStore
 
@@ -28,6 +29,10 @@ class NameReplica(NameStore):
         self.unwritten = 0
         #: Names whose owner the store knew better: there were two stores, or one was emptied.
         self.lost = 0
+        #: Told of a key whose names may be others now.
+        self.changed: Callable[[bytes], None] = _nothing
+        #: Tells the store what the operator says: a name, and whose it is from now on.
+        self.decree: Callable[[str, bytes | None], None] = _nobody
         super().__init__(path, per_key=per_key, total=total)
 
     @property
@@ -59,11 +64,37 @@ class NameReplica(NameStore):
         self.flush()
         return super().claim(names, key, allow)
 
+    def search(self, match: str, limit: int) -> list[tuple[str, bytes, int]]:
+        """Names that have `match` in them, in order, with their keys, and since when this broker knows."""
+        self.flush()
+        return super().search(match, limit)
+
+    def assign(self, name: str, key: bytes) -> bytes | None:
+        """Bind `name` to `key`, whoever had it; whose it was. Raises ConfigurationError while the store is away."""
+        return self._decree(name, key)
+
+    def release(self, name: str) -> bytes | None:
+        """Bind `name` to nobody; whose it was. Raises ConfigurationError while the store is away."""
+        return self._decree(name, None)
+
+    def _decree(self, name: str, key: bytes | None) -> bytes | None:
+        before = self.get(name)
+        if before is not None or key is not None:
+            self.decree(name, key)
+            self.apply([Change(0, name, None if key is None else NameRecord(name, key, None))])
+        return None if before is None else before.key
+
     def apply(self, changes: Iterable[Change]) -> None:
         """Take them over, whatever stood here."""
         for change in changes:
+            before = self.get(change.name)
+            if before == change.record:
+                continue
             self._learnt.pop(change.name, None)
             self._learnt[change.name] = change.record
+            for record in (before, change.record):
+                if record is not None:
+                    self.changed(record.key)
             if len(self._learnt) >= MAX_UNWRITTEN:
                 self.flush()
 
@@ -119,3 +150,11 @@ class NameReplica(NameStore):
         """With what was learnt."""
         self.flush()
         super().close()
+
+
+def _nothing(key: bytes) -> None:
+    """Nobody keeps what he was told of names."""
+
+
+def _nobody(name: str, key: bytes | None) -> None:
+    raise ConfigurationError("names are decided in a store that is not there")

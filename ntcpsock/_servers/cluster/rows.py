@@ -1,7 +1,7 @@
 """A name as it stands in the store: its owner and its policy in one string of bytes, and the number of its last change.
 
 row: key(32) | 0                    whoever proves a key may know it
-     key(32) | 1 | allow list       see `_traversal.broker.message.AllowList`
+     key(32) | 1 | allow list       see `_traversal.broker.fields.AllowList`
 announcement: number in decimal | space | name | zero byte | row, or nothing where the name is free again
 """
 
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._servers.names import NameRecord
-from ntcpsock._traversal.broker.message import ALLOWED_DIGEST_LENGTH, MAX_ALLOWED, MAX_NAME
+from ntcpsock._traversal.broker.fields import ALLOWED_DIGEST_LENGTH, MAX_ALLOWED, MAX_NAME
 
 _KEY_LENGTH: Final = 32
 _LONGEST: Final = _KEY_LENGTH + 1 + MAX_ALLOWED * ALLOWED_DIGEST_LENGTH

@@ -100,14 +100,15 @@ return {'kept'}
 """
 )
 
-#: ARGV: name, key. Frees the name where it belongs to the key; returns whether it did.
-RELEASE: Final = (
+#: ARGV: name, row. The name has that row from now on, or (empty) is nobody's, whoever has it.
+DECREE: Final = (
     _CHANGE
     + """
-local now = redis.call('HGET', 'ntcp:names', ARGV[1])
-if not now or string.sub(now, 1, 32) ~= ARGV[2] then return 0 end
-own(ARGV[2], -1)
-announce(ARGV[1], '')
+local now = redis.call('HGET', 'ntcp:names', ARGV[1]) or ''
+if now == ARGV[2] then return 0 end
+if now ~= '' then own(string.sub(now, 1, 32), -1) end
+if ARGV[2] ~= '' then own(string.sub(ARGV[2], 1, 32), 1) end
+announce(ARGV[1], ARGV[2])
 return 1
 """
 )

@@ -15,13 +15,16 @@ import trio
 from msgspec import structs
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
-from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
+from ntcpsock._errors import BrokerRefused, BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.climb import Climb
-from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, WrongKeyShown
+from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, Rejected, WrongKeyShown
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import RelayPlace, Welcome
+from ntcpsock._traversal.broker.message import Reason, Welcome
+from ntcpsock._traversal.broker.refusal import session_refused
 from ntcpsock._traversal.broker.side import Sides
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
+from ntcpsock._traversal.relay.told import ToldRelay
 from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
@@ -123,17 +126,18 @@ class Link:
 
     @property
     def relays(self) -> tuple[Endpoint, ...]:
-        """Those of the latest Welcome, with the broker's host and port filled in; the host may be a name, for a proxy
+        """Those that the broker has told last, with its host and port filled in; the host may be a name, for a proxy
         or for TLS, which is spoken to those that are a TlsRelay."""
-        welcome = self.machine.welcome
-        assert welcome is not None
-        return tuple(self._relay(place) for place in welcome.relays)
+        return tuple(self._relay(place) for place in self.machine.relays)
 
     def _relay(self, place: RelayPlace) -> Endpoint:
         is_tls = place.tls or (self.address.tls and not place.port)
         is_ours = place.host in _UNSPECIFIED
         host, port = self._transport.host if is_ours else place.host, place.port or self.address.port
-        return TlsRelay.at(host, port, self._ca_file, self.tunnels) if is_tls else Endpoint(host, port)
+        told = str(place)
+        if is_tls:
+            return TlsRelay.at(host, port, self._ca_file, self.tunnels, told, place.load)
+        return ToldRelay.make(host, port, told, place.load)
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""
@@ -167,6 +171,11 @@ class Link:
             f"the broker {self.address.host}:{self.address.port} shows key {encode_node_id(key)}, "
             f"expected is {known}"
         )
+
+    def refusal(self, reason: Reason) -> BrokerRefused:
+        """What to raise where the broker gives us no session."""
+        where = f"{self.address.host}:{self.address.port}"
+        return session_refused(where, reason, encode_node_id(self.machine.own_key))
 
     # Sending.
 
@@ -409,6 +418,9 @@ class Link:
             case WrongKeyShown(key):
                 self._error = self.mismatch(key)
                 self._suspicious.set()
+            case Rejected(reason):
+                self._error = self.refusal(reason)
+                self._greeted.set()
             case Connected():
                 self._greeted.set()
 

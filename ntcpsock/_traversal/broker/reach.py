@@ -13,13 +13,13 @@ from pathlib import Path
 import trio
 
 from ntcpsock._address import BrokerAddress
-from ntcpsock._errors import BrokerUnreachable, NTCPError
+from ntcpsock._errors import BrokerRefused, BrokerUnreachable, NTCPError
 from ntcpsock._identity import Identity
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.fields import MAX_TTL, MIN_TTL
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.link import FALLBACK_DELAY, Link
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import MAX_TTL, MIN_TTL
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport, WebSocketTransport
 from ntcpsock._traversal.http.proxy import find_proxy
 from ntcpsock._traversal.http.tls import client_context
@@ -37,15 +37,16 @@ async def reach(
     *,
     ca_file: Path | None = None,
     hidden: bool = False,
+    token: str | None = None,
 ) -> Link:
     """The link by which the broker answers first.
 
     Each next address starts a little later, or when one fails; TCP starts when nothing has answered over UDP for
     `FALLBACK_DELAY` seconds, or when the name cannot be resolved here and a proxy may do it. A `wss` address is met in
     TLS only. Several hosts, and several addresses of one, are the brokers of a cluster. Raises BrokerUnreachable,
-    IdentityMismatch, ConfigurationError for an unusable `ca_file`.
+    BrokerRefused, IdentityMismatch, ConfigurationError for an unusable `ca_file`.
     """
-    race = _Race(address, identity, pins, keep_alive_interval, ca_file, hidden)
+    race = _Race(address, identity, pins, keep_alive_interval, ca_file, hidden, token)
     if address.tls:
         race.context = await trio.to_thread.run_sync(client_context, ca_file)
     with trio.move_on_after(timeout):
@@ -70,6 +71,7 @@ class _Race:
         keep_alive_interval: float,
         ca_file: Path | None,
         hidden: bool,
+        token: str | None,
     ) -> None:
         self._address = address
         self._identity = identity
@@ -78,6 +80,7 @@ class _Race:
         self._keep_alive_interval = keep_alive_interval
         self._ca_file = ca_file
         self._hidden = hidden
+        self._token = token
         self.context: ssl.SSLContext | None = None
         self._proxy = find_proxy(address.hosts[0])
         self._resolved: list[Destination] = []
@@ -197,6 +200,7 @@ class _Race:
             keep_alive_interval=self._keep_alive_interval,
             ttl=ttl_for(self._keep_alive_interval),
             hidden=self._hidden,
+            token=self._token,
         )
         link = Link(machine, self._address, transports, self._ca_file, self.find_more)
         try:
@@ -206,6 +210,10 @@ class _Race:
             if self.winner is None:
                 self.winner = link
                 self._nursery.cancel_scope.cancel()
+        except BrokerRefused as error:
+            # It is the broker's own word, and would be the same by any other way.
+            self.errors.append(error)
+            self._nursery.cancel_scope.cancel()
         except OSError as error:
             self.errors.append(error)
             failed.set()
