@@ -11,7 +11,7 @@ import trio
 from ntcpsock._address import DEFAULT_STUN_PORT, BrokerAddress, Endpoint, parse_broker, parse_host_port
 from ntcpsock._config import Config
 from ntcpsock._diagnosis import BrokerState, Diagnosis, Discovery, Lifetime
-from ntcpsock._errors import BrokerUnreachable, ConfigurationError
+from ntcpsock._errors import BrokerRefused, BrokerUnreachable, ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._lifetimes import Lifetimes
 from ntcpsock._state import Pins
@@ -117,7 +117,7 @@ class _Broker:
         try:
             if self._address is not None:
                 await self._ask(self._address)
-        except BrokerUnreachable as error:
+        except (BrokerUnreachable, BrokerRefused) as error:
             self.state = replace(self.state, why=str(error))
         except OSError as error:
             self.failure = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from broker_support import SEALED, make_identity
 from redis_support import (
     PATIENCE,
     SERVERS,
+    BrokerProcess,
     free_port,
     needs_redis,
     running_cluster,
@@ -21,6 +23,7 @@ from redis_support import (
 )
 from test_relay_connect import check_both_ways
 
+from ntcpsock._address import encode_node_id
 from ntcpsock._config import Config
 from ntcpsock._errors import NameNotFound, NameTaken, PeerOffline
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
@@ -28,7 +31,7 @@ from ntcpsock.trio import open_node
 
 pytestmark = needs_redis
 
-CAROL = make_identity(3)
+CAROL, THIEF = make_identity(3), make_identity(66)
 
 
 async def test_nodes_at_three_brokers_find_and_meet_each_other(tmp_path: Path) -> None:
@@ -209,3 +212,46 @@ async def met(asker: BrokerSession, port: int, card: bytes) -> Introduction:
             if introduction.card == card:
                 return introduction
             await trio.sleep(0.02)
+
+
+async def test_an_operator_s_word_about_a_name_holds_at_all_brokers(tmp_path: Path) -> None:
+    def operate(broker: BrokerProcess, *words: str) -> subprocess.CompletedProcess[str]:
+        socket = ("--socket", str(broker.state / "admin.sock"))
+        return subprocess.run(
+            [sys.executable, "-m", "ntcpsock", "admin", "names", *words, *socket],
+            capture_output=True,
+            text=True,
+        )
+
+    with (
+        running_redis(tmp_path / "redis") as redis,
+        running_cluster(tmp_path, 2, "--store", redis.url) as (one, two),
+    ):
+        async with session(one.address, ALICE) as alice, session(two.address, BOB) as bob:
+            await alice.set_registration(("alice",), (), None, None)
+            assert await bob.lookup("alice") == ALICE.public_key
+            done = await trio.to_thread.run_sync(
+                operate, two, "give", "alice", encode_node_id(CAROL.public_key)
+            )
+            assert done.returncode == 0, done.stderr
+            async with session(one.address, THIEF) as thief:
+                with trio.fail_after(PATIENCE):
+                    while await thief.lookup("alice") != CAROL.public_key:
+                        await trio.sleep(0.02)
+                done = await trio.to_thread.run_sync(operate, one, "free", "alice")
+                assert done.returncode == 0, done.stderr
+                with trio.fail_after(PATIENCE):
+                    while True:
+                        try:
+                            await bob.set_registration(("alice",), (), None, None)
+                            break
+                        except NameTaken:
+                            await trio.sleep(0.02)
+                assert await thief.lookup("alice") == BOB.public_key
+                redis.kill()
+                with trio.fail_after(PATIENCE):
+                    while "goes on alone" not in one.said():
+                        await trio.sleep(0.02)
+                done = await trio.to_thread.run_sync(operate, one, "free", "alice")
+                assert done.returncode == 1
+                assert "the store is away" in done.stdout + done.stderr
