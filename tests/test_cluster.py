@@ -216,7 +216,7 @@ async def met(asker: BrokerSession, port: int, card: bytes) -> Introduction:
 
 async def test_an_operator_s_word_about_a_name_holds_at_all_brokers(tmp_path: Path) -> None:
     def operate(broker: BrokerProcess, *words: str) -> subprocess.CompletedProcess[str]:
-        socket = ("--socket", str(broker.state / "admin.sock"))
+        socket = ("--socket", str(broker.state / "admin-udp_broker.sock"))
         return subprocess.run(
             [sys.executable, "-m", "ntcpsock", "admin", "names", *words, *socket],
             capture_output=True,
