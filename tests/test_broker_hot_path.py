@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntcpsock._address import Endpoint
-from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.node_record import RECORD, NodeRecord, Records
 from ntcpsock._servers.sources import Connection, pack_source, unpack_source
@@ -32,14 +32,17 @@ STEP = 0.5
 class Twins:
     """The same broker twice, with the same random bytes; one has its hot path."""
 
-    def __init__(self, relays: bool = False) -> None:
+    def __init__(self, limits: BrokerLimits | None = None) -> None:
         self.now = 1000.0
+        self.limits = limits
         self.taken = 0
         self.cores = [self._core() for _ in range(2)]
 
     def _core(self) -> BrokerCore:
         chance = random.Random(7)
-        return BrokerCore(make_identity(999), NameStore(None), random_bytes=chance.randbytes)
+        return BrokerCore(
+            make_identity(999), NameStore(None), limits=self.limits, random_bytes=chance.randbytes
+        )
 
     def give(self, datagram: bytes, source: Endpoint) -> list[tuple[bytes, Endpoint | Connection]]:
         """Both get it, and must say the same."""
@@ -164,6 +167,22 @@ def test_both_ways_say_the_same(script: list[tuple[int, FromNode, str, float]]) 
         elif how == "bit":
             frame = frame[:-1] + bytes([frame[-1] ^ 1])
         twins.give(frame, node.source)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [BrokerLimits(greeting_burst=7, greeting_rate=1), BrokerLimits(strangers_burst=5, strangers_rate=1)],
+)
+def test_strangers_over_a_limit_are_dropped_alike(limits: BrokerLimits) -> None:
+    twins = Twins(limits)
+    chance = random.Random(1)
+    sources = [Endpoint("192.0.2.1", 1), Endpoint("192.0.2.2", 1), Endpoint("2001:db8::1", 1)]
+    for _ in range(100):
+        twins.now += chance.random() / 50
+        twins.give(chance.randbytes(chance.choice([0, 1, 40, 200, 1300])), chance.choice(sources))
+        twins.give(b"\x02".ljust(64, b"\0"), chance.choice(sources))
+    assert twins.taken > 50
+    assert twins.cores[0].dropped.keys() & {"too many greetings", "too many strangers"}
 
 
 def test_an_instance_among_others_goes_the_long_way() -> None:

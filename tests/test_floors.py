@@ -284,6 +284,7 @@ FLOORS = (
             "_datagram_filter",
             "_datagram_gate",
             "_datagram_local",
+            "_datagram_runs",
             "_datagram_switch",
             "_datagram_table",
             "_desk",

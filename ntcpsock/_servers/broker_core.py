@@ -97,6 +97,9 @@ class BrokerLimits:
     #: Datagrams from addresses without a session: each may cost a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
+    #: The same of all addresses together, which may be invented: half of a processor at most.
+    strangers_rate: float = 10_000.0
+    strangers_burst: float = 1000.0
     #: Lookup, Introduce and Reply.
     request_rate: float = 2000.0
     request_burst: float = 4000.0
@@ -168,6 +171,7 @@ class BrokerCore:
         self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
         self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
+        self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
@@ -199,6 +203,9 @@ class BrokerCore:
             self._tickets,
             self.relays,
             self.gate,
+            self._greetings,
+            self._strangers,
+            self.dropped,
             is_alone=cluster is None,
         )
 
@@ -256,8 +263,11 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        if not self._sealer.knows(claimed) and not self._greetings.take(source.host, now):
-            return self._drop("too many greetings")
+        if not self._sealer.knows(claimed):
+            if not self._greetings.take(source.host, now):
+                return self._drop("too many greetings")
+            if not self._strangers.take("", now):
+                return self._drop("too many strangers")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)
         if isinstance(envelope.body, Hello):

@@ -18,6 +18,12 @@ _IP_PKTINFO = 8
 # struct in_pktinfo: interface index, local address (ours for routing), destination of the header.
 _PKTINFO_V4 = struct.Struct("=I4s4s")
 _ANCILLARY_SIZE = 128
+#: Octets of an address as the kernel has it: of a struct sockaddr_in6, the longer one.
+ADDRESS_LENGTH = 28
+# struct sockaddr_in and sockaddr_in6: family, port; address; flow and scope in the second.
+_IPV4 = struct.Struct("=H2s4s")
+_IPV6 = struct.Struct("=H2sI16sI")
+_INET = struct.pack("=H", socket.AF_INET)
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -84,6 +90,26 @@ def socket_address(endpoint: Endpoint, ipv6: bool) -> tuple[str, int] | tuple[st
     if ":" not in host:
         host = f"::ffff:{host}"
     return host, endpoint.port, 0, int(scope) if scope.isdecimal() else 0
+
+
+def pack_address(address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:
+    """The kernel's form of an address of the socket module, in 28 bytes."""
+    port = address[1].to_bytes(2)
+    if len(address) == 2:
+        packed = _IPV4.pack(socket.AF_INET, port, socket.inet_pton(socket.AF_INET, address[0]))
+    else:
+        host = socket.inet_pton(socket.AF_INET6, address[0])
+        packed = _IPV6.pack(socket.AF_INET6, port, address[2], host, address[3])
+    return packed.ljust(ADDRESS_LENGTH, b"\0")
+
+
+def unpack_address(packed: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The way back."""
+    if packed[:2] == _INET:
+        _, port, address = _IPV4.unpack_from(packed)
+        return socket.inet_ntop(socket.AF_INET, address), int.from_bytes(port)
+    _, port, flow, address, scope = _IPV6.unpack_from(packed)
+    return socket.inet_ntop(socket.AF_INET6, address), int.from_bytes(port), flow, scope
 
 
 def turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:

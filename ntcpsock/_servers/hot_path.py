@@ -9,6 +9,7 @@ list, a limit) is None here, and goes the long way.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,7 @@ from ntcpsock._servers.registry import Registry
 from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.sources import host_of
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
-from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, OVERHEAD, SEALED
+from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, KEY_REQUEST, OVERHEAD, SEALED
 from ntcpsock._traversal.broker.message import (
     ClientEnvelope,
     Deliver,
@@ -46,6 +47,7 @@ _COUNTERS_AT: Final = 110
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
 _ACK: Final = KeepAliveAck()
+_KEY_REQUEST: Final = bytes((KEY_REQUEST,))
 
 
 class HotPath:
@@ -60,6 +62,9 @@ class HotPath:
         tickets: Callable[[bytes, bytes, float], tuple[bytes, bytes] | None],
         relays: RelayBook,
         gate: Gate,
+        greetings: RateLimit,
+        strangers: RateLimit,
+        dropped: Counter[str],
         *,
         is_alone: bool = True,
     ) -> None:
@@ -72,14 +77,20 @@ class HotPath:
         self._tickets = tickets
         self._relays = relays
         self._gate = gate
+        self._greetings = greetings
+        self._strangers = strangers
+        self._dropped = dropped
         self._is_alone = is_alone
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Packed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
         if now >= self._registry.next_sweep:
             self._registry.expire(now)
-        place = self._registry.places.get(frame[1 : 1 + KEY_LENGTH])
-        if place is None or not OVERHEAD <= len(frame) <= MAX_DATAGRAM or frame[0] != SEALED:
+        claimed = frame[1 : 1 + KEY_LENGTH]
+        place = self._registry.places.get(claimed)
+        if place is None:
+            return self._stranger(frame, claimed, origin, now)
+        if not OVERHEAD <= len(frame) <= MAX_DATAGRAM or frame[0] != SEALED:
             return None
         record = RECORD.unpack_from(self._records.packed, place * RECORD.size)
         key, shared, _, session, source, highest, seen, sent, registration, expires, _, older, ttl, _ = record
@@ -123,6 +134,19 @@ class HotPath:
         )
         answers.append((self._sealer.seal_with(shared, key, ack), source))
         return answers
+
+    def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Packed] | None:
+        """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
+        if frame[:1] == _KEY_REQUEST or len(frame) > MAX_DATAGRAM or self._sealer.knows(claimed):
+            return None
+        host = host_of(origin)
+        if self._greetings.is_exhausted(host, now):
+            self._dropped["too many greetings"] += 1
+            return []
+        if self._strangers.is_exhausted("", now) and self._greetings.take(host, now):
+            self._dropped["too many strangers"] += 1
+            return []
+        return None
 
     def _introduce(
         self,

@@ -63,49 +63,55 @@ def _load() -> bool:
 AVAILABLE: Final = _load()
 
 
-class Batch:
-    """Room for `count` datagrams of `size` octets, their addresses and ancillary data; for one socket's family."""
+class Headers:
+    """`count` headers of messages over buffers of the caller's, which must be as long as `count` of their strides.
 
-    def __init__(self, count: int, size: int, *, ipv6: bool, control: bool = False) -> None:
+    parts: of each message, in order: a buffer, its stride, and how many octets of it are used; names: likewise, with
+    the length of an address; controls: for ancillary data, `CONTROL_LENGTH` octets each, None: there is none.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        parts: list[tuple[bytearray, int, int]],
+        names: tuple[bytearray, int, int],
+        controls: bytearray | None,
+        name_at: int = 0,
+    ) -> None:
         self.count = count
-        self.stride = size
-        self.datagrams = bytearray(count * size)
-        self.names = bytearray(count * _NAME_STRIDE)
-        self.controls = bytearray(count * CONTROL_LENGTH)
-        #: Of an address of this family.
-        self._name_length = 28 if ipv6 else 16
         self._headers = _ffi.new("struct mmsghdr[]", count)
-        self._vectors = _ffi.new("struct iovec[]", count)
-        buffers = self.datagrams, self.names, self.controls
+        self._vectors = _ffi.new("struct iovec[]", count * len(parts))
         # They must not move: a bytearray stays where it is while somebody has such a view of it.
-        self._pins = [_ffi.from_buffer(buffer) for buffer in buffers]
-        datagrams, names, controls = self._pins
+        self._pins = [_ffi.from_buffer(buffer) for buffer, _, _ in parts]
+        name_pin = _ffi.from_buffer(names[0])
+        control_pin = _ffi.NULL if controls is None else _ffi.from_buffer(controls)
+        self._other_pins = name_pin, control_pin
         for i in range(count):
             header = self._headers[i].msg_hdr
-            header.msg_name = names + i * _NAME_STRIDE + _NAME_AT
-            header.msg_namelen = self._name_length
-            header.msg_iov = self._vectors + i
-            header.msg_iovlen = 1
-            header.msg_control = controls + i * CONTROL_LENGTH if control else _ffi.NULL
-            self._vectors[i].iov_base = datagrams + i * size
-            self._vectors[i].iov_len = size
-        #: The datagrams; a slice of it is a copy.
-        self.octets = _ffi.buffer(datagrams, count * size)
-        self._name_octets = _ffi.buffer(names, len(self.names))
-        self._control_octets = _ffi.buffer(controls, len(self.controls))
+            header.msg_name = name_pin + i * names[1] + name_at
+            header.msg_namelen = names[2]
+            header.msg_iov = self._vectors + i * len(parts)
+            header.msg_iovlen = len(parts)
+            if controls is not None:
+                header.msg_control = control_pin + i * CONTROL_LENGTH
+            for j, (pin, (_, stride, length)) in enumerate(zip(self._pins, parts, strict=True)):
+                vector = self._vectors[i * len(parts) + j]
+                vector.iov_base = pin + i * stride
+                vector.iov_len = length
         octets = memoryview(_ffi.buffer(self._headers))
         self.lengths = octets.cast("I")[_LENGTH_AT::16]
-        self.name_lengths = octets.cast("I")[_NAME_LENGTH_AT::16]
         self.control_lengths = octets.cast("Q")[_CONTROL_LENGTH_AT::8]
-        self.sizes = memoryview(_ffi.buffer(self._vectors)).cast("Q")[1::2]
-        self._whole_names = array("I", [self._name_length]) * count
-        self._whole_controls = array("Q", [CONTROL_LENGTH]) * count if control else None
+        self._name_lengths = octets.cast("I")[_NAME_LENGTH_AT::16]
+        #: Octets of the first part.
+        self.sizes = memoryview(_ffi.buffer(self._vectors)).cast("Q")[1 :: 2 * len(parts)]
+        self._whole_names = array("I", [names[2]]) * count
+        self._whole_controls = array("Q", [CONTROL_LENGTH]) * count if controls is not None else None
 
     def receive(self, descriptor: int) -> int:
         """How many datagrams have come, up to `count`; 0: none. What the network says of earlier ones is skipped."""
         if self._whole_controls is not None:
             self.control_lengths[:] = self._whole_controls
-        self.name_lengths[:] = self._whole_names
+        self._name_lengths[:] = self._whole_names
         for _ in range(self.count):
             received: int = _libc.recvmmsg(descriptor, self._headers, self.count, _MSG_DONTWAIT, _ffi.NULL)
             if received >= 0:
@@ -113,23 +119,6 @@ class Batch:
             if _ffi.errno in (errno.EAGAIN, errno.EINTR):
                 break
         return 0
-
-    def origin(self, index: int) -> bytes:
-        """The way's number, as it was put there, and the address of a received datagram."""
-        at = index * _NAME_STRIDE
-        origin: bytes = self._name_octets[at : at + NAME_LENGTH]
-        return origin
-
-    def set_way(self, index: int, number: bytes) -> None:
-        """Put the way's number before an address."""
-        at = index * _NAME_STRIDE
-        self.names[at : at + _NAME_AT] = number
-
-    def control(self, index: int) -> bytes:
-        """The ancillary data of a received datagram, as the kernel wrote it."""
-        at = index * CONTROL_LENGTH
-        control: bytes = self._control_octets[at : at + self.control_lengths[index]]
-        return control
 
     def send(self, descriptor: int, first: int, end: int) -> list[int]:
         """Send the datagrams from `first` to before `end`; the errnos of those that the kernel refused."""
@@ -148,6 +137,41 @@ class Batch:
             refused.append(number)
             first += 1
         return refused
+
+
+class Batch(Headers):
+    """Room for `count` datagrams of `size` octets, their addresses and ancillary data; for one socket's family."""
+
+    def __init__(self, count: int, size: int, *, ipv6: bool, control: bool = False) -> None:
+        self.datagrams = bytearray(count * size)
+        self.names = bytearray(count * _NAME_STRIDE)
+        self.controls = bytearray(count * CONTROL_LENGTH)
+        super().__init__(
+            count,
+            [(self.datagrams, size, size)],
+            (self.names, _NAME_STRIDE, 28 if ipv6 else 16),
+            self.controls if control else None,
+            _NAME_AT,
+        )
+        #: The datagrams; a slice of it is a copy.
+        self.octets = _ffi.buffer(self._pins[0], len(self.datagrams))
+        self._name_octets = _ffi.buffer(self._other_pins[0], len(self.names))
+
+    def origin(self, index: int) -> bytes:
+        """The way's number, as it was put there, and the address of a received datagram."""
+        at = index * _NAME_STRIDE
+        origin: bytes = self._name_octets[at : at + NAME_LENGTH]
+        return origin
+
+    def set_way(self, index: int, number: bytes) -> None:
+        """Put the way's number before an address."""
+        at = index * _NAME_STRIDE
+        self.names[at : at + _NAME_AT] = number
+
+    def control(self, index: int) -> bytes:
+        """The ancillary data of a received datagram, as the kernel wrote it."""
+        at = index * CONTROL_LENGTH
+        return bytes(self.controls[at : at + self.control_lengths[index]])
 
 
 class Outbox:

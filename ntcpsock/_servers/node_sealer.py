@@ -19,6 +19,8 @@ from ntcpsock._traversal.broker.frame import (
 
 # Of UDP, and of a WebSocket.
 _LONGEST_FRAME = 65536
+# Between their first hello and their second: one and a half seconds of them at the rate that `BrokerLimits` allows.
+_MOST_STRANGERS = 16384
 _SEALED = bytes((SEALED,))
 
 
@@ -30,7 +32,7 @@ class NodeSealer:
         self._prefix = _SEALED + self.public_key
         self._registry = registry
         self._random_bytes = random_bytes
-        self._strangers = Sealer(identity, random_bytes=random_bytes)
+        self._strangers = Sealer(identity, cache_size=_MOST_STRANGERS, random_bytes=random_bytes)
         self._boxes = Boxes(_LONGEST_FRAME)
 
     def knows(self, key: bytes) -> bool:

@@ -108,8 +108,11 @@ async def operate(
     *,
     ban_file: BanFile | None = None,
     status: Callable[[], dict[str, Any]] = dict,
+    further: Sequence[Prepare] = (),
 ) -> Operated:
-    """Start what an operator needs beside a running service, in `nursery`. settings: of `parse_arguments`.
+    """Start what an operator needs beside a running service, in `nursery`.
+
+    settings: of `parse_arguments`; further: what else SIGHUP concerns.
 
     Raises OSError where the socket that the settings name cannot be had; the usual one is done without, with a word in
     the log.
@@ -124,7 +127,7 @@ async def operate(
         parts.relay.bans = bans
     if bans is not None:
         nursery.start_soon(_keep_bans, bans, ban_file, parts)
-    reloader = Reloader(settings.source, _prepares(parts))
+    reloader = Reloader(settings.source, [*_prepares(parts), *further])
     desk = AdminDesk(
         program,
         lambda: _status(parts) | status(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
+from ntcpsock._servers.key_index import KeyIndex
 from ntcpsock._servers.names import NameRecord, NameStore
 from ntcpsock._servers.node_record import MOST_RECORDS, PLACE_LENGTH, RECORD, SHOWN, NodeRecord, Records
 from ntcpsock._servers.sources import Source
@@ -56,7 +57,7 @@ class Registry:
         self.names = names
         self.records = Records()
         #: Where the record of the newest instance of each key is; the others follow it.
-        self.places: dict[bytes, int] = {}
+        self.places = KeyIndex(self.records.packed)
         self._max_nodes = min(max_nodes, MOST_RECORDS)
         self._count = 0
         self._free = array("I")
@@ -76,7 +77,16 @@ class Registry:
 
     def keys(self) -> list[bytes]:
         """Those of which any instance is here."""
-        return list(self.places)
+        return [NodeRecord(self.records, place).key for place in self.places.values()]
+
+    def newest(self) -> list[int]:
+        """Where the newest instance of each key is now, for `living_at`: quick, for whoever looks at all in turns."""
+        return list(self.places.values())
+
+    def living_at(self, place: int, now: float) -> tuple[NodeRecord, ...]:
+        """The instance at a place and older ones of its key, as far as they are not over; those of another key by
+        then, or none, are no error."""
+        return tuple(node for node in self._chain(place + 1) if node.expires > now)
 
     def knows(self, key: bytes) -> bool:
         """Whether any instance of `key` is here."""
@@ -97,12 +107,12 @@ class Registry:
 
     def instances(self, key: bytes, now: float) -> tuple[NodeRecord, ...]:
         """The living records of a key, newest last."""
-        found = [node for node in self._chain(self.places.get(key, -1) + 1) if node.expires > now]
+        found = [node for node in self._chain(self._first(key)) if node.expires > now]
         return tuple(reversed(found))
 
     def instance(self, key: bytes, instance: bytes, now: float) -> NodeRecord | None:
         """One of them."""
-        for node in self._chain(self.places.get(key, -1) + 1):
+        for node in self._chain(self._first(key)):
             if node.instance == instance and node.expires > now:
                 return node
         return None
@@ -117,7 +127,7 @@ class Registry:
         """
         if self._count >= self._max_nodes:
             return None
-        siblings = list(self._chain(self.places.get(key, -1) + 1))
+        siblings = list(self._chain(self._first(key)))
         if len(siblings) >= MAX_INSTANCES:
             # A program that is started again and again must not lock itself out.
             self.remove(min(siblings, key=lambda node: (node.registered, node.expires)))
@@ -125,7 +135,7 @@ class Registry:
         session = place.to_bytes(PLACE_LENGTH, "little") + session[PLACE_LENGTH:]
         self.records.write(place, key, shared, instance, session, source, now + MIN_TTL)
         node = NodeRecord(self.records, place)
-        node.next = self.places.get(key, -1) + 1
+        node.next = self._first(key)
         self.places[key] = place
         self._count += 1
         self._look_at(node)
@@ -159,7 +169,7 @@ class Registry:
 
     def names_changed(self, key: bytes) -> None:
         """The names of `key` may be others now: what is shown of its instances is asked for again."""
-        for node in self._chain(self.places.get(key, -1) + 1):
+        for node in self._chain(self._first(key)):
             node.flags &= ~SHOWN
 
     def expire(self, now: float, most: int = _SWEEP) -> None:
@@ -205,6 +215,11 @@ class Registry:
         self.records.packed[start : start + RECORD.size] = bytes(RECORD.size)
         self._free.append(node.place)
         self._count -= 1
+
+    def _first(self, key: bytes) -> int:
+        """One more than the place of the newest instance of a key; 0: there is none."""
+        place = self.places.get(key)
+        return 0 if place is None else place + 1
 
     def _chain(self, following: int) -> Iterator[NodeRecord]:
         """The instances of a key, newest first, from one more than the place of the first."""

@@ -13,21 +13,24 @@ import struct
 from typing import ClassVar, Final, NamedTuple
 
 from ntcpsock._address import Endpoint
-from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, socket_address
+from ntcpsock._servers.datagrams import (
+    Ancillary,
+    DatagramSocket,
+    pack_address,
+    socket_address,
+    unpack_address,
+)
 from ntcpsock._servers.datagrams import endpoint_of as _endpoint_of
 
 Way = tuple[DatagramSocket, Ancillary]
 
 PACKED_LENGTH: Final = 30
-_ADDRESS_LENGTH: Final = PACKED_LENGTH - 2
 #: The number of the way of endpoints that came without one, as in tests; and that of connections.
 _NO_WAY: Final = 0
 _CONNECTION: Final = 0xFFFF
 _MOST_WAYS: Final = 0xFFFE
 
 _WAY = struct.Struct("=H")
-_IPV4 = struct.Struct("=H2s4s")
-_IPV6 = struct.Struct("=H2sI16sI")
 _TCP = struct.Struct("=HH2s16sH6s")
 
 
@@ -110,26 +113,6 @@ def pack_source(source: Source) -> bytes:
     if isinstance(source, UdpSource):
         number_of_way, ipv6 = source.number, source.way[0].ipv6
     return _WAY.pack(number_of_way) + pack_address(socket_address(source, ipv6))
-
-
-def pack_address(address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:
-    """The kernel's form of an address of the socket module, in 28 bytes."""
-    port = address[1].to_bytes(2)
-    if len(address) == 2:
-        packed = _IPV4.pack(socket.AF_INET, port, socket.inet_pton(socket.AF_INET, address[0]))
-    else:
-        host = socket.inet_pton(socket.AF_INET6, address[0])
-        packed = _IPV6.pack(socket.AF_INET6, port, address[2], host, address[3])
-    return packed.ljust(_ADDRESS_LENGTH, b"\0")
-
-
-def unpack_address(packed: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
-    """The way back."""
-    if _WAY.unpack_from(packed)[0] == socket.AF_INET:
-        _, port, address = _IPV4.unpack_from(packed)
-        return socket.inet_ntop(socket.AF_INET, address), int.from_bytes(port)
-    _, port, flow, address, scope = _IPV6.unpack_from(packed)
-    return socket.inet_ntop(socket.AF_INET6, address), int.from_bytes(port), flow, scope
 
 
 def unpack_source(packed: bytes) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -104,6 +104,11 @@ class Course:
     @property
     def also_proven(self) -> tuple[str, ...]:
         return self.node.surroundings.standpoint.also_proven(self.dial.also_observed)
+
+    def mapped_ports(self, transport: Transport) -> Collection[int]:
+        """Ports that our NAT holds for us, this dial's own included."""
+        own = (port for warm in self.ports for port in warm.mapped_ports(transport))
+        return {*self.node.mapped_ports(transport), *own}
 
     def targets(self, candidates: Sequence[Candidate], transport: Transport) -> tuple[Candidate, ...]:
         """Those of the listener's candidates that may be aimed at."""

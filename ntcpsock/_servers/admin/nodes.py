@@ -20,10 +20,9 @@ _CHUNK: Final = 2000
 
 
 async def all_nodes(core: BrokerCore) -> AsyncIterator[NodeRecord]:
-    """Those of this moment. A record is good until the next one is asked for."""
-    keys = core.keys()
-    for number, key in enumerate(keys, 1):
-        for node in core.registry.instances(key, trio.current_time()):
+    """Those of this moment, but for what changes meanwhile. A record is good until the next one is asked for."""
+    for number, place in enumerate(core.registry.newest(), 1):
+        for node in core.registry.living_at(place, trio.current_time()):
             yield node
         if not number % _CHUNK:
             await trio.lowlevel.checkpoint()

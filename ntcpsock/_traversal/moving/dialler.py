@@ -17,12 +17,14 @@ from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier, PlainStream
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
+from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.time_limit import limited
 
 log = logging.getLogger("ntcpsock")
@@ -69,6 +71,14 @@ class DialledStream(KeptStream):
     def _ended(self) -> None:
         super()._ended()
         self._climbing.cancel()
+
+    def asked(self, signal: Signal) -> None:
+        """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
+        if (
+            self._resuming.epoch == int.from_bytes(signal.body[:8], "big")
+            and not self.stream.driver.suspended
+        ):
+            self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
     # -- a carrier that was lost
 
@@ -167,6 +177,14 @@ class DialledStreams:
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
+
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take a listener's word; whether it was one of a stream's."""
+        stream = self._streams.get(signal.dial_id)
+        if stream is None or stream.key != delivery.sender or signal.name != MOVE:
+            return False
+        stream.asked(signal)
+        return True
 
     def __iter__(self) -> Iterator[DialledStream]:
         return iter(self._streams.values())

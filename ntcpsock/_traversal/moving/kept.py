@@ -19,6 +19,9 @@ from ntcpsock._traversal.introductions import Introductions
 #: reset. A router or a relay that was restarted does so, and so does the kernel of a peer whose process died.
 ABRUPT_LINGER = 10.0
 
+#: The listener's word to the dialer that a stream should move. Its body is the epoch of the last move that it knows.
+MOVE = "move"
+
 #: How a path fails without a word.
 _SILENT = frozenset(
     {
