@@ -63,6 +63,7 @@ class Moving:
     def end(self) -> tuple[Transfer, Transfer]:
         """Both ends' outcome, which must be whole."""
         dialler = self._running.result(200)
+        print(dialler)
         path = self._outcome.with_suffix(".1")
         programs.wait_for(path, 100)
         listener: Transfer = eval(path.read_text(), {"Transfer": Transfer, "inf": float("inf")})
@@ -70,7 +71,7 @@ class Moving:
         assert not listener.error
         assert dialler.sent == listener.received
         assert dialler.received == listener.sent
-        print(dialler, listener, sep="\n")
+        print(listener)
         return dialler, listener
 
 
@@ -119,3 +120,11 @@ def test_the_relay_is_restarted(moving: Open) -> None:
     dialler, listener = made.end()
     assert dialler.first == "relay"
     assert "relay" in dialler.moves
+
+
+def test_first_over_udp_then_over_tcp(moving: Open) -> None:
+    made = moving(prefer="first")
+    dialler, listener = made.end()
+    assert dialler.first == "udp-punch"
+    assert dialler.moves == listener.moves == ("tcp-open",)
+    assert dialler.reasons == ("a path over TCP",)
