@@ -1,6 +1,6 @@
 """All nodes of a broker come back at once: kill -9 of one of three, and how soon they are registered at the others.
 
-    python -m benchmarks.reconnect [--nodes 100000] [--spread 20] [--brokers 3]
+    python -m benchmarks.reconnect [--nodes 100000] [--spread 0 20] [--brokers 3]
 
 Three brokers as processes with a real redis-server, all nodes at the first one, a name each. Then it is killed, and all
 nodes say hello at the others: in the same instant, and as keep-alives find out, one after the other within
@@ -191,7 +191,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, default=100_000)
     parser.add_argument("--brokers", type=int, default=3)
-    parser.add_argument("--spread", type=float, default=20.0, help="seconds of a keep-alive")
+    parser.add_argument(
+        "--spread",
+        type=float,
+        nargs="*",
+        default=[0.0, 20.0],
+        help="seconds in which they come, for each round",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with running_redis(Path(folder) / "redis") as redis:
@@ -199,7 +205,7 @@ def main() -> None:
                 _measure(brokers, arguments.nodes, arguments.spread)
 
 
-def _measure(brokers: list[BrokerProcess], count: int, spread: float) -> None:
+def _measure(brokers: list[BrokerProcess], count: int, spreads: list[float]) -> None:
     key = brokers[0].address.key
     assert key is not None
     box_key = bindings.crypto_sign_ed25519_pk_to_curve25519(key)
@@ -212,9 +218,10 @@ def _measure(brokers: list[BrokerProcess], count: int, spread: float) -> None:
     print(
         f"{count} nodes with a name each at one broker after {seconds:.1f} s ({count / seconds:.0f} a second)"
     )
-    _kill_and_return(crowd, brokers, "in the same instant", 0.0)
-    _gather(crowd, brokers)
-    _kill_and_return(crowd, brokers, f"within {spread:g} s", spread)
+    for number, spread in enumerate(spreads):
+        if number:
+            _gather(crowd, brokers)
+        _kill_and_return(crowd, brokers, f"within {spread:g} s" if spread else "in the same instant", spread)
 
 
 def _kill_and_return(crowd: Crowd, brokers: list[BrokerProcess], what: str, spread: float) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from broker_driver_support import ALICE, BOB, session
+from broker_driver_support import ALICE, BOB
+from broker_driver_support import session as open_session
 from broker_support import SEALED, make_identity
 from redis_support import (
     PATIENCE,
@@ -26,10 +28,21 @@ from test_relay_connect import check_both_ways
 from ntcpsock._address import encode_node_id
 from ntcpsock._config import Config
 from ntcpsock._errors import NameNotFound, NameTaken, PeerOffline
+from ntcpsock._traversal.broker import reach
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery, Introduction
+from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock.trio import open_node
 
 pytestmark = needs_redis
+
+# Brokers, Redis and nodes are processes on a machine that may have other things to do.
+session = partial(open_session, timeout=PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "ClientMachine", partial(ClientMachine, request_timeout=PATIENCE / 2))
+
 
 CAROL, THIEF = make_identity(3), make_identity(66)
 
