@@ -302,6 +302,7 @@ class Node(NodeSettings):
         return self._closing
 
     async def wait_network_changed(self) -> None:
+        """Until this host is in another network, or has another address there."""
         await self.network.wait_change()
 
     @property

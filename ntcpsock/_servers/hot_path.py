@@ -110,10 +110,10 @@ class HotPath:
             return None
         body = envelope.body
         if type(body) is KeepAlive:
-            if body.relays != self._relays.told(now)[0]:
-                return None  # it is told the list
+            edition, relays = self._relays.told(now)
+            told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
             answers: list[Packed] = []
-            ack = encode_from_broker(session, sent + 1, envelope.request, _ACK)
+            ack = encode_from_broker(session, sent + 1, envelope.request, told)
         elif type(body) is Introduce:
             introduced = self._introduce(place, record, envelope, body, now)
             if introduced is None:

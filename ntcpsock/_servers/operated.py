@@ -166,16 +166,17 @@ async def _open_admin(
     nursery: trio.Nursery, settings: Namespace, program: str, desk: AdminDesk
 ) -> Path | None:
     given: Path | None = settings.socket
-    path = given or (getattr(settings, "state_dir", None) or default_state_dir()) / f"admin-{program}.sock"
     try:
+        folder = getattr(settings, "state_dir", None) or default_state_dir()
+        path = given or folder / f"admin-{program}.sock"
         if given is None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened: Path = await nursery.start(serve_admin, path, desk)
         return opened
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
         if given is not None:
             raise
-        _logger.info("no socket for ntcp admin: %s: %s", path, error.strerror)
+        _logger.info("no socket for ntcp admin: %s", error)
         return None
 
 

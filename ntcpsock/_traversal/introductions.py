@@ -168,10 +168,8 @@ class Introductions:
 
     def _answer(self, delivery: Delivery, payload: bytes) -> None:
         sealed = self._sealer.seal(delivery.sender, payload)
-        if delivery.answer is not None and delivery.answer(sealed):
-            return
-        # What came over a stream that has ended since has no instance to go back to: its dialer says it again.
-        if delivery.sender_instance:
+        # What came over a stream that has ended since was from no instance that the broker could find.
+        if (delivery.answer is None or not delivery.answer(sealed)) and delivery.sender_instance:
             self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
 
     async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
