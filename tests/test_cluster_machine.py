@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from broker_support import SEALED, make_identity
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntcpsock._errors import BadMessage
@@ -306,6 +306,7 @@ def test_dialers_elsewhere_are_remembered_up_to_a_bound(monkeypatch: pytest.Monk
     assert known == [False] * 20 + [True] * 10
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 200), st.integers(1, 255))
 def test_strangers_frames_are_counted_and_nothing_else(noise: bytes, at: int, flip: int) -> None:
     broker = Broker()
@@ -333,6 +334,7 @@ names = st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True)
 allows = st.none() | st.integers(0, 5).map(lambda count: b"0123456789abcdef" * count)
 
 
+@settings(deadline=None)
 @given(names, st.binary(min_size=32, max_size=32), allows, st.integers(0, 2**40))
 def test_rows_and_changes_round_trip(name: str, key: bytes, allow: bytes | None, number: int) -> None:
     row = encode_row(key, allow)
@@ -344,6 +346,7 @@ def test_rows_and_changes_round_trip(name: str, key: bytes, allow: bytes | None,
     assert decode_announcement_untrusted(announced) == Change(number, name, None)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.binary(max_size=100))
 def test_only_bad_message_leaves_the_decoders(one: bytes, two: bytes) -> None:
     for decode in (
