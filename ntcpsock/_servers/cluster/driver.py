@@ -20,19 +20,25 @@ import trio
 from ntcpsock._address import encode_node_id
 from ntcpsock._errors import BadMessage, ConfigurationError
 from ntcpsock._servers.cluster import scripts
-from ntcpsock._servers.cluster.commands import Claim, Command, Decree, Fetch, Forward, Place, Send
+from ntcpsock._servers.cluster.calls import (
+    StoreChangedError,
+    claim_arguments,
+    place_arguments,
+    script_call,
+    settle,
+)
+from ntcpsock._servers.cluster.commands import Claim, Command, Fetch, Forward, Send
 from ntcpsock._servers.cluster.machine import ClusterMachine, State
 from ntcpsock._servers.cluster.rows import (
-    Change,
     decode_announcement_untrusted,
     decode_change_untrusted,
-    decode_row_untrusted,
     encode_row,
 )
 from ntcpsock._servers.sources import Datagram
 
 if TYPE_CHECKING:
     from coredis import Redis
+    from coredis.patterns.pipeline import Pipeline
     from coredis.patterns.pubsub import PubSub
 
 _logger = logging.getLogger("ntcpsock.cluster")
@@ -54,10 +60,6 @@ _SCRIPTS: Final = {
     name: getattr(scripts, name.upper())
     for name in ("join", "beat", "claim", "decree", "restore", "changes", "place", "forward")
 }
-
-
-class _LostError(Exception):
-    """The store is not what it was; begin anew."""
 
 
 class ClusterDriver:
@@ -213,9 +215,11 @@ class ClusterDriver:
             await self._restore(client, run)
         self._run = run
         for name, key, allow in self._machine.untold():
-            outcome = await self._call(client, "claim", *self._claim_arguments((name,), key, allow))
+            outcome = await self._call(
+                client, "claim", *claim_arguments(self._machine, run, (name,), key, allow)
+            )
             if outcome[0] == b"stale":
-                raise _LostError("restarted")
+                raise StoreChangedError("restarted")
             self._machine.told(name)
 
     async def _expect_beat(self, client: Redis[bytes]) -> None:
@@ -250,7 +254,7 @@ class ClusterDriver:
             rows = [part for row in page for part in (row.name, encode_row(row.key, row.allow))]
             restored = int(await self._call(client, "restore", run, *rows))
             if restored < 0:
-                raise _LostError("restarted")
+                raise StoreChangedError("restarted")
             count += restored
             after = page[-1].name
         if count:
@@ -271,7 +275,7 @@ class ClusterDriver:
                 self._heard = trio.current_time()
             else:
                 self._send(self._machine.receive(data, trio.current_time()))
-        raise _LostError("the subscription ended")
+        raise StoreChangedError("the subscription ended")
 
     def _changed(self, data: bytes) -> None:
         try:
@@ -297,9 +301,9 @@ class ClusterDriver:
             run, latest, listeners, told = await self._call(client, "beat", self._broker, b"beat")
             now = trio.current_time()
             if run != self._run:
-                raise _LostError("restarted")
+                raise StoreChangedError("restarted")
             if not listeners or now - self._heard > ANSWER_DEADLINE:
-                raise _LostError("our channel is not served")
+                raise StoreChangedError("our channel is not served")
             if latest > self._latest:
                 self._pull.set()
             if self._has_told and not told:
@@ -325,7 +329,7 @@ class ClusterDriver:
             if not places:
                 await self._woken(lambda: self._machine.has_places)
                 continue
-            arguments = [part for place in places for part in _place_arguments(place)]
+            arguments = [part for place in places for part in place_arguments(place)]
             await self._call(client, "place", self._broker, scripts.PLACE_TTL, *arguments)
             self._has_told = True
             self._send(self._machine.placed(places, trio.current_time()))
@@ -347,81 +351,33 @@ class ClusterDriver:
     async def _execute(self, client: Redis[bytes], commands: Sequence[Command]) -> None:
         with trio.fail_after(ANSWER_DEADLINE):
             async with client.pipeline(transaction=False, raise_on_error=False) as pipe:
-                answers = [
-                    pipe.evalsha(*self._script(command)) for command in commands if _is_script(command)
-                ]
-                others = [
-                    pipe.hget("ntcp:names", command.name)
-                    if isinstance(command, Fetch)
-                    else pipe.publish(scripts.broker_channel(command.broker), command.frame)
-                    for command in commands
-                    if isinstance(command, Fetch | Send)
-                ]
-            waiting, waiting_others = iter(answers), iter(others)
-            for command in commands:
-                answer = next(waiting) if _is_script(command) else next(waiting_others)
+                answers = [self._queue(pipe, command) for command in commands]
+            for command, answer in zip(commands, answers, strict=True):
                 await self._settle(command, answer)
 
-    def _script(self, command: Command) -> tuple[str, list[Any], list[Any]]:
-        if isinstance(command, Claim):
-            arguments = self._claim_arguments(command.names, command.key, command.allow)
-            return self._shas["claim"], [], list(arguments)
-        if isinstance(command, Decree):
-            row = b"" if command.key is None else encode_row(command.key, None)
-            return self._shas["decree"], [], [command.name, row]
-        assert isinstance(command, Forward)
-        exact = b"1" if command.exact else b"0"
-        return self._shas["forward"], [], [self._broker, command.key, command.mark, exact, command.frame]
-
-    def _claim_arguments(self, names: Sequence[str], key: bytes, allow: bytes | None) -> tuple[Any, ...]:
-        bounds = self._names.per_key, self._names.total
-        return self._run, key, encode_row(key, allow), *bounds, *names
+    def _queue(self, pipe: Pipeline[bytes], command: Command) -> Any:
+        call = script_call(command, self._machine, self._run)
+        if call is not None:
+            return pipe.evalsha(self._shas[call[0]], [], call[1])
+        if isinstance(command, Fetch):
+            return pipe.hget("ntcp:names", command.name)
+        assert isinstance(command, Send)
+        return pipe.publish(scripts.broker_channel(command.broker), command.frame)
 
     async def _settle(self, command: Command, answer: Any) -> None:
         from coredis.exceptions import ConnectionError as ConnectionFailure
         from coredis.exceptions import RedisError
 
-        machine = self._machine
         try:
             result = await answer
         except ConnectionFailure:
             raise
         except RedisError as error:
+            _logger.error("the store refuses: %s", error)
             if isinstance(command, Claim | Fetch | Forward):
-                _logger.error("the store refuses: %s", error)
-                self._send(machine.failed(command.number, trio.current_time()))
+                self._send(self._machine.failed(command.number, trio.current_time()))
             return
-        now = trio.current_time()
-        match command:
-            case Claim(number):
-                if result[0] == b"stale":
-                    raise _LostError("restarted")
-                name = _text(result[1]) if len(result) > 1 else None
-                changes = []
-                if len(result) > 2:
-                    assert name is not None
-                    changes = [Change(0, name, decode_row_untrusted(name, result[2]))]
-                outcome: Any = _text(result[0])
-                self._send(machine.claimed(number, outcome, name, changes, now))
-            case Fetch(number, name):
-                record = None if result is None else decode_row_untrusted(name, result)
-                self._send(machine.fetched(number, record, now))
-            case Forward(number):
-                self._send(machine.forwarded(number, bool(result), now))
-            case Decree():
-                pass
-            case _:
-                if not result:
-                    machine.counters["nobody listens"] += 1
-
-
-def _is_script(command: Command) -> bool:
-    return isinstance(command, Claim | Decree | Forward)
-
-
-def _place_arguments(place: Place) -> tuple[bytes, bytes, bytes]:
-    marks = b"" if place.marks is None else b",%s," % b",".join(place.marks)
-    return place.key, marks, place.message
+        self._send(settle(self._machine, command, result, trio.current_time()))
 
 
 def _client_maker(url: str) -> Callable[[], Redis[bytes]]:
