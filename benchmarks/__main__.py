@@ -16,7 +16,7 @@ NAMES = (
     "memory",
     "relay",
     "quic",
-    "cluster",
+    "moving",
 )
 
 
