@@ -68,7 +68,8 @@ MAX_ALLOWED = 48
 class Config:
     """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
 
-    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone; several hosts of a
+    #: cluster with commas between them (`ntcp://HOST,HOST:6060`). Without a key the
     #: first one seen is pinned.
     broker: str | None = None
     #: The token that the broker's operator gave out, where it takes nodes or names by token.

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._servers.cluster.machine import ClusterMachine
+from ntcpsock._servers.cluster.message import Answer, Met, Offer
+from ntcpsock._servers.cluster.nodes import OwnNodes
 from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
-from ntcpsock._servers.names import Claim, NameStore
+from ntcpsock._servers.names import Claim, NameRecord, NameStore
 from ntcpsock._servers.node_record import NodeRecord
 from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.outcomes import Outcomes
@@ -132,17 +135,21 @@ class BrokerCore:
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
         gate: Gate | None = None,
+        cluster: ClusterMachine | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """relays: those that nodes are told; relay_secret: what these check our tickets with. `wall_clock` is Unix
-        time, which tickets need because a relay may be another machine."""
+        """relays: those that nodes are told; relay_secret: what these check our tickets with. cluster: our part
+        in one, whose replica `names` is. `wall_clock` is Unix time, which tickets need because a relay may be
+        another machine."""
         limits = limits or BrokerLimits()
         random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
         self.counters = BrokerCounters()
+        #: Registrations refused because the disk takes no more names.
+        self.unwritten = 0
         self.round_trips = RoundTrips()
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
@@ -168,6 +175,10 @@ class BrokerCore:
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
+        self.cluster = cluster
+        if cluster is not None:
+            cluster.serve(OwnNodes(self._registry, self._to, cluster.broker))
+            cluster.names.changed = self._registry.names_changed
         #: Who may what: the operator's policy, bans and quotas.
         self.gate = gate or Gate()
         #: Segments to be sent under another address than ours; whoever sends them empties it.
@@ -195,15 +206,12 @@ class BrokerCore:
             self._greetings,
             self._strangers,
             self.dropped,
+            is_alone=cluster is None,
         )
 
     def __len__(self) -> int:
         """How many instances are connected."""
         return len(self._registry)
-
-    def keys(self) -> list[bytes]:
-        """Of all nodes that are here."""
-        return self._registry.keys()
 
     @property
     def name_count(self) -> int:
@@ -217,6 +225,10 @@ class BrokerCore:
     def answer_known(self, datagram: bytes, origin: bytes, now: float) -> list[tuple[bytes, bytes]] | None:
         """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
         return self._hot_path.answer(datagram, origin, now)
+
+    def keys(self) -> list[bytes]:
+        """Of all nodes that are here."""
+        return self._registry.keys()
 
     def receive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
@@ -232,7 +244,7 @@ class BrokerCore:
             # The first argument is one of few texts; what follows it may be a stranger's.
             return self._drop(error.args[0])
         except sqlite3.Error:
-            # Disk full, file gone: names cannot be known now. The client asks again.
+            # File gone: names cannot be known now. The client asks again.
             return self._drop("name store failed")
 
     def _drop(self, reason: str) -> list[Datagram]:
@@ -380,24 +392,57 @@ class BrokerCore:
         refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
         if refusal is not None:
             return [self._refusal(node, envelope.request, Refused(*refusal))]
-        outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
-        if outcome != "kept":
-            return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
-        self.counters.registrations += 1
-        node.register(envelope.counter, registration)
-        self._registry.names_changed(node.key)
-        self._registry.touch(node, now)
-        return [self._to(node, envelope.request, Registered())]
+        counter, request, session = envelope.counter, envelope.request, node.session
+
+        def settle(outcome: Claim, name: str | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            if node is None:
+                return []
+            if outcome != "kept":
+                return [self._refusal(node, request, Refused(_REFUSALS[outcome], name))]
+            if counter >= node.registration:
+                self.counters.registrations += 1
+                node.register(counter, registration)
+                self._registry.names_changed(node.key)
+                self._registry.touch(node, now)
+                if self.cluster is not None:
+                    return self.cluster.registered(node.key, node.instance, known, now)
+            return [self._to(node, request, Registered())]
+
+        def known(now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else [self._to(node, request, Registered())]
+
+        try:
+            if self.cluster is not None:
+                return self.cluster.claim(registration.names, node.key, registration.allow, settle, now)
+            outcome = self._registry.names.claim(registration.names, node.key, registration.allow)
+        except sqlite3.Error:
+            # The disk is full, perhaps: nobody gets a new name, and all else goes on.
+            self.unwritten += 1
+            return settle("unwritten", None, now)
+        return settle(*outcome, now)
 
     def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Lookup)
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.counters.lookups += 1
-        record = self._registry.visible_name(envelope.body.name, self._asker(node))
+        name, request, session = envelope.body.name, envelope.request, node.session
+        if self.cluster is None or self._registry.names.get(name) is not None:
+            return self._found(node, request, name)
+
+        def found(_: NameRecord | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else self._found(node, request, name)
+
+        return self.cluster.find(name, found, now)
+
+    def _found(self, node: NodeRecord, request: int, name: str) -> list[Datagram]:
+        record = self._registry.visible_name(name, self._asker(node))
         if record is None:
-            return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
-        return [self._to(node, envelope.request, Found(record.key))]
+            return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
+        return [self._to(node, request, Found(record.key))]
 
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
@@ -406,21 +451,70 @@ class BrokerCore:
             return self._drop("too many requests")
         if not self.gate.may_introduce(node.key, node.host, now):
             return self._drop("over quota")
+        if self.cluster is None or offer.name is None or self._registry.names.get(offer.name) is not None:
+            return self._meet(node, envelope.request, offer, now)
+        request, session = envelope.request, node.session
+
+        def found(_: NameRecord | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else self._meet(node, request, offer, now)
+
+        return self.cluster.find(offer.name, found, now)
+
+    def _meet(self, node: NodeRecord, request: int, offer: Introduce, now: float) -> list[Datagram]:
         asker = self._asker(node)
         if offer.name is not None:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
-                return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
+                return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
         if offer.instance is not None:
             target = self._registry.instance(offer.to, offer.instance, now)
+            is_here = target is not None
         else:
             target = self._registry.route(offer.to, offer.port, asker, now)
+            is_here = target is not None and offer.port in target.ports
+        if self.cluster is None or is_here:
+            return self._meet_here(node, request, offer, target, now)
+        session, exact = node.session, target is not None
+
+        def met(there: Met | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            if node is None:
+                return []
+            if there is None:
+                asker = self._asker(node)
+                target = None if offer.instance else self._registry.route(offer.to, offer.port, asker, now)
+                return self._meet_here(node, request, offer, target, now)
+            self.counters.introductions += 1
+            tickets = self._tickets(node.key, offer.to, now)
+            where = there.observed_host, there.also_observed
+            introduction = Introduced(offer.to, there.instance, there.card, *where, tickets)
+            return [self._to(node, request, introduction)]
+
+        where = node.whereabouts(now)
+        wanted = Offer(
+            self.cluster.broker,
+            0,
+            offer.to,
+            offer.port,
+            exact,
+            node.key,
+            node.instance,
+            offer.sealed,
+            offer.instance,
+            *where,
+        )
+        return self.cluster.forward(wanted, met, now)
+
+    def _meet_here(
+        self, node: NodeRecord, request: int, offer: Introduce, target: NodeRecord | None, now: float
+    ) -> list[Datagram]:
         if target is None:
-            return [self._refusal(node, envelope.request, Unreachable(Reason.OFFLINE))]
+            return [self._refusal(node, request, Unreachable(Reason.OFFLINE))]
         self.counters.introductions += 1
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
-        name = asker.name_for(target.allow)
+        name = self._asker(node).name_for(target.allow)
         if target.allow is None:
             node.show(name)
         delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
@@ -431,7 +525,7 @@ class BrokerCore:
             *target.whereabouts(now),
             self._tickets(node.key, target.key, now),
         )
-        return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
+        return [self._to(target, 0, delivery), self._to(node, request, introduction)]
 
     def _tickets(self, dialer: bytes, listener: bytes, now: float) -> tuple[bytes, bytes] | None:
         """Nothing is remembered of them, and most are never used."""
@@ -445,11 +539,26 @@ class BrokerCore:
         reply = envelope.body
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
+        name = node.names[0] if node.names else None
         target = self._registry.instance(reply.to, reply.instance, now)
         if target is None:
+            where = node.whereabouts(now)
+            if self.cluster is not None and self.cluster.answer(
+                Answer(
+                    self.cluster.broker,
+                    reply.to,
+                    reply.instance,
+                    node.key,
+                    node.instance,
+                    reply.sealed,
+                    name,
+                    *where,
+                )
+            ):
+                self.counters.replies += 1
+                return []
             return self._drop("reply to nobody")
         self.counters.replies += 1
-        name = node.names[0] if node.names else None
         delivery = Deliver(node.key, node.instance, reply.sealed, name, *node.whereabouts(now))
         return [self._to(target, 0, delivery)]
 
@@ -490,6 +599,8 @@ class BrokerCore:
     def _bye(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         node.leave(envelope.counter)
         self._registry.touch(node, now)
+        if self.cluster is not None:
+            self.cluster.left(node.key, now)
         return []
 
 
@@ -504,4 +615,6 @@ _REFUSALS: dict[Claim, Reason] = {
     "taken": Reason.NAME_TAKEN,
     "too many": Reason.TOO_MANY_NAMES,
     "full": Reason.BUSY,
+    "away": Reason.BUSY,
+    "unwritten": Reason.BUSY,
 }

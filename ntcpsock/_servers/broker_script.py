@@ -30,7 +30,7 @@ from ntcpsock._servers.places import all_listens, told_addresses
 from ntcpsock._servers.running import run_script, run_until_signalled
 
 #: Settings of both.
-BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay", *POLICY)
+BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay", "store", *POLICY)
 
 
 def run_broker(
@@ -77,6 +77,7 @@ def _serving(
         stun=stun_endpoints(arguments.stun),
         elsewhere=told_addresses(listen),
         relays=relays,
+        store=arguments.store,
         gate=gate,
         relay_nodes=keys_of("relay_node", arguments.relay_node),
     )

@@ -65,7 +65,10 @@ class HotPath:
         greetings: RateLimit,
         strangers: RateLimit,
         dropped: Counter[str],
+        *,
+        is_alone: bool = True,
     ) -> None:
+        """is_alone: no other broker may have an instance that fits better."""
         self._registry = registry
         self._records = registry.records
         self._sealer = sealer
@@ -77,6 +80,7 @@ class HotPath:
         self._greetings = greetings
         self._strangers = strangers
         self._dropped = dropped
+        self._is_alone = is_alone
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Packed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
@@ -153,7 +157,7 @@ class HotPath:
         now: float,
     ) -> tuple[Packed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
-        if self._gate.meters_introductions:
+        if self._gate.meters_introductions or offer.instance is not None:
             return None
         target_place = self._registry.places.get(offer.to)
         if target_place is None or target_place == place:
@@ -168,7 +172,7 @@ class HotPath:
         if packed is None or not own_flags & SHOWN:
             return None
         offered = decode_offered(packed)
-        if offered.allow is not None:
+        if offered.allow is not None or not (self._is_alone or offer.port in offered.ports):
             return None
         if offer.name is not None:
             name = self._registry.names.get(offer.name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.cluster.machine import ClusterMachine, State
 from ntcpsock._servers.outcomes import BOUNDS as OUTCOME_BOUNDS
 from ntcpsock._servers.outcomes import Outcomes
 from ntcpsock._servers.relay import RelayDesk
@@ -83,6 +84,9 @@ def _broker(core: BrokerCore, unsent: Mapping[str, int]) -> Iterator[Metric]:
     yield _by_reason("ntcp_broker_refused", "Requests with a refusal as answer.", core.counters.refused)
     yield _by_reason("ntcp_broker_dropped", "Frames without an answer.", core.dropped)
     yield _by_reason("ntcp_broker_unsent", "Frames that did not leave.", unsent)
+    yield _counter("ntcp_broker_unwritten", "Registrations that found the disk full.", core.unwritten)
+    if core.cluster is not None:
+        yield from _cluster(core.cluster)
     yield _gauge("ntcp_broker_bans", "Keys, addresses and networks that are banned.", len(core.gate.bans))
     places = core.relays.told(trio.current_time())[1]
     yield _gauge("ntcp_broker_relays", "Relays that nodes are told.", len(places))
@@ -122,6 +126,15 @@ def _outcomes(outcomes: Outcomes) -> Iterator[Metric]:
         outcomes.counts,
         outcomes.sum,
     )
+
+
+def _cluster(cluster: ClusterMachine) -> Iterator[Metric]:
+    is_ready = cluster.state is State.READY
+    yield _gauge("ntcp_cluster_store_up", "1 while the store that brokers share is there.", is_ready)
+    yield _gauge("ntcp_cluster_waiting", "Requests that wait for it, or for another broker.", cluster.waiting)
+    yield _counter("ntcp_cluster_unwritten", "Names that our disk did not take.", cluster.names.unwritten)
+    yield _counter("ntcp_cluster_lost", "Names whose owner the store knew better.", cluster.names.lost)
+    yield _by_reason("ntcp_cluster_events", "What was done for and by other brokers.", cluster.counters)
 
 
 def _web(counters: WebCounters) -> Iterator[Metric]:

@@ -34,7 +34,8 @@ class NameRecord:
     allow: bytes | None
 
 
-Claim = Literal["kept", "taken", "too many", "full"]
+#: away: the store that decides does not answer. unwritten: the disk takes no more.
+Claim = Literal["kept", "taken", "too many", "full", "away", "unwritten"]
 
 
 class NameStore:

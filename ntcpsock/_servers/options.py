@@ -68,6 +68,12 @@ OPTIONS: Final = _table(
         "RELAY",
     ),
     Option(
+        "store",
+        "redis://HOST:PORT, or rediss:// in TLS, of the cluster that this broker is one of; all of its brokers share "
+        "broker.key and relay.key",
+        metavar="URL",
+    ),
+    Option(
         "allow_spoofing",
         "let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
         "needs CAP_NET_RAW",

@@ -77,6 +77,11 @@ class Outlets:
             WAYS.remove(way.number)
             self._exits.pop(way.packed_number, None)
 
+    def send(self, frames: Iterable[Datagram]) -> None:
+        """Put them on their way: what nobody has asked for just now."""
+        self._send(frames)
+        self._flush()
+
     def _send(self, frames: Iterable[Datagram]) -> None:
         for frame, destination in frames:
             if isinstance(destination, Connection):

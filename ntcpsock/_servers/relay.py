@@ -30,6 +30,7 @@ from ntcpsock._servers.splice import End, Forwarder, Meter
 from ntcpsock._servers.tls_stream import KernelSocket
 from ntcpsock._servers.visitor import Visitor
 from ntcpsock._traversal.relay.message import (
+    LIFETIME,
     TICKET_HEADER,
     UPGRADE,
     Seat,
@@ -106,7 +107,7 @@ class RelayDesk:
         self._wall_clock = wall_clock
         self._forwarder = forwarder or Forwarder()
         self._entries = RateLimit(self.limits.entry_rate, self.limits.entry_burst)
-        self._used: OrderedDict[tuple[bytes, Seat], int] = OrderedDict()
+        self._used: OrderedDict[tuple[bytes, Seat], float] = OrderedDict()
         self._waiting: dict[bytes, Place] = {}
         self._of_node: Counter[bytes] = Counter()
         self._of_site: Counter[str] = Counter()
@@ -242,11 +243,14 @@ class RelayDesk:
         self._forget_used()
         if len(self._used) >= self.limits.used_tickets:
             return "too many tickets lately"
-        self._used[ticket.session, ticket.seat] = ticket.expires
+        # What is left of its time runs by a clock that never jumps: else a wall clock that is set back would have
+        # these fill the table.
+        left = min(ticket.expires - self._wall_clock(), LIFETIME)
+        self._used[ticket.session, ticket.seat] = trio.current_time() + left
         return None
 
     def _forget_used(self) -> None:
-        now = self._wall_clock()
+        now = trio.current_time()
         # Tickets come about in the order in which they expire; one that does not is forgotten a little late.
         while self._used and next(iter(self._used.values())) < now:
             self._used.popitem(last=False)

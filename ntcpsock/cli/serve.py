@@ -69,6 +69,7 @@ _SETTINGS = (
             "state_dir",
             "stun",
             "relay",
+            "store",
             "certificate",
             "key",
             "behind",
@@ -144,6 +145,7 @@ def serve(
         typer.Option("--stun", metavar="HOST:PORT", help="Further STUN server that nodes are told."),
     ] = None,
     relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URL", help=_help("store"))] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
     ] = None,
@@ -205,6 +207,7 @@ def serve(
         tuple(behind or ()),
         tuple(metrics_from or ()),
         drain,
+        store=store,
     )
 
     async def main() -> None:
@@ -237,6 +240,7 @@ class Options:
     gate: Gate | None = None
     relay_nodes: frozenset[bytes] = frozenset()
     relay_limits: RelayLimits | None = None
+    store: str | None = None
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -395,6 +399,7 @@ async def _serve_broker(
         gate=options.gate,
         relay_nodes=options.relay_nodes,
         relay_limits=options.relay_limits,
+        store=options.store,
         task_status=task_status,
     )
 

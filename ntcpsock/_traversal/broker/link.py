@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,12 @@ CONNECTION_PATIENCE = 5.0
 _MOVE_DEADLINE = 3.0
 _MOVE_GRACE = 1.0
 
+# Seconds between two ways over TCP where the first one fails at once, at least and at most: a broker that ends has
+# many nodes, and the next one need not meet them all in the same instant.
+_QUICK_PAUSE = 0.2, 1.0
+# Seconds to ask again where the broker's name leads.
+_RESOLVE_DEADLINE = 3.0
+
 _UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
@@ -46,7 +53,8 @@ class Link:
     """One machine and the ways to its broker, one of which is in use. `run` serves it; `flush` sends at once, from any
     task.
 
-    transports: the first is the one to begin with; the others' turn comes where it stays silent.
+    transports: the first is the one to begin with; the others' turn comes where it stays silent. find: more of them,
+    where the broker's name leads elsewhere by now; asked when none of the known ones answers.
     """
 
     def __init__(
@@ -55,7 +63,9 @@ class Link:
         address: BrokerAddress,
         transports: Sequence[Transport],
         ca_file: Path | None = None,
+        find: Callable[[], Awaitable[Sequence[Transport]]] | None = None,
     ) -> None:
+        self._find = find
         self.machine = machine
         self.address = address
         self.tunnels = Tunnels()
@@ -75,6 +85,9 @@ class Link:
         self._suspicious = trio.Event()
         self._lost = trio.Event()
         self._found = trio.Event()
+        self._failed = trio.Event()
+        # Where the broker was to which further addresses were proved.
+        self._proved_at: Destination | None = None
         self._error: Exception | None = None
 
     @property
@@ -132,17 +145,21 @@ class Link:
         told = () if welcome is None else welcome.elsewhere
         # Through a proxy nothing of it can be reached, until UDP leads there.
         known = [] if self._transport.destination is None else [self._transport, *self._transports]
-        ways = (way.destination for way in known)
-        return [
-            *(place for place in ways if place is not None),
+        in_use, *others = [way.destination for way in known] or [None]
+        # What this broker says of itself comes before what the name stands for: that may be others of its cluster.
+        places = [
+            in_use,
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
+            *others,
         ]
+        return [place for place in places if place is not None]
 
     def prove_further_addresses(self) -> None:
         """Once greeted, and when the network has changed: have the broker see us in the other family too, and at other
         uplinks, where we have that."""
         if self.address.tls or self.machine.hidden:
             return  # where no UDP is spoken, and where nobody shall know
+        self._proved_at = self._transport.destination
         count = self._sides.replace(self._places(), self._transport.destination)
         self.machine.prove(count, trio.current_time())
 
@@ -278,18 +295,48 @@ class Link:
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
-            datagram_patience = FALLBACK_DELAY
+            datagram_patience, tries = FALLBACK_DELAY, 0
             while not (self.machine.connected or self.machine.closed or self._lost.is_set()):
                 self._found = trio.Event()
                 is_udp = self._transport.name == "udp"
-                with trio.move_on_after(datagram_patience if is_udp else CONNECTION_PATIENCE):
-                    await self._found.wait()
+                if await self._is_found_within(datagram_patience if is_udp else CONNECTION_PATIENCE, is_udp):
                     break
-                if is_udp:
+                tries += 1
+                if tries % len(self._transports) == 0:
+                    await self._look_elsewhere()
                     # The path may be long, and no TCP lead out.
                     datagram_patience = min(2 * datagram_patience, CONNECTION_PATIENCE)
                 if len(self._transports) > 1:
                     self._switch()
+
+    async def _is_found_within(self, patience: float, is_udp: bool) -> bool:
+        """Whether the broker answers on the way in use; over TCP, no longer than that is refused."""
+        self._failed = trio.Event()
+        with trio.move_on_after(patience):
+            if is_udp:
+                await self._found.wait()
+                return True
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until, self._found, nursery.cancel_scope)
+                nursery.start_soon(self._until, self._failed, nursery.cancel_scope)
+            if not self._found.is_set():
+                with trio.move_on_after(random.uniform(*_QUICK_PAUSE)):
+                    await self._found.wait()
+        return self._found.is_set()
+
+    async def _until(self, event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    async def _look_elsewhere(self) -> None:
+        """None of the ways has led there: the broker's name may stand for another address by now."""
+        if self._find is None or self._found.is_set():
+            return
+        with trio.move_on_after(_RESOLVE_DEADLINE):
+            known = {(way.name, way.destination) for way in self._transports}
+            for way in await self._find():
+                if (way.name, way.destination) not in known:
+                    self._transports.append(way)
 
     async def _climb_back(self) -> None:
         """While the session goes over TCP: look now and then whether the broker answers over UDP, and move there."""
@@ -348,6 +395,9 @@ class Link:
         for event in self.machine.events():
             if isinstance(event, Connected):
                 self._found.set()
+                if self._proved_at is not None and self._proved_at != self._transport.destination:
+                    # The session may be with another broker of a cluster now.
+                    self.prove_further_addresses()
                 if self._transport.name != "udp":
                     self._climb.begin()
             elif isinstance(event, Moved) and self._other is not None:
@@ -375,6 +425,9 @@ class Link:
                 self._greeted.set()
 
     def _suspect(self, error: OSError) -> None:
+        self._failed.set()
+        self.machine.doubt(trio.current_time())
+        self._wake.set()
         if not isinstance(self._error, IdentityMismatch):
             self._error = error
         self._suspicious.set()

@@ -224,6 +224,18 @@ class ClientMachine:
             self._events.append(events.Disconnected(silent=False))
         self._begin_greeting(now)
 
+    def doubt(self, now: float) -> None:
+        """The network says that the broker is not there. Anybody can forge that, and may go on to: so the broker is
+        asked once, and has as long as with `probe`, however often it is said."""
+        if self._state is not _State.CONNECTED:
+            return
+        patience = max(PROBE_TIMEOUT, 4 * self.rtt)
+        pending = self._requests.get(self._keep_alive_request)
+        if pending is None:
+            self._keep_alive_request = self._keep_alive(patience, now)
+        else:
+            pending.deadline = min(pending.deadline, now + patience)
+
     def probe(self, now: float) -> None:
         """Doubt the way to the broker: ask there at once, and greet at once where that goes on already. A broker that
         sees us elsewhere challenges; where none answers for a moment, Disconnected follows."""
