@@ -54,14 +54,14 @@ class Script:
 
     async def wait(self) -> None:
         await self._news.wait()
-        self._news = trio.Event()
         if self._broken is not None:
             raise self._broken
 
     def tell(self, now: Snapshot | None = None, broken: OSError | None = None) -> None:
         self.now = now or self.now
         self._broken = broken
-        self._news.set()
+        news, self._news = self._news, trio.Event()
+        news.set()
 
     def close(self) -> None:
         self.closed += 1
@@ -96,6 +96,7 @@ async def started(
         clocks=clocks,
     )
     await nursery.start(watcher.run)
+    await trio.testing.wait_all_tasks_blocked()  # until it waits for news
     return watcher, changes
 
 

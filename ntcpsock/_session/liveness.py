@@ -43,23 +43,23 @@ class Liveness:
         taken: int,
         unacknowledged: int | None,
         answers: int,
-        aside: tuple[int, int] | None = None,
+        aside: tuple[int, int],
     ) -> Verdict:
         """What to do now: nothing until something moves ("idle"), look again ("watch"), send a PING, or give up.
 
         heard: bytes that came by this carrier so far; taken: bytes that it has taken; unacknowledged: of them, those
         that its other end's kernel has not confirmed, where that can be known; answers: pongs so far; aside: how many
-        bytes of heard and of taken were frames beside the stream, where that is counted.
+        bytes of heard and of taken were frames beside the stream.
         """
         # What was only handed to a kernel says nothing.
         progress = 0 if unacknowledged is None else taken - unacknowledged
-        moved = (heard, taken) if aside is None else (heard - aside[0], taken - aside[1])
-        works = moved != self._moved and (aside is not None or answers == self._answers)
+        moved = (heard - aside[0], taken - aside[1])
+        works = moved != self._moved
         if (heard, progress) != (self._heard, self._progress):
             self._alive = now
         if works:
             self._idle = False
-            self._works_since_asked = aside is not None
+            self._works_since_asked = True
         if answers != self._answers:
             self._asked = None
             # What went out behind the question is not confirmed by its answer.

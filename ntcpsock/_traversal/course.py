@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,8 +31,6 @@ from ntcpsock._traversal.punch.message import Candidate, Card, Transport, decode
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.side import SideContext
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
-
-_RELAYED = frozenset({"relay", "turn"})
 
 
 class Dialled(Protocol):
@@ -85,7 +83,7 @@ class Course:
     def techniques(self) -> Sequence[str]:
         """Those that are allowed for what is dialled for."""
         allowed = self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
-        return [name for name in allowed if name not in _RELAYED] if self.dial.direct_only else allowed
+        return [name for name in allowed if name not in self.dial.useless] if self.dial.useless else allowed
 
     @property
     def rtt(self) -> float:
@@ -104,6 +102,11 @@ class Course:
     @property
     def also_proven(self) -> tuple[str, ...]:
         return self.node.surroundings.standpoint.also_proven(self.dial.also_observed)
+
+    def mapped_ports(self, transport: Transport) -> Collection[int]:
+        """Ports that our NAT holds for us, this dial's own included."""
+        own = (port for warm in self.ports for port in warm.mapped_ports(transport))
+        return {*self.node.mapped_ports(transport), *own}
 
     def targets(self, candidates: Sequence[Candidate], transport: Transport) -> tuple[Candidate, ...]:
         """Those of the listener's candidates that may be aimed at."""
