@@ -186,13 +186,3 @@ def test_slow_is_not_dead() -> None:
         verdicts.append(liveness.look(now, 0, 100_000, 100_000 - number // 5, 0, (0, 0)))
     assert "dead" not in verdicts
     assert "ask" in verdicts
-
-
-def test_without_counting_what_is_beside_the_stream() -> None:
-    """Then the answer to the question ends the watch."""
-    liveness = Liveness(0.0)
-    assert liveness.look(0.0, 0, 100, 0, 0) == "watch"
-    assert liveness.look(QUIET, 0, 100, 0, 0) == "ask"
-    assert liveness.look(QUIET + INTERVAL, 0, 113, 0, 0) == "watch"
-    assert liveness.look(QUIET + 2 * INTERVAL, 13, 113, 0, 1) == "idle"
-    assert liveness.look(100.0, 13, 113, 0, 1) == "idle"
