@@ -63,6 +63,17 @@ def test_attempts_that_never_arrived_are_skipped() -> None:
     resumable.take(words[4], FIRST, DIALER)
 
 
+def test_a_listener_that_never_heard_of_an_attempt_is_not_late() -> None:
+    resuming, resumable = both()
+    resumable.take(decode_resume(resuming.resume(0, FIRST)), FIRST, DIALER)
+    resuming.has_moved()
+    resuming.resume(0, SECOND)  # never arrives
+    assert not resuming.is_late(resumable.epoch)
+    assert resuming.is_late(0)
+    resumable.take(decode_resume(resuming.resume(0, FIRST)), FIRST, DIALER)
+    assert not resuming.is_late(resumable.epoch)  # the answer never arrives
+
+
 def test_a_replay_is_refused() -> None:
     resuming, resumable = both()
     resume = decode_resume(resuming.resume(7, FIRST))
