@@ -32,7 +32,7 @@ def _proof(secret: bytes, session_id: bytes, epoch: int, received: int, dial_id:
 
 
 class Resuming:
-    """The dialer's side of one stream. epoch: of its last attempt to move; moved: of the last that came to something."""
+    """The dialer's side of one stream. epoch: of its last attempt to move; moved: of the last that succeeded."""
 
     def __init__(self, session_id: bytes, token: bytes) -> None:
         self.session_id = session_id
