@@ -23,7 +23,7 @@ from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected
 from ntcpsock._traversal.broker.machine import KEEP_ALIVE_TIMEOUT, PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import Found, Lookup
-from ntcpsock._traversal.broker.observed import Observed
+from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.transport import UdpTransport
 from ntcpsock._traversal.interfaces import source_towards
 
@@ -191,20 +191,20 @@ def test_over_a_terrible_network_too(seed: int) -> None:
 def test_what_the_broker_sees_tells_of_changes_behind_the_router() -> None:
     observed = Observed()
     home, other = Endpoint("192.0.2.1", 1000), Endpoint("192.0.2.2", 1000)
-    assert not observed.take("udp", "a", home)
-    assert not observed.take("udp", "a", home)
+    assert observed.take("udp", "a", home) is None
+    assert observed.take("udp", "a", home) is None
     # Another socket has another port; the same one has not, as long as its mapping lives.
-    assert not observed.take("udp", "b", home._replace(port=2000))
-    assert observed.take("udp", "b", home._replace(port=2001))
-    assert observed.take("udp", "b", other)
-    assert not observed.take("udp", "b", other)
+    assert observed.take("udp", "b", home._replace(port=2000)) is None
+    assert observed.take("udp", "b", home._replace(port=2001)) == "port"
+    assert observed.take("udp", "b", other) == "host"
+    assert observed.take("udp", "b", other) is None
     # TCP, and the other family, may have addresses of their own.
-    assert not observed.take("tcp", "c", Endpoint("192.0.2.3", 7))
-    assert not observed.take("udp", "d", Endpoint("2001:db8::1", 7))
-    assert not observed.take("udp", "b", other)
-    assert observed.take("tcp", "e", Endpoint("192.0.2.4", 7))
+    assert observed.take("tcp", "c", Endpoint("192.0.2.3", 7)) is None
+    assert observed.take("udp", "d", Endpoint("2001:db8::1", 7)) is None
+    assert observed.take("udp", "b", other) is None
+    assert observed.take("tcp", "e", Endpoint("192.0.2.4", 7)) == "host"
     observed.forget()
-    assert not observed.take("udp", "b", home)
+    assert observed.take("udp", "b", home) is None
 
 
 # --- the link -------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ async def test_a_session_goes_on_from_another_address(
     else:
         monkeypatch.setattr(UdpTransport, "send", lambda self, frame: None)
     async with running_broker() as server, two_sessions(server) as (alice, bob):
-        seen: list[bool] = []
+        seen: list[Difference | None] = []
         alice.on_seen = seen.append
         for _ in range(3):
             before, count = alice.welcome.observed, len(seen)
@@ -398,19 +398,19 @@ async def test_a_router_that_was_restarted_is_noticed_by_a_keep_alive(
         await nursery.start(nat.run)
         behind = cast(BrokerServer, SimpleNamespace(address=Endpoint("127.0.0.1", nat.port), key=server.key))
         async with session_with(behind, ALICE, keep_alive_interval=0.2) as alice:
-            seen: list[bool] = []
+            seen: list[Difference | None] = []
             alice.on_seen = seen.append
             before = alice.welcome.observed
             nat.restart()
             await until_elsewhere(alice, before)
-            assert seen == [True]
+            assert seen == ["port"]
             # Whoever has another reason to doubt need not wait for the next one.
             alice.keep_alive_every(3600.0)
             before = alice.welcome.observed
             nat.restart()
             alice.renew(moved=False)
             await until_elsewhere(alice, before)
-            assert seen == [True, True]
+            assert seen == ["port", "port"]
         nursery.cancel_scope.cancel()
 
 

@@ -55,7 +55,7 @@ from ntcpsock._traversal.broker.message import (
     Welcome,
     encode_allow,
 )
-from ntcpsock._traversal.broker.observed import Observed
+from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.reach import reach, ttl_for
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
@@ -82,8 +82,8 @@ class BrokerSession:
         self.deliveries_dropped = 0
         self._observed = Observed()
         self._observed.take(link.transport, link.place, link.welcome.observed)
-        #: Called when the broker has seen us anew. The argument: whether elsewhere than before, though nobody said so.
-        self.on_seen: Callable[[bool], None] = _nothing
+        #: Called when the broker has seen us anew. The argument: what is other than before, though nobody said so.
+        self.on_seen: Callable[[Difference | None], None] = _nothing
 
     @property
     def welcome(self) -> Welcome:
@@ -302,7 +302,7 @@ class BrokerSession:
             self._settle(number, None)
 
 
-def _nothing(elsewhere: bool) -> None:
+def _nothing(difference: Difference | None) -> None:
     """Nobody wants to know."""
 
 
