@@ -54,6 +54,9 @@ KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
 MAX_BIRTHDAY_SOCKETS = 1024
 MAX_BIRTHDAY_RATE = 1000.0
 
+# A day: whoever waits for longer wants something else than a connection.
+MAX_LINGER = 86400.0
+
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
 
@@ -103,6 +106,9 @@ class Config:
     birthday_sockets: int = 256
     #: Ports a second that it tries where the other side's NAT draws them; each is an entry in this side's NAT.
     birthday_rate: float = 250.0
+    #: Seconds for which a connection whose path is lost waits for another one, at both ends, before it fails; 0: it
+    #: fails at once, as plain TCP does. Connections with `encryption="off"` never wait: they are the path.
+    linger: float = 60.0
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -156,6 +162,8 @@ class Config:
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.linger <= MAX_LINGER:
+            raise ConfigurationError(f"linger: must be 0 to {MAX_LINGER:g} seconds")
         if not 0 <= self.birthday_sockets <= MAX_BIRTHDAY_SOCKETS:
             raise ConfigurationError(f"birthday_sockets: must be 0 to {MAX_BIRTHDAY_SOCKETS}")
         if not 0 < self.birthday_rate <= MAX_BIRTHDAY_RATE:
@@ -248,6 +256,7 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,
     "keep_alive_interval": float,
+    "linger": float,
     "warm_ports": int,
     "birthday_sockets": int,
     "birthday_rate": float,

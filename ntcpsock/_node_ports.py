@@ -18,6 +18,7 @@ from ntcpsock._traversal.gather import WarmPort, gather
 from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.ports import DialPorts, ListeningPort
+from ntcpsock._traversal.punch.message import Transport
 
 # How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
 PATIENCE_RTTS = 4.0
@@ -158,6 +159,11 @@ class NodePorts:
         """None while nobody listens."""
         warm = self.listening.warm
         return None if warm is None else self._learned.inform(warm)
+
+    def mapped_ports(self, transport: Transport) -> list[int]:
+        """Those that a NAT holds for the warm ports."""
+        warm = [*self.for_dials.ready, *([] if self.listening.warm is None else [self.listening.warm])]
+        return [port for each in warm for port in each.mapped_ports(transport)]
 
     async def take(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""

@@ -58,6 +58,9 @@ class Stream(Protocol):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
+    @property
+    def failure(self) -> OSError | None: ...
+    async def wait_usable(self) -> bool: ...
     def reset(self) -> Awaitable[None] | None: ...
 
 
@@ -137,6 +140,15 @@ def probe(hop: socket.socket) -> None:
         hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
+def is_closed(hop: socket.socket) -> bool:
+    """Whether the application's end was reset, as far as the kernel tells."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    with suppress(OSError):
+        return hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    return False
+
+
 class Pump:
     """Carries one connection. `run()` returns when both directions have ended or one was reset."""
 
@@ -167,8 +179,9 @@ class Pump:
         """In any thread: take no more than so many bytes from the peer at once."""
         self._inward_step = size
 
-    async def run(self) -> None:
-        """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+    async def run(self) -> bool:
+        """Pump until the end. Owns both ends: they are closed, or reset, on every way out but one: True, where the
+        stream has moved, and another pump suits it better."""
         clean = False
         try:
             async with trio.open_nursery() as nursery:
@@ -180,6 +193,7 @@ class Pump:
             await close_ends(
                 self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure
             )
+        return False
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -199,10 +213,8 @@ class Pump:
         the peer takes no bytes; the engine calls this every now and then. Once our own FIN is out, a
         closed hop is no news: both directions may have ended in order.
         """
-        if self._reading is None and not self._shut and hasattr(socket, "TCP_INFO"):
-            with suppress(OSError):
-                if self.hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
-                    self._break()
+        if self._reading is None and not self._shut and is_closed(self.hop):
+            self._break()
 
     def _break(self, failure: BaseException | None = None) -> None:
         self._broken = True

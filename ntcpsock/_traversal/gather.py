@@ -30,7 +30,7 @@ from ntcpsock._traversal.punch.driver import (
     open_punch_listener,
     open_punch_socket,
 )
-from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, NATProfile
+from ntcpsock._traversal.punch.message import MAX_CANDIDATES_OF_TRANSPORT, Candidate, NATProfile, Transport
 from ntcpsock._traversal.stun.driver import binding_over_tcp
 
 # Seconds for one STUN server to answer over TCP, the connection included.
@@ -78,6 +78,14 @@ class WarmPort:
     def offered(self) -> tuple[Candidate, ...]:
         """The candidates of both transports, for the peer."""
         return self.candidates + (self.datagram.candidates if self.datagram else ())
+
+    def mapped_ports(self, transport: Transport) -> list[int]:
+        """Those that a NAT holds for it."""
+        return [
+            candidate.port
+            for candidate in self.offered
+            if candidate.type == "srflx" and candidate.transport == transport
+        ]
 
     @property
     def udp_profile(self) -> NATProfile | None:

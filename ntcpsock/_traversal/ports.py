@@ -48,6 +48,11 @@ class DialPorts:
         self._changed = trio.Event()
         self._filled = trio.Event()
 
+    @property
+    def ready(self) -> Sequence[WarmPort]:
+        """Those that nobody has taken yet."""
+        return tuple(self._ready)
+
     async def take(self) -> WarmPort:
         """A warm port; it is the caller's to close. Raises OSError when none can be gathered."""
         failures = self._failures

@@ -182,14 +182,16 @@ class BrokerSession:
         raise NameNotFound(f"nobody has the name {name}.ntcp")
 
     async def introduce(
-        self, to: bytes, port: int, sealed: bytes, *, name: str | None = None
+        self, to: bytes, port: int, sealed: bytes, *, name: str | None = None, instance: bytes | None = None
     ) -> Introduction:
-        """Have `sealed` delivered to the node `to`, and get its card in the same instant.
+        """Have `sealed` delivered to the node `to`, or to one instance of it, and get its card in the same instant.
 
         Raises PeerOffline; NameNotFound where `name` is given and is not `to`'s, or not ours to know;
         BrokerUnreachable.
         """
-        answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
+        answer = await self._ask(
+            lambda now: self._machine.request(Introduce(to, port, sealed, name, instance), now)
+        )
         if isinstance(answer, Introduced):
             return Introduction(
                 answer.key,
