@@ -41,9 +41,7 @@ class ServerIdentity:
         self.private_key = loader.private_key
 
 
-def configuration(
-    is_client: bool, datagram_size: int, initial_rtt: float
-) -> QuicConfiguration:
+def configuration(is_client: bool, datagram_size: int, initial_rtt: float) -> QuicConfiguration:
     """initial_rtt: seconds."""
     return QuicConfiguration(
         is_client=is_client,

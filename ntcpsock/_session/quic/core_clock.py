@@ -22,7 +22,9 @@ MOST_PATIENCE: Final = 1.6
 class CoreClock:
     def __init__(self) -> None:
         self._behind = 0.0
-        self._acknowledged_at = math.inf  # by this clock; nothing is forgotten before there was an acknowledgement
+        self._acknowledged_at = (
+            math.inf
+        )  # by this clock; nothing is forgotten before there was an acknowledgement
         self._busy_since = 0.0
 
     def time(self, now: float) -> float:
