@@ -35,8 +35,8 @@ TECHNIQUES = (
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
 UDP_TECHNIQUES = ("udp-punch", "udp-predict", "udp-birthday")
 
-Prefer = Literal["tcp", "udp"]
-PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
+Prefer = Literal["tcp", "udp", "first"]
+PREFERS: tuple[Prefer, ...] = ("tcp", "udp", "first")
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
@@ -100,6 +100,8 @@ class Config:
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
+    #: "first": whichever connects first wins, most often UDP, and the stream moves to TCP when that is there as well; it
+    #: costs both ends a second dial.
     prefer: Prefer = "tcp"
     #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
     #: is never tried.
@@ -152,7 +154,7 @@ class Config:
             choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
             raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
         if self.prefer not in PREFERS:
-            raise ConfigurationError(f'prefer: must be "tcp" or "udp", not {self.prefer!r}')
+            raise ConfigurationError(f'prefer: must be "tcp", "udp" or "first", not {self.prefer!r}')
         if self.relay not in RELAYS:
             raise ConfigurationError(f'relay: must be "auto", "never" or "only", not {self.relay!r}')
         if self.relay == "only" and self.encryption == "off":

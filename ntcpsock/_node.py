@@ -43,7 +43,7 @@ from ntcpsock._traversal.mapping import DialMapping
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import DialKind, Transport
+from ntcpsock._traversal.punch.message import DialKind, Signal, Transport
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
 
@@ -361,10 +361,14 @@ class Node(NodeSettings):
         """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
         if self.registration.names:
             await self.registration.send()
-        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
+        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._heard)
         self._ports.start()
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
+
+    def _heard(self, delivery: Delivery, signal: Signal) -> None:
+        if not self.moving.dialled_streams.heard(delivery, signal):
+            self._acceptor.heard(delivery, signal)
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""

@@ -89,6 +89,8 @@ class Pumps:
             await trio.sleep(CHECK_INTERVAL)
             for pump in tuple(self._pumps):
                 pump.check()
+                if isinstance(pump, Pump) and suits_loop(pump.stream):
+                    pump.leave()  # the stream has moved to a path that the faster one can carry
         self._checking = False
 
     def finish(self, *, keep_hops: bool) -> None:

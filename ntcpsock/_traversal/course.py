@@ -32,8 +32,6 @@ from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.side import SideContext
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 
-_RELAYED = frozenset({"relay", "turn"})
-
 
 class Dialled(Protocol):
     """Who looks after the streams that were dialled, and moves them."""
@@ -85,7 +83,7 @@ class Course:
     def techniques(self) -> Sequence[str]:
         """Those that are allowed for what is dialled for."""
         allowed = self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
-        return [name for name in allowed if name not in _RELAYED] if self.dial.direct_only else allowed
+        return [name for name in allowed if name not in self.dial.useless] if self.dial.useless else allowed
 
     @property
     def rtt(self) -> float:

@@ -35,8 +35,8 @@ class Dial:
     this peer have failed just before. kind: what is wanted; prefer: over what.
 
     resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
-    gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone;
-    direct_only: a relay is of no use.
+    gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
+    useless: techniques that would bring no better path than there is.
     """
 
     key: bytes
@@ -49,7 +49,7 @@ class Dial:
     prefer: Prefer = "tcp"
     resume: bytes | None = None
     say: Callable[[bytes], bool] | None = None
-    direct_only: bool = False
+    useless: frozenset[str] = frozenset()
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None

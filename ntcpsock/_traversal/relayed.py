@@ -65,7 +65,7 @@ async def run_relay_round(
             rtt=rtt,
             predicts=ports_are_foreseen(warm, card, node.techniques),
         )
-        if plan is None or not card.relayed or dial.direct_only:
+        if plan is None or not card.relayed or "relay" in dial.useless:
             return
         begin = trio.current_time()
         await trio.sleep(plan.prepare)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, repeat
 from typing import Protocol
 
 import trio
 
+from ntcpsock._config import UDP_TECHNIQUES
 from ntcpsock._errors import BadMessage, EncryptionMismatch, IdentityMismatch, PeerRefused
 from ntcpsock._report import PathInfo, Report
 from ntcpsock._session.carrier import Carrier
@@ -17,12 +20,14 @@ from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier, PlainStream
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
+from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.time_limit import limited
 
 log = logging.getLogger("ntcpsock")
@@ -30,10 +35,13 @@ log = logging.getLogger("ntcpsock")
 #: Seconds between two attempts to find a lost peer: the first pause, and the longest.
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-#: Seconds from one attempt for a better path to the next, while the stream goes by way of a relay.
-CLIMB_PAUSES = (0.0, 3.0, 10.0, 30.0, 60.0)
+#: Seconds from one attempt for a better path to the next. An attempt that fails has looked for seconds; after the last
+#: of these only a change of the network is a reason for another one.
+CLIMB_PAUSES = (0.0, 0.5, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
 #: Seconds that such an attempt may take.
 CLIMB_BUDGET = 8.0
+
+_RELAYED = frozenset({"relay", "turn"})
 
 
 class DiallerContext(DialContext, KeptContext, Protocol):
@@ -59,7 +67,7 @@ class DialledStream(KeptStream):
         self._dial = dial
         self._resuming = Resuming(dial.dial_id, dial.token)
         self._climbing = trio.CancelScope()
-        if stream.path.kind == "relay":
+        if self._useless():
             node.nursery.start_soon(self._climb)
 
     @property
@@ -69,6 +77,14 @@ class DialledStream(KeptStream):
     def _ended(self) -> None:
         super()._ended()
         self._climbing.cancel()
+
+    def asked(self, signal: Signal) -> None:
+        """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
+        if (
+            self._resuming.epoch == int.from_bytes(signal.body[:8], "big")
+            and not self.stream.driver.suspended
+        ):
+            self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
     # -- a carrier that was lost
 
@@ -96,31 +112,43 @@ class DialledStream(KeptStream):
             with trio.move_on_at(min(deadline, trio.current_time() + pause)):
                 await node.wait_network_changed()
             pause = min(2 * pause, LONGEST_PAUSE)
-        if self.stream.driver.error is None and self.stream.path.kind == "relay":
+        if self.stream.driver.error is None and self._useless():
             node.nursery.start_soon(self._climb)
 
     # -- a better one
 
+    def _useless(self) -> frozenset[str]:
+        """What brings no better path than this one; empty where there is no better one. Direct ones are better than a
+        relay, and where the first one has won, TCP, whose bytes the kernel moves, is better than UDP."""
+        node, path = self._dialler, self.stream.path
+        useless: frozenset[str] = frozenset()
+        if path.kind == "relay":
+            useless = _RELAYED
+        elif path.kind == "udp" and node.prefer == "first":
+            useless = _RELAYED | set(UDP_TECHNIQUES)
+        return useless if set(node.techniques) - useless else frozenset()
+
     async def _climb(self) -> None:
-        """From the relay to a direct path, as soon as there is one."""
+        """To a better path, as soon as there is one."""
         driver = self.stream.driver
         with trio.CancelScope() as self._climbing:
-            for pause in CLIMB_PAUSES:
+            for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
                 with trio.move_on_after(pause):
                     await self._dialler.wait_network_changed()
-                if driver.error is not None or self.stream.path.kind != "relay":
+                useless = self._useless()
+                if driver.error is not None or not useless:
                     return
+                reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
                 with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
-                    await self._move("a direct path", direct_only=True)
-                    return
+                    await self._move(reason, useless)
 
     # -- both
 
-    async def _move(self, reason: str, *, direct_only: bool = False) -> PathInfo:
-        """Dial again, and go on over what that gives; the path. Raises OSError."""
+    async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
+        """Dial again, and go on over what that gives. Raises OSError."""
         node, first = self._dialler, self._dial
         dial = Dial(first.key, first.label, first.port, first.source_port, resume=first.dial_id)
-        dial.instance, dial.say, dial.direct_only = first.instance, self.say, direct_only
+        dial.instance, dial.say, dial.useless = first.instance, self.say, useless
         path = self.stream.path
         dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host
         dial.also_observed = first.also_observed
@@ -135,7 +163,6 @@ class DialledStream(KeptStream):
         except BaseException:
             carrier.close(abort=True)
             raise
-        return self.stream.path
 
     async def _exchange(self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str) -> None:
         driver = self.stream.driver
@@ -167,6 +194,14 @@ class DialledStreams:
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
+
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take a listener's word; whether it was one of a stream's."""
+        stream = self._streams.get(signal.dial_id)
+        if stream is None or stream.key != delivery.sender or signal.name != MOVE:
+            return False
+        stream.asked(signal)
+        return True
 
     def __iter__(self) -> Iterator[DialledStream]:
         return iter(self._streams.values())

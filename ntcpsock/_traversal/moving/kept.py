@@ -19,6 +19,9 @@ from ntcpsock._traversal.introductions import Introductions
 #: reset. A router or a relay that was restarted does so, and so does the kernel of a peer whose process died.
 ABRUPT_LINGER = 10.0
 
+#: The listener's word to the dialer that a stream should move. Its body is the epoch of the last move that it knows.
+MOVE = "move"
+
 #: How a path fails without a word.
 _SILENT = frozenset(
     {
@@ -109,7 +112,7 @@ class KeptStream:
         if self._node.closing:
             self.stream.give_up(error)
             return
-        if error.errno in _SILENT:
+        if self._is_of_the_way(error):
             self._node.network.suspect()
         self._node.nursery.start_soon(self._keep, error)
 
@@ -120,7 +123,11 @@ class KeptStream:
     def patience(self, error: OSError) -> float:
         """Seconds to wait for another carrier."""
         linger = min(self._node.linger, self.stream.linger)
-        return linger if error.errno in _SILENT else min(linger, ABRUPT_LINGER)
+        return linger if self._is_of_the_way(error) else min(linger, ABRUPT_LINGER)
+
+    def _is_of_the_way(self, error: OSError) -> bool:
+        """Whether it was certainly something between the two nodes that failed: then that may be renewed."""
+        return error.errno in _SILENT or self.stream.path.kind == "relay"
 
     def _ended(self) -> None:
         self._forget()

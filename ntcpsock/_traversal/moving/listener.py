@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 
@@ -15,9 +16,13 @@ from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.resumption import Resumable
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
+from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
+
+#: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges.
+ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 log = logging.getLogger("ntcpsock")
 
@@ -31,18 +36,31 @@ class AcceptedStream(KeptStream):
         session_id = pending.offer.dial_id
         super().__init__(node, stream, pending.delivery.sender, lambda: book.pop(session_id, None))
         self.resumable = Resumable(session_id, pending.offer.token, pending.delivery.sender)
-        self._observed_host = pending.delivery.observed_host
+        self._dialler = replace(pending.delivery, sealed=b"", answer=None)
         self._lock = trio.Lock()
 
     @property
     def observed_host(self) -> str:
-        return self._observed_host
+        return self._dialler.observed_host
 
     async def _keep(self, error: OSError) -> None:
+        """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
+        broker."""
         with trio.move_on_after(self.patience(error)):
+            for pause in ASK_PAUSES:
+                with trio.move_on_after(pause):
+                    await self.stream.wait_usable()
+                    return
+                await self._ask()
             await self.stream.wait_usable()
             return
         self.stream.give_up(error)
+
+    async def _ask(self) -> None:
+        epoch = self.resumable.epoch.to_bytes(8, "big")
+        word = Signal(self.resumable.session_id, 1, MOVE, epoch)
+        with suppress(OSError):
+            await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
 
     async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
         """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError."""
