@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
+from broker_driver_support import StoppableBroker, session
 from broker_support import LATENCY, SEALED, SimulatedNetwork, SimulatedNode, registration
 from relay_support import running_broker
 from test_broker_tcp import ALICE, BOB, PATIENCE, check_introduction, session_with
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._errors import BrokerUnreachable
 from ntcpsock._servers.broker import BrokerServer
 from ntcpsock._servers.node_record import NodeRecord
-from ntcpsock._traversal.broker import climb, machine, reach, side, transport
+from ntcpsock._traversal.broker import climb, link, machine, reach, side, transport
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected
 from ntcpsock._traversal.broker.machine import KEEP_ALIVE_TIMEOUT, PROBE_TIMEOUT
@@ -439,3 +443,47 @@ async def test_further_addresses_are_found_out_anew(monkeypatch: pytest.MonkeyPa
         alice.renew(moved=True)
         alice.renew(moved=True)
         assert alice._machine._proofs.next_timer() is None
+
+
+async def test_a_broker_whose_name_leads_elsewhere_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has moved, or the network in which we are now has another address for it."""
+    hosts = ["127.0.0.1"]
+    asked: list[str] = []
+
+    async def resolve(address: BrokerAddress) -> list[tuple[int, tuple[str, int]]]:
+        asked.append(address.host)
+        if not hosts:
+            raise BrokerUnreachable("no name server either")
+        return [(socket.AF_INET, (host, address.port)) for host in hosts]
+
+    monkeypatch.setattr(reach, "_resolve", resolve)
+    monkeypatch.setattr(link, "CONNECTION_PATIENCE", 0.5)
+    monkeypatch.setattr(link, "_LOOK_UP_PAUSE", 0.2)
+    async with trio.open_nursery() as nursery:
+        broker = StoppableBroker(nursery)
+        first = await broker.start(state_dir=tmp_path)
+        address = BrokerAddress("broker.example", first.address.port, first.key)
+        async with session(address, ALICE, keep_alive_interval=0.2) as alice:
+            await alice.set_registration(("alice",), (80,), b"card", None)
+            await broker.stop()
+            hosts.clear()
+            with trio.fail_after(PATIENCE):
+                while len(asked) < 4:
+                    await trio.sleep(0.02)
+            await broker.start(first.address.port, tmp_path, listen=["127.0.0.3"])
+            hosts.append("127.0.0.3")
+            with trio.fail_after(PATIENCE):
+                while not (alice.connected and alice.broker_host == "127.0.0.3"):
+                    await trio.sleep(0.02)
+                assert await alice.lookup("alice") == ALICE.public_key
+            # However many addresses a name server makes up.
+            await broker.stop()
+            hosts[:] = [f"127.0.{third}.{last}" for third in (1, 2) for last in range(1, 250)]
+            count = len(asked)
+            with trio.fail_after(PATIENCE):
+                while len(asked) < count + 3:
+                    await trio.sleep(0.02)
+            assert len(alice._link._transports) <= link.MAX_WAYS
+        nursery.cancel_scope.cancel()

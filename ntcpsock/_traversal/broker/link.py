@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved,
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import RelayPlace, Welcome
 from ntcpsock._traversal.broker.side import Sides
-from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
+from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport, WebSocketTransport
 from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
@@ -32,6 +32,12 @@ CONNECTION_PATIENCE = 5.0
 # after it.
 _MOVE_DEADLINE = 3.0
 _MOVE_GRACE = 1.0
+
+# While the broker does not answer its name is looked up so often, and within so many seconds; of all the places that
+# were found in a session's life so many ways there are kept.
+_LOOK_UP_PAUSE = 30.0
+_LOOK_UP_DEADLINE = 10.0
+MAX_WAYS = 32
 
 _UNSPECIFIED: Final = ("0.0.0.0", "::")
 
@@ -72,6 +78,9 @@ class Link:
         self._suspicious = trio.Event()
         self._lost = trio.Event()
         self._found = trio.Event()
+        #: Where the broker's name leads now; None where it has none, or others resolve it.
+        self.find: Callable[[], Awaitable[Sequence[Destination]]] | None = None
+        self._look_up = trio.Event()
         self._error: Exception | None = None
 
     @property
@@ -238,6 +247,7 @@ class Link:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._change)
+            nursery.start_soon(self._find_new_places)
             nursery.start_soon(self._climb_back)
             nursery.start_soon(self._sides.run, self._take)
 
@@ -270,6 +280,7 @@ class Link:
             await self._lost.wait()
             self._lost = trio.Event()
             datagram_patience = FALLBACK_DELAY
+            self._look_up.set()
             while not (self.machine.connected or self.machine.closed or self._lost.is_set()):
                 self._found = trio.Event()
                 is_udp = self._transport.name == "udp"
@@ -281,6 +292,30 @@ class Link:
                     datagram_patience = min(2 * datagram_patience, CONNECTION_PATIENCE)
                 if len(self._transports) > 1:
                     self._switch()
+
+    async def _find_new_places(self) -> None:
+        """After a silence: the broker's name may stand for another place by now, or in the network where we are."""
+        while True:
+            await self._look_up.wait()
+            self._look_up = trio.Event()
+            if self.find is None:
+                return
+            found: Sequence[Destination] = ()
+            with trio.move_on_after(_LOOK_UP_DEADLINE), suppress(OSError):
+                found = await self.find()
+            known = {way.destination for way in self._transports}
+            room = max(0, MAX_WAYS - len(self._transports)) // 2
+            for place in [place for place in found if place not in known][:room]:
+                # Their turn is the next one.
+                where = self._transports.index(self._transport) + 1
+                host = str(place[1][0])
+                self._transports[where:where] = [
+                    UdpTransport(place),
+                    WebSocketTransport(host, self.address.port, None, place),
+                ]
+            await trio.sleep(_LOOK_UP_PAUSE)
+            if not (self.machine.connected or self.machine.closed):
+                self._look_up.set()
 
     async def _climb_back(self) -> None:
         """While the session goes over TCP: look now and then whether the broker answers over UDP, and move there."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -162,6 +164,8 @@ class _Race:
             hidden=self._hidden,
         )
         link = Link(machine, self._address, transports, self._ca_file)
+        if self._proxy is None and not self._address.tls and not _is_numeric(self._address.host):
+            link.find = partial(_resolve, self._address)
         try:
             await link.greet()
             if self._address.key is None:
@@ -191,6 +195,14 @@ async def _resolve(address: BrokerAddress) -> list[Destination]:
         raise BrokerUnreachable(f"broker {address.host}: {error}") from error
     # In the system's order (RFC 6724), each once.
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _pin_name(address: BrokerAddress) -> str:
