@@ -27,6 +27,7 @@ from ntcpsock._node_network import NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._nursery import Background
+from ntcpsock._path_ages import PathAges
 from ntcpsock._registration import Registration
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
@@ -87,7 +88,9 @@ class Node(NodeSettings):
         self.dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
-        self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
+        self.surroundings = Surroundings(
+            session, servers, Experience(config.state_dir), PathAges(config.state_dir)
+        )
         #: Its streams, which go on over other paths when they have to.
         self.moving = MovingStreams(self)
         self._acceptor = Acceptor(self)

@@ -12,6 +12,7 @@ from ntcpsock._config import Config
 from ntcpsock._lifetimes import USUAL_INTERVAL, Lifetimes, keep_alive_interval
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._traversal.broker.driver import BrokerSession
+from ntcpsock._traversal.broker.observed import Difference
 from ntcpsock._traversal.network.clocks import read_clocks
 from ntcpsock._traversal.network.driver import NetworkWatcher, Source, open_source
 from ntcpsock._traversal.network.machine import NetworkChange
@@ -21,6 +22,9 @@ __all__ = ["NetworkChange", "NodeNetwork"]
 
 # Seconds between two checks that others ask for: many sessions notice one dead path at the same time.
 _SHORTEST_PAUSE = 1.0
+
+# A mapping that is lost again after less than so many seconds was not lost to a restart.
+_LIVES_SHORTLY = 120.0
 
 
 class NetworkContext(Protocol):
@@ -53,7 +57,7 @@ class NodeNetwork:
         self._subscribers: dict[object, Callable[[NetworkChange], None]] = {}
         self._changed = trio.Event()
         self._last: NetworkChange | None = None
-        self._checked = float("-inf")
+        self._checked = self._lost_mapping = float("-inf")
         self._public_host = session.welcome.observed.host
         self._announced = session.welcome.stun
         session.on_seen = self._seen_by_broker
@@ -109,13 +113,22 @@ class NodeNetwork:
     def _system_tells(self, change: NetworkChange) -> None:
         # First of all: by the broker others find us, and tell us where they are.
         self._session.renew(moved=change.moved)
+        if change.moved:
+            self._surroundings.moved()
         self._take(change)
 
-    def _seen_by_broker(self, elsewhere: bool) -> None:
+    def _seen_by_broker(self, difference: Difference | None) -> None:
         self._take_welcome()
-        if elsewhere:
-            # Nothing has changed here: the router was restarted, or has another address.
-            self._take(NetworkChange(frozenset(), frozenset(), True, False, trio.current_time()))
+        if difference is None:
+            return
+        now = trio.current_time()
+        last, self._lost_mapping = self._lost_mapping, now
+        if difference == "port" and now - last < _LIVES_SHORTLY:
+            # No router is restarted so often: it forgets sooner than we keep alive, and paths do better.
+            self._ports.check()
+            return
+        # Nothing has changed here: the router was restarted, or has another address.
+        self._take(NetworkChange(frozenset(), frozenset(), True, False, now))
 
     def _take(self, change: NetworkChange) -> None:
         self.changes += 1

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
+from broker_driver_support import StoppableBroker, session
 from broker_support import LATENCY, SEALED, SimulatedNetwork, SimulatedNode, registration
 from relay_support import running_broker
 from test_broker_tcp import ALICE, BOB, PATIENCE, check_introduction, session_with
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._errors import BrokerUnreachable
 from ntcpsock._servers.broker import BrokerServer
 from ntcpsock._servers.node_record import NodeRecord
-from ntcpsock._traversal.broker import climb, machine, reach, side, transport
+from ntcpsock._traversal.broker import climb, link, machine, reach, side, transport
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected
 from ntcpsock._traversal.broker.machine import KEEP_ALIVE_TIMEOUT, PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import Found, Lookup
-from ntcpsock._traversal.broker.observed import Observed
+from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.transport import UdpTransport
 from ntcpsock._traversal.interfaces import source_towards
 
@@ -191,20 +195,20 @@ def test_over_a_terrible_network_too(seed: int) -> None:
 def test_what_the_broker_sees_tells_of_changes_behind_the_router() -> None:
     observed = Observed()
     home, other = Endpoint("192.0.2.1", 1000), Endpoint("192.0.2.2", 1000)
-    assert not observed.take("udp", "a", home)
-    assert not observed.take("udp", "a", home)
+    assert observed.take("udp", "a", home) is None
+    assert observed.take("udp", "a", home) is None
     # Another socket has another port; the same one has not, as long as its mapping lives.
-    assert not observed.take("udp", "b", home._replace(port=2000))
-    assert observed.take("udp", "b", home._replace(port=2001))
-    assert observed.take("udp", "b", other)
-    assert not observed.take("udp", "b", other)
+    assert observed.take("udp", "b", home._replace(port=2000)) is None
+    assert observed.take("udp", "b", home._replace(port=2001)) == "port"
+    assert observed.take("udp", "b", other) == "host"
+    assert observed.take("udp", "b", other) is None
     # TCP, and the other family, may have addresses of their own.
-    assert not observed.take("tcp", "c", Endpoint("192.0.2.3", 7))
-    assert not observed.take("udp", "d", Endpoint("2001:db8::1", 7))
-    assert not observed.take("udp", "b", other)
-    assert observed.take("tcp", "e", Endpoint("192.0.2.4", 7))
+    assert observed.take("tcp", "c", Endpoint("192.0.2.3", 7)) is None
+    assert observed.take("udp", "d", Endpoint("2001:db8::1", 7)) is None
+    assert observed.take("udp", "b", other) is None
+    assert observed.take("tcp", "e", Endpoint("192.0.2.4", 7)) == "host"
     observed.forget()
-    assert not observed.take("udp", "b", home)
+    assert observed.take("udp", "b", home) is None
 
 
 # --- the link -------------------------------------------------------------------------------------
@@ -251,7 +255,7 @@ async def test_a_session_goes_on_from_another_address(
     else:
         monkeypatch.setattr(UdpTransport, "send", lambda self, frame: None)
     async with running_broker() as server, two_sessions(server) as (alice, bob):
-        seen: list[bool] = []
+        seen: list[Difference | None] = []
         alice.on_seen = seen.append
         for _ in range(3):
             before, count = alice.welcome.observed, len(seen)
@@ -398,19 +402,19 @@ async def test_a_router_that_was_restarted_is_noticed_by_a_keep_alive(
         await nursery.start(nat.run)
         behind = cast(BrokerServer, SimpleNamespace(address=Endpoint("127.0.0.1", nat.port), key=server.key))
         async with session_with(behind, ALICE, keep_alive_interval=0.2) as alice:
-            seen: list[bool] = []
+            seen: list[Difference | None] = []
             alice.on_seen = seen.append
             before = alice.welcome.observed
             nat.restart()
             await until_elsewhere(alice, before)
-            assert seen == [True]
+            assert seen == ["port"]
             # Whoever has another reason to doubt need not wait for the next one.
             alice.keep_alive_every(3600.0)
             before = alice.welcome.observed
             nat.restart()
             alice.renew(moved=False)
             await until_elsewhere(alice, before)
-            assert seen == [True, True]
+            assert seen == ["port", "port"]
         nursery.cancel_scope.cancel()
 
 
@@ -439,3 +443,46 @@ async def test_further_addresses_are_found_out_anew(monkeypatch: pytest.MonkeyPa
         alice.renew(moved=True)
         alice.renew(moved=True)
         assert alice._machine._proofs.next_timer() is None
+
+
+async def test_a_broker_whose_name_leads_elsewhere_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has moved, or the network in which we are now has another address for it."""
+    hosts = ["127.0.0.1"]
+    asked: list[str] = []
+
+    async def resolve(address: BrokerAddress) -> list[tuple[int, tuple[str, int]]]:
+        asked.append(address.host)
+        if not hosts:
+            raise BrokerUnreachable("no name server either")
+        return [(socket.AF_INET, (host, address.port)) for host in hosts]
+
+    monkeypatch.setattr(reach, "_resolve", resolve)
+    monkeypatch.setattr(link, "CONNECTION_PATIENCE", 0.5)
+    async with trio.open_nursery() as nursery:
+        broker = StoppableBroker(nursery)
+        first = await broker.start(state_dir=tmp_path)
+        address = BrokerAddress("broker.example", first.address.port, first.key)
+        async with session(address, ALICE, keep_alive_interval=0.2) as alice:
+            await alice.set_registration(("alice",), (80,), b"card", None)
+            await broker.stop()
+            hosts.clear()
+            with trio.fail_after(PATIENCE):
+                while len(asked) < 4:
+                    await trio.sleep(0.02)
+            await broker.start(first.address.port, tmp_path, listen=["127.0.0.3"])
+            hosts.append("127.0.0.3")
+            with trio.fail_after(PATIENCE):
+                while not (alice.connected and alice.broker_host == "127.0.0.3"):
+                    await trio.sleep(0.02)
+                assert await alice.lookup("alice") == ALICE.public_key
+            # However many addresses a name server makes up.
+            await broker.stop()
+            hosts[:] = [f"127.0.{third}.{last}" for third in (1, 2) for last in range(1, 250)]
+            count = len(asked)
+            with trio.fail_after(PATIENCE):
+                while len(asked) < count + 3:
+                    await trio.sleep(0.02)
+            assert len(alice._link._transports) <= link.MAX_WAYS
+        nursery.cancel_scope.cancel()

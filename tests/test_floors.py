@@ -45,7 +45,7 @@ FLOORS = (
     ),
     Floor(
         "F2 state",
-        ("_experience", "_lifetimes", "_state"),
+        ("_experience", "_lifetimes", "_path_ages", "_state"),
         frozenset({"F0 words"}),
         "keys and pins in files are of use to nodes, servers and commands alike",
         frozenset({"trio", "socket", "ssl", "select", "asyncio"}),

@@ -38,6 +38,7 @@ class DialPorts:
         # The scopes of what is being gathered.
         self._scopes: set[trio.CancelScope] = set()
         self._doubtful = False
+        self._doubt_datagrams = trio.Event()
         self._ready: deque[WarmPort] = deque()
         self._gathering = 0
         self._waiting = 0
@@ -79,6 +80,7 @@ class DialPorts:
     def check(self) -> None:
         """See at once what the NAT still knows."""
         self._doubtful = True
+        self._doubt_datagrams.set()
         self._notify()
 
     async def wait_filled(self) -> None:
@@ -139,7 +141,9 @@ class DialPorts:
     async def _keep_datagrams(self) -> None:
         """Keep the mappings for UDP; where one has changed the port goes on with the new one."""
         while True:
-            await trio.sleep(refresh_interval(self.pace))
+            self._doubt_datagrams = trio.Event()
+            with trio.move_on_after(refresh_interval(self.pace)):
+                await self._doubt_datagrams.wait()
             for port in list(self._ready):
                 if port.datagram is not None and port in self._ready:
                     await port.datagram.refresh()
@@ -176,6 +180,7 @@ class ListeningPort:
         self._changed = changed
         self.warm: WarmPort | None = None
         self._wake = trio.Event()
+        self._doubt_datagram = trio.Event()
         self._elsewhere = False
         self._gathering = trio.CancelScope()
 
@@ -188,6 +193,7 @@ class ListeningPort:
     def check(self) -> None:
         """See at once whether the NAT still knows the port."""
         self._wake.set()
+        self._doubt_datagram.set()
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
@@ -250,7 +256,9 @@ class ListeningPort:
 
     async def _keep_datagram(self, datagram: WarmDatagramPort) -> None:
         while True:
-            await trio.sleep(refresh_interval(self.pace))
+            self._doubt_datagram = trio.Event()
+            with trio.move_on_after(refresh_interval(self.pace)):
+                await self._doubt_datagram.wait()
             if not await datagram.refresh():
                 await self._changed()
 

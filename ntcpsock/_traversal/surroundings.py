@@ -9,6 +9,7 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._experience import Experience, network_id
+from ntcpsock._path_ages import PathAges, PathTransport
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
@@ -23,17 +24,43 @@ MAX_FAILING = 256
 class Surroundings:
     """One node's. `save` writes down what was learned."""
 
-    def __init__(self, session: BrokerSession, servers: Sequence[Endpoint], experience: Experience) -> None:
+    def __init__(
+        self,
+        session: BrokerSession,
+        servers: Sequence[Endpoint],
+        experience: Experience,
+        path_ages: PathAges | None = None,
+    ) -> None:
         self._session = session
         self._servers = servers
         self._experience = experience
+        self._path_ages = path_ages or PathAges(None)
         self._failures: OrderedDict[bytes, int] = OrderedDict()
         self._seen: tuple[Standpoint, str] | None = None
         self._looked = 0.0
 
     def look_again(self) -> None:
-        """The network has changed: what is known of it is not."""
+        """What is known of the network may not hold any more."""
         self._seen = None
+
+    def moved(self) -> None:
+        """This machine is in another network, which is why paths die now."""
+        self._path_ages.network_changed()
+        self._seen = None
+
+    def path_died(self, transport: PathTransport, key: bytes, age: float) -> None:
+        """A path to a node that was in use has fallen silent for no reason that is known. age: seconds from its
+        first packet until the peer was heard of for the last time."""
+        self._path_ages.note_death(self._look_around()[1], transport, key, age)
+
+    def path_survived(self, transport: PathTransport, key: bytes, age: float) -> None:
+        """A path to a node is `age` seconds old and alive. To be told at its orderly end, and now and then."""
+        self._path_ages.note_survival(self._look_around()[1], transport, key, age)
+
+    def expected_lifetime(self, transport: PathTransport, key: bytes) -> float | None:
+        """Seconds after which a path to a node must be expected to be dropped, though it is used; None for no such
+        limit that is known. A stream has another path by `MOVE_AT` of it, to lose nothing."""
+        return self._path_ages.expected_lifetime(self._look_around()[1], transport, key)
 
     def set_servers(self, servers: Sequence[Endpoint]) -> None:
         """Other STUN servers."""
@@ -72,6 +99,7 @@ class Surroundings:
     def save(self) -> None:
         """Keep what was learned for the next process."""
         self._experience.save()
+        self._path_ages.save()
 
     def _look_around(self) -> tuple[Standpoint, str]:
         now = trio.current_time()

@@ -57,7 +57,7 @@ from ntcpsock._traversal.broker.message import (
     Unreachable,
     Welcome,
 )
-from ntcpsock._traversal.broker.observed import Observed
+from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.broker.reach import reach, ttl_for
 from ntcpsock._traversal.broker.refusal import registration_refused, relay_refused
@@ -89,8 +89,8 @@ class BrokerSession:
         self.deliveries_dropped = 0
         self._observed = Observed()
         self._observed.take(link.transport, link.place, link.welcome.observed)
-        #: Called when the broker has seen us anew. The argument: whether elsewhere than before, though nobody said so.
-        self.on_seen: Callable[[bool], None] = _nothing
+        #: Called when the broker has seen us anew. The argument: what is other than before, though nobody said so.
+        self.on_seen: Callable[[Difference | None], None] = _nothing
 
     @property
     def welcome(self) -> Welcome:
@@ -336,7 +336,7 @@ class BrokerSession:
             self._settle(number, None)
 
 
-def _nothing(elsewhere: bool) -> None:
+def _nothing(difference: Difference | None) -> None:
     """Nobody wants to know."""
 
 

@@ -42,6 +42,8 @@ _MOVE_GRACE = 1.0
 _QUICK_PAUSE = 0.2, 1.0
 # Seconds to ask again where the broker's name leads.
 _RESOLVE_DEADLINE = 3.0
+# Of all the places that were found in a session's life so many ways there are kept.
+MAX_WAYS = 32
 
 _UNSPECIFIED: Final = ("0.0.0.0", "::")
 
@@ -335,7 +337,7 @@ class Link:
         with trio.move_on_after(_RESOLVE_DEADLINE):
             known = {(way.name, way.destination) for way in self._transports}
             for way in await self._find():
-                if (way.name, way.destination) not in known:
+                if (way.name, way.destination) not in known and len(self._transports) < MAX_WAYS:
                     self._transports.append(way)
 
     async def _climb_back(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Literal
 
 from ntcpsock._address import Endpoint
+
+Difference = Literal["host", "port"]
 
 
 class Observed:
@@ -21,13 +24,15 @@ class Observed:
         self._hosts.clear()
         self._place = None
 
-    def take(self, transport: str, place: Hashable, seen: Endpoint) -> bool:
-        """Whether the way out has changed since the broker saw us last. place: the socket, which is seen in one place
-        as long as its mapping lives."""
+    def take(self, transport: str, place: Hashable, seen: Endpoint) -> Difference | None:
+        """What has changed since the broker saw us last: the address as which the world sees us, or only the port of
+        one socket, whose mapping was lost then. None: nothing that we could not know. place: the socket."""
         kind = transport, seen.is_ipv6
         before = self._hosts.get(kind)
-        changed = (before is not None and before != seen.host) or (
-            place == self._place and before is not None and seen.port != self._port
-        )
+        difference: Difference | None = None
+        if before is not None and before != seen.host:
+            difference = "host"
+        elif before is not None and place == self._place and seen.port != self._port:
+            difference = "port"
         self._hosts[kind], self._place, self._port = seen.host, place, seen.port
-        return changed
+        return difference

@@ -35,9 +35,11 @@ from ntcpsock._traversal.network.message import (
 )
 from ntcpsock._traversal.network.snapshot import Relevance, Snapshot, make_relevance, make_snapshot
 
-# Seconds between two looks where the system tells no news: at the addresses, and whether it has slept.
+# Seconds between two looks where the system tells no news: at the addresses, and whether it has slept. Where it tells
+# of sleep too, somebody looks all the same.
 POLL_INTERVAL = 3.0
 TICK_INTERVAL = 15.0
+LONG_TICK_INTERVAL = 60.0
 
 # Of a whole table so many messages are read: a router with the Internet's routes has a million, its default route
 # among the first.
@@ -70,8 +72,8 @@ class Source(Protocol):
 
 
 class NetlinkSource:
-    """Two sockets: one hears the news, one asks for tables. Neither takes privileges. Raises OSError where the system
-    has none of them for us."""
+    """A socket that hears the news, and at each look one that asks for tables. Neither takes privileges. Raises OSError
+    where the system has none of them for us."""
 
     poll_interval = math.inf
 
@@ -79,13 +81,7 @@ class NetlinkSource:
         if not sys.platform.startswith("linux"):
             raise OSError(errno.EAFNOSUPPORT, f"no netlink on {sys.platform}")
         self._relevance = Relevance()
-        self._sequence = 0
-        self._asking = _open_netlink(0)
-        try:
-            self._news = _open_netlink(GROUPS)
-        except BaseException:
-            self._asking.close()
-            raise
+        self._news = _open_netlink(GROUPS)
 
     async def wait(self) -> None:
         while True:
@@ -123,46 +119,40 @@ class NetlinkSource:
             (RTM_GETROUTE, AF_INET),
             (RTM_GETROUTE, AF_INET6),
         ):
-            table += self._ask(encode_dump(what, self._next(), family), is_dump=True)
-        ways = []
-        for destination in destinations:
-            answer = self._ask(encode_route_query(destination, self._next()))
-            ways += [(destination, message) for message in answer if isinstance(message, Route)]
+            table += [message for _, message in _ask([encode_dump(what, 1, family)], is_dump=True)]
+        answers = _ask([encode_route_query(place, number) for number, place in enumerate(destinations)])
+        ways = [(destinations[number], answer) for number, answer in answers if isinstance(answer, Route)]
         snapshot = make_snapshot(table, ways)
         self._relevance = make_relevance(table, snapshot)
         return snapshot
 
-    def _next(self) -> int:
-        self._sequence = self._sequence % 0xFFFFFFFF + 1
-        return self._sequence
-
-    def _ask(self, request: bytes, *, is_dump: bool = False) -> list[Message]:
-        """The kernel answers at once: what is not there when we read is not to come."""
-        found: list[Message] = []
-        self._asking.send(request)
-        while len(found) < _MOST_OF_A_TABLE:
-            try:
-                messages = decode(self._asking.recv(_LARGEST_DATAGRAM))
-            except BadMessage as error:
-                raise OSError(errno.EPROTO, str(error)) from error
-            for sequence, message in messages:
-                if sequence != self._sequence:
-                    continue
-                if isinstance(message, (Done, Failed)):
-                    return found
-                found.append(message)
-            if not is_dump:
-                return found
-        # The rest of this dump would be in the way of the next one.
-        self._asking.close()
-        self._asking = _open_netlink(0)
-        return found
-
     def close(self) -> None:
-        self._asking.close()
         if self._news.fileno() >= 0:
             trio.lowlevel.notify_closing(self._news)
             self._news.close()
+
+
+def _ask(requests: Sequence[bytes], *, is_dump: bool = False) -> list[tuple[int, Message]]:
+    """The answer to each request, or, of a dump, all that it gives, with the number of the request. Raises OSError.
+
+    The kernel answers at once: what is not there when we read is not to come. A table that is too long ends with its
+    socket.
+    """
+    found: list[tuple[int, Message]] = []
+    sock = _open_netlink(0)
+    try:
+        for request in requests:
+            sock.send(request)
+            while len(found) < _MOST_OF_A_TABLE:
+                messages = decode(sock.recv(_LARGEST_DATAGRAM))
+                found += messages
+                if not is_dump or any(isinstance(message, (Done, Failed)) for _, message in messages):
+                    break
+    except BadMessage as error:
+        raise OSError(errno.EPROTO, str(error)) from error
+    finally:
+        sock.close()
+    return found
 
 
 class PollingSource:
@@ -289,7 +279,8 @@ class NetworkWatcher:
                 self._wake.set()
         try:
             while True:
-                await wake_up.wait()
+                with trio.move_on_after(LONG_TICK_INTERVAL):
+                    await wake_up.wait()
                 self._wake.set()
         finally:
             wake_up.close()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the end of a lab
+_FAREWELL = 60.0  # seconds for a process to end when its call has returned
 
 
 class RunningCall(Generic[T]):
@@ -47,7 +48,7 @@ class RunningCall(Generic[T]):
             _wait_readable(self._outcome, timeout, self.process)
         data = b"".join(iter(lambda: os.read(self._outcome, 1 << 16), b""))
         self._close()
-        self.process.wait(timeout=_GRACE)
+        self.process.wait(timeout=_FAREWELL)
         if not data:
             raise RuntimeError(f"the call ended without an outcome (status {self.process.returncode})")
         succeeded, value = pickle.loads(data)
