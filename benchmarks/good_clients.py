@@ -65,7 +65,7 @@ class _Node:
         self.broker_key = broker_key
         self._identity = Identity.generate()
         self._sealer = Sealer(self._identity)
-        self._counter = 1000
+        self._counter = 0
         self._session = b""
         #: Frames of an honest node, for those who change them.
         self.recorded: list[bytes] = []
@@ -83,13 +83,14 @@ class _Node:
                     self._session = event.welcome.session
 
     def _ask(self, link: Any) -> bool:
-        self._counter += 1
-        payload = encode_from_node(self._session, self._counter, self._counter, KeepAlive())
+        # Rising in every process that asks for this node.
+        self._counter = time.monotonic_ns() // 1000
+        payload = encode_from_node(self._session, self._counter, self._counter & 0xFFFFFFFF, KeepAlive())
         try:
             link.send(self._sealer.seal(self.broker_key, payload))
             while True:
                 _, answer = self._sealer.open_untrusted(link.receive())
-                if decode_from_broker(answer).request == self._counter:
+                if decode_from_broker(answer).request == self._counter & 0xFFFFFFFF:
                     return True
         except (OSError, BadMessage):
             return False

@@ -85,10 +85,10 @@ class BrokerLimits:
     nodes: int = 1_000_000
     names: int = 1_000_000
     names_per_key: int = 16
-    #: Datagrams from addresses without a session: each may cost a Diffie-Hellman, 34 us.
+    #: Frames of keys without a session, and requests for ours: a stranger's first costs a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
-    #: The same of all addresses together, which may be invented: half of a processor at most.
+    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most.
     strangers_rate: float = 10_000.0
     strangers_burst: float = 1000.0
     #: Lookup, Introduce and Reply.
@@ -171,7 +171,6 @@ class BrokerCore:
             self.counters,
             self._tickets,
             self._greetings,
-            self._strangers,
             self.dropped,
         )
 
@@ -223,10 +222,10 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        if not self._sealer.knows(claimed):
+        if not self._registry.knows(claimed):
             if not self._greetings.take(source.host, now):
                 return self._drop("too many greetings")
-            if not self._strangers.take("", now):
+            if not self._sealer.knows(claimed) and not self._strangers.take("", now):
                 return self._drop("too many strangers")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)

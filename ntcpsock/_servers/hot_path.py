@@ -19,7 +19,14 @@ from ntcpsock._servers.node_record import HIDDEN, RECORD, REGISTERED, SHOWN, dec
 from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.registry import Registry
 from ntcpsock._servers.sources import host_of
-from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, KEY_REQUEST, OVERHEAD, SEALED
+from ntcpsock._traversal.broker.frame import (
+    HEADER_LENGTH,
+    KEY_LENGTH,
+    KEY_REQUEST,
+    KEY_REQUEST_LENGTH,
+    OVERHEAD,
+    SEALED,
+)
 from ntcpsock._traversal.broker.message import (
     MAX_DATAGRAM,
     ClientEnvelope,
@@ -45,6 +52,7 @@ _COUNTERS_AT: Final = 110
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
 _ACK: Final = KeepAliveAck()
+_MOST_HOSTS: Final = 1024
 _KEY_REQUEST: Final = bytes((KEY_REQUEST,))
 
 
@@ -59,7 +67,6 @@ class HotPath:
         counters: BrokerCounters,
         tickets: Callable[[bytes, bytes], tuple[bytes, bytes] | None],
         greetings: RateLimit,
-        strangers: RateLimit,
         dropped: Counter[str],
     ) -> None:
         self._registry = registry
@@ -69,7 +76,8 @@ class HotPath:
         self._counters = counters
         self._tickets = tickets
         self._greetings = greetings
-        self._strangers = strangers
+        #: By packed source, of those who come often.
+        self._hosts: dict[bytes, str] = {}
         self._dropped = dropped
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Packed] | None:
@@ -125,14 +133,16 @@ class HotPath:
 
     def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Packed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
-        if frame[:1] == _KEY_REQUEST or len(frame) > MAX_DATAGRAM or self._sealer.knows(claimed):
+        length = len(frame)
+        if length > MAX_DATAGRAM or (frame[:1] == _KEY_REQUEST and length != KEY_REQUEST_LENGTH):
             return None
-        host = host_of(origin)
+        host = self._hosts.get(origin)
+        if host is None:
+            if len(self._hosts) >= _MOST_HOSTS:
+                self._hosts.clear()
+            host = self._hosts[origin] = host_of(origin)
         if self._greetings.is_exhausted(host, now):
             self._dropped["too many greetings"] += 1
-            return []
-        if self._strangers.is_exhausted("", now) and self._greetings.take(host, now):
-            self._dropped["too many strangers"] += 1
             return []
         return None
 

@@ -37,7 +37,7 @@ class NodeSealer:
 
     def knows(self, key: bytes) -> bool:
         """Whether a frame of `key` can be opened or refused without a Diffie-Hellman."""
-        return self._registry.knows(key) or self._strangers.knows(key)
+        return self._strangers.knows(key) or self._registry.knows(key)
 
     def shared_key(self, key: bytes) -> bytes:
         """Raises BadMessage where `key` is no usable one."""
