@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
@@ -17,6 +17,14 @@ from ntcpsock._traversal.broker.message import KeepAlive, decode_from_broker, en
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header
 from ntcpsock._traversal.stun.message import binding_request, encode_message
+
+
+class GoodClient(Protocol):
+    """One of these."""
+
+    def ask(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class StunClient:
@@ -38,6 +46,9 @@ class StunClient:
             return False
         return True
 
+    def close(self) -> None:
+        self._sock.close()
+
 
 class StunStream:
     """The same over TCP, by a new connection each time."""
@@ -54,6 +65,9 @@ class StunStream:
                 return sock.recv(2048)[8:20] == transaction
         except OSError:
             return False
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
 
 class _Node:
@@ -116,6 +130,9 @@ class BrokerNode(_Node):
     def ask(self) -> bool:
         return self._ask(self)
 
+    def close(self) -> None:
+        self._sock.close()
+
 
 class WebSocketNode(_Node):
     """Over TCP, all in one connection."""
@@ -145,6 +162,9 @@ class WebSocketNode(_Node):
 
     def ask(self) -> bool:
         return self._ask(self)
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 class RelayedPair:
@@ -179,3 +199,7 @@ class RelayedPair:
         except OSError:
             return False
         return heard == word
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()

@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.good_clients import BrokerNode, RelayedPair, StunClient, StunStream, WebSocketNode
+from benchmarks.good_clients import BrokerNode, GoodClient, RelayedPair, StunClient, StunStream, WebSocketNode
 from benchmarks.hostile_senders import flood_datagrams, garbage, hostile_connections, slow_connections
 from ntcpsock._address import Endpoint
 from ntcpsock._identity import Identity
@@ -45,6 +45,8 @@ LEAST_UNDER_FLOOD = 0.88
 LONGEST_P99 = 0.005
 MOST_GROWTH = 10_000_000
 SLOW_CONNECTIONS = 1000
+#: Seconds of nothing.
+QUIET = 4.0
 
 
 @dataclass
@@ -203,8 +205,8 @@ def measure(
 
 def stun_over_udp(datagrams: int) -> list[Outcome]:
     request = encode_message(binding_request(bytes(12)))
-    with running("stun_server.py") as server:
-        ask = StunClient(server.address, PATIENCE).ask
+    with running("stun_server.py") as server, closing(StunClient(server.address, PATIENCE)) as client:
+        ask = client.ask
         kinds = garbage([request])
         return [
             measure(
@@ -219,8 +221,10 @@ def stun_over_udp(datagrams: int) -> list[Outcome]:
 
 
 def broker_over_udp(datagrams: int) -> list[Outcome]:
-    with running("udp_broker.py") as server:
-        node = BrokerNode(server.address, server.key, PATIENCE)
+    with (
+        running("udp_broker.py") as server,
+        closing(BrokerNode(server.address, server.key, PATIENCE)) as node,
+    ):
         sealer = Sealer(Identity.generate())
         hello = sealer.seal(node.broker_key, encode_from_node(bytes(8), 1, 1, Hello(bytes(8))))
         valid = [encode_key_request(bytes(24)), hello]
@@ -238,13 +242,13 @@ def broker_over_udp(datagrams: int) -> list[Outcome]:
 
 
 def over_tcp(
-    name: str, script: str, client: Callable[[Server], Callable[[], bool]], connections: int
+    name: str, script: str, make_client: Callable[[Server], GoodClient], connections: int
 ) -> list[Outcome]:
-    with running(script) as server:
-        ask = client(server)
+    with running(script) as server, closing(make_client(server)) as client:
+        ask = client.ask
         outcomes = [measure(server, name, "nothing", ask, _nothing, 0)]
         with slow_connections(server.address, SLOW_CONNECTIONS) as held:
-            time.sleep(2)  # they are new once, and slow from then on
+            time.sleep(QUIET / 2)  # they are new once, and slow from then on
             outcomes.append(measure(server, name, f"{held} slow", ask, _nothing, 1))
             outcomes.append(
                 measure(
@@ -260,12 +264,12 @@ def over_tcp(
 
 
 def _nothing() -> int:
-    time.sleep(4)
+    time.sleep(QUIET)
     return 0
 
 
-def relayed(server: Server) -> Callable[[], bool]:
-    return RelayedPair(server.address, load_identity(server.state / "relay.key").seed, PATIENCE).ask
+def relayed(server: Server) -> GoodClient:
+    return RelayedPair(server.address, load_identity(server.state / "relay.key").seed, PATIENCE)
 
 
 TARGETS: dict[str, Callable[[int, int], list[Outcome]]] = {
@@ -274,13 +278,13 @@ TARGETS: dict[str, Callable[[int, int], list[Outcome]]] = {
     "stun-tcp": lambda _, connections: over_tcp(
         "stun over TCP",
         "stun_server.py",
-        lambda server: StunStream(server.address, PATIENCE).ask,
+        lambda server: StunStream(server.address, PATIENCE),
         connections,
     ),
     "broker-tcp": lambda _, connections: over_tcp(
         "TCP broker",
         "tcp_broker.py",
-        lambda server: WebSocketNode(server.address, server.key, PATIENCE).ask,
+        lambda server: WebSocketNode(server.address, server.key, PATIENCE),
         connections,
     ),
     "relay": lambda _, connections: over_tcp("relay", "relay.py", relayed, connections),

@@ -263,6 +263,7 @@ class BrokerCore:
             node = self._registry.add(key, shared, hello.instance, session, source, now)
             if node is None:
                 return self._drop("full")
+            self._sealer.settled(key)
         if not node.accept(envelope.counter):
             return self._drop("replay")
         # The session stays the same where one is open: a Welcome may have been lost, or the address
@@ -344,6 +345,8 @@ class BrokerCore:
         self.counters.registrations += 1
         node.register(envelope.counter, registration)
         self._registry.names_changed(node.key)
+        owned = self._registry.names.names_of(node.key)
+        node.show(owned[0] if owned else None)
         self._registry.touch(node, now)
         return [self._to(node, envelope.request, Registered())]
 

@@ -43,6 +43,10 @@ class NodeSealer:
         """Raises BadMessage where `key` is no usable one."""
         return self._registry.shared_key(key) or self._strangers.shared_key(key)
 
+    def settled(self, key: bytes) -> None:
+        """It is in the registry now."""
+        self._strangers.forget(key)
+
     def seal(self, key: bytes, payload: bytes) -> bytes:
         """A frame that only the holder of `key` can open. Raises BadMessage where it is no usable key."""
         shared = self._registry.shared_key(key)
