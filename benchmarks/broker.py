@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.fleet import Fleet, open_sockets
-from ntcpsock._address import Endpoint, parse_broker
+from benchmarks.good_clients import Introductions
+from benchmarks.hostile import Tries, trying
+from ntcpsock._address import Endpoint, encode_node_id, parse_broker
 
 _SOCKETS = 200
 #: Seconds between two keep-alives of a node, as `open_broker_session` has it.
@@ -29,7 +30,6 @@ KEEP_ALIVE_INTERVAL = 20.0
 INTRODUCTIONS = 30_000
 # Each part of a measurement, in seconds.
 _SPAN = 5.0
-_PROBES = 400  # a second
 
 
 @dataclass
@@ -65,13 +65,12 @@ def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of some seconds of it; times of CPU in microseconds, rates a second, delays in seconds."""
+    """What came of some seconds of it; rates a second."""
 
     keep_alives: float
     introductions: float
     answered: float  # of the introductions, as a fraction
     cpu: float  # of one core, as a fraction
-    delays: Sequence[float] = ()
 
 
 def run_load(
@@ -132,11 +131,17 @@ def main() -> None:
                 flush=True,
             )
         rate = len(fleet) / KEEP_ALIVE_INTERVAL
+        probe = Introductions(broker.address, encode_node_id(broker.key), 5.0)
+        probe.ask()
+        with trying(probe.ask) as tries:
+            time.sleep(_SPAN)
+        print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
         for fraction in (0.0, 0.5, 1.0):
-            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 2 * KEEP_ALIVE_INTERVAL)
+            with trying(probe.ask) as tries:
+                load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
             print(
                 f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
-                f"{load.answered:.4f} answered, {load.cpu:.2f} of a core",
+                f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
                 flush=True,
             )
         last = broker.ask()
@@ -190,10 +195,9 @@ def draw(rows: Sequence[tuple[int, float, float, float]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def median_and_tail(delays: Sequence[float]) -> str:
-    """In milliseconds."""
-    cuts = statistics.quantiles(delays, n=100)
-    return f"median {1e3 * cuts[49]:.2f} ms, p99 {1e3 * cuts[98]:.2f} ms"
+def told(tries: Tries) -> str:
+    """How long it took."""
+    return f"{1e3 * tries.median:.2f} ms, p99 {1e3 * tries.p99:.2f} ms, {tries.success:.4f} of them"
 
 
 if __name__ == "__main__":

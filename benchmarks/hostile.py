@@ -39,7 +39,7 @@ GOOD_RATE = 50
 PATIENCE = 1.0
 #: Of garbage and of hostile connections, a second; the flood of valid requests comes as fast as it can be sent.
 GARBAGE_RATE = 100_000
-CONNECTION_RATE = 500
+CONNECTION_RATE = 1000
 #: What must hold.
 LEAST_UNDER_FLOOD = 0.88
 LONGEST_P99 = 0.005
