@@ -58,6 +58,9 @@ class Stream(Protocol):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
+    @property
+    def failure(self) -> OSError | None: ...
+    async def wait_usable(self) -> bool: ...
     def reset(self) -> Awaitable[None] | None: ...
 
 
@@ -160,6 +163,7 @@ class Pump:
         self._broken = False
         self._failure: BaseException | None = None
         self._finishing = False
+        self._leaving = False
         self._keep_hop = False
         self._last_bytes = LAST_BYTES
         self._outward_step = CHUNK
@@ -186,11 +190,22 @@ class Pump:
                 nursery.start_soon(self._outward)
                 await self._inward()
             clean = not self._broken
+            if clean and self._leaving:
+                return True
         finally:
-            await close_ends(
-                self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure
-            )
+            if not (clean and self._leaving):
+                await self._close_ends(clean)
         return False
+
+    async def _close_ends(self, clean: bool) -> None:
+        await close_ends(self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure)
+
+    def leave(self) -> None:
+        """Let another pump go on, which suits the stream better now: `run` returns as soon as nothing is half done."""
+        self._leaving = True
+        for scope in (self._reading, self._receiving):
+            if scope is not None:
+                scope.cancel()
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -224,6 +239,8 @@ class Pump:
         try:
             while data := await self._read():
                 await self.stream.send_all(data)
+            if self._leaving:
+                return
             await self.stream.send_eof()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._break(error)
@@ -234,6 +251,8 @@ class Pump:
     async def _read(self) -> bytes:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
         while not self._finishing:
+            if self._leaving:
+                return b""
             try:
                 return self.hop.recv(self._outward_step)
             except (BlockingIOError, InterruptedError):
@@ -253,7 +272,7 @@ class Pump:
         try:
             while data := await self._receive():
                 await self._write(data)
-            if self._keep_hop:
+            if self._keep_hop or self._leaving:
                 return
             self._shut = True
             with suppress(OSError):  # ENOTCONN: the application has gone already
@@ -263,7 +282,7 @@ class Pump:
 
     async def _receive(self) -> bytes | bytearray:
         data: bytes | bytearray = b""
-        if not self._finishing:
+        if not self._finishing and not self._leaving:
             with trio.CancelScope() as self._receiving:
                 data = await self.stream.receive_some(self._inward_step)
             self._receiving = None

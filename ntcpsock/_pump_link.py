@@ -144,6 +144,13 @@ class Link:
             self._end_inward()
         self._settle()
 
+    def speak(self) -> None:
+        """Send what the node has to tell the peer's."""
+        self.driver.flush_nowait()
+        self._blocked = self.driver.has_unfinished
+        if not self._leave_if_lost():
+            self._settle()
+
     def leave(self) -> None:
         """Let go of both descriptors, and of nothing else: what the application has not taken goes back."""
         if self.ended:
@@ -157,7 +164,7 @@ class Link:
         """Whether the carrier still lives; and whether to look again."""
         if self.ended:
             return False
-        if self._pending is not None:
+        if self._pending is not None and self.driver.machine.window:
             self.driver.read_ahead()  # the peer may have answered behind what the application does not take
         verdict = self.driver.look(now, self.rtt)
         self._blocked = self.driver.has_unfinished

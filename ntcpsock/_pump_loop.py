@@ -291,6 +291,16 @@ class LoopPump:
             failure=driver.error or driver.send_error,
         )
 
+    def soon(self, step: Callable[[], None]) -> None:
+        """As `ntcpsock._session.stream.Holder`."""
+
+        def step_and_speak() -> None:
+            if not self._link.ended:
+                step()
+                self._link.speak()
+
+        self._loop.soon(step_and_speak)
+
     async def let_go(self) -> None:
         """As `ntcpsock._session.stream.Holder`."""
         self._loop.soon(self._link.leave)

@@ -11,7 +11,6 @@ import trio
 from ntcpsock import _forwarding
 from ntcpsock._pump import Pump, Stream, close_ends, is_closed
 from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
-from ntcpsock._session.stream import NTCPStream
 from ntcpsock.trio import PlainStream
 
 log = logging.getLogger("ntcpsock")
@@ -59,7 +58,6 @@ class Pumps:
 
     async def _is_usable(self, hop: socket.socket, stream: Stream) -> bool:
         """Whether a stream that has lost its carrier goes on over another one. If not, both ends are closed."""
-        assert isinstance(stream, NTCPStream)
         goes_on = False
         try:
             while not self._finishing and not is_closed(hop):
@@ -68,7 +66,7 @@ class Pumps:
                     break
         finally:
             if not goes_on:
-                failure = stream.driver.error
+                failure = stream.failure
                 await close_ends(hop, stream, clean=False, keep_hop=self._keep_hops, failure=failure)
         return goes_on
 
@@ -91,6 +89,8 @@ class Pumps:
             await trio.sleep(CHECK_INTERVAL)
             for pump in tuple(self._pumps):
                 pump.check()
+                if isinstance(pump, Pump) and suits_loop(pump.stream):
+                    pump.leave()  # the stream has moved to a path that the faster one can carry
         self._checking = False
 
     def finish(self, *, keep_hops: bool) -> None:

@@ -370,7 +370,10 @@ class BrokerCore:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
                 return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
-        target = self._registry.route(offer.to, offer.port, asker, now)
+        if offer.instance is not None:
+            target = self._registry.instance(offer.to, offer.instance, now)
+        else:
+            target = self._registry.route(offer.to, offer.port, asker, now)
         if target is None:
             return [self._refusal(node, envelope.request, Unreachable(Reason.OFFLINE))]
         self.counters.introductions += 1

@@ -338,8 +338,8 @@ class SessionDriver:
             await self.finish()
             if self.machine.room < length:
                 await self._wait_room(length)
-            if self._uses(self.carrier) and not self._tail:
-                return
+            if self._uses(self.carrier) and not self._tail and not self.machine.is_behind:
+                return  # nothing has happened to the carrier while we waited
 
     async def _wait_room(self, length: int) -> None:
         """Until the peer has confirmed enough. Where nobody else reads, its word is looked for here."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -33,12 +35,33 @@ async def send_bind(carrier: Carrier, dial_id: bytes, token: bytes) -> None:
 
     OSError where the carrier breaks. After a cancellation the carrier must be closed.
     """
-    view = memoryview(encode_frame(Bind(dial_id, token)))
+    await write_all(carrier, encode_frame(Bind(dial_id, token)))
+
+
+async def write_all(carrier: Carrier, data: bytes) -> None:
+    """Before a driver has the carrier: send all of `data`. OSError where it breaks."""
+    view = memoryview(data)
     await trio.lowlevel.checkpoint()
     while view or carrier.has_unsent:
         view = view[carrier.try_send(view) :]
         if view or carrier.has_unsent:
             await carrier.wait_writable()
+
+
+async def read_exactly(carrier: Carrier, length: int) -> bytes:
+    """Before a driver has the carrier: its next `length` bytes. OSError where it breaks, BadMessage where it ends."""
+    await trio.lowlevel.checkpoint()
+    data = memoryview(bytearray(length))
+    filled = 0
+    while filled < length:
+        count = carrier.try_receive_into(data[filled:])
+        if count is None:
+            await carrier.wait_readable()
+        elif count == 0:
+            raise BadMessage("the carrier ended before its first frame")
+        else:
+            filled += count
+    return bytes(data)
 
 
 async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
@@ -47,18 +70,7 @@ async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
     BadMessage for anything else, OSError where the carrier breaks. The caller sets the deadline and
     compares the token in constant time.
     """
-    await trio.lowlevel.checkpoint()
-    frame = memoryview(bytearray(HEADER_LENGTH + BIND_LENGTH))
-    filled = 0
-    while filled < len(frame):
-        count = carrier.try_receive_into(frame[filled:])
-        if count is None:
-            await carrier.wait_readable()
-        elif count == 0:
-            raise BadMessage("the carrier ended before BIND")
-        else:
-            filled += count
-    bind = decode_bind(bytes(frame))
+    bind = decode_bind(await read_exactly(carrier, HEADER_LENGTH + BIND_LENGTH))
     return bind.dial_id, bind.token, b""
 
 
@@ -90,6 +102,10 @@ class Holder(Protocol):
 
     async def let_go(self) -> None:
         """Returns when the stream's driver is touched no more, at any byte."""
+        ...
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """Call `step` where the frames are moved, and then send what it has left to be sent."""
         ...
 
 
@@ -124,6 +140,8 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.close_timeout = CLOSE_TIMEOUT
         #: Whoever moves the frames in a thread of his own lets go of them when asked to.
         self.holder: Holder | None = None
+        #: Seconds that its user would wait for another carrier at most, whatever the node's `linger` is.
+        self.linger = math.inf
         self._driver = SessionDriver(carrier, received, window)
         self._moved = trio.Event()
         self._receive_conflict = Conflict("another task is receiving on this stream")
@@ -140,6 +158,11 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     def carrier(self) -> Carrier:
         """What carries the bytes now."""
         return self._driver.carrier
+
+    @property
+    def failure(self) -> OSError | None:
+        """What the connection broke with."""
+        return self._driver.error or self._driver.send_error
 
     @property
     def driver(self) -> SessionDriver:
@@ -161,6 +184,13 @@ class NTCPStream(trio.abc.HalfCloseableStream):
             await self.holder.let_go()
         self._driver.suspend()
 
+    def lose(self, error: OSError) -> None:
+        """Its carrier is known to be of no use any more: it breaks with `error`, or waits for another one."""
+        if self.holder is not None:
+            self.holder.soon(lambda: self._driver.fail(error))
+        else:
+            self._driver.fail(error)
+
     def go_on(self) -> None:
         """After `suspend`: with the same carrier."""
         self._driver.go_on()
@@ -181,6 +211,19 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         if self._driver.error is not None:
             self._moved.set()
         moved.set()
+
+    def signal(self, body: bytes) -> bool:
+        """Tell the peer's node something (1 to 4,096 bytes), as far as it goes: it may get lost with the carrier.
+        False where there is no carrier now."""
+        driver = self._driver
+        if driver.suspended or driver.error is not None or driver.closed:
+            return False
+        if self.holder is not None:
+            self.holder.soon(lambda: driver.machine.signal(body))
+        else:
+            driver.machine.signal(body)
+            driver.flush_nowait()
+        return True
 
     async def wait_usable(self) -> bool:
         """While it is suspended; whether it goes on then."""

@@ -218,6 +218,13 @@ class NetworkWatcher:
         self._open_source = open_source
         self._clocks = clocks
         self._wake = trio.Event()
+        self._machine: NetworkMachine | None = None
+
+    def look(self) -> None:
+        """Look at once: somebody has reason to believe that something has changed."""
+        if self._machine is not None:
+            self._machine.look_at_once(trio.current_time())
+            self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started when the first look has been taken."""
@@ -230,24 +237,24 @@ class NetworkWatcher:
                 self._source = PollingSource()
                 snapshot = self._look()
             now = trio.current_time()
-            self._machine = NetworkMachine(snapshot, now, poll_interval=self._source.poll_interval)
-            self._machine.take_clocks(*self._clocks(), now)
+            machine = NetworkMachine(snapshot, now, poll_interval=self._source.poll_interval)
+            machine.take_clocks(*self._clocks(), now)
+            self._machine = machine
             task_status.started()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear)
+                nursery.start_soon(self._hear, machine)
                 nursery.start_soon(self._watch_for_sleep)
-                await self._serve()
+                await self._serve(machine)
         finally:
             self._source.close()
 
-    async def _serve(self) -> None:
-        machine = self._machine
+    async def _serve(self, machine: NetworkMachine) -> None:
         while True:
             self._wake = trio.Event()
             with trio.move_on_at(machine.next_timer()):
                 await self._wake.wait()
-            self._read_clocks()
             now = trio.current_time()
+            machine.take_clocks(*self._clocks(), now)
             if not machine.wants_snapshot(now):
                 continue
             try:
@@ -261,10 +268,7 @@ class NetworkWatcher:
         others = [host for host in self._destinations() if is_dialable_host(host)]
         return self._source.read([*_ANYWHERE, *dict.fromkeys(others)][:_MOST_DESTINATIONS])
 
-    def _read_clocks(self) -> None:
-        self._machine.take_clocks(*self._clocks(), trio.current_time())
-
-    async def _hear(self) -> None:
+    async def _hear(self, machine: NetworkMachine) -> None:
         while True:
             try:
                 await self._source.wait()
@@ -272,8 +276,8 @@ class NetworkWatcher:
                 # News are not to be had any more.
                 self._source.close()
                 self._source = PollingSource()
-                self._machine.poll_every(self._source.poll_interval)
-            self._machine.noticed(trio.current_time())
+                machine.poll_every(self._source.poll_interval)
+            machine.noticed(trio.current_time())
             self._wake.set()
 
     async def _watch_for_sleep(self) -> None:

@@ -67,6 +67,10 @@ class NetworkMachine:
             self._burst_began = now
         self._settled = min(now + SETTLE, self._burst_began + LONGEST_BURST)
 
+    def look_at_once(self, now: float) -> None:
+        """There is something new."""
+        self._settled = now
+
     def take_clocks(self, awake: float, total: float, now: float) -> None:
         """Seconds of a clock that stands still while the machine sleeps, and of one that goes on."""
         drift = total - awake

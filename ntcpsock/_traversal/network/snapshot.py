@@ -91,14 +91,15 @@ class Relevance:
     def may_matter(self, message: Message) -> bool:
         """Whether to look again for a message's sake. Devices of containers come and go, and are no reason."""
         match message:
-            case Address(device=device, host=host, flags=flags):
-                return device not in self.inner and is_dialable_host(host) and not flags & IFA_F_TENTATIVE
+            case Address(host=host, flags=flags):
+                return is_dialable_host(host) and not flags & IFA_F_TENTATIVE
             case Device(index=index, flags=flags, kind=kind):
                 return index in self.uplinks or not (flags & IFF_LOOPBACK or kind in _INNER_KINDS)
             case Route(ways=ways, destination=destination, ipv6=ipv6):
                 # Those of link-local addresses and of multicast come with every device.
                 is_local = ipv6 and destination.startswith(("fe80:", "ff"))
-                return not is_local and not (ways and all(device in self.inner for device, _ in ways))
+                is_inner = bool(ways) and all(device in self.inner for device, _ in ways)
+                return message.prefix_length <= _WIDE or not (is_local or is_inner)
             case RuleChanged() | Failed():
                 return True
         return False
