@@ -124,9 +124,10 @@ def test_the_name_that_is_shown_follows_the_registrations() -> None:
 bodies = st.one_of(
     st.just(KeepAlive()),
     st.builds(
-        lambda to, name: Introduce(make_identity(to).public_key, 80, SEALED, name),
+        lambda to, name, instance: Introduce(make_identity(to).public_key, 80, SEALED, name, instance),
         st.integers(1, 5),
         st.sampled_from([None, "alice", "bob", "nobody"]),
+        st.sampled_from([None, None, bytes(8)]),
     ),
     st.builds(
         lambda name, private: registration(name, allow=("alice",) if private else None),

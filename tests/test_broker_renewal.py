@@ -17,7 +17,7 @@ from test_broker_tcp import ALICE, BOB, PATIENCE, check_introduction, session_wi
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker import BrokerServer
-from ntcpsock._servers.registry import NodeRecord
+from ntcpsock._servers.node_record import NodeRecord
 from ntcpsock._traversal.broker import climb, machine, reach, side, transport
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected

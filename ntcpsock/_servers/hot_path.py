@@ -156,7 +156,7 @@ class HotPath:
     ) -> tuple[Packed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
         target_place = self._registry.places.get(offer.to)
-        if target_place is None or target_place == place:
+        if target_place is None or target_place == place or offer.instance is not None:
             return None
         target = RECORD.unpack_from(self._records.packed, target_place * RECORD.size)
         key, shared, instance, session, source, _, _, sent, _, expires, _, older, _, flags = target
