@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -111,8 +111,10 @@ def main() -> None:
     sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
     sizes.append(arguments.nodes)
     rows: list[tuple[int, float, float, float]] = []
-    with measured_broker() as broker:
-        fleet = Fleet(broker.address, broker.key, open_sockets(_SOCKETS))
+    with (
+        measured_broker() as broker,
+        closing(Fleet(broker.address, broker.key, open_sockets(_SOCKETS))) as fleet,
+    ):
         fleet.grow(_SOCKETS, names=not arguments.nameless)
         base, base_nodes = broker.ask("collect")["resident"], len(fleet)
         for size in sizes:
@@ -130,20 +132,8 @@ def main() -> None:
                 f"{1e6 * (now['cpu'] - cpu) / added:.0f} us of the broker's CPU each",
                 flush=True,
             )
-        rate = len(fleet) / KEEP_ALIVE_INTERVAL
-        probe = Introductions(broker.address, encode_node_id(broker.key), 5.0)
-        probe.ask()
-        with trying(probe.ask) as tries:
-            time.sleep(_SPAN)
-        print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
-        for fraction in (0.0, 0.5, 1.0):
-            with trying(probe.ask) as tries:
-                load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
-            print(
-                f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
-                f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
-                flush=True,
-            )
+        with closing(Introductions(broker.address, encode_node_id(broker.key), 5.0)) as probe:
+            keep_up(broker, fleet, probe)
         last = broker.ask()
         print({name: last[name] for name in ("nodes", "dropped", "unsent", "lost")})
     harness.save(
@@ -161,6 +151,23 @@ def main() -> None:
     )
     if arguments.plot is not None:
         draw(rows, arguments.plot)
+
+
+def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
+    """All nodes keep themselves alive; with no introductions beside that, with half of the load, with all of it."""
+    probe.ask()
+    with trying(probe.ask) as tries:
+        time.sleep(_SPAN)
+    print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
+    rate = len(fleet) / KEEP_ALIVE_INTERVAL
+    for fraction in (0.0, 0.5, 1.0):
+        with trying(probe.ask) as tries:
+            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
+        print(
+            f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
+            f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
+            flush=True,
+        )
 
 
 def grow_alive(fleet: Fleet, size: int, *, names: bool) -> None:

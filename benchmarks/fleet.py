@@ -104,6 +104,12 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def close(self) -> None:
+        """Its sockets."""
+        self._poll.close()
+        for sock in self.sockets:
+            sock.close()
+
     def grow(self, count: int, *, names: bool = True) -> None:
         """Register more nodes, until there are `count`: hello, challenge, hello, welcome, register, registered."""
         while len(self) < count:
