@@ -1,7 +1,8 @@
 """What a broker over UDP costs: bytes a node, CPU time a keep-alive and an introduction, from 1,000 to 1,000,000 nodes.
 
 Real registrations with real keys, through a socket; each node has a name, an open port and a card of four candidates.
-`python -m benchmarks.broker --nodes 1000000 --plot docs/broker-cost.svg` takes some minutes.
+`python -m benchmarks.broker --nodes 1000000 --fill --plot docs/broker-cost.svg` fills the registry without them, and
+takes some minutes.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.broker", description=__doc__)
     parser.add_argument("--nodes", type=int, default=10_000, help="as many at the end, in steps of ten")
     parser.add_argument("--plot", type=Path, help="an SVG file to write")
+    parser.add_argument(
+        "--fill",
+        action="store_true",
+        help="put the nodes into the registry instead of registering them, which takes a million half an hour here",
+    )
     parser.add_argument("--nameless", action="store_true", help="nodes without names")
     arguments = parser.parse_args()
     sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
@@ -115,19 +121,25 @@ def main() -> None:
         measured_broker() as broker,
         closing(Fleet(broker.address, broker.key, open_sockets(_SOCKETS))) as fleet,
     ):
-        fleet.grow(_SOCKETS, names=not arguments.nameless)
+        if arguments.fill:
+            fill(broker, fleet, _SOCKETS)
+        else:
+            fleet.grow(_SOCKETS, names=not arguments.nameless)
         base, base_nodes = broker.ask("collect")["resident"], len(fleet)
         for size in sizes:
             start, cpu = time.monotonic(), broker.ask()["cpu"]
             added = size - len(fleet)
-            grow_alive(fleet, size, names=not arguments.nameless)
+            if arguments.fill:
+                fill(broker, fleet, size)
+            else:
+                grow_alive(fleet, size, names=not arguments.nameless)
             now = broker.ask("collect")
             seconds = time.monotonic() - start
-            node = (now["resident"] - base) / (size - base_nodes)
+            node = (now["resident"] - base) / (now["nodes"] - base_nodes)
             alive, introduction = cost(broker, fleet)
             rows.append((size, node, alive, introduction))
             print(
-                f"{size} nodes: {node:.0f} bytes each, keep-alive {alive:.1f} us, introduction "
+                f"{now['nodes']:.0f} nodes: {node:.0f} bytes each, keep-alive {alive:.1f} us, introduction "
                 f"{introduction:.1f} us; {added} registered in {seconds:.0f} s, "
                 f"{1e6 * (now['cpu'] - cpu) / added:.0f} us of the broker's CPU each",
                 flush=True,
@@ -168,6 +180,13 @@ def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
             f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
             flush=True,
         )
+
+
+def fill(broker: MeasuredBroker, fleet: Fleet, size: int) -> None:
+    """Nodes whose registrations nobody has made: with the same records, and from then on like all others."""
+    places = [list(sock.getsockname()) for sock in fleet.sockets]
+    broker.ask(f"fill {len(fleet)} {size} {json.dumps(places, separators=(',', ':'))}")
+    fleet.invent(size)
 
 
 def grow_alive(fleet: Fleet, size: int, *, names: bool) -> None:
