@@ -9,9 +9,11 @@ import argparse
 import gc
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +91,8 @@ def fill(server: BrokerServer, first: int, end: int, places: list[Endpoint]) -> 
 
 
 async def main(*, tcp: bool) -> None:
+    with suppress(OSError, ValueError):  # a limit above the hard one is for root
+        resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as state_dir:
         async with trio.open_nursery() as nursery:
