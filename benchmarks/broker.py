@@ -1,26 +1,28 @@
 """What a broker over UDP costs: bytes a node, CPU time a keep-alive and an introduction, from 1,000 to 1,000,000 nodes.
 
 Real registrations with real keys, through a socket; each node has a name, an open port and a card of four candidates.
-`python -m benchmarks.broker --nodes 1000000 --plot docs/broker-cost.svg` takes some minutes.
+`python -m benchmarks.broker --nodes 1000000 --fill --plot docs/broker-cost.svg` fills the registry without them, and
+takes some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.fleet import Fleet, open_sockets
-from ntcpsock._address import Endpoint, parse_broker
+from benchmarks.good_clients import Introductions
+from benchmarks.hostile import Tries, trying
+from ntcpsock._address import Endpoint, encode_node_id, parse_broker
 
 _SOCKETS = 200
 #: Seconds between two keep-alives of a node, as `open_broker_session` has it.
@@ -29,7 +31,6 @@ KEEP_ALIVE_INTERVAL = 20.0
 INTRODUCTIONS = 30_000
 # Each part of a measurement, in seconds.
 _SPAN = 5.0
-_PROBES = 400  # a second
 
 
 @dataclass
@@ -65,13 +66,12 @@ def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of some seconds of it; times of CPU in microseconds, rates a second, delays in seconds."""
+    """What came of some seconds of it; rates a second."""
 
     keep_alives: float
     introductions: float
     answered: float  # of the introductions, as a fraction
     cpu: float  # of one core, as a fraction
-    delays: Sequence[float] = ()
 
 
 def run_load(
@@ -107,38 +107,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.broker", description=__doc__)
     parser.add_argument("--nodes", type=int, default=10_000, help="as many at the end, in steps of ten")
     parser.add_argument("--plot", type=Path, help="an SVG file to write")
+    parser.add_argument(
+        "--fill",
+        action="store_true",
+        help="put the nodes into the registry instead of registering them, which takes a million half an hour here",
+    )
     parser.add_argument("--nameless", action="store_true", help="nodes without names")
     arguments = parser.parse_args()
     sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
     sizes.append(arguments.nodes)
     rows: list[tuple[int, float, float, float]] = []
-    with measured_broker() as broker:
-        fleet = Fleet(broker.address, broker.key, open_sockets(_SOCKETS))
-        fleet.grow(_SOCKETS, names=not arguments.nameless)
+    with (
+        measured_broker() as broker,
+        closing(Fleet(broker.address, broker.key, open_sockets(_SOCKETS))) as fleet,
+    ):
+        if arguments.fill:
+            fill(broker, fleet, _SOCKETS)
+        else:
+            fleet.grow(_SOCKETS, names=not arguments.nameless)
         base, base_nodes = broker.ask("collect")["resident"], len(fleet)
         for size in sizes:
             start, cpu = time.monotonic(), broker.ask()["cpu"]
             added = size - len(fleet)
-            grow_alive(fleet, size, names=not arguments.nameless)
+            if arguments.fill:
+                fill(broker, fleet, size)
+            else:
+                grow_alive(fleet, size, names=not arguments.nameless)
             now = broker.ask("collect")
             seconds = time.monotonic() - start
-            node = (now["resident"] - base) / (size - base_nodes)
+            node = (now["resident"] - base) / (now["nodes"] - base_nodes)
             alive, introduction = cost(broker, fleet)
             rows.append((size, node, alive, introduction))
             print(
-                f"{size} nodes: {node:.0f} bytes each, keep-alive {alive:.1f} us, introduction "
+                f"{now['nodes']:.0f} nodes: {node:.0f} bytes each, keep-alive {alive:.1f} us, introduction "
                 f"{introduction:.1f} us; {added} registered in {seconds:.0f} s, "
                 f"{1e6 * (now['cpu'] - cpu) / added:.0f} us of the broker's CPU each",
                 flush=True,
             )
-        rate = len(fleet) / KEEP_ALIVE_INTERVAL
-        for fraction in (0.0, 0.5, 1.0):
-            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 2 * KEEP_ALIVE_INTERVAL)
-            print(
-                f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
-                f"{load.answered:.4f} answered, {load.cpu:.2f} of a core",
-                flush=True,
-            )
+        with closing(Introductions(broker.address, encode_node_id(broker.key), 5.0)) as probe:
+            keep_up(broker, fleet, probe)
         last = broker.ask()
         print({name: last[name] for name in ("nodes", "dropped", "unsent", "lost")})
     harness.save(
@@ -156,6 +163,30 @@ def main() -> None:
     )
     if arguments.plot is not None:
         draw(rows, arguments.plot)
+
+
+def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
+    """All nodes keep themselves alive; with no introductions beside that, with half of the load, with all of it."""
+    probe.ask()
+    with trying(probe.ask) as tries:
+        time.sleep(_SPAN)
+    print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
+    rate = len(fleet) / KEEP_ALIVE_INTERVAL
+    for fraction in (0.0, 0.5, 1.0):
+        with trying(probe.ask) as tries:
+            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
+        print(
+            f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
+            f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
+            flush=True,
+        )
+
+
+def fill(broker: MeasuredBroker, fleet: Fleet, size: int) -> None:
+    """Nodes whose registrations nobody has made: with the same records, and from then on like all others."""
+    places = [list(sock.getsockname()) for sock in fleet.sockets]
+    broker.ask(f"fill {len(fleet)} {size} {json.dumps(places, separators=(',', ':'))}")
+    fleet.invent(size)
 
 
 def grow_alive(fleet: Fleet, size: int, *, names: bool) -> None:
@@ -190,10 +221,9 @@ def draw(rows: Sequence[tuple[int, float, float, float]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def median_and_tail(delays: Sequence[float]) -> str:
-    """In milliseconds."""
-    cuts = statistics.quantiles(delays, n=100)
-    return f"median {1e3 * cuts[49]:.2f} ms, p99 {1e3 * cuts[98]:.2f} ms"
+def told(tries: Tries) -> str:
+    """How long it took."""
+    return f"{1e3 * tries.median:.2f} ms, p99 {1e3 * tries.p99:.2f} ms, {tries.success:.4f} of them"
 
 
 if __name__ == "__main__":

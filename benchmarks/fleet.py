@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import select
@@ -9,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nacl import bindings
 
@@ -61,12 +63,31 @@ def example_card(number: int, identity: Identity) -> bytes:
     return encode_card(card, identity)
 
 
+class MadeUp(NamedTuple):
+    """A node that has registered, with secrets that follow from its number."""
+
+    key: bytes
+    shared: bytes
+    session: bytes
+    card: bytes
+
+
+def made_up(number: int) -> MadeUp:
+    """Number `number` of a broker that has no others: its record's place is in its session."""
+    octets = hashlib.blake2b(number.to_bytes(8)).digest()
+    session = number.to_bytes(3, "little") + hashlib.blake2b(octets, digest_size=5).digest()
+    return MadeUp(octets[:32], octets[32:], session, (octets * 6)[: len(_CARD)])
+
+
 @dataclass
 class Heard:
     """What came back."""
 
     acks: int = 0
     introductions: int = 0  # Introduced and Deliver, each
+
+
+_CARD = example_card(1, Identity.generate())
 
 
 @dataclass
@@ -102,6 +123,21 @@ class Fleet:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def invent(self, count: int) -> None:
+        """Have more nodes, until there are `count`, of those that `made_up` knows."""
+        for number in range(len(self), count):
+            node = made_up(number)
+            self.keys.append(node.key)
+            self._shared.append(node.shared)
+            self._sessions.append(node.session)
+            self._counters.append(1)
+
+    def close(self) -> None:
+        """Its sockets."""
+        self._poll.close()
+        for sock in self.sockets:
+            sock.close()
 
     def grow(self, count: int, *, names: bool = True) -> None:
         """Register more nodes, until there are `count`: hello, challenge, hello, welcome, register, registered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
@@ -13,10 +13,28 @@ from ntcpsock._identity import Identity
 from ntcpsock._traversal.broker.events import Connected
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import KeepAlive, decode_from_broker, encode_from_node
+from ntcpsock._traversal.broker.message import (
+    MAX_TTL,
+    BrokerEnvelope,
+    Deliver,
+    FromNode,
+    Introduce,
+    KeepAlive,
+    Register,
+    decode_from_broker,
+    encode_from_node,
+)
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header
 from ntcpsock._traversal.stun.message import binding_request, encode_message
+
+
+class GoodClient(Protocol):
+    """One of these."""
+
+    def ask(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class StunClient:
@@ -38,6 +56,9 @@ class StunClient:
             return False
         return True
 
+    def close(self) -> None:
+        self._sock.close()
+
 
 class StunStream:
     """The same over TCP, by a new connection each time."""
@@ -55,6 +76,9 @@ class StunStream:
         except OSError:
             return False
 
+    def close(self) -> None:
+        """Nothing stays open."""
+
 
 class _Node:
     """A node of a broker: one session, and keep-alives as requests."""
@@ -64,8 +88,9 @@ class _Node:
         assert broker_key is not None
         self.broker_key = broker_key
         self._identity = Identity.generate()
+        self.key = self._identity.public_key
         self._sealer = Sealer(self._identity)
-        self._counter = 1000
+        self._counter = 0
         self._session = b""
         #: Frames of an honest node, for those who change them.
         self.recorded: list[bytes] = []
@@ -82,14 +107,22 @@ class _Node:
                 if isinstance(event, Connected):
                     self._session = event.welcome.session
 
-    def _ask(self, link: Any) -> bool:
-        self._counter += 1
-        payload = encode_from_node(self._session, self._counter, self._counter, KeepAlive())
+    def frame(self, body: FromNode) -> bytes:
+        """A request of this node's."""
+        # Rising in every process that asks for this node.
+        self._counter = time.monotonic_ns() // 1000
+        payload = encode_from_node(self._session, self._counter, self._counter & 0xFFFFFFFF, body)
+        return self._sealer.seal(self.broker_key, payload)
+
+    def open(self, frame: bytes) -> BrokerEnvelope:
+        """What the broker says. Raises BadMessage."""
+        return decode_from_broker(self._sealer.open_untrusted(frame)[1])
+
+    def _ask(self, link: Any, body: FromNode) -> bool:
         try:
-            link.send(self._sealer.seal(self.broker_key, payload))
+            link.send(self.frame(body))
             while True:
-                _, answer = self._sealer.open_untrusted(link.receive())
-                if decode_from_broker(answer).request == self._counter:
+                if self.open(link.receive()).request == self._counter & 0xFFFFFFFF:
                     return True
         except (OSError, BadMessage):
             return False
@@ -113,7 +146,35 @@ class BrokerNode(_Node):
         return self._sock.recv(2048)
 
     def ask(self) -> bool:
-        return self._ask(self)
+        return self._ask(self, KeepAlive())
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Introductions:
+    """Two nodes of a UDP broker, of which one is introduced to the other: an answer is what arrives there."""
+
+    def __init__(self, server: Endpoint, key: str, patience: float) -> None:
+        self._dialer, self._listener = (BrokerNode(server, key, patience) for _ in range(2))
+        registration = Register((), (80,), MAX_TTL, bytes(300))
+        assert self._listener._ask(self._listener, registration)
+        self._dialer._ask(self._dialer, Register((), (), MAX_TTL))
+
+    def ask(self) -> bool:
+        sealed = os.urandom(350)
+        try:
+            self._dialer.send(self._dialer.frame(Introduce(self._listener.key, 80, sealed)))
+            while True:
+                body = self._listener.open(self._listener.receive()).body
+                if isinstance(body, Deliver) and body.sealed == sealed:
+                    return True
+        except (OSError, BadMessage):
+            return False
+
+    def close(self) -> None:
+        self._dialer.close()
+        self._listener.close()
 
 
 class WebSocketNode(_Node):
@@ -143,7 +204,10 @@ class WebSocketNode(_Node):
         return self._frames.pop(0)
 
     def ask(self) -> bool:
-        return self._ask(self)
+        return self._ask(self, KeepAlive())
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 class RelayedPair:
@@ -178,3 +242,7 @@ class RelayedPair:
         except OSError:
             return False
         return heard == word
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()

@@ -21,6 +21,8 @@ _SIZE = 1504
 _SOCKETS = 16
 # Connections that are under way together.
 _TOGETHER = 200
+# Seconds that a sender may be behind its rate.
+_MOST_BEHIND = 0.01
 _LINGER_NOT = struct.pack("ii", 1, 0)
 # Seconds until a connection that the server leaves open is reset.
 _LONGEST_LIFE = 0.5
@@ -52,8 +54,9 @@ def garbage(valid: Sequence[bytes], count: int = 2048, seed: int = 1) -> list[by
     return [datagram[:1500] for datagram in found]
 
 
-def flood_datagrams(server: Endpoint, kinds: Sequence[bytes], count: int) -> int:
-    """Send `count` datagrams of these kinds in turns, from some addresses, as fast as possible; answers are dropped."""
+def flood_datagrams(server: Endpoint, kinds: Sequence[bytes], count: int, rate: float = 0.0) -> int:
+    """Send `count` datagrams of these kinds in turns, from some addresses, `rate` a second or as fast as possible;
+    answers are dropped."""
     sockets, batches = [], []
     chance = random.Random(2)
     for number in range(_SOCKETS):
@@ -73,8 +76,16 @@ def flood_datagrams(server: Endpoint, kinds: Sequence[bytes], count: int) -> int
             headers.sizes[index] = len(datagram)
         batches.append(headers)
     sent = turn = 0
+    start = time.monotonic()
     try:
         while sent < count:
+            if rate:
+                ahead = sent - rate * (time.monotonic() - start)
+                if ahead > 0:
+                    time.sleep(0.0005)
+                    continue
+                # What was missed while others had the processor does not come all at once.
+                start += max(0.0, -ahead / rate - _MOST_BEHIND)
             some = min(_BATCH, count - sent)
             batches[turn % len(batches)].send(sockets[turn % _SOCKETS].fileno(), 0, some)
             sent += some
@@ -135,16 +146,17 @@ def hostile_texts(count: int = 500, seed: int = 3) -> list[bytes]:
     return texts
 
 
-def hostile_connections(server: Endpoint, count: int) -> int:
-    """Make `count` connections, two hundred at a time, each of which says something and is reset when the server ends
-    it, or soon."""
+def hostile_connections(server: Endpoint, count: int, rate: float) -> int:
+    """Make `count` connections, `rate` a second and two hundred at a time at most, each of which says something and is
+    reset when the server ends it, or soon."""
     texts = hostile_texts()
     chance = random.Random(4)
     poll = select.epoll()
     living: dict[int, tuple[socket.socket, float, bytes]] = {}
     made = ended = 0
+    start = time.monotonic()
     while ended < count:
-        while len(living) < _TOGETHER and made < count:
+        while len(living) < _TOGETHER and made < min(count, rate * (time.monotonic() - start)):
             sock = socket.socket()
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
@@ -157,7 +169,7 @@ def hostile_connections(server: Endpoint, count: int) -> int:
             life = chance.random() * _LONGEST_LIFE
             living[sock.fileno()] = (sock, time.monotonic() + life, chance.choice(texts))
         over = []
-        for descriptor, events in poll.poll(0.01):
+        for descriptor, events in poll.poll(0.002):
             sock, end, text = living[descriptor]
             try:
                 if events & select.EPOLLOUT:

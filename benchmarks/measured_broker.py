@@ -9,18 +9,24 @@ import argparse
 import gc
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from benchmarks.fleet import made_up
+from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker import BrokerServer, serve_broker
 from ntcpsock._servers.broker_core import BrokerLimits
 from ntcpsock._servers.descriptors import raise_descriptor_limit
+from ntcpsock._servers.sources import WAYS
 from ntcpsock._servers.web import WebLimits
+from ntcpsock._traversal.broker.message import Register
 
 #: Everything comes from this machine.
 LIMITS = BrokerLimits(
@@ -35,6 +41,10 @@ LIMITS = BrokerLimits(
     register_rate=1e9,
     register_burst=1e9,
 )
+
+
+#: Long enough to fill it with a million.
+_TTL = 240
 
 
 def resident() -> int:
@@ -65,7 +75,24 @@ def told(server: BrokerServer) -> dict[str, object]:
     }
 
 
+def fill(server: BrokerServer, first: int, end: int, places: list[Endpoint]) -> None:
+    """Put nodes into the registry as their registrations would, without these: `made_up` says who they are."""
+    registry, now = server.core._registry, trio.current_time()
+    (way,) = (way for way in WAYS._classes.values() if way.way[0].local == server.address)
+    for number in range(first, end):
+        node = made_up(number)
+        source = way(*places[number % len(places)])
+        record = registry.add(node.key, node.shared, bytes(8), node.session, source, now)
+        assert record is not None
+        assert record.session == node.session
+        record.register(1, Register((f"node-{number}",), (80,), _TTL, node.card))
+        record.show(f"node-{number}")
+        registry.touch(record, now)
+
+
 async def main(*, tcp: bool) -> None:
+    with suppress(OSError, ValueError):  # a limit above the hard one is for root
+        resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as state_dir:
         async with trio.open_nursery() as nursery:
@@ -84,8 +111,16 @@ async def main(*, tcp: bool) -> None:
             server: BrokerServer = await nursery.start(serve)
             print(server.ready, os.getpid(), flush=True)
             async for line in trio.wrap_file(sys.stdin):
-                if line.strip() == "collect":
+                words = line.split()
+                if words[0] == "collect":
                     gc.collect()
+                elif words[0] == "fill":
+                    fill(
+                        server,
+                        int(words[1]),
+                        int(words[2]),
+                        [Endpoint(*place) for place in json.loads(words[3])],
+                    )
                 print(json.dumps(told(server)), flush=True)
             nursery.cancel_scope.cancel()
 

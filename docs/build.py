@@ -61,6 +61,7 @@ GUIDE = (
 
 # Beside the pages.
 FILES = (
+    "broker-cost.svg",
     "connection.svg",
     "solipsis.svg",
     "matrix.svg",

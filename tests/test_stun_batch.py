@@ -223,3 +223,18 @@ def test_ancillary_data_is_packed_as_the_kernel_has_it() -> None:
     assert mmsg.unpack_control(bytes(16)) == []
     with pytest.raises(ValueError, match="too much"):
         mmsg.pack_control(entries * 2)
+
+
+def test_datagrams_gather_under_load_and_no_sooner() -> None:
+    moderation = mmsg.Moderation(close=0.1, pause=1.0)
+    assert moderation.pause(10.0, 10.05, full=False) == 0
+    # The next one comes long after that.
+    assert moderation.pause(11.0, 11.05, full=False) == 0
+    # This one comes at once; what follows gathers.
+    assert moderation.pause(11.1, 11.2, full=False) == 1.0
+    assert moderation.pause(12.21, 12.3, full=False) == 1.0
+    # There is more than fits already.
+    assert moderation.pause(13.31, 13.4, full=True) == 0
+    assert moderation.pause(13.41, 13.5, full=False) == 1.0
+    # The load is over.
+    assert moderation.pause(15.0, 15.1, full=False) == 0

@@ -94,10 +94,10 @@ class BrokerLimits:
     nodes: int = 1_000_000
     names: int = 1_000_000
     names_per_key: int = 16
-    #: Datagrams from addresses without a session: each may cost a Diffie-Hellman, 34 us.
+    #: Frames of keys without a session, and requests for ours: a stranger's first costs a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
-    #: The same of all addresses together, which may be invented: half of a processor at most.
+    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most.
     strangers_rate: float = 10_000.0
     strangers_burst: float = 1000.0
     #: Lookup, Introduce and Reply.
@@ -204,7 +204,6 @@ class BrokerCore:
             self.relays,
             self.gate,
             self._greetings,
-            self._strangers,
             self.dropped,
             is_alone=cluster is None,
         )
@@ -263,10 +262,10 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        if not self._sealer.knows(claimed):
+        if not self._registry.knows(claimed):
             if not self._greetings.take(source.host, now):
                 return self._drop("too many greetings")
-            if not self._strangers.take("", now):
+            if not self._sealer.knows(claimed) and not self._strangers.take("", now):
                 return self._drop("too many strangers")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)
@@ -307,6 +306,7 @@ class BrokerCore:
             node = self._registry.add(key, shared, hello.instance, session, source, now)
             if node is None:
                 return self._drop("full")
+            self._sealer.settled(key)
         if not node.accept(envelope.counter):
             return self._drop("replay")
         # The session stays the same where one is open: a Welcome may have been lost, or the address
@@ -404,6 +404,8 @@ class BrokerCore:
                 self.counters.registrations += 1
                 node.register(counter, registration)
                 self._registry.names_changed(node.key)
+                owned = self._registry.names.names_of(node.key)
+                node.show(owned[0] if owned else None)
                 self._registry.touch(node, now)
                 if self.cluster is not None:
                     return self.cluster.registered(node.key, node.instance, known, now)

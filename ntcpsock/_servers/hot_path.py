@@ -22,7 +22,14 @@ from ntcpsock._servers.registry import Registry
 from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.sources import host_of
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
-from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, KEY_REQUEST, OVERHEAD, SEALED
+from ntcpsock._traversal.broker.frame import (
+    HEADER_LENGTH,
+    KEY_LENGTH,
+    KEY_REQUEST,
+    KEY_REQUEST_LENGTH,
+    OVERHEAD,
+    SEALED,
+)
 from ntcpsock._traversal.broker.message import (
     ClientEnvelope,
     Deliver,
@@ -47,6 +54,7 @@ _COUNTERS_AT: Final = 110
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
 _ACK: Final = KeepAliveAck()
+_MOST_HOSTS: Final = 1024
 _KEY_REQUEST: Final = bytes((KEY_REQUEST,))
 
 
@@ -63,7 +71,6 @@ class HotPath:
         relays: RelayBook,
         gate: Gate,
         greetings: RateLimit,
-        strangers: RateLimit,
         dropped: Counter[str],
         *,
         is_alone: bool = True,
@@ -78,7 +85,8 @@ class HotPath:
         self._relays = relays
         self._gate = gate
         self._greetings = greetings
-        self._strangers = strangers
+        #: By packed source, of those who come often.
+        self._hosts: dict[bytes, str] = {}
         self._dropped = dropped
         self._is_alone = is_alone
 
@@ -137,14 +145,16 @@ class HotPath:
 
     def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Packed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
-        if frame[:1] == _KEY_REQUEST or len(frame) > MAX_DATAGRAM or self._sealer.knows(claimed):
+        length = len(frame)
+        if length > MAX_DATAGRAM or (frame[:1] == _KEY_REQUEST and length != KEY_REQUEST_LENGTH):
             return None
-        host = host_of(origin)
+        host = self._hosts.get(origin)
+        if host is None:
+            if len(self._hosts) >= _MOST_HOSTS:
+                self._hosts.clear()
+            host = self._hosts[origin] = host_of(origin)
         if self._greetings.is_exhausted(host, now):
             self._dropped["too many greetings"] += 1
-            return []
-        if self._strangers.is_exhausted("", now) and self._greetings.take(host, now):
-            self._dropped["too many strangers"] += 1
             return []
         return None
 
@@ -157,10 +167,10 @@ class HotPath:
         now: float,
     ) -> tuple[Packed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
-        if self._gate.meters_introductions or offer.instance is not None:
+        if self._gate.meters_introductions:
             return None
         target_place = self._registry.places.get(offer.to)
-        if target_place is None or target_place == place:
+        if target_place is None or target_place == place or offer.instance is not None:
             return None
         target = RECORD.unpack_from(self._records.packed, target_place * RECORD.size)
         key, shared, instance, session, source, _, _, sent, _, expires, _, older, _, flags = target

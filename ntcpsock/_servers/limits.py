@@ -23,7 +23,7 @@ class RateLimit:
 
     def is_exhausted(self, host: str, now: float) -> bool:
         """Whether `take` would say no; takes nothing."""
-        bucket = self._buckets.get(site_of(host))
+        bucket = self._buckets.get(host if ":" not in host else site_of(host))
         return bucket is not None and min(self._burst, bucket[0] + (now - bucket[1]) * self._rate) < 1.0
 
     def take(self, host: str, now: float) -> bool:

@@ -63,6 +63,30 @@ def _load() -> bool:
 AVAILABLE: Final = _load()
 
 
+class Moderation:
+    """When to let datagrams gather, as network cards do with interrupts: waking up costs as much as some answers.
+
+    Where two batches follow each other closely, what comes next is read a millisecond later, all in one. What comes now
+    and then is read at once.
+    """
+
+    def __init__(self, close: float = 0.0002, pause: float = 0.001) -> None:
+        """close: seconds between the end of a batch and the next one that make a load; pause: seconds to gather."""
+        self._close = close
+        self._pause = pause
+        self._ended = -1.0
+
+    def pause(self, began: float, ended: float, *, full: bool) -> float:
+        """Seconds to wait after a batch; 0: none. full: there is more already."""
+        was_close = began - self._ended < self._close
+        self._ended = ended
+        if full or not was_close:
+            return 0.0
+        # The next one begins after the pause, and is close then as well.
+        self._ended += self._pause
+        return self._pause
+
+
 class Headers:
     """`count` headers of messages over buffers of the caller's, which must be as long as `count` of their strides.
 

@@ -163,7 +163,11 @@ class NodeRecord:
 
     @offered.setter
     def offered(self, offered: Offered) -> None:
-        self.records.offered[self.place] = None if offered == NOTHING_OFFERED else encode_offered(offered)
+        if offered == NOTHING_OFFERED:
+            self.records.offered[self.place] = None
+        else:
+            # A copy: the encoder's own bytes have been shrunk in a larger piece of memory, whose rest stays unused.
+            self.records.offered[self.place] = bytes(memoryview(encode_offered(offered)))
 
     @property
     def names(self) -> tuple[str, ...]:

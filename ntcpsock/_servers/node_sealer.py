@@ -37,11 +37,15 @@ class NodeSealer:
 
     def knows(self, key: bytes) -> bool:
         """Whether a frame of `key` can be opened or refused without a Diffie-Hellman."""
-        return self._registry.knows(key) or self._strangers.knows(key)
+        return self._strangers.knows(key) or self._registry.knows(key)
 
     def shared_key(self, key: bytes) -> bytes:
         """Raises BadMessage where `key` is no usable one."""
         return self._registry.shared_key(key) or self._strangers.shared_key(key)
+
+    def settled(self, key: bytes) -> None:
+        """It is in the registry now."""
+        self._strangers.forget(key)
 
     def seal(self, key: bytes, payload: bytes) -> bytes:
         """A frame that only the holder of `key` can open. Raises BadMessage where it is no usable key."""

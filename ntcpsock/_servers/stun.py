@@ -224,8 +224,10 @@ class _StunServer:
             wildcard=sock.is_wildcard,
             kept=kept,
         )
+        moderation = mmsg.Moderation()
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
+            began = trio.current_time()
             for _ in range(_MMSG_BATCHES):
                 done = batch.exchange(sock.fileno())
                 if done is None:
@@ -236,6 +238,8 @@ class _StunServer:
                 for datagram, source, control in done.rest:
                     asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
                     self._answer_datagram(sock, datagram, endpoint_of(unpack_address(source)), asked)
+            if pause := moderation.pause(began, trio.current_time(), full=done is not None):
+                await trio.sleep(pause)
 
     def _answer_datagram(self, sock: DatagramSocket, data: bytes, source: Endpoint, asked: Ancillary) -> None:
         if self._link is not None and data[:1] == _ORDER:

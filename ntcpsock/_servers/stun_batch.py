@@ -132,7 +132,11 @@ class StunBatch:
                 b"\x00\x20\x00\x14" if self._ipv6 else b"\x00\x20\x00\x08"
             )
             self._answers[at + end : at + end + len(pattern.suffix)] = pattern.suffix
+        if not self._ipv6:
+            change = change[_FAMILY_AT:end]
         self._change = int.from_bytes(bytes(change) * count, "little")
+        head = b"\x01\x01" + (pattern.length - HEADER_LENGTH).to_bytes(2)
+        self._answer_heads = array("I", head * count)
         # What an IPv6 address is changed with beside: cookie and transaction id.
         ids = bytearray(stride)
         ids[_COOKIE_AT:HEADER_LENGTH] = b"\xff" * 16
@@ -140,8 +144,11 @@ class StunBatch:
         words = memoryview(self._answers).cast("I")
         names = memoryview(self._names).cast("I")
         step, name_step = stride // 4, _NAME_STRIDE // 4
-        copied = [(6, 0), (7, 2), (8, 3), (9, 4), (10, 5)] if self._ipv6 else [(6, 0), (7, 1)]
+        copied = [(6, 0), (7, 2), (8, 3), (9, 4), (10, 5)]
         self._copies = [(words[to::step], names[source::name_step]) for to, source in copied]
+        self._heads = words[::step]
+        self._sources = memoryview(self._names).cast("Q")[:: _NAME_STRIDE // 8]
+        self._mapped = memoryview(self._answers).cast("Q")[_FAMILY_AT // 8 :: stride // 8]
         self._first = memoryview(self._answers).cast("Q")[:: stride // 8]
         self._interfaces = memoryview(self._controls).cast("I")[_INTERFACE_AT :: mmsg.CONTROL_LENGTH // 4]
         self._no_interfaces = array("I", [0]) * count
@@ -165,14 +172,10 @@ class StunBatch:
                 self._take(index, lengths[index]) for index in others if self._may_be(index, lengths[index])
             ]
             ends = [*others, count]
-        for to, source in self._copies:
-            to[:count] = source[:count]
-        size = count * self._stride
-        octets = int.from_bytes(self._answers[:size], "little")
-        change = self._change if count == self.count else self._change & ((1 << 8 * size) - 1)
         if self._ipv6:
-            octets ^= (octets & self._ids) << 8 * (_IPV6_AT - _COOKIE_AT)
-        self._answers[:size] = (octets ^ change).to_bytes(size, "little")
+            self._turn_ipv6(count)
+        else:
+            self._turn_ipv4(count)
         if self._control_length and not self._ipv6:
             # Interface 0: the route back decides, which need not be the way in.
             self._interfaces[:] = self._no_interfaces
@@ -182,6 +185,24 @@ class StunBatch:
                 refused += len(self._out.send(descriptor, first, end))
             first = end + 1
         return Done(count - len(others), refused, len(others) - len(rest), rest)
+
+    def _turn_ipv4(self, count: int) -> None:
+        """Requests to answers: the first four octets, and the last eight, which come from the source."""
+        self._heads[:count] = self._answer_heads[:count]
+        size = 8 * count
+        change = self._change if count == self.count else self._change & ((1 << 8 * size) - 1)
+        sources = int.from_bytes(self._sources[:count].tobytes(), "little")
+        self._mapped[:count] = memoryview((sources ^ change).to_bytes(size, "little")).cast("Q")
+
+    def _turn_ipv6(self, count: int) -> None:
+        """The same; an address is changed by the transaction id, too, which stands in the answer itself."""
+        for to, source in self._copies:
+            to[:count] = source[:count]
+        size = count * self._stride
+        octets = int.from_bytes(self._answers[:size], "little")
+        change = self._change if count == self.count else self._change & ((1 << 8 * size) - 1)
+        octets ^= (octets & self._ids) << 8 * (_IPV6_AT - _COOKIE_AT)
+        self._answers[:size] = (octets ^ change).to_bytes(size, "little")
 
     def _others(self, lengths: list[int]) -> list[int]:
         """Which datagrams are not plain."""

@@ -18,7 +18,7 @@ from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 _logger = logging.getLogger("ntcpsock.broker")
 
 # Read in a row before other tasks get their turn.
-_BATCH: Final = 64
+_BATCH: Final = 128
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.
@@ -50,11 +50,15 @@ class UdpDesk:
             number = self._way_of(b"", []).packed_number
             for index in range(_BATCH):
                 batch.set_way(index, number)
+        moderation = mmsg.Moderation()
         while True:
             await trio.lowlevel.wait_readable(self._sock.fileno())
+            began = trio.current_time()
             count = batch.receive(self._sock.fileno())
             if count:
                 self._outlets.answer_all(self._core, self._frames(batch, count))
+            if pause := moderation.pause(began, trio.current_time(), full=count == _BATCH):
+                await trio.sleep(pause)
 
     def _frames(self, batch: mmsg.Batch, count: int) -> Iterator[tuple[bytes, bytes]]:
         datagrams = batch.octets

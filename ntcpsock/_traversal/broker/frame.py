@@ -68,6 +68,10 @@ class Sealer:
         """Whether a frame of `key` can be opened or refused without a Diffie-Hellman."""
         return key in self._shared
 
+    def forget(self, key: bytes) -> None:
+        """Somebody else keeps what is shared with `key` from now on."""
+        self._shared.pop(key, None)
+
     def seal(self, recipient_key: bytes, payload: bytes) -> bytes:
         """A frame that only the holder of `recipient_key` can open.
 

@@ -6,7 +6,8 @@ IPv6 44): the RFC leaves no room, so the answer is kept at exactly that. A serve
 RFC 5780 clients RESPONSE-ORIGIN and OTHER-ADDRESS as well: 56 octets. Everything else (MAPPED-ADDRESS,
 PADDING, reason phrases, and the two above where RESPONSE-PORT or PADDING ask for more) is given only as far
 as the answer stays within the request's own length. RESPONSE-PORT, which aims the answer, is refused when
-even the smallest answer would be longer than the request; a client that wants it adds a SOFTWARE to fill.
+even the smallest answer would be longer than the request; a client that wants it adds a SOFTWARE to fill. A refusal
+names as many unknown attributes as its request has room for, two at least: 36 octets.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from ntcpsock._traversal.stun.usages import ChangeRequest, Padding, ResponsePort
 
 _ATTRIBUTE_HEADER_LENGTH = 4
 _FINGERPRINT_LENGTH = 8
+# Header, ERROR-CODE without a reason, UNKNOWN-ATTRIBUTES with one type or two.
+_SHORTEST_REFUSAL = HEADER_LENGTH + 8 + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,10 @@ class BindingServer:
         with_fingerprint = _wants_fingerprint(request)
         encoded = encode_message(error_response(request, code, *attributes), fingerprint=with_fingerprint)
         if len(encoded) > len(data) or request.is_rfc3489:
+            # Whoever means well sees the rest when it has mended the first.
+            room = len(data) - _SHORTEST_REFUSAL - _FINGERPRINT_LENGTH * with_fingerprint
+            fitting = unknown[: 2 + max(0, room) // 4 * 2]
+            attributes = (UnknownAttributes(fitting),) if unknown else ()
             silent = error_response(request, code, *attributes, reason="")
             encoded = encode_message(silent, fingerprint=with_fingerprint)
         return Reply(encoded, local, source, code)
