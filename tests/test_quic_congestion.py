@@ -64,7 +64,7 @@ async def bulk(weather: Weather, seconds: float, *, server_sends: bool = False, 
     return Outcome(speed, (path.lost - lost) / (path.sent - sent), control, path)
 
 
-RATE = 1e6
+RATE = 5e5
 PRODUCT = int(RATE * 0.05)
 
 
@@ -72,7 +72,7 @@ PRODUCT = int(RATE * 0.05)
 async def test_a_path_without_loss_is_filled_and_its_queue_is_not(
     server_sends: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    outcome = await bulk(Weather(rate=RATE, queue=20 * PRODUCT), 12, server_sends=server_sends)
+    outcome = await bulk(Weather(rate=RATE, queue=20 * PRODUCT), 6, server_sends=server_sends)
     assert outcome.speed > 0.85 * RATE
     assert outcome.loss == 0
     assert outcome.control.min_round_trip == pytest.approx(0.05, rel=0.1)
@@ -82,17 +82,18 @@ async def test_a_path_without_loss_is_filled_and_its_queue_is_not(
 async def test_random_loss_below_the_tolerance_costs_little(
     loss: float, autojump_clock: trio.testing.MockClock
 ) -> None:
-    outcome = await bulk(Weather(rate=RATE, queue=4 * PRODUCT, loss=loss), 20)
+    outcome = await bulk(Weather(rate=RATE, queue=4 * PRODUCT, loss=loss), 10)
     assert outcome.speed > 0.6 * RATE
 
 
 @pytest.mark.parametrize("queue", [PRODUCT // 4, PRODUCT])
 async def test_a_small_queue_overflows_seldom(queue: int, autojump_clock: trio.testing.MockClock) -> None:
-    outcome = await bulk(Weather(rate=RATE, queue=queue), 20)
+    outcome = await bulk(Weather(rate=RATE, queue=queue), 10)
     assert outcome.speed > 0.75 * RATE
-    assert outcome.loss < 0.02
+    assert outcome.loss < 0.05
 
 
+@pytest.mark.slow
 async def test_more_room_is_found_and_less_room_is_respected(autojump_clock: trio.testing.MockClock) -> None:
     weather = Weather(rate=RATE / 4, queue=2 * PRODUCT)
 
@@ -115,14 +116,14 @@ async def test_a_transfer_goes_on_after_an_outage(autojump_clock: trio.testing.M
     weather = Weather(rate=RATE, queue=2 * PRODUCT)
 
     async def interrupt() -> None:
-        await trio.sleep(4)
+        await trio.sleep(3)
         weather.loss = 1.0
-        await trio.sleep(5)
+        await trio.sleep(4)
         weather.loss = 0.0
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(interrupt)
-        outcome = await bulk(weather, 10, warm_up=20)
+        outcome = await bulk(weather, 5, warm_up=12)
     assert outcome.speed > 0.75 * RATE
 
 
