@@ -45,6 +45,9 @@ _NAME_DEADLINE: Final = 5.0
 
 # RFC 6335 section 6, where port 0 is chosen from.
 _DYNAMIC_PORTS = range(49152, 65536)
+# Seconds between tries to send where a road has no room and cannot tell when it has; and of waiting for one that can.
+_ROOM_PAUSE = 0.002
+_ROOM_PATIENCE = 0.1
 
 
 class DatagramContext(Protocol):
@@ -152,6 +155,16 @@ class Datagrams:
         way.enqueue(datagram)
         self.open(way)
         return True
+
+    async def wait_room(self, label: str) -> None:
+        """Until `send`, that returned False, may find room; not for long, for another road may have come up."""
+        way = self._ways.get(label)
+        wait = None if way is None else getattr(way.road, "wait_datagram_room", None)
+        with trio.move_on_after(_ROOM_PAUSE if wait is None else _ROOM_PATIENCE), suppress(trio.ClosedResourceError):
+            if wait is None:
+                await trio.sleep_forever()
+            else:
+                await wait()
 
     def has_queued(self, sock: NTCPDatagramSocket) -> bool:
         return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)

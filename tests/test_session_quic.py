@@ -297,3 +297,20 @@ async def test_two_round_trips_from_the_first_packet_to_the_first_answer(
         await client.wait_readable()
         assert trio.current_time() - started == pytest.approx(0.4, abs=0.02)
         nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_room_for_datagrams_is_woken_by_an_acknowledgement(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        near, far = wire_paths(Weather(rate=1e6))
+        client, server = await handshake(nursery, near, far)
+        full = 0
+        with trio.fail_after(60):
+            for _ in range(400):
+                while not client.try_send_datagram(bytes(1000)):
+                    full += 1
+                    await client.wait_datagram_room()
+        # One wait for each time that there is no room, and then there is.
+        assert 0 < full < 400
+        nursery.cancel_scope.cancel()
