@@ -69,7 +69,9 @@ def bottleneck(lab: Lab) -> dict[str, float]:
     return lab.wire_counters()[0]
 
 
-def measure(queue: float, seconds: float = SECONDS, rounds: int = ROUNDS) -> list[tuple[str, str, Series, Series]]:
+def measure(
+    queue: float, seconds: float = SECONDS, rounds: int = ROUNDS
+) -> list[tuple[str, str, Series, Series]]:
     kinds = flows(seconds)
     link = Link(ROUND_TRIP / 4, rate=RATE, buffer=queue)
     results = []
@@ -83,7 +85,12 @@ def measure(queue: float, seconds: float = SECONDS, rounds: int = ROUNDS) -> lis
                 losses.append(lost_share(lab, before))
             name = f"{first} beside {second}"
             results.append(
-                (first, second, Series(name, "share", tuple(shares)), Series(f"{name}: lost", "", tuple(losses)))
+                (
+                    first,
+                    second,
+                    Series(name, "share", tuple(shares)),
+                    Series(f"{name}: lost", "", tuple(losses)),
+                )
             )
     return results
 

@@ -160,7 +160,10 @@ class Datagrams:
         """Until `send`, that returned False, may find room; not for long, for another road may have come up."""
         way = self._ways.get(label)
         wait = None if way is None else getattr(way.road, "wait_datagram_room", None)
-        with trio.move_on_after(_ROOM_PAUSE if wait is None else _ROOM_PATIENCE), suppress(trio.ClosedResourceError):
+        with (
+            trio.move_on_after(_ROOM_PAUSE if wait is None else _ROOM_PATIENCE),
+            suppress(trio.ClosedResourceError),
+        ):
             if wait is None:
                 await trio.sleep_forever()
             else:

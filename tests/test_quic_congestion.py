@@ -37,7 +37,9 @@ class Outcome:
     path: WirePath
 
 
-async def bulk(weather: Weather, seconds: float, *, server_sends: bool = False, warm_up: float = 2.0) -> Outcome:
+async def bulk(
+    weather: Weather, seconds: float, *, server_sends: bool = False, warm_up: float = 2.0
+) -> Outcome:
     paths = wire_paths(weather, seed=3)
     async with trio.open_nursery() as nursery:
         ends = await handshake(nursery, *paths)
@@ -135,7 +137,8 @@ def test_the_rate_is_that_of_the_acknowledgements() -> None:
     for number in range(10):
         measure.sent(number * 0.01, 1000, (number + 1) * 1000)
     sample = measure.feedback(0.1, 9000, 0)
-    assert (sample.acked, sample.lost, sample.round_trip) == (1000, 0, pytest.approx(0.1))
+    assert (sample.acked, sample.lost) == (1000, 0)
+    assert sample.round_trip == pytest.approx(0.1)
     for number in range(1, 10):
         sample = measure.feedback(0.1 + number * 0.02, 9000 - number * 1000, 0)
     # 9000 bytes in the 180 ms since the first acknowledgement; sent they were twice as fast.
@@ -147,7 +150,12 @@ def test_lost_bytes_are_not_delivered() -> None:
     measure = DeliveryRate(0.0)
     measure.sent(0.0, 10_000, 10_000)
     sample = measure.feedback(0.1, 0, 3000)
-    assert (sample.acked, sample.lost, sample.burst_lost, sample.burst_in_flight) == (7000, 3000, 3000, 10_000)
+    assert (sample.acked, sample.lost, sample.burst_lost, sample.burst_in_flight) == (
+        7000,
+        3000,
+        3000,
+        10_000,
+    )
     assert sample.rate == pytest.approx(70_000)
     assert measure.feedback(0.2, 0, 5000).lost == 0, "more lost than was in flight"
 

@@ -1,7 +1,7 @@
 """What we take for granted of the inside of qh3's core, which it promises to nobody: see `core_window`, `core_clock`.
 
-Where one of these fails after an upgrade, QUIC goes on, at the speed of the core's own CUBIC: 0.4 MB/s in place of tens,
-where 1 % gets lost on a round trip of 50 ms.
+Where one of these fails after an upgrade, QUIC goes on, at the speed of the core's own CUBIC: 0.4 MB/s in place of
+tens, where 1 % gets lost on a round trip of 50 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ class Pair:
         accepting = Acceptance(identity, size, 1000.0, 2 * DELAY, is_ipv6=False)
         self.now, self.lose, self.rng = 1.0, 0.0, random.Random(7)
         self.client = QuicMachine.client(
-            certificate().fingerprint, self.now, datagram_size=size, idle_timeout=1000.0, initial_rtt=2 * DELAY
+            certificate().fingerprint,
+            self.now,
+            datagram_size=size,
+            idle_timeout=1000.0,
+            initial_rtt=2 * DELAY,
         )
         for datagram in self.client.datagrams_to_send(self.now, 10):
             accepting.receive(datagram, self.now)
@@ -69,7 +73,9 @@ def is_released(machine: QuicMachine) -> bool:
 def test_the_window_begins_vast_and_datagrams_small(size: int) -> None:
     pair = Pair(size)
     for machine in pair.machines:
-        assert window(machine) > core_window.VAST, UPGRADE + "the first window is two datagrams of the first size"
+        assert window(machine) > core_window.VAST, (
+            UPGRADE + "the first window is two datagrams of the first size"
+        )
     assert all(len(datagram) <= 1452 for datagram in pair.server.datagrams_to_send(pair.now, 10)), UPGRADE
 
 
@@ -133,5 +139,7 @@ def test_an_outage_leaves_the_round_trip_time_about_as_it_was() -> None:
 def test_a_client_tries_larger_datagrams() -> None:
     pair = Pair()
     pair.settle()
-    assert pair.client.datagram_size == 1452, UPGRADE + "a client that lost its first flight begins with 1200 bytes"
+    assert pair.client.datagram_size == 1452, (
+        UPGRADE + "a client that lost its first flight begins with 1200 bytes"
+    )
     assert pair.server.datagram_size == 1452

@@ -131,7 +131,9 @@ async def test_a_client_finds_out_that_larger_datagrams_fit(autojump_clock: trio
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("there", "back", "expected"), [(1500, 1500, 1452), (1300, 1500, 1200), (1500, 1300, 1200)])
+@pytest.mark.parametrize(
+    ("there", "back", "expected"), [(1500, 1500, 1452), (1300, 1500, 1200), (1500, 1300, 1200)]
+)
 async def test_a_server_learns_from_the_first_flight_what_fits(
     there: int, back: int, expected: int, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -1,9 +1,9 @@
 """Congestion control by a model of the path, BBR version 3: draft-ietf-ccwg-bbr, whose sections are named here.
 
 The model is the rate at which the path delivers, and its round trip without a queue; sending at that rate, with little
-more than their product in flight, fills the path and no queue. Loss is a sign of too much only where more than 2 % of a
-round gets lost. Two things are simpler than in the draft: the short-term bounds, too, react to more than 2 % only, and a
-round's losses are counted in bytes.
+more than their product in flight, fills the path and no queue. Loss is a sign of too much only where more than 2 % of
+a round gets lost. Two things are otherwise than in the draft: the short-term bounds react to no less than that either,
+in two rounds one after the other, and losses are counted in bytes.
 """
 
 from __future__ import annotations

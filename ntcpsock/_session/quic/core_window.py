@@ -47,7 +47,9 @@ class CoreWindow:
         """Whether it is time to try; again where the window has shrunk since."""
         return not self.released and now >= self._retry_at and core.congestion_window < self._window
 
-    def pings(self, core: QuicConnectionCore, now: float, core_time: float, round_trip: float) -> bytes | None:
+    def pings(
+        self, core: QuicConnectionCore, now: float, core_time: float, round_trip: float
+    ) -> bytes | None:
         """Lose one PING and return another, to be sent behind everything else. round_trip: seconds."""
         self._retry_at = now + max(_RETRY, 3 * round_trip)
         self._window = core.congestion_window

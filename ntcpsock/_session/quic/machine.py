@@ -309,7 +309,7 @@ class QuicMachine:
 
     @property
     def max_datagram_payload(self) -> int:
-        """The most bytes of a datagram that fit into one packet of the smallest size in use."""
+        """The most bytes of a datagram that fit into one packet; it grows as the path turns out to carry more."""
         remote = self._connection._remote_max_datagram_frame_size or 0
         return max(0, min(self.datagram_size - DATAGRAM_OVERHEAD, remote - 3))
 

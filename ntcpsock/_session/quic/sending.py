@@ -1,7 +1,7 @@
-"""What is sent, and when: the application's bytes go to the core as the congestion control lets them, packet by packet.
+"""What is sent, and when: the application's bytes go to the core as the congestion control lets them.
 
-The core sends all that it has; so it gets no more than may leave at once. What got lost it sends again of itself, before
-anything new, and in the same budget. Acknowledgements and probes need no budget.
+The core sends all that it has; so it gets no more than may leave at once. What got lost it sends again of itself,
+before anything new, and in the same budget. Acknowledgements and probes need no budget.
 """
 
 from __future__ import annotations
