@@ -128,6 +128,8 @@ class Sending:
         else:
             pace = self._pacer.budget(now)
             packets = min(most, min(pace, control.window - in_flight) // datagram_size)
+            if packets < self._worth(control) and in_flight > control.window // 2:
+                packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
@@ -143,6 +145,10 @@ class Sending:
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
         return datagrams
+
+    def _worth(self, control: Bbr) -> int:
+        """Datagrams that are worth a system call while others are on their way."""
+        return max(1, min(self._pacer.quantum, control.window // 8) // control.datagram_size)
 
     def _take(self, core: QuicConnectionCore, time: float, most: int, datagrams: list[bytes]) -> bool:
         """Get up to so many from the core; whether it may have more."""
@@ -177,7 +183,8 @@ class Sending:
             self._measure.sent(now, sent, in_flight)
         has_room = control.window - in_flight >= control.datagram_size
         has_work = self._more or bool(self._chunks) or self._datagrams.has_outgoing
-        self._paced = has_room and has_work and self._pacer.budget(now) < control.datagram_size
+        worth = self._worth(control) * control.datagram_size
+        self._paced = has_room and has_work and self._pacer.budget(now) < worth
         if has_room and not has_work:
             self._measure.limited_by_application(in_flight)
 
