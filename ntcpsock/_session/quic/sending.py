@@ -102,8 +102,8 @@ class Sending:
         if sample.round_trip is not None:
             # The core knows the packet that was acknowledged, but its clock may have stood still.
             round_trip, known = sample.round_trip, core.latest_rtt or 0.0
-            if known > GRANULARITY:
-                round_trip = max(round_trip, known)
+            if known > max(GRANULARITY, round_trip):
+                round_trip = known
                 sample = replace(sample, round_trip=round_trip)
             self._round_trip += (round_trip - self._round_trip) / 8
         control.feedback(now, sample, in_flight, self._measure.delivered)
@@ -128,7 +128,7 @@ class Sending:
         else:
             pace = self._pacer.budget(now)
             packets = min(most, min(pace, control.window - in_flight) // datagram_size)
-            if packets < self._worth(control) and in_flight > control.window // 2:
+            if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
                 packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
                 self._feed(core, packets, datagram_size)
@@ -183,8 +183,9 @@ class Sending:
             self._measure.sent(now, sent, in_flight)
         has_room = control.window - in_flight >= control.datagram_size
         has_work = self._more or bool(self._chunks) or self._datagrams.has_outgoing
-        worth = self._worth(control) * control.datagram_size
-        self._paced = has_room and has_work and self._pacer.budget(now) < worth
+        self._paced = (
+            has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
+        )
         if has_room and not has_work:
             self._measure.limited_by_application(in_flight)
 
