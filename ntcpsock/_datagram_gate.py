@@ -26,6 +26,8 @@ from ntcpsock._hop import PlainSocket, open_hops
 # Datagrams taken in one go, so that other tasks have their turn.
 BATCH: Final = 64
 LARGEST: Final = 65536
+#: Bytes of the kernel's for what programs send; the system may allow less.
+RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 # The name's own number; where that is taken (another program's socket may hold the port of all addresses), other
 # ports of it.
 _MOST_TRIES: Final = 64
@@ -41,12 +43,19 @@ Sent = Callable[["Gate", Address, bytes], None]
 class Gate:
     """label, port: what it stands for; local: the one socket that is connected to it, or None for C code's.
 
-    sent: called with what programs send. Raises OSError where no address is free; only_own: where that of the number
-    itself is not.
+    sent: called with what programs send; flush: after the last of several. Raises OSError where no address is free;
+    only_own: where that of the number itself is not.
     """
 
     def __init__(
-        self, label: str, port: int, local: Local | None, sent: Sent, *, only_own: bool = False
+        self,
+        label: str,
+        port: int,
+        local: Local | None,
+        sent: Sent,
+        flush: Callable[[], None],
+        *,
+        only_own: bool = False,
     ) -> None:
         self.label = label
         self.port = port
@@ -54,10 +63,12 @@ class Gate:
         self.local = local
         self.used = trio.current_time()
         self._sent = sent
+        self._flush = flush
         self._socket: socket.socket = PlainSocket(socket.AF_INET, socket.SOCK_DGRAM)
         open_hops.add(self._socket)
         try:
             self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             self.address = self._bind(only_own=only_own)
         except BaseException:
             self._socket.close()
@@ -95,17 +106,20 @@ class Gate:
 
     def take_all(self) -> None:
         """Take in what is here."""
-        for _ in range(BATCH):
-            try:
-                data, source = self._socket.recvfrom(LARGEST)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                if self._socket.fileno() < 0:
+        try:
+            for _ in range(BATCH):
+                try:
+                    data, source = self._socket.recvfrom(LARGEST)
+                except (BlockingIOError, InterruptedError):
                     return
-                continue
-            self.used = trio.current_time()
-            self._sent(self, source, data)
+                except OSError:
+                    if self._socket.fileno() < 0:
+                        return
+                    continue
+                self.used = trio.current_time()
+                self._sent(self, source, data)
+        finally:
+            self._flush()
 
     def bring(self, local: Local, payload: bytes) -> bool:
         """A datagram to a program, from here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from ntcpsock._datagram_runs import send_runs
 from ntcpsock._datagram_table import Address
 from ntcpsock._hop import PlainSocket
 from ntcpsock._owner import datagram_owner
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from ntcpsock._datagram_gate import Gate
 
 log = logging.getLogger("ntcpsock")
+
+# What is brought to a program at once.
+_MOST_ARRIVED: Final = 256
 
 # What a program has sent while its node was being opened. Full: the oldest goes.
 _MAX_EARLY: Final = 64
@@ -36,7 +41,8 @@ class Port(Protocol):
 
     @property
     def has_unsent(self) -> bool: ...
-    def try_send_to(self, data: bytes, address: tuple[str, int]) -> bool: ...
+    def try_send_to(self, data: bytes, address: tuple[str, int], *, more: bool = False) -> bool: ...
+    def flush(self) -> None: ...
     def connect(self, address: tuple[str, int] | None) -> None: ...
     def close(self) -> None: ...
 
@@ -69,6 +75,9 @@ class Local:
         self.is_bound = False
         self.is_opening = False
         self._early: deque[tuple[str, int, bytes]] = deque(maxlen=_MAX_EARLY)
+        # What is to be brought, each with the socket and the number that it comes from, and a copy of the descriptor.
+        self._arrived: list[tuple[socket.socket, str, bytes]] = []
+        self._held: socket.socket | None = None
 
     # The program's socket.
 
@@ -108,38 +117,51 @@ class Local:
         return None
 
     def bring(self, sender: socket.socket, source: str, payload: bytes) -> bool:
-        """Send a datagram to it, from the number `source`; False where it is gone. A full buffer loses it, as a
-        kernel's does."""
-        held = self.hold()
-        if held is None and not self._is_elsewhere():
-            return False
+        """Have a datagram ready for it, from the number `source`, until `bring_all`; False where it is gone."""
+        if not self._arrived:
+            self._held = self.hold()
+            if self._held is None and not self._is_elsewhere():
+                return False
+        self._arrived.append((sender, source, payload))
+        if len(self._arrived) >= _MOST_ARRIVED:
+            self.bring_all()
+        return True
+
+    def bring_all(self) -> None:
+        """Send it what is ready. A full buffer loses it, as a kernel's does."""
+        arrived, self._arrived = self._arrived, []
+        held, self._held = self._held, None
         try:
-            info = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
-            sender.sendmsg([payload], [(socket.IPPROTO_IP, IP_PKTINFO, info)], 0, self.address)
-        except (BlockingIOError, InterruptedError, ConnectionRefusedError):
-            pass
+            for (sender, source), group in itertools.groupby(arrived, key=lambda entry: entry[:2]):
+                info = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
+                control = [(socket.IPPROTO_IP, IP_PKTINFO, info)]
+                send_runs(sender, [payload for _, _, payload in group], control, self.address)
         except OSError as error:
-            log.debug("a datagram was not brought to %s: %s", self.address, error)
+            log.debug("datagrams were not brought to %s: %s", self.address, error)
         finally:
             if held is not None:
                 held.close()
-        return True
 
     # The node's.
 
     def send(self, label: str, port: int, payload: bytes) -> None:
-        """What the program has sent. Kept while its node is being opened; a full path loses it."""
+        """What the program has sent, until `flush`. Kept while its node is being opened; a full path loses it."""
         self.used = trio.current_time()
         if self.port is None:
             self._early.append((label, port, payload))
             return
         try:
-            self.port.try_send_to(payload, (label, port))
+            self.port.try_send_to(payload, (label, port), more=True)
         except OSError as error:
             self.fail(label, port, error)
         except trio.ClosedResourceError:
             self.port = None  # the node has failed, and is opened anew
             self._early.append((label, port, payload))
+
+    def flush(self) -> None:
+        """The last of what the program has sent at once."""
+        if self.port is not None:
+            self.port.flush()
 
     @property
     def has_unsent(self) -> bool:
@@ -152,6 +174,7 @@ class Local:
         self.say_target()
         while self._early:
             self.send(*self._early.popleft())
+        self.flush()
 
     def say_target(self) -> None:
         """To whom it is connected: the node drops what comes from others, and tells them."""

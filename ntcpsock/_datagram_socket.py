@@ -88,17 +88,24 @@ class NTCPDatagramSocket:
         await trio.lowlevel.checkpoint()
         self._check_open()
         while not self.try_send_to(data, (label, port)):
-            await self._hub.wait_room(label)
+            await self._hub.wait_room(label, port)
 
-    def try_send_to(self, data: bytes | bytearray | memoryview, address: tuple[str, int]) -> bool:
-        """As `send_to` for a normalized name, without waiting: False where the path has no room now."""
+    def try_send_to(
+        self, data: bytes | bytearray | memoryview, address: tuple[str, int], *, more: bool = False
+    ) -> bool:
+        """As `send_to` for a normalized name, without waiting: False where the path has no room now. more: others
+        follow at once, and `flush` after the last."""
         self._check_open()
         payload = bytes(data)
         if len(payload) > MAX_PAYLOAD:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         if not address[1]:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return self._hub.send(self, *address, payload)
+        return self._hub.send(self, *address, payload, more=more)
+
+    def flush(self) -> None:
+        """Send what `try_send_to` was told that more follows."""
+        self._hub.flush()
 
     @property
     def has_unsent(self) -> bool:

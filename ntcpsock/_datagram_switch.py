@@ -24,7 +24,7 @@ import trio
 from ntcpsock import _datagram_table, _names
 from ntcpsock._config import Config
 from ntcpsock._datagram_filter import only_to_loopback
-from ntcpsock._datagram_gate import BATCH, LARGEST, Gate
+from ntcpsock._datagram_gate import BATCH, LARGEST, RECEIVE_BUFFER, Gate
 from ntcpsock._datagram_local import IP_PKTINFO, Local
 from ntcpsock._datagram_table import Address
 from ntcpsock._errors import NTCPError
@@ -45,7 +45,6 @@ _REAP_INTERVAL: Final = 10.0
 _ADOPTED_DEADLINE: Final = 300.0
 # Users whose refusal is logged.
 _MOST_NAMED: Final = 64
-_RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 _ANCILLARY = socket.CMSG_SPACE(12)  # struct in_pktinfo
 #: At the end of the program, seconds that are given to what it has sent while a path is still being dialled for.
 LAST_DATAGRAMS: Final = 3.0
@@ -72,6 +71,9 @@ class Switch:
         self._by_number: dict[str, Address] = {}
         self._locals: dict[Address, Local] = {}
         self._gates: OrderedDict[Address, Gate] = OrderedDict()
+        self._sending: set[Local] = set()
+        self._bringing: set[Local] = set()
+        self._to_bring = trio.lowlevel.ParkingLot()
         self._users = {os.getuid()}
         self.strangers = 0
         self._refused: set[int] = set()
@@ -90,11 +92,12 @@ class Switch:
             open_hops.add(sock)
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             only_to_loopback(sock)
             sock.bind(("0.0.0.0", 0))
             self._socket, self.port = sock, sock.getsockname()[1]
             self._nursery.start_soon(self._run, sock)
+            self._nursery.start_soon(self._bring_all)
             self._nursery.start_soon(self._reap)
         return self.port
 
@@ -148,7 +151,7 @@ class Switch:
         """A gate for one program's connection to `port` of a node: its address."""
         await self.start()
         self._enter(local)
-        gate = Gate(label, port, local, self._sent)
+        gate = Gate(label, port, local, self._sent, self._flush)
         self.connected(local, None)
         local.gate = gate
         local.say_target()
@@ -185,7 +188,7 @@ class Switch:
         gate = self._gates.get(key)
         if gate is None:
             try:
-                gate = Gate(label, port, None, self._sent, only_own=True)
+                gate = Gate(label, port, None, self._sent, self._flush, only_own=True)
             except OSError as error:
                 log.info("datagrams to %s.ntcp:%s go by ntcpsock only: %s", label, port, error)
                 return None
@@ -243,6 +246,18 @@ class Switch:
 
     def _take_batch(self, sock: socket.socket) -> bool:
         """Whether there may be more."""
+        try:
+            return self._take_some(sock)
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        """The last of what programs have sent at once."""
+        for local in self._sending:
+            local.flush()
+        self._sending.clear()
+
+    def _take_some(self, sock: socket.socket) -> bool:
         for _ in range(BATCH):
             try:
                 data, ancillary, _, source = sock.recvmsg(LARGEST, _ANCILLARY)
@@ -268,11 +283,13 @@ class Switch:
     def _take(self, source: Address, label: str, port: int, data: bytes, here: Address) -> Local | None:
         """One datagram of a program's. here: where it came to."""
         local = self._locals.get(source)
-        if local is None or not local.is_there():
+        # Of what is taken in together one answer is as good as many.
+        if local is None or (local not in self._sending and not local.is_there()):
             local = self._adopt(source, here)
             if local is None:
                 return None
         self._open_soon(local)
+        self._sending.add(local)
         local.send(label, port, data)
         return local
 
@@ -350,7 +367,18 @@ class Switch:
             is_there = local.bring(self._socket, self._flow(label, port)[0], payload)
         if not is_there:
             self.end(local)
+        elif local not in self._bringing:
+            self._bringing.add(local)
+            self._to_bring.unpark()
         return is_there
+
+    async def _bring_all(self) -> None:
+        """Bring what has arrived at once together: this runs when whoever takes it in has nothing more."""
+        while True:
+            await self._to_bring.park()
+            bringing, self._bringing = self._bringing, set()
+            for local in bringing:
+                local.bring_all()
 
     # The end.
 

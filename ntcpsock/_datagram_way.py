@@ -17,8 +17,18 @@ from ntcpsock._session.reassembly import Reassembly
 MAX_QUEUED: Final = 64
 MAX_QUEUED_BYTES: Final = 131072
 
-# Roads of one pair of nodes at once: two, where both have dialled, and one more while they change.
-_MAX_ROADS = 3
+# Roads of one pair of nodes at once: two, where both have dialled, and as many more as the peer is several processes.
+_MAX_ROADS = 8
+
+# Ports of the peer of which is known over which road they are reached.
+_MAX_HEARD = 1024
+# Of the newest datagrams to ports that have not been heard yet so many are kept, up to this size each: where one is
+# refused, another process of the peer may want it.
+_MAX_UNHEARD = 16
+_LARGEST_UNHEARD = 4096
+# Seconds until the broker is asked again for another process, doubled each time that there was none.
+_FIRST_LOOK_PAUSE = 1.0
+_LONGEST_LOOK_PAUSE = 60.0
 
 # Refusals told to one node, as Linux limits its own ICMP errors: so many at once, and so many a second.
 _REFUSAL_BURST = 20
@@ -72,6 +82,10 @@ class Way:
         self.dropped = 0
         self.bad_frames = 0
         self.reassembly = Reassembly()
+        self._road_of_port: OrderedDict[int, DatagramRoad] = OrderedDict()
+        self._unheard: OrderedDict[int, Queued] = OrderedDict()
+        self._look_pause = 0.0
+        self._look_at = now
         self._admitted: OrderedDict[int, tuple[bool, float]] = OrderedDict()
         self._number = 0
         self._refusals = float(_REFUSAL_BURST)
@@ -104,20 +118,77 @@ class Way:
         self.queued_bytes -= sum(len(datagram.payload) for datagram in taken)
         return taken
 
-    def transmit(self, datagram: Queued) -> bool:
-        """Send over the newest road; False where it has no room. Raises OSError where it is broken."""
-        road = self.roads[-1]
+    def transmit(self, datagram: Queued, *, more: bool = False) -> bool:
+        """Send over the road by which the port was heard, or else the newest; False where it has no room. Raises
+        OSError where it is broken. more: as `DatagramRoad.try_send_datagram` has it."""
+        road = self.road_to(datagram.destination)
         limit = road.max_datagram_payload
         self._number += 1
         frames = encode_datagram(datagram.source, datagram.destination, datagram.payload, limit, self._number)
-        return all(road.try_send_datagram(frame) for frame in frames)
+        if len(frames) == 1:
+            return road.try_send_datagram(frames[0], more=more)
+        if not all(road.try_send_datagram(frame, more=True) for frame in frames):
+            return False
+        if not more:
+            road.flush_datagrams()
+        return True
+
+    def road_to(self, port: int) -> DatagramRoad:
+        """Over which road a port of the peer is reached. A node may be several processes, each with ports of its
+        own and a road of its own."""
+        road = self._road_of_port.get(port)
+        return self.roads[-1] if road is None else road
+
+    def heard(self, port: int, road: DatagramRoad) -> None:
+        """Something has come from a port of the peer."""
+        if self._road_of_port.get(port) is not road:
+            self.expect(port, road)
+            self._unheard.pop(port, None)
+            self._look_pause = 0.0
+
+    def expect(self, port: int, road: DatagramRoad) -> None:
+        """A road has been dialled for a port of the peer."""
+        self._road_of_port[port] = road
+        self._road_of_port.move_to_end(port)
+        if len(self._road_of_port) > _MAX_HEARD:
+            self._road_of_port.popitem(last=False)
+
+    def keep_unheard(self, datagram: Queued) -> None:
+        """Remember what is sent to a port that has not been heard yet."""
+        if datagram.destination not in self._road_of_port and len(datagram.payload) <= _LARGEST_UNHEARD:
+            self._unheard[datagram.destination] = datagram
+            if len(self._unheard) > _MAX_UNHEARD:
+                self._unheard.popitem(last=False)
+
+    def take_unheard(self, port: int) -> Queued | None:
+        """What was sent there last."""
+        return self._unheard.pop(port, None)
+
+    def lose(self, road: DatagramRoad) -> None:
+        """A road is gone, and with it what was reached over it."""
+        if road in self.roads:
+            self.roads.remove(road)
+        for port in [port for port, known in self._road_of_port.items() if known is road]:
+            del self._road_of_port[port]
+
+    def may_look_elsewhere(self, port: int, road: DatagramRoad, now: float) -> bool:
+        """Whether, where a port was refused over a road, the broker is to be asked for another process that has it."""
+        if self._road_of_port.get(port) is road:
+            del self._road_of_port[port]  # it was there
+        if now < self._look_at:
+            return False
+        self._look_pause = min(_LONGEST_LOOK_PAUSE, max(_FIRST_LOOK_PAUSE, 2 * self._look_pause))
+        self._look_at = now + self._look_pause
+        return True
 
     def adopt(self, opened: OpenRoad) -> list[DatagramRoad]:
         """Use a new road from now on. Those that have become too many, for the caller to close."""
         self.roads.append(opened.road)
         self.path, self.report, self.error = opened.path, opened.report, None
         self.failures = 0
-        return self.roads[:-_MAX_ROADS]
+        heard = list(self._road_of_port.values())
+        unheard = [road for road in self.roads[:-1] if not any(road is known for known in heard)]
+        return (unheard or self.roads)[: max(0, len(self.roads) - _MAX_ROADS)]
 
     def admit(self, port: int, verdict: bool, now: float) -> None:
         """Remember whether this node may send to a port of ours."""

@@ -71,6 +71,7 @@ class Datagrams:
         self.sockets: dict[int, NTCPDatagramSocket] = {}
         self._ways: dict[str, Way] = {}
         self._by_key: dict[bytes, Way] = {}
+        self._corked: dict[int, tuple[Way, DatagramRoad]] = {}
         self._reaping = False
         self._closed = False
         #: How often something was dropped, by reason.
@@ -123,9 +124,11 @@ class Datagrams:
 
     # Out.
 
-    def send(self, sock: NTCPDatagramSocket, label: str, port: int, payload: bytes) -> bool:
+    def send(
+        self, sock: NTCPDatagramSocket, label: str, port: int, payload: bytes, *, more: bool = False
+    ) -> bool:
         """Send, or keep until there is a road; False where a road has no room. Raises NameNotFound where that is known
-        of the name; other failures come to the socket's `refused`."""
+        of the name; other failures come to the socket's `refused`. more: others follow, and then `flush`."""
         sock.remember(label)
         if label in self._node.own_labels:
             self._deliver_to_self(sock, port, payload)
@@ -139,10 +142,14 @@ class Datagrams:
         way.used = now
         datagram = Queued(sock.port, port, payload)
         if way.roads:
+            road = way.road_to(port)
             try:
-                return way.transmit(datagram)
+                way.keep_unheard(datagram)
+                if more:
+                    self._corked[id(road)] = way, road
+                return way.transmit(datagram, more=more)
             except (OSError, trio.ClosedResourceError):
-                self._lose(way, way.roads[-1])
+                self._lose(way, road)
                 if way.roads:
                     return True
         if not way.is_opening and now < way.retry_at:
@@ -156,10 +163,11 @@ class Datagrams:
         self.open(way)
         return True
 
-    async def wait_room(self, label: str) -> None:
+    async def wait_room(self, label: str, port: int) -> None:
         """Until `send`, that returned False, may find room; not for long, for another road may have come up."""
         way = self._ways.get(label)
-        wait = None if way is None else getattr(way.road, "wait_datagram_room", None)
+        road = way.road_to(port) if way is not None and way.roads else None
+        wait = getattr(road, "wait_datagram_room", None)
         with (
             trio.move_on_after(_ROOM_PAUSE if wait is None else _ROOM_PATIENCE),
             suppress(trio.ClosedResourceError),
@@ -168,6 +176,15 @@ class Datagrams:
                 await trio.sleep_forever()
             else:
                 await wait()
+
+    def flush(self) -> None:
+        """Send what has waited for more."""
+        corked, self._corked = self._corked, {}
+        for way, road in corked.values():
+            try:
+                road.flush_datagrams()
+            except (OSError, trio.ClosedResourceError):
+                self._lose(way, road)
 
     def has_queued(self, sock: NTCPDatagramSocket) -> bool:
         return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)
@@ -320,8 +337,7 @@ class Datagrams:
                 self._lose(way, opened.road)
 
     def _lose(self, way: Way, road: DatagramRoad) -> None:
-        if road in way.roads:
-            way.roads.remove(road)
+        way.lose(road)
         road.close()
 
     async def _receive(self, way: Way, road: DatagramRoad) -> None:
@@ -336,7 +352,7 @@ class Datagrams:
                     if isinstance(frame, Close):
                         return
                     if isinstance(frame, Refused):
-                        self._heard_refusal(way, frame)
+                        self._heard_refusal(way, road, frame)
                         continue
                     if not isinstance(frame, Datagram):
                         whole = way.reassembly.add_untrusted(frame, trio.current_time())
@@ -349,7 +365,31 @@ class Datagrams:
         finally:
             self._lose(way, road)
 
-    def _heard_refusal(self, way: Way, refused: Refused) -> None:
+    def _heard_refusal(self, way: Way, road: DatagramRoad, refused: Refused) -> None:
+        """A node of several processes may have the port in another one, which the broker knows."""
+        sock = self.sockets.get(refused.source)
+        if sock is None or not sock.knows(way.labels):
+            return
+        if way.may_look_elsewhere(refused.destination, road, trio.current_time()):
+            self._nursery.start_soon(self._look_elsewhere, way, refused)
+        else:
+            self._tell_refusal(way, refused)
+
+    async def _look_elsewhere(self, way: Way, refused: Refused) -> None:
+        assert way.key is not None
+        try:
+            opened = await self._node.dial_road(way.label, way.key, refused.destination, refused.source)
+        except OSError:
+            self._tell_refusal(way, refused)
+            return
+        self._adopt(way, opened)
+        if opened.road in way.roads:
+            waiting = way.take_unheard(refused.destination)
+            way.expect(refused.destination, opened.road)
+            if waiting is not None:
+                self._pass_on(way, waiting)
+
+    def _tell_refusal(self, way: Way, refused: Refused) -> None:
         sock = self.sockets.get(refused.source)
         if sock is not None and sock.knows(way.labels):
             error = PeerRefused(f"nothing is bound to port {refused.destination} of {way.label}.ntcp")
@@ -357,6 +397,7 @@ class Datagrams:
 
     async def _received(self, way: Way, road: DatagramRoad, datagram: Datagram) -> None:
         way.used = trio.current_time()
+        way.heard(datagram.source, road)
         sock = self.sockets.get(datagram.destination)
         taken = False
         if sock is not None and await self._admits(way, sock):

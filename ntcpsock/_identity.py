@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from nacl.exceptions import BadSignatureError
 from nacl.public import PrivateKey
@@ -35,12 +36,12 @@ class Identity:
     def seed(self) -> bytes:
         return bytes(self.signing_key)
 
-    @property
+    @cached_property
     def public_key(self) -> bytes:
         """The 32-byte Ed25519 public key."""
         return bytes(self.signing_key.verify_key)
 
-    @property
+    @cached_property
     def node_id(self) -> str:
         return encode_node_id(self.public_key)
 

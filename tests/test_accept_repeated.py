@@ -40,6 +40,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             listens=lambda port, kind: True,
             turn_servers=(),
             admits=admits,
+            mapped_ports=lambda transport: (),
             introductions=SimpleNamespace(reply=lambda delivery, answer: None),
         ),
     )
@@ -47,7 +48,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
 
 async def test_offers_repeated_while_a_dial_ends(nursery: trio.Nursery) -> None:
     delivery: Any = SimpleNamespace(
-        sender=bytes(32), sender_name=None, observed_host="127.0.0.1", also_observed=()
+        answer=None, sender=bytes(32), sender_name=None, observed_host="127.0.0.1", also_observed=()
     )
     port = choose_port()
     warm = WarmPort(port, (open_punch_listener(port),))

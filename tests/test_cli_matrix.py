@@ -88,6 +88,24 @@ class TestInTheLab:
         assert direct["technique"] in ("public", "udp-punch")
         assert "directly" in done.stdout
 
+    def test_networks_with_more_than_a_router_for_each_host(self, tmp_path: Path) -> None:
+        file, picture = tmp_path / "matrix.json", tmp_path / "matrix.svg"
+        names = "same-carrier,ipv6-one-side"
+        done = run(
+            "matrix", "--everything", "--topologies", names, "--kinds", "cgn,firewall", "--tries", 1,
+            "--delay-ms", 2, "--jobs", 2, "--json", file, "--svg", picture,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        data = json.loads(file.read_text())
+        assert data["pairs"] == []
+        found = {(cell["topology"], cell["nat_a"]): cell["technique"] for cell in data["topologies"]}
+        assert set(found) == {
+            ("same-carrier", "cgn"), ("ipv6-one-side", "cgn"), ("ipv6-one-side", "firewall")
+        }  # fmt: skip
+        assert found["same-carrier", "cgn"] == "tcp-open"  # by way of the carrier's public address
+        assert "same-carrier, cgn: 1 of 1" in done.stderr
+        ElementTree.parse(picture)
+
     def test_a_pair_that_is_below_expectation(self, tmp_path: Path) -> None:
         done = run(
             "matrix", "--pairs", "default:symmetric", "--technique", "public", "--tries", 1, "--delay-ms", 1
@@ -236,6 +254,12 @@ def test_a_connect_that_works_explains_itself_too(stage: Stage, tmp_path: Path) 
         (("matrix", "--resume"), "--resume"),
         (("matrix", "--port-mapping", "--kinds", "none,firewall"), "--port-mapping"),
         (("matrix", "--everything", "--technique", "relay"), "--everything"),
+        (("matrix", "--topologies", "all"), "--topologies"),
+        (("matrix", "--everything", "--topologies", "same-moon"), "--topologies"),
+        (("matrix", "--everything", "--topologies", "all", "--pairs", "none:none"), "--topologies"),
+        (("pair", "--same-cgn"), "--same-cgn"),
+        (("pair", "--ipv6", "open,maybe"), "--ipv6"),
+        (("pair", "--second-a", "nonsense"), "--second-a"),
         (("pair", "--nat-b", "firewall", "--maps", "b"), "--maps"),
         (("pair", "--maps", "c"), "--maps"),
         (("draw", "x.svg", "--nat-b", "nonsense"), "--nat-b"),

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 import trio
-from datagram_support import Net, Place, open_net, until
+from datagram_support import Net, Place, joined_roads, open_net, opened, until
 from trio.testing import MockClock
 
 from ntcpsock import _datagrams
@@ -14,7 +14,14 @@ from ntcpsock._datagram_socket import MAX_WAITING, DatagramAddress
 from ntcpsock._datagram_way import MAX_QUEUED
 from ntcpsock._datagrams import IDLE_DEADLINE
 from ntcpsock._errors import NameNotFound, PeerOffline, PeerRefused
-from ntcpsock._session.datagram_frames import MAX_PAYLOAD, Refused, encode_datagram, encode_refused
+from ntcpsock._session.datagram_frames import (
+    MAX_PAYLOAD,
+    Datagram,
+    Refused,
+    decode_frame_untrusted,
+    encode_datagram,
+    encode_refused,
+)
 
 MOMENT = 5.0
 
@@ -382,6 +389,77 @@ async def test_hostile_frames_of_an_authenticated_node() -> None:
         await client.send_to(b"3", ("alice", 53))
         await server.receive_from()
         assert alice.datagrams.dropped["refused here"] == 200
+
+
+async def test_a_refused_port_is_looked_for_in_other_processes_now_and_then(
+    autojump_clock: MockClock,
+) -> None:
+    """A node may be several processes, of which the broker knows who has a port. Who refuses again and again does not
+    make us dial again and again."""
+    async with open_net() as net:
+        alice, bob = net.node("alice"), net.node("bob")
+        alice.bind(53)
+        client = bob.bind()
+        await client.send_to(b"x", ("alice", 53))
+        await until(lambda: len(net.dials) == 1)
+        client.connect(("alice", 54))
+        for _ in range(100):
+            await client.send_to(b"x", ("alice", 54))
+            with pytest.raises(PeerRefused):
+                await client.receive_from()
+            await trio.sleep(0.1)
+        # After 0, 1, 3 and 7 seconds.
+        assert net.dials[1:] == [("bob", "alice", 54)] * 4
+
+
+async def test_each_port_is_answered_over_the_road_that_it_was_heard_by(autojump_clock: MockClock) -> None:
+    """Two processes of one node have dialled: neither gets what is for the other's port."""
+    async with open_net() as net:
+        alice, bob = net.node("alice"), net.node("bob")
+        server = bob.bind(7)
+        roads = []
+        for port in (1001, 1002):
+            ours, theirs = joined_roads()
+            bob.datagrams.arrived(opened(theirs, alice.public_key, "alice", "listener"))
+            ours.try_send_datagram(encode_datagram(port, 7, b"%d" % port, 1200, 1)[0])
+            assert (await server.receive_from())[1].port == port
+            roads.append(ours)
+        for port in (1001, 1002, 1001):
+            await server.send_to(b"for %d" % port, ("alice", port))
+        found = [[decode_frame_untrusted(data) for data in road.try_receive_datagrams()] for road in roads]
+        assert found == [
+            [Datagram(7, 1001, b"for 1001")] * 2,
+            [Datagram(7, 1002, b"for 1002")],
+        ]
+        # Where one has gone the other is asked, which may have taken the port over.
+        roads[0].close()
+        way = bob.datagrams.way_of("alice")
+        assert way is not None
+        bob.datagrams._lose(way, way.roads[0])
+        await server.send_to(b"again", ("alice", 1001))
+        assert [decode_frame_untrusted(data) for data in roads[1].try_receive_datagrams()] == [
+            Datagram(7, 1001, b"again")
+        ]
+        roads[1].close()
+
+
+async def test_roads_of_one_node_are_bounded(autojump_clock: MockClock) -> None:
+    async with open_net() as net:
+        alice, bob = net.node("alice"), net.node("bob")
+        server = bob.bind(7)
+        ends = []
+        for port in range(1001, 1021):
+            ours, theirs = joined_roads()
+            ends.append((ours, theirs))
+            bob.datagrams.arrived(opened(theirs, alice.public_key, "alice", "listener"))
+            ours.try_send_datagram(encode_datagram(port, 7, b"x", 1200, 1)[0])
+            await server.receive_from()
+        way = bob.datagrams.way_of("alice")
+        assert way is not None
+        assert len(way.roads) == 8
+        assert way.roads[-1] is ends[-1][1]
+        for ours, _ in ends:
+            ours.close()
 
 
 async def test_refusals_are_limited(autojump_clock: MockClock) -> None:

@@ -180,3 +180,43 @@ async def test_many_nodes(tmp_path: Path) -> None:
                 data, sender = await sock.receive_from()
                 assert sender.host == f"node{int(data)}.ntcp"
                 await sock.send_to(data + b"!", sender)
+
+
+async def test_what_is_sent_together_leaves_together(tmp_path: Path) -> None:
+    """In few packets of the kernel's, whole and in order; large ones in fragments among them."""
+    sizes = [10, 1000, 1000, 1000, 999, 0, 4000, 1000, 20_000, 1]
+    for encryption in ("tls", "off"):
+        async with (
+            open_world(tmp_path) as world,
+            world.node("alice", encryption=encryption) as alice,
+            world.node("bob", encryption=encryption) as bob,
+        ):
+            with trio.fail_after(DEADLINE):
+                server, client = await alice.open_datagram_socket(53), await bob.open_datagram_socket()
+                await client.send_to(b"first", ("alice", 53))
+                await server.receive_from()
+                for number, size in enumerate(sizes):
+                    payload = bytes([number]) * size
+                    assert client.try_send_to(payload, ("alice", 53), more=True)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                assert server.try_receive_from() is None
+                client.flush()
+                found = [(await server.receive_from())[0] for _ in sizes]
+                assert found == [bytes([number]) * size for number, size in enumerate(sizes)]
+
+
+async def test_what_waits_for_more_may_find_the_road_broken(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        with trio.fail_after(DEADLINE):
+            server, client = await alice.open_datagram_socket(53), await bob.open_datagram_socket()
+            await client.send_to(b"first", ("alice", 53))
+            await server.receive_from()
+            way = bob.datagrams.way_of("alice")
+            assert way is not None
+            assert way.road is not None
+            client.try_send_to(b"lost", ("alice", 53), more=True)
+            way.road.close()
+            client.flush()
+            assert not way.roads
+            await client.send_to(b"dialled anew", ("alice", 53))
+            assert (await server.receive_from())[0] == b"dialled anew"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ntcpsock.cli.matrix import DEFAULT_KINDS
-from ntcpsock.testing.natlab import Way, expected_direct, gives_ports_sparingly
+from ntcpsock.testing.natlab import Way, expected_direct, gives_ports_sparingly, hairpins
 
 REACHABLE, STABLE, PREDICTABLE = Way.REACHABLE, Way.STABLE, Way.PREDICTABLE
 
@@ -83,4 +83,31 @@ def test_small_blocks_of_ports(nat: str, sparing: bool) -> None:
 def test_the_matrix_has_every_kind_of_pair() -> None:
     assert len(set(DEFAULT_KINDS)) >= 12
     ways = {expected_direct(a, b) for a in DEFAULT_KINDS for b in DEFAULT_KINDS}
-    assert ways == {*Way, None} - {Way.MAPPED, Way.RELAYED}  # those are the lab's to say
+    the_labs = {Way.MAPPED, Way.RELAYED, Way.NEIGHBOURS, Way.IPV6}  # to say
+    assert ways == {*Way, None} - the_labs
+
+
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b", "way"),
+    [
+        ("none", "mobile", REACHABLE),
+        ("rfc", "fully-random", REACHABLE),
+        ("default", "firewall", STABLE),
+        ("cisco", "cisco", PREDICTABLE),  # where TCP draws from thousands of ports
+        ("symmetric", "cgn-session", PREDICTABLE),
+        ("mobile", "mobile", None),
+        ("default", "random", None),
+        ("udp-blocked", "none", None),
+        ("only-443", "none", None),
+    ],
+)
+def test_pairs_over_udp(nat_a: str, nat_b: str, way: Way | None) -> None:
+    assert expected_direct(nat_a, nat_b, udp=True) is way
+    assert expected_direct(nat_b, nat_a, udp=True) is way
+
+
+@pytest.mark.parametrize(
+    ("nat", "leads_back"), [("cgn", True), ("cgn-session", False), ("default", False), ("only-443", False)]
+)
+def test_carriers_that_lead_back_in(nat: str, leads_back: bool) -> None:
+    assert hairpins(nat) is leads_back

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntcpsock.cli.matrix import (
+    Cell,
     Matrix,
     MatrixFileError,
     PairResult,
@@ -30,6 +31,8 @@ from ntcpsock.cli.matrix import (
 )
 from ntcpsock.cli.matrix_run import PairBroken, PairRunner
 from ntcpsock.cli.matrix_svg import heat_maps
+from ntcpsock.cli.matrix_topologies import TOPOLOGIES, topology_cells
+from ntcpsock.testing.natlab import Way
 
 SVG = "{http://www.w3.org/2000/svg}"
 OPEN = Try(True, 0.26, 2.6, "tcp-open", True)
@@ -63,6 +66,7 @@ def test_figures() -> None:
         "share_expected": 0.8333,
         "share_unpredicted": 1.0,
         "share_direct": 1.0,
+        "share_direct_expected": None,
         "first_attempt": 1.0,
         "median_rtts": 2.6,
         "p95_rtts": 2.6,
@@ -85,10 +89,10 @@ def test_percentile(values: list[float]) -> None:
 
 def test_json_keeps_everything() -> None:
     text = to_json(matrix())
-    assert from_json(text).pairs == matrix().pairs
+    assert from_json(text) == matrix()
     assert to_json(from_json(text)) == text
     data = json.loads(text)
-    assert set(data) == {"format", "settings", "kinds", "summary", "pairs"}
+    assert set(data) == {"format", "settings", "kinds", "summary", "pairs", "topologies"}
     pair = next(pair for pair in data["pairs"] if (pair["nat_a"], pair["nat_b"]) == ("default", "symmetric"))
     assert pair["connected"] == 1
     assert pair["expected"] == "each side that changes its ports does so foreseeably"
@@ -132,15 +136,128 @@ def test_with_a_relay_every_try_has_to_connect() -> None:
     assert "relay" in heat_maps(missed)
 
 
+def test_a_direct_path_that_is_possible_is_not_to_be_missed() -> None:
+    """A relay connects every pair, so this is what an engine can be bad at."""
+    relayed = Try(True, 1.5, 15.0, "relay", True)
+    made = Matrix(Settings(everything=True), ("default", "cisco", "mobile"))
+    for nat_a, nat_b, tries in (
+        ("default", "default", (OPEN,) * 4 + (relayed,)),
+        ("default", "cisco", (FOUND,) * 4 + (FAILED,)),
+        ("cisco", "cisco", (relayed,) * 4 + (FOUND,)),  # its ports are foreseeable over UDP
+        ("mobile", "mobile", (relayed,) * 5),
+    ):
+        made.add(PairResult(nat_a, nat_b, tries, everything=True))
+    assert [str(cell.cell) for cell in made.below_expectation] == ["default → cisco", "cisco → cisco"]
+    assert made.summary()["share_direct_expected"] == round(9 / 14, 4)
+    assert (
+        "cisco → cisco: 5 of 5 by relay, median 15.00 path RTT. A direct path is to be expected"
+        in heat_maps(made)
+    )
+
+
+class TestOtherNetworks:
+    """What is more than a router for each host: a strip below the square."""
+
+    def test_they_are_cells_of_their_own(self, tmp_path: Path) -> None:
+        made = Matrix(Settings(tries=1, everything=True), ("default", "mobile"))
+        lan = Try(True, 0.07, 0.7, "lan", True)
+        relayed = Try(True, 1.5, 15.0, "relay", True)
+        made.add(PairResult("mobile", "mobile", (relayed,), everything=True))
+        made.add(PairResult("mobile", "mobile", (lan,), everything=True, topology="same-nat"))
+        made.add(PairResult("default", "default", (relayed,), everything=True, topology="ipv6-firewall"))
+        assert len(made.pairs) == 1
+        assert [str(cell.cell) for cell in made.topologies] == ["same-nat, mobile", "ipv6-firewall, default"]
+        assert [str(cell.cell) for cell in made.below_expectation] == ["ipv6-firewall, default"]
+        assert from_json(to_json(made)) == made
+        save(made, tmp_path / "matrix.json")
+        assert resume(tmp_path / "matrix.json", made.settings, made.kinds) == made
+        with pytest.raises(MatrixFileError, match="same-moon"):
+            from_json(to_json(made).replace("same-nat", "same-moon"))
+
+    def test_they_stand_below_the_square(self) -> None:
+        made = Matrix(Settings(tries=1, everything=True), ("default", "mobile"))
+        lan = Try(True, 0.07, 0.7, "lan", True)
+        for kind in made.kinds:
+            made.add(PairResult(kind, kind, (lan,), everything=True))
+        made.add(PairResult("mobile", "mobile", (lan,), everything=True, topology="same-nat"))
+        root = ElementTree.fromstring(heat_maps(made))
+        cells = {
+            rect.findtext(f"{SVG}title", "").partition(":")[0]: rect
+            for rect in root.iter(f"{SVG}rect")
+            if rect.find(f"{SVG}title") is not None
+        }
+        below, above = cells["same-nat, mobile"], cells["mobile → mobile"]
+        assert below.get("x") == above.get("x")
+        assert float(below.get("y", 0)) > float(above.get("y", 0))
+        assert [text.text for text in root.iter(f"{SVG}text")].count("same-nat") == 3
+        assert "both hosts behind it" in below.findtext(f"{SVG}title", "")
+
+    def test_they_may_stand_alone(self) -> None:
+        made = Matrix(Settings(tries=1, everything=True), ("mobile",))
+        made.add(PairResult("mobile", "mobile", (FAILED,), everything=True, topology="same-nat"))
+        assert "less than can be expected" in heat_maps(made)
+
+    @pytest.mark.parametrize(
+        ("topology", "kind", "way"),
+        [
+            ("same-nat", "mobile", Way.NEIGHBOURS),
+            ("same-nat", "proxy-only", Way.NEIGHBOURS),
+            ("same-carrier", "cgn", Way.NEIGHBOURS),
+            ("same-carrier", "default", None),  # no hairpin
+            ("same-carrier", "mobile", None),
+            ("two-carriers", "cgn", Way.STABLE),  # the home routers let nobody in
+            ("two-carriers", "symmetric", Way.PREDICTABLE),
+            ("two-carriers", "cisco", Way.PREDICTABLE),  # over UDP
+            ("two-carriers", "mobile", None),
+            ("one-carrier", "full-cone", Way.STABLE),
+            ("one-carrier", "only-443", None),
+            ("equal-lans", "default", Way.STABLE),
+            ("second-uplink", "mobile", Way.STABLE),
+            ("second-uplink", "only-443", None),
+            ("ipv6-reject", "fully-random", Way.IPV6),
+            ("ipv6-one-side", "fully-random", None),
+        ],
+    )
+    def test_what_can_be_expected_of_them(self, topology: str, kind: str, way: Way | None) -> None:
+        assert TOPOLOGIES[topology].direct(kind) is way
+
+    def test_a_carrier_translates(self) -> None:
+        cells = topology_cells(tuple(TOPOLOGIES), ("firewall", "default"))
+        assert {name for name, kind in cells if kind == "default"} == set(TOPOLOGIES)
+        assert {name for name, kind in cells if kind == "firewall"} == {
+            name for name in TOPOLOGIES if "carrier" not in name
+        }
+
+    def test_they_are_run_as_what_they_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[list[str]] = []
+        real = subprocess.Popen
+
+        def popen(argv: list[str], **more: Any) -> subprocess.Popen[str]:
+            asked.append(argv)
+            return real(["echo", json.dumps(event())], **more)
+
+        monkeypatch.setattr("ntcpsock.cli.matrix_run.subprocess.Popen", popen)
+        found: list[PairResult] = []
+        runner = PairRunner(Settings(tries=1, everything=True), 1)
+        runner.run([Cell("cgn", "cgn", "same-carrier")], found.append)
+        words = " ".join(asked[0])
+        assert "--nat-a default --nat-b default --cgn-a cgn --same-cgn" in words
+        assert found[0].topology == "same-carrier"
+
+
 def test_resume(tmp_path: Path) -> None:
     file = tmp_path / "matrix.json"
     fresh = resume(file, Settings(), ("default",))
-    assert (fresh.pairs, fresh.kinds) == ({}, ("default",))
+    assert (fresh.cells, fresh.kinds) == ({}, ("default",))
     save(matrix(), file)
     assert list(tmp_path.iterdir()) == [file]
     found = resume(file, Settings(tries=2), ("cgn", "default"))
-    assert found.pairs == matrix().pairs
-    assert found.kinds == ("default", "symmetric", "mobile", "cgn")
+    assert found.cells == matrix().cells
+    # Kinds of the usual matrix stay in its order, others come after what the file has.
+    assert found.kinds == ("cgn", "default", "symmetric", "mobile")
+    assert resume(file, Settings(tries=2), ("apdm+rst", "cgn")).kinds == (
+        "default", "symmetric", "mobile", "apdm+rst", "cgn"
+    )  # fmt: skip
     with pytest.raises(MatrixFileError, match="tries=2"):
         resume(file, Settings(tries=5), ("default",))
 
@@ -207,10 +324,10 @@ class TestRunner:
         lock = threading.Lock()
 
         def events(
-            _: PairRunner, nat_a: str, nat_b: str, count: int, maps: str | None
+            _: PairRunner, cell: Cell, count: int, maps: str | None
         ) -> tuple[list[dict[str, Any]], str]:
             with lock:
-                self.asked.append((nat_a, nat_b, count, maps))
+                self.asked.append((cell.nat_a, cell.nat_b, count, maps))
                 return outcome(len(self.asked), count), "it broke"
 
         monkeypatch.setattr(PairRunner, "_pair_events", events)
@@ -218,7 +335,7 @@ class TestRunner:
 
     def run(self, runner: PairRunner, pairs: Iterable[tuple[str, str]]) -> list[PairResult]:
         found: list[PairResult] = []
-        runner.run(pairs, found.append)
+        runner.run([Cell(*pair) for pair in pairs], found.append)
         return found
 
     def test_every_pair_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +375,7 @@ class TestRunner:
 
     def test_a_pair_that_never_works_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         runner = self.made(monkeypatch, lambda *_: [])
-        with pytest.raises(PairBroken, match="default to mobile: it broke"):
+        with pytest.raises(PairBroken, match="default → mobile: it broke"):
             self.run(runner, [("default", "mobile")])
 
     def test_what_ends_the_run_ends_its_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,5 +398,7 @@ class TestRunner:
 
         monkeypatch.setattr("ntcpsock.cli.matrix_run.subprocess.Popen", popen)
         with pytest.raises(KeyboardInterrupt):
-            PairRunner(Settings(tries=1), 2).run([("default", "default"), ("default", "mobile")], done)
+            PairRunner(Settings(tries=1), 2).run(
+                [Cell("default", "default"), Cell("default", "mobile")], done
+            )
         assert all(process.poll() is not None for process in started)

@@ -28,6 +28,10 @@ SPARE = 20099  # a local port that nobody has seen
 FIRST, SECOND = Endpoint("198.51.100.1", 3478), Endpoint("198.51.100.2", 3478)
 
 
+def seen_in_turn(*mapped: int) -> list[Observation]:
+    return [seen(number, port) for number, port in enumerate(mapped, start=1)]
+
+
 def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
     return Observation(local, server, Endpoint(HOST, mapped))
 
@@ -213,3 +217,21 @@ def test_two_nats_that_use_any_port_have_no_prospect() -> None:
     assert expected_hits(anywhere, anywhere) < 0.001
     assert expected_hits(anywhere, Prediction("exact", HOST, 7000, 7000)) > 3
     assert expected_hits(Prediction("sequential", HOST, 1, 15, 1), Prediction("exact", HOST, 7, 7)) == 1
+
+
+def test_who_draws_from_a_block_aims_beside_what_it_holds() -> None:
+    """A port that one of our own connections has comes up no more."""
+    observed = seen_in_turn(5120, 5375, 5200, 5300, 5250)
+    free = predict(observed, SPARE)
+    assert free is not None
+    assert free.shape == "band"
+    assert free.low < free.aim < free.high
+    aims = {free.aim}
+    for _ in range(100):
+        found = predict(observed, SPARE, taken=aims)
+        assert found is not None
+        assert found.aim not in aims
+        assert found.low <= found.aim <= found.high
+        aims.add(found.aim)
+    # What lies elsewhere is of another transport or NAT.
+    assert predict(observed, SPARE, taken=[4000, 6000]) == free

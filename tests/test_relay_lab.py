@@ -107,6 +107,16 @@ def test_what_cannot_be_punched_fails_where_no_relay_may_be_used(stage: MakeStag
     made = stage("fully-random", "fully-random")
     error = made.lab.host_a.call(programs.dial_and_fail, made.config(relay="never"), "bob")
     assert isinstance(error, TraversalFailed)
+    # Each look at its mappings costs a NAT entries for minutes, and the next one would see the same.
+    assert error.report is not None
+    assert [attempt.technique for attempt in error.report.attempts].count("tcp-predict") == 1
+
+
+def test_what_only_udp_can_foresee_does_not_wait_for_tcp(stage: MakeStage) -> None:
+    """Over TCP such routers draw from thousands of ports, over UDP they keep the local one: that is tried before the
+    relay's grace is over."""
+    dials = stage("cisco", "cisco").dial(2)
+    assert [(dialled.kind, dialled.technique) for dialled in dials] == [("udp", "udp-predict")] * 2
 
 
 def test_relay_only_uses_no_path_that_there_is(stage: MakeStage) -> None:

@@ -350,3 +350,17 @@ def test_senders_with_one_port_each_are_told_apart(network: FakeNetwork) -> None
         for client in clients:
             assert client.recv(10) == b"%d" % client.fileno()
             client.close()
+
+
+def test_many_at_once_arrive_one_by_one(network: FakeNetwork) -> None:
+    """They cross between program and engine in batches, of which neither end sees anything."""
+    add_peer(network, "bob", 53)
+    sizes = [100] * 20 + [99, 0, 100, 3000, 3000, 1]
+    with datagram_socket() as sock:
+        sock.connect((BOB, 53))
+        sock.send(b"first")
+        assert sock.recv(100) == b"first"
+        sent = [bytes([number]) * size for number, size in enumerate(sizes)]
+        for payload in sent:
+            sock.send(payload)
+        assert [sock.recv(5000) for _ in sizes] == sent

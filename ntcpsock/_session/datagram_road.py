@@ -49,8 +49,13 @@ class DatagramRoad(Protocol):
         """The largest frame in bytes; it may change as the path's MTU becomes known."""
         ...
 
-    def try_send_datagram(self, data: bytes) -> bool:
-        """Send one frame without blocking; False where there is no room for it now."""
+    def try_send_datagram(self, data: bytes, *, more: bool = False) -> bool:
+        """Send one frame without blocking; False where there is no room for it now. more: others follow at once, so
+        that all may leave together, at the latest when `flush_datagrams` is called."""
+        ...
+
+    def flush_datagrams(self) -> None:
+        """Send what has waited for more."""
         ...
 
     def try_receive_datagrams(self) -> list[bytes]:
@@ -72,6 +77,7 @@ class BareRoad:
     def __init__(self, path: DatagramPath, answer: bytes = b"") -> None:
         self.path = path
         self._answer = answer
+        self._corked: list[bytes] = []
 
     @property
     def local(self) -> Endpoint:
@@ -85,8 +91,17 @@ class BareRoad:
     def max_datagram_payload(self) -> int:
         return self.path.max_datagram_size
 
-    def try_send_datagram(self, data: bytes) -> bool:
+    def try_send_datagram(self, data: bytes, *, more: bool = False) -> bool:
+        if more and len(self._corked) < _MOST_AT_ONCE:
+            self._corked.append(data)
+            return True
+        self.flush_datagrams()
         return self.path.try_send((data,)) == 1
+
+    def flush_datagrams(self) -> None:
+        corked, self._corked = self._corked, []
+        if corked:
+            self.path.try_send(corked)  # what a full buffer does not take is lost
 
     def try_receive_datagrams(self) -> list[bytes]:
         received = []
@@ -176,13 +191,18 @@ class StreamRoad:
     def max_datagram_payload(self) -> int:
         return MAX_PAYLOAD + 5
 
-    def try_send_datagram(self, data: bytes) -> bool:
-        self._flush()
+    def try_send_datagram(self, data: bytes, *, more: bool = False) -> bool:
+        if self._unsent and len(self._unsent) + len(data) > _MAX_UNSENT:
+            self._flush()
         if self._unsent and len(self._unsent) + len(data) > _MAX_UNSENT:
             return False
         self._unsent += _LENGTH.pack(len(data)) + data
-        self._flush()
+        if not more:
+            self._flush()
         return True
+
+    def flush_datagrams(self) -> None:
+        self._flush()
 
     def _flush(self) -> None:
         carrier = self.carrier

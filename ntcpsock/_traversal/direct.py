@@ -75,6 +75,7 @@ class DirectRace:
                     rtt=course.rtt,
                     servers=course.node.stun_servers,
                     prefer=course.dial.prefer,
+                    taken=course.mapped_ports,
                 )
                 self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:

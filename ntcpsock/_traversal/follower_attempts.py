@@ -89,6 +89,7 @@ class FollowerAttempts:
             relay=RelayAccess(self._node.relays, _no_tickets),
             datagram=datagram,
             turn=turn,
+            taken=self._node.mapped_ports,
         )
         try:
             with trio.fail_at(deadline):

@@ -16,6 +16,7 @@ from ntcpsock._traversal.datagram_plan import birthday_cost, make_joint_datagram
 from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, PlannedAttempt, make_joint_plan, raw_obstacles
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
+from ntcpsock._traversal.strategies.tcp_predict import NO_PROSPECT
 
 #: Behind those that have a number of their own.
 FIRST_UDP_ROUND = 17
@@ -34,6 +35,9 @@ class JointRounds:
         self._race = race
         self._nursery = nursery
         self._first_number = first_number
+        # Set when a round of it has seen that both NATs choose among too many ports: what is observed again a moment
+        # later costs entries in both, and is the same.
+        self._prediction_is_hopeless = trio.Event()
 
     async def run(self, earliest: float, *, task_status: trio.TaskStatus[None]) -> None:
         """Each joint attempt, when it is this pair's turn for one."""
@@ -50,12 +54,12 @@ class JointRounds:
             )
             begin = trio.current_time()
             async with trio.open_nursery() as rounds:
-                for first, attempts in (
-                    (self._first_number, plan),
-                    (FIRST_UDP_ROUND, self._datagram_plan(earliest)),
-                ):
-                    for number, planned in enumerate(attempts, start=first):
-                        rounds.start_soon(self._joint_round, number, planned, begin)
+                for number, planned in enumerate(plan, start=self._first_number):
+                    rounds.start_soon(self._joint_round, number, planned, begin)
+                over_udp = self._datagram_plan(earliest)
+                for number, planned in enumerate(over_udp, start=FIRST_UDP_ROUND):
+                    behind = planned.delay - over_udp[0].delay
+                    rounds.start_soon(self._udp_round, number, planned, begin, behind)
 
     @property
     def _patience(self) -> float:
@@ -76,6 +80,15 @@ class JointRounds:
             behind_tcp=course.dial.prefer == "tcp" and "tcp-predict" in course.techniques,
         )
 
+    async def _udp_round(self, number: int, planned: PlannedAttempt, begin: float, behind: float) -> None:
+        """As `_joint_round`, at once where `tcp-predict`, whose turn it is, has no prospect. behind: seconds after the
+        first attempt over UDP."""
+        with trio.move_on_at(begin + planned.delay):
+            await self._prediction_is_hopeless.wait()
+            begin = trio.current_time()
+            planned = replace(planned, delay=behind, budget=planned.budget - planned.delay + behind)
+        await self._joint_round(number, planned, begin)
+
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
         """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""
         await trio.sleep_until(begin + planned.delay)
@@ -83,7 +96,9 @@ class JointRounds:
         turn = self._course.node.pairs.lead(self._course.dial.key) if is_costly else nullcontext()
         async with turn:
             left = planned.budget - (trio.current_time() - begin)
-            if left > 0:
+            if left > 0 and not (
+                planned.technique == "tcp-predict" and self._prediction_is_hopeless.is_set()
+            ):
                 await self._make_together(number, replace(planned, budget=left))
 
     async def _make_together(self, number: int, planned: PlannedAttempt) -> None:
@@ -108,7 +123,9 @@ class JointRounds:
             together.start_soon(announce)
             is_udp = planned.technique in UDP_TECHNIQUES
             datagram = course.datagram_access(None, number, lambda: None) if is_udp else None
-            await self._race.run_joint(planned, warm.port, talk, datagram)
+            error = await self._race.run_joint(planned, warm.port, talk, datagram)
+            if planned.technique == "tcp-predict" and error is not None and error.errno == NO_PROSPECT:
+                self._prediction_is_hopeless.set()
             together.cancel_scope.cancel()
 
     def _possible_techniques(self) -> list[str]:

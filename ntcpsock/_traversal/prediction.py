@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -91,8 +91,10 @@ def decode_prediction_untrusted(data: bytes, proven_host: str) -> Prediction:
     return prediction
 
 
-def predict(observations: Sequence[Observation], spare: int) -> Prediction | None:
-    """What the mappings say, oldest first; None without any.
+def predict(
+    observations: Sequence[Observation], spare: int, taken: Collection[int] = ()
+) -> Prediction | None:
+    """What the mappings say, oldest first; None without any. taken: further ports of the NAT that are ours.
 
     The last local port should have been seen by two servers (the first of them first): equal mappings then mean
     that the port is known exactly. Where fresh local ports all keep one distance, the one of `spare`, which no NAT
@@ -116,7 +118,7 @@ def predict(observations: Sequence[Observation], spare: int) -> Prediction | Non
         target = _within(ports[-1] + step * (SEQUENTIAL_WINDOW - 2))
         return Prediction("sequential", host, _within(ports[-1] + step), target, step)
     low, high = _band(ports)
-    aim = _free_in_the_middle(ports)
+    aim = _free_in_the_middle([*ports, *(port for port in taken if low <= port <= high)])
     return Prediction("band", host, low, high, aim=aim if low <= aim <= high else 0)
 
 
@@ -132,7 +134,7 @@ def _seen_alike(observations: Sequence[Observation]) -> bool:
 
 
 def _free_in_the_middle(ports: Sequence[int]) -> int:
-    """A port that surely belongs to the band and that none of the observed mappings holds; 0 where there is none."""
+    """A port that surely belongs to the band and that none of the mappings known of holds; 0 where there is none."""
     ordered = sorted(set(ports))
     gaps = [(before + after) // 2 for before, after in itertools.pairwise(ordered) if after - before > 1]
     return gaps[len(gaps) // 2] if gaps else 0

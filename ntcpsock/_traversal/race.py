@@ -25,7 +25,7 @@ from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
-from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
+from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection, MappedPorts
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
@@ -55,9 +55,11 @@ class Race:
         rtt: float,
         servers: Sequence[Endpoint] = (),
         prefer: Prefer = "tcp",
+        taken: MappedPorts | None = None,
     ) -> None:
         self._nursery = nursery
         self._servers = servers
+        self._taken = taken
         self._aim = Aim()
         self._authenticate = authenticate
         self._report = report
@@ -132,10 +134,11 @@ class Race:
 
     async def run_joint(
         self, planned: PlannedAttempt, port: int, talk: Talk, datagram: DatagramAccess | None = None
-    ) -> None:
-        """Make a joint attempt, which starts at once, until it has ended: its round is being announced."""
+    ) -> OSError | None:
+        """Make a joint attempt, which starts at once, until it has ended: its round is being announced. What it
+        failed with, or None."""
         self._patience.begin(group_of(planned.technique))
-        await self._attempt(replace(planned, delay=0.0), port, talk, None, datagram)
+        return await self._attempt(replace(planned, delay=0.0), port, talk, None, datagram)
 
     def start_relay(
         self, planned: PlannedAttempt, port: int, talk: Talk, access: RelayAccess, use: float
@@ -200,7 +203,7 @@ class Race:
         given: GivenSocket | None,
         datagram: DatagramAccess | None,
         turn: TurnAccess | None = None,
-    ) -> None:
+    ) -> OSError | None:
         group = group_of(planned.technique)
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
@@ -223,6 +226,8 @@ class Race:
             datagram,
             turn,
         )
+        if self._taken is not None:
+            context = replace(context, taken=self._taken)
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)
@@ -230,9 +235,14 @@ class Race:
             self._propose(connection)
         except trio.TooSlowError:
             self._report.end(entry, trio.current_time(), "no answer")
-            self._fail(planned, entry, TimeoutError(f"{planned.technique} {planned.remote}: no answer"))
+            failure: OSError = TimeoutError(f"{planned.technique} {planned.remote}: no answer")
+            self._fail(planned, entry, failure)
+            return failure
         except OSError as error:
             self._fail(planned, entry, error)
+            return error
+        else:
+            return None
         finally:
             self._report.end(entry, trio.current_time(), "cancelled")
             if given is not None and self._given_ended is not None:

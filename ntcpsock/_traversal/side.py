@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -11,6 +11,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._config import Encryption
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
+from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.turn.credentials import TurnServer
 
@@ -24,6 +25,9 @@ class SideContext(Protocol):
     def datagram_techniques(self) -> Sequence[str]: ...
     @property
     def encryption(self) -> Encryption: ...
+    def mapped_ports(self, transport: Transport) -> Collection[int]:
+        """Ports that our NAT holds for us already."""
+
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...
     @property

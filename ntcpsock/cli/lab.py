@@ -13,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from ntcpsock.cli.stage import Stage
-    from ntcpsock.testing.natlab import Lab
+    from ntcpsock.testing.natlab import Host, Lab
 
 lab_app = typer.Typer(help="Connections through real NATs on this machine.", no_args_is_help=True)
 
@@ -52,11 +52,25 @@ def pair(
     cgn_b: Annotated[
         str | None, typer.Option("--cgn-b", metavar="KIND", help="A carrier's NAT before host B's router.")
     ] = None,
+    same_cgn: Annotated[
+        bool, typer.Option("--same-cgn", help="Host B's router behind the carrier's NAT of --cgn-a.")
+    ] = False,
     same_nat: Annotated[
         bool, typer.Option("--same-nat", help="Host B on the LAN of host A's router.")
     ] = False,
+    same_range: Annotated[
+        bool, typer.Option("--same-range", help="Both LANs have the same private addresses.")
+    ] = False,
+    second_a: Annotated[
+        str | None, typer.Option("--second-a", metavar="KIND", help="The router of host A's second uplink.")
+    ] = None,
     ipv6: Annotated[
-        str, typer.Option("--ipv6", metavar="HOW", help="Both hosts' IPv6: none, open, firewall or reject.")
+        str,
+        typer.Option(
+            "--ipv6",
+            metavar="HOW[,HOW]",
+            help="IPv6 of both hosts, or of A and of B: none, open, firewall or reject.",
+        ),
     ] = "none",
     delay_ms: Annotated[
         float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")
@@ -81,23 +95,36 @@ def pair(
     """
     from ntcpsock.cli.stage import StageError
     from ntcpsock.testing.natlab import LabUnavailable, parse_kind
-    from ntcpsock.testing.natlab.lab import IPV6
 
-    kinds = {"--nat-a": nat_a, "--nat-b": nat_b, "--cgn-a": cgn_a, "--cgn-b": cgn_b}
+    kinds = {
+        "--nat-a": nat_a,
+        "--nat-b": nat_b,
+        "--cgn-a": cgn_a,
+        "--cgn-b": cgn_b,
+        "--second-a": second_a,
+    }
     for option, kind in kinds.items():
         try:
             if kind is not None:
                 parse_kind(kind)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=option) from None
-    if ipv6 not in IPV6:
-        raise typer.BadParameter(f"one of {', '.join(IPV6)}", param_hint="--ipv6")
+    if same_cgn and (cgn_a is None or cgn_b is not None or same_nat):
+        raise typer.BadParameter("needs --cgn-a alone, and no --same-nat", param_hint="--same-cgn")
     if maps is not None and (
         maps not in ("a", "b") or not parse_kind(nat_a if maps == "a" else nat_b).translates
     ):
         raise typer.BadParameter("a or b, whichever router is a NAT", param_hint="--maps")
     settings = technique_settings(technique)
-    more = {"cgn_a": cgn_a, "cgn_b": cgn_b, "same_nat": same_nat, "ipv6": ipv6}
+    more = {
+        "cgn_a": cgn_a,
+        "cgn_b": cgn_b,
+        "same_cgn": same_cgn,
+        "same_nat": same_nat,
+        "same_private_range": same_range,
+        "second_a": second_a,
+        "ipv6": _ipv6_of_both(ipv6),
+    }
     enter_namespaces()
     try:
         with (
@@ -116,6 +143,17 @@ def pair(
         raise SystemExit(130) from None
     if not succeeded:
         raise SystemExit(1)
+
+
+def _ipv6_of_both(text: str) -> tuple[str, str]:
+    """`HOW` or `HOW,HOW`; what is none of them is a usage error."""
+    from ntcpsock.testing.natlab.lab import IPV6
+
+    first, _, second = text.partition(",")
+    both = first, second or first
+    if not set(both) <= set(IPV6):
+        raise typer.BadParameter(f"one or two of {', '.join(IPV6)}", param_hint="--ipv6")
+    return both
 
 
 @lab_app.command("list")
@@ -159,7 +197,8 @@ def open_lab_stage(nat_a: str, nat_b: str, delay: float, **more: Any) -> Iterato
         options = []
         for first, second in filter(None, (lab.server_addresses, lab.server_addresses6)):
             options += ["--listen", first, "--other-address", second]
-        if not all(_sends_udp(nat) for nat in (nat_a, nat_b)):
+        ways = (nat_a, nat_b, more.get("cgn_a"), more.get("cgn_b"))
+        if not all(_sends_udp(nat) for nat in ways if nat is not None):
             options += ["--broker-port", "443"]
         with open_stage(lab.server, *options) as stage:
             yield lab, stage
@@ -177,9 +216,10 @@ def start_echo(lab: Lab, stage: Stage, settings: Mapping[str, str] | None = None
     from ntcpsock.cli.stage import READY_DEADLINE
 
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "echo", TARGET]
-    events = stage.start(
-        lab.host_b, "b", argv, stage.environment("b", **(DIRECT if settings is None else settings))
+    environment = stage.environment(
+        "b", **(DIRECT if settings is None else settings), **_proxy_of(lab.host_b)
     )
+    events = stage.start(lab.host_b, "b", argv, environment)
     events.wait_for("listening", READY_DEADLINE)
 
 
@@ -198,13 +238,17 @@ def dial(
     from ntcpsock.cli.stage import StageError
 
     argv = [sys.executable, "-m", "ntcpsock.cli.lab_peer", "dial", TARGET, "--tries", str(tries)]
-    process = stage.start(
-        lab.host_a, "a", argv, stage.environment("a", **(DIRECT if dialer is None else dialer))
-    )
+    environment = stage.environment("a", **(DIRECT if dialer is None else dialer), **_proxy_of(lab.host_a))
+    process = stage.start(lab.host_a, "a", argv, environment)
     while (event := process.next(_TRY_DEADLINE)) is not None:
         yield event
     if process.process.wait() not in (0, 1):
         raise StageError(f"the dialer broke:\n{process.errors()}")
+
+
+def _proxy_of(host: Host) -> dict[str, str]:
+    """The environment of programs on a host which has no other way out than an HTTP proxy."""
+    return {} if host.proxy is None else {"HTTPS_PROXY": "http://{}:{}".format(*host.proxy)}
 
 
 def technique_settings(techniques: str | None) -> Mapping[str, str]:
@@ -243,7 +287,7 @@ def _mapping_router(lab: Lab, side: str | None) -> Iterator[Callable[[], None]]:
 
 
 def _run_program(lab: Lab, stage: Stage, program: Sequence[str], settings: Mapping[str, str]) -> int:
-    environment = stage.environment("a", **settings)
+    environment = stage.environment("a", **settings, **_proxy_of(lab.host_a))
     process = lab.host_a.popen(program, env=environment, stdin=None, start_new_session=False)
     return int(process.wait())
 

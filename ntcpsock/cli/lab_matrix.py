@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from ntcpsock.cli.lab import enter_namespaces, lab_app, technique_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ntcpsock.cli.matrix import Matrix, PairResult, Settings
+    from ntcpsock.cli.matrix import Cell, Matrix, PairResult, Settings
 
 
 @lab_app.command("matrix")
@@ -46,6 +46,15 @@ def matrix(
     everything: Annotated[
         bool, typer.Option("--everything", help="All techniques, over UDP too, and the relay.")
     ] = False,
+    topologies: Annotated[
+        str | None,
+        typer.Option(
+            "--topologies",
+            metavar="NAME,NAME,...",
+            help="Only these networks with more than a router for each host, or all of them, in place of the pairs; "
+            "with --everything, which has them anyway.",
+        ),
+    ] = None,
     tries: Annotated[int, typer.Option("--tries", min=1, max=1000, help="Connects of each pair.")] = 5,
     delay_ms: Annotated[
         float, typer.Option("--delay-ms", min=0, help="One-way delay of each router's link, in ms.")
@@ -66,7 +75,8 @@ def matrix(
 ) -> None:
     """Connect all ordered pairs of kinds of routers, and say where a direct path was missed.
 
-    Exit code 1 when a pair that can be connected was not, in at least 97 % of its tries (with --everything: in all).
+    Exit code 1 when a pair that can be connected was not, in at least 97 % of its tries. With --everything, which adds
+    networks with more than one router at each side: in all of them, and directly where that is possible.
     """
     from rich.console import Console
 
@@ -77,7 +87,7 @@ def matrix(
     if everything and (technique is not None or port_mapping):
         raise typer.BadParameter("it leaves nothing to choose", param_hint="--everything")
     settings = data.Settings(tries, delay_ms, technique, port_mapping, everything)
-    wanted, order = _wanted(kinds, pairs, settings)
+    wanted, order = _wanted(kinds, pairs, topologies, settings)
     found = data.Matrix(settings, order)
     if resume:
         if json_file is None:
@@ -86,7 +96,7 @@ def matrix(
             found = data.resume(json_file, settings, order)
         except data.MatrixFileError as error:
             raise typer.BadParameter(str(error), param_hint="--resume") from None
-    missing = [pair for pair in wanted if pair not in found.pairs]
+    missing = [cell for cell in wanted if cell not in found.cells]
     if missing:
         enter_namespaces()
     console = Console(stderr=True)
@@ -105,8 +115,8 @@ def matrix(
         print(f"ntcp lab: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        if json_file is not None and found.pairs:
-            print(f"ntcp lab: interrupted; {len(found.pairs)} pairs are in {json_file}", file=sys.stderr)
+        if json_file is not None and found.cells:
+            print(f"ntcp lab: interrupted; {len(found.cells)} pairs are in {json_file}", file=sys.stderr)
         raise SystemExit(130) from None
     if json_file is not None:
         data.save(found, json_file)
@@ -120,16 +130,23 @@ def matrix(
 
 
 def _wanted(
-    kinds: str | None, pairs: str | None, settings: Settings
-) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """The ordered pairs, and the order of rows and columns; what is no kind is a usage error. With port mapping pairs
-    without a NAT are left out."""
-    from ntcpsock.cli.matrix import DEFAULT_KINDS, EVERY_KIND, MAPPING_KINDS
+    kinds: str | None, pairs: str | None, topologies: str | None, settings: Settings
+) -> tuple[list[Cell], tuple[str, ...]]:
+    """What is to be tried, and the order of rows and columns; what is no kind, and what does not go together, is a
+    usage error. With port mapping pairs without a NAT are left out."""
+    from ntcpsock.cli.matrix import DEFAULT_KINDS, EVERY_KIND, MAPPING_KINDS, Cell
+    from ntcpsock.cli.matrix_topologies import TOPOLOGIES, TOPOLOGY_KINDS
     from ntcpsock.testing.natlab import parse_kind
 
     if kinds is not None and pairs is not None:
         raise typer.BadParameter("give --kinds or --pairs, not both", param_hint="--pairs")
-    wanted: list[tuple[str, str]]
+    if topologies is not None and (pairs is not None or not settings.everything):
+        raise typer.BadParameter("it goes with --everything, without --pairs", param_hint="--topologies")
+    wanted: list[Cell] = []
+    if topologies is not None:
+        order = TOPOLOGY_KINDS if kinds is None else tuple(dict.fromkeys(kinds.split(",")))
+        _check_kinds(order, "--kinds")
+        return _strip(topologies, order), order
     if pairs is None:
         usual: tuple[str, ...] = DEFAULT_KINDS
         if settings.port_mapping:
@@ -137,28 +154,50 @@ def _wanted(
         elif settings.everything:
             usual = EVERY_KIND
         order = usual if kinds is None else tuple(dict.fromkeys(kinds.split(",")))
-        wanted = [(a, b) for a in order for b in order]
+        wanted = [Cell(a, b) for a in order for b in order]
     else:
         # Words of a behaviour may have colons of their own (udp:eim): "::" divides then.
-        wanted = []
         for text in pairs.split(","):
             a, divided, b = text.partition("::" if "::" in text else ":")
             if not divided:
                 raise typer.BadParameter(f"{text!r} is no pair A:B", param_hint="--pairs")
-            wanted.append((a, b))
+            wanted.append(Cell(a, b))
         wanted = list(dict.fromkeys(wanted))
-        order = tuple(dict.fromkeys(kind for pair in wanted for kind in pair))
-    for kind in order:
+        order = tuple(dict.fromkeys(kind for cell in wanted for kind in (cell.nat_a, cell.nat_b)))
+    _check_kinds(order, "--pairs" if pairs is not None else "--kinds")
+    if settings.port_mapping:
+        wanted = [
+            cell for cell in wanted if any(parse_kind(kind).translates for kind in (cell.nat_a, cell.nat_b))
+        ]
+        if not wanted:
+            raise typer.BadParameter("no router of these is a NAT", param_hint="--port-mapping")
+    if settings.everything and kinds is None and pairs is None:
+        wanted += _strip(",".join(TOPOLOGIES), TOPOLOGY_KINDS)
+    return wanted, order
+
+
+def _check_kinds(kinds: Iterable[str], option: str) -> None:
+    from ntcpsock.testing.natlab import parse_kind
+
+    for kind in kinds:
         try:
             parse_kind(kind)
         except ValueError as error:
-            hint = "--pairs" if pairs is not None else "--kinds"
-            raise typer.BadParameter(str(error), param_hint=hint) from None
-    if settings.port_mapping:
-        wanted = [pair for pair in wanted if any(parse_kind(kind).translates for kind in pair)]
-        if not wanted:
-            raise typer.BadParameter("no router of these is a NAT", param_hint="--port-mapping")
-    return wanted, order
+            raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def _strip(topologies: str, kinds: tuple[str, ...]) -> list[Cell]:
+    """Each of the topologies, or all, with each of the kinds."""
+    from ntcpsock.cli.matrix import Cell
+    from ntcpsock.cli.matrix_topologies import TOPOLOGIES, topology_cells
+
+    names = tuple(TOPOLOGIES) if topologies == "all" else tuple(dict.fromkeys(topologies.split(",")))
+    if unknown := sorted(set(names) - set(TOPOLOGIES)):
+        known = ", ".join(TOPOLOGIES)
+        raise typer.BadParameter(
+            f"unknown {', '.join(unknown)}; known are all, {known}", param_hint="--topologies"
+        )
+    return [Cell(kind, kind, name) for name, kind in topology_cells(names, kinds)]
 
 
 @contextmanager
@@ -174,7 +213,7 @@ def _progress(console: Console, total: int, already: int) -> Iterator[Callable[[
         task = progress.add_task("", total=total, completed=already)
 
         def advance(result: PairResult) -> None:
-            progress.update(task, advance=1, description=f"{result.nat_a} → {result.nat_b}")
+            progress.update(task, advance=1, description=str(result.cell))
             if result.below_expectation:
                 progress.console.print(_line(result), style="red", highlight=False)
 
@@ -182,7 +221,7 @@ def _progress(console: Console, total: int, already: int) -> Iterator[Callable[[
 
 
 def _line(result: PairResult) -> str:
-    line = f"{result.nat_a} → {result.nat_b}: {len(result.connected)} of {len(result.tries)}"
+    line = f"{result.cell}: {len(result.connected)} of {len(result.tries)}"
     if result.technique is not None:
         line += f" by {result.technique}"
     if result.median_rtts is not None:
@@ -196,7 +235,13 @@ def _show(found: Matrix, console: Console) -> None:
     """The figures, and the pairs that are not as they should be."""
     from rich.table import Table
 
-    from ntcpsock.cli.matrix import EXPECTED_MEDIAN, EXPECTED_P95, EXPECTED_SHARE, EXPECTED_SHARE_RELAYED
+    from ntcpsock.cli.matrix import (
+        EXPECTED_MEDIAN,
+        EXPECTED_P95,
+        EXPECTED_SHARE,
+        EXPECTED_SHARE_DIRECT,
+        EXPECTED_SHARE_RELAYED,
+    )
 
     figures = found.summary()
 
@@ -218,6 +263,11 @@ def _show(found: Matrix, console: Console) -> None:
     table.add_row("their tries", share(figures["share_expected"]), wanted)
     if everything:
         table.add_row("  directly", share(figures["share_direct"]), "-")
+        table.add_row(
+            "  directly, where one may be",
+            share(figures["share_direct_expected"]),
+            share(EXPECTED_SHARE_DIRECT),
+        )
     else:
         table.add_row("without prediction", share(figures["share_unpredicted"]), wanted)
         table.add_row("  at the first attempt", share(figures["first_attempt"]), wanted)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES
-from ntcpsock.cli.matrix import PairResult, Settings, Try, try_from_event
+from ntcpsock.cli.matrix import Cell, PairResult, Settings, Try, try_from_event
+from ntcpsock.cli.matrix_topologies import TOPOLOGIES
 from ntcpsock.testing.natlab import gives_ports_sparingly, parse_kind
 
 #: What a matrix is about, unless it is told otherwise.
@@ -43,11 +44,11 @@ class PairRunner:
         self._lock = threading.Lock()
         self._stopping = False
 
-    def run(self, pairs: Iterable[tuple[str, str]], done: Callable[[PairResult], None]) -> None:
+    def run(self, cells: Iterable[Cell], done: Callable[[PairResult], None]) -> None:
         """Raises PairBroken. Whatever ends it, no process and no lab stays."""
-        waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        for pair in pairs:
-            waiting.put(pair)
+        waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+        for cell in cells:
+            waiting.put(cell)
         results: queue.SimpleQueue[PairResult | BaseException | None] = queue.SimpleQueue()
         threads = [
             threading.Thread(target=self._work, args=(waiting, results), daemon=True)
@@ -72,57 +73,56 @@ class PairRunner:
 
     def _work(
         self,
-        waiting: queue.SimpleQueue[tuple[str, str]],
+        waiting: queue.SimpleQueue[Cell],
         results: queue.SimpleQueue[PairResult | BaseException | None],
     ) -> None:
         try:
             while not self._stopping:
                 try:
-                    pair = waiting.get_nowait()
+                    cell = waiting.get_nowait()
                 except queue.Empty:
                     break
-                results.put(self._try_pair(*pair))
+                results.put(self._try_cell(cell))
         except BaseException as error:
             results.put(error)
         else:
             results.put(None)
 
-    def _try_pair(self, nat_a: str, nat_b: str) -> PairResult:
+    def _try_cell(self, cell: Cell) -> PairResult:
         path_rtt = 4 * self._settings.delay_ms / 1000
         tries: list[Try] = []
         # Where a connect takes most ports of a small block, the next one would only meet what is left: each gets
         # routers of its own, as if minutes lay between.
-        alone = gives_ports_sparingly(nat_a) or gives_ports_sparingly(nat_b)
-        for maps in self._mapping_sides(nat_a, nat_b):
+        alone = gives_ports_sparingly(cell.nat_a) or gives_ports_sparingly(cell.nat_b)
+        for maps in self._mapping_sides(cell):
             for count in [1] * self._settings.tries if alone else [self._settings.tries]:
-                tries += self._try_in_one_lab(nat_a, nat_b, count, path_rtt, maps)
-        return PairResult(nat_a, nat_b, tuple(tries), self._settings.everything)
+                tries += self._try_in_one_lab(cell, count, path_rtt, maps)
+        return PairResult(cell.nat_a, cell.nat_b, tuple(tries), self._settings.everything, cell.topology)
 
-    def _mapping_sides(self, nat_a: str, nat_b: str) -> Iterable[str | None]:
+    def _mapping_sides(self, cell: Cell) -> Iterable[str | None]:
         """Each host whose router shall map ports, one after the other."""
         if not self._settings.port_mapping:
             return [None]
-        return [side for side, nat in (("a", nat_a), ("b", nat_b)) if parse_kind(nat).translates]
+        return [side for side, nat in (("a", cell.nat_a), ("b", cell.nat_b)) if parse_kind(nat).translates]
 
-    def _try_in_one_lab(
-        self, nat_a: str, nat_b: str, count: int, path_rtt: float, maps: str | None
-    ) -> list[Try]:
+    def _try_in_one_lab(self, cell: Cell, count: int, path_rtt: float, maps: str | None) -> list[Try]:
         for number in range(1, _LABS + 1):
-            events, errors = self._pair_events(nat_a, nat_b, count, maps)
+            events, errors = self._pair_events(cell, count, maps)
             if len(events) == count or number == _LABS or self._stopping:
                 break
         if not events:
-            raise PairBroken(f"{nat_a} to {nat_b}: {errors or 'no outcome'}")
+            raise PairBroken(f"{cell}: {errors or 'no outcome'}")
         tries = [try_from_event(event, path_rtt, maps) for event in events]
         # A node that broke half-way has failed the rest.
         broken = Try(False, 0.0, message=f"the pair broke: {errors}", maps=maps)
         return tries + [broken] * (count - len(tries))
 
-    def _pair_events(
-        self, nat_a: str, nat_b: str, count: int, maps: str | None
-    ) -> tuple[list[dict[str, Any]], str]:
+    def _pair_events(self, cell: Cell, count: int, maps: str | None) -> tuple[list[dict[str, Any]], str]:
         settings = self._settings
-        argv = [sys.executable, "-m", "ntcpsock", "lab", "pair", "--json", "--nat-a", nat_a, "--nat-b", nat_b]
+        network = ["--nat-a", cell.nat_a, "--nat-b", cell.nat_b]
+        if cell.topology is not None:
+            network = TOPOLOGIES[cell.topology].options_with(cell.nat_a)
+        argv = [sys.executable, "-m", "ntcpsock", "lab", "pair", "--json", *network]
         argv += ["--tries", str(count), "--delay-ms", f"{settings.delay_ms:g}"]
         usual = TECHNIQUES if settings.everything else OVER_TCP
         argv += ["--technique", settings.technique or ",".join(usual)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ntcpsock.cli.matrix import EXPECTED_MEDIAN, EXPECTED_P95, Matrix, PairResult
+from ntcpsock.cli.matrix_topologies import TOPOLOGIES
 from ntcpsock.cli.svg import Svg
+from ntcpsock.testing.natlab import Way
 
 _CELL_WIDTH, _CELL_HEIGHT = 46, 26
 _FONT = 11.5
@@ -16,6 +19,7 @@ _LABELS = 190  # width of the row labels
 _MARGIN = 28
 _HEADING = 92  # title, explanation and legend of a panel
 _SLANT = 110  # height of the column labels
+_STRIP = 30  # what stands between the square and the strip of other networks
 
 _INK, _GREY, _PALE = "#1c2733", "#66717d", "#eef1f5"
 _RED = "#c62828"
@@ -34,6 +38,9 @@ _TECHNIQUES = {
 _OTHER_TECHNIQUE = "#5d6b33"
 
 
+_ROW_LABEL: dict[str, Any] = {"fill": _INK, "font_size": 12, "text_anchor": "end"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Panel:
     """title, note: what stands above; cell: fill, ink and word of a pair; legend: fills and words."""
@@ -48,7 +55,7 @@ def heat_maps(matrix: Matrix) -> str:
     """The picture as the text of an SVG file. Rows dial, columns listen."""
     settings = matrix.settings
     rtt = f"{4 * settings.delay_ms:g} ms"
-    techniques = sorted({pair.technique for pair in matrix.pairs.values() if pair.technique is not None})
+    techniques = sorted({cell.technique for cell in matrix.cells.values() if cell.technique is not None})
     panels = (
         _Panel(
             "Connected",
@@ -100,15 +107,32 @@ def _draw(svg: Svg, matrix: Matrix, panel: _Panel, top: float) -> float:
             font_size=12,
             transform=f"rotate(-38 {middle:g} {first - 8:g})",
         )
-        row = first + (number + 0.5) * _CELL_HEIGHT + 4
-        svg.text(left - 10, row, kind, fill=_INK, font_size=12, text_anchor="end")
-    for row_number, nat_a in enumerate(matrix.kinds):
-        for column, nat_b in enumerate(matrix.kinds):
-            pair = matrix.pairs.get((nat_a, nat_b))
-            x, y = left + column * _CELL_WIDTH, first + row_number * _CELL_HEIGHT
-            if pair is not None:
-                _draw_cell(svg, panel, pair, x, y)
-    return first + len(matrix.kinds) * _CELL_HEIGHT + _MARGIN
+    columns = {kind: left + number * _CELL_WIDTH for number, kind in enumerate(matrix.kinds)}
+    rows = list(matrix.kinds) if matrix.pairs else []
+    for number, kind in enumerate(rows):
+        svg.text(left - 10, first + (number + 0.5) * _CELL_HEIGHT + 4, kind, **_ROW_LABEL)
+    for pair in matrix.pairs:
+        y = first + rows.index(pair.nat_a) * _CELL_HEIGHT
+        _draw_cell(svg, panel, pair, columns[pair.nat_b], y)
+    bottom = first + len(rows) * _CELL_HEIGHT
+    if matrix.topologies:
+        bottom = _draw_strip(svg, matrix, panel, columns, bottom)
+    return bottom + _MARGIN
+
+
+def _draw_strip(svg: Svg, matrix: Matrix, panel: _Panel, columns: Mapping[str, float], top: float) -> float:
+    """Paint the networks that are more than a router for each host; where they end."""
+    names = [name for name in TOPOLOGIES if any(cell.topology == name for cell in matrix.topologies)]
+    first = top + _STRIP
+    svg.text(_MARGIN + _LABELS, first - 8, "Other networks, with the column's kind of router:", fill=_GREY)
+    for number, name in enumerate(names):
+        y = first + (number + 0.5) * _CELL_HEIGHT + 4
+        svg.text(_MARGIN + _LABELS - 10, y, name, **_ROW_LABEL)
+    for cell in matrix.topologies:
+        assert cell.topology is not None
+        y = first + names.index(cell.topology) * _CELL_HEIGHT
+        _draw_cell(svg, panel, cell, columns[cell.nat_a], y)
+    return first + len(names) * _CELL_HEIGHT
 
 
 def _draw_cell(svg: Svg, panel: _Panel, pair: PairResult, x: float, y: float) -> None:
@@ -151,11 +175,16 @@ def _draw_legend(svg: Svg, panel: _Panel, y: float, any_missed: bool) -> None:
 
 def describe(pair: PairResult) -> str:
     """One pair in a sentence."""
-    text = f"{pair.nat_a} → {pair.nat_b}: {len(pair.connected)} of {len(pair.tries)}"
+    text = f"{pair.cell}: {len(pair.connected)} of {len(pair.tries)}"
     if pair.technique is not None:
         text += f" by {pair.technique}"
     if pair.median_rtts is not None:
         text += f", median {pair.median_rtts:.2f} path RTT"
+    if pair.topology is not None:
+        text += f" ({TOPOLOGIES[pair.topology].about})"
+    if pair.everything and pair.expected not in (None, Way.RELAYED):
+        assert pair.expected is not None
+        return f"{text}. A direct path is to be expected: {pair.expected.value}."
     if pair.expected is not None:
         return f"{text}. To be expected: {pair.expected.value}."
     return f"{text}. No direct path can be expected."

@@ -170,6 +170,10 @@ class QuicCarrier:
             raise machine.error
         return 0 if machine.ended else None
 
+    @property
+    def ended_cleanly(self) -> bool:
+        return self._machine.error is None
+
     def pending(self) -> int:
         return self._machine.readable
 
@@ -207,13 +211,23 @@ class QuicCarrier:
         """Datagrams that arrived and were dropped, because they were not fetched in time."""
         return self._machine.dropped_datagrams
 
-    def try_send_datagram(self, data: bytes) -> bool:
-        """Send one datagram, which may get lost; False where too many wait. EMSGSIZE, or the carrier's error."""
+    def try_send_datagram(self, data: bytes, *, more: bool = False) -> bool:
+        """Send one datagram, which may get lost; False where too many wait. EMSGSIZE, or the carrier's error.
+
+        more: others follow at once; what congestion control lets go leaves together, with `flush_datagrams`."""
         self._check_open()
         taken = self._machine.send_datagram(data)
-        if taken:
+        if more and not taken:
+            self._driver.flush()
+            return self._machine.send_datagram(data)
+        if taken and not more:
             self._driver.flush()
         return taken
+
+    def flush_datagrams(self) -> None:
+        """Send what has waited for more."""
+        self._check_open()
+        self._driver.flush()
 
     async def wait_datagram_room(self) -> None:
         """Until `try_send_datagram` takes one, or raises."""

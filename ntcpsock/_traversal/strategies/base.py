@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections, open_punch_listener, punch, punch_with
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
+from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.signals import Talk
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Connection:
 Authenticate = Callable[[trio.socket.SocketType | GivenSocket], Awaitable[Carrier | PlainCarrier]]
 
 
+#: The ports of a transport that a side's NAT holds for it.
+MappedPorts = Callable[[Transport], Collection[int]]
+
+
+def _none_known(_: Transport) -> Collection[int]:
+    return ()
+
+
 @dataclass(frozen=True)
 class AttemptContext:
     """One planned attempt, ready to run.
@@ -56,7 +65,7 @@ class AttemptContext:
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
     to that port, where this attempt is the one to use it; relay: for the technique of that name; datagram: for those
-    over UDP; turn: for the technique of that name.
+    over UDP; turn: for the technique of that name; taken: as `SideContext.mapped_ports`.
     """
 
     planned: PlannedAttempt
@@ -71,6 +80,7 @@ class AttemptContext:
     relay: RelayAccess | None = None
     datagram: DatagramAccess | None = None
     turn: TurnAccess | None = None
+    taken: MappedPorts = _none_known
 
     @property
     def remote(self) -> Endpoint:

@@ -29,6 +29,9 @@ MAX_TRIES = 4
 # Expected hits of a round below which it is not worth the entries that it costs both NATs.
 WORTHWHILE = 0.02
 
+#: The errno that says so, and nothing else.
+NO_PROSPECT = errno.EHOSTUNREACH
+
 # Seconds that sessions are held for the other side's: some round trips, of what is taken for one at most, and
 # long enough for the kernel's second SYN, after a second, to get there.
 SHORTEST_ROUND = 1.5
@@ -39,11 +42,13 @@ MAX_LISTENERS = 16
 
 
 async def attempt(context: AttemptContext) -> Connection:
-    """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used."""
+    """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used, NO_PROSPECT
+    where both NATs choose among too many ports."""
     async with hold_ports(context.servers) as held:
-        ours, theirs = await exchange_predictions(context, predict(held.observations, held.spare), "")
+        foreseen = predict(held.observations, held.spare, context.taken("tcp"))
+        ours, theirs = await exchange_predictions(context, foreseen, "")
         if expected_hits(ours, theirs, sessions=held.budget) < WORTHWHILE:
-            raise OSError(errno.EHOSTUNREACH, "both NATs choose among too many ports for any to be foreseen")
+            raise OSError(NO_PROSPECT, "both NATs choose among too many ports for any to be foreseen")
         spray = plan_spray(ours, theirs, sessions=held.budget)
         sessions = _sessions(held, ours, spray, context.remote.host)
         context.entry.notes["sessions"] = str(len(sessions))

@@ -49,9 +49,8 @@ async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
     cannot be used, ETIMEDOUT where it does not come."""
     assert context.datagram is not None, "one over UDP"
     async with hold_datagram_ports(context.servers, context.datagram.nursery) as held:
-        ours, theirs = await exchange_predictions(
-            context, predict(held.observations, held.spare), " over UDP"
-        )
+        foreseen = predict(held.observations, held.spare, context.taken("udp"))
+        ours, theirs = await exchange_predictions(context, foreseen, " over UDP")
         yield Meeting(held, ours, theirs)
 
 

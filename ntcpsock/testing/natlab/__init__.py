@@ -10,7 +10,7 @@ It needs Linux, nftables and iproute2, and root, or a user namespace: `unshare -
 (or `reexec_in_user_namespace` in a program of your own).
 """
 
-from ntcpsock.testing.natlab.expectation import Way, expected_direct, gives_ports_sparingly
+from ntcpsock.testing.natlab.expectation import Way, expected_direct, gives_ports_sparingly, hairpins
 from ntcpsock.testing.natlab.kinds import Answer, NatKind, Translation
 from ntcpsock.testing.natlab.lab import Lab, open_lab
 from ntcpsock.testing.natlab.link import Link
@@ -71,6 +71,7 @@ __all__ = [
     "Way",
     "expected_direct",
     "gives_ports_sparingly",
+    "hairpins",
     "lab_namespaces",
     "namespaces_available",
     "open_lab",

@@ -178,10 +178,10 @@ class Lab:
             behind = [uplink for uplink in self._uplinks if host in uplink.hosts]
             with6 = ipv6 and bool(host.addresses6)
             setup.set_up_host(host, behind, ipv6=with6)
-        for uplink in self._uplinks:
-            kind = uplink.router.kind
+        for entry in entries:
+            kind = entry.router.kind
             if isinstance(kind, Behaviour) and kind.outward is Outward.PROXY:
-                self._start_proxy(uplink)
+                self._start_proxy(entry)
         if self._wishes.record:
             self._watched = [HostSightings(host) for host in (self.host_a, self.host_b)]
 
@@ -269,14 +269,19 @@ class Lab:
             ipv6=self._wishes.has_ipv6,
         )
 
-    def _start_proxy(self, uplink: Uplink) -> None:
-        argv = [sys.executable, "-m", proxy.__name__, uplink.gateway, str(proxy.PORT)]
-        process = uplink.router.popen(argv, stdout=subprocess.PIPE, text=True)
+    def _start_proxy(self, entry: Uplink | Carrier) -> None:
+        argv = [sys.executable, "-m", proxy.__name__, entry.gateway, str(proxy.PORT)]
+        process = entry.router.popen(argv, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         with process.stdout:
             if process.stdout.readline() != "ready\n":
                 raise LabUnavailable("the proxy does not start: see its error above")
-        uplink.router.proxy = (uplink.gateway, proxy.PORT)
+        entry.router.proxy = (entry.gateway, proxy.PORT)
+        for uplink in entry.customers if isinstance(entry, Carrier) else [entry]:
+            for host in uplink.hosts:
+                # A second uplink leads out beside the first.
+                if uplink.router.name in list(host.devices)[:1] and host.proxy is None:
+                    host.proxy = entry.router.proxy
 
     def _ask(self, what: str, router: Router | None = None, **more: Any) -> Any:
         assert self._wire is not None

@@ -156,6 +156,8 @@ class Host(Place):
         """Its IPv6 addresses, where the lab has IPv6."""
         self.devices: dict[str, str] = {}
         """The device that leads to each of its routers, by the router's name."""
+        self.proxy: tuple[str, int] | None = None
+        """The HTTP proxy that is its way out, where nothing else leads out."""
 
 
 class Router(Place):
