@@ -126,7 +126,10 @@ class Sending:
         if control is None:
             self._take(core, time, most, datagrams)
         else:
-            pace = self._pacer.budget(now)
+            pace = self._pacer.budget(now, self._paced)
+            if self._paced and self._pacer.is_wasting:
+                # Slow is the sender, which does not get its processor: that tells nothing of the path.
+                self._measure.limited_by_application(in_flight)
             packets = min(most, min(pace, control.window - in_flight) // datagram_size)
             if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
                 packets = 0  # acknowledgements, which are on their way, or the pacer make it more
