@@ -182,6 +182,16 @@ def test_the_pacer_lets_a_burst_go_and_then_its_rate() -> None:
     assert bucket.budget(60.0) == pacer.INITIAL_BURST * 1000, "idleness is saved up"
 
 
+def test_a_sender_that_comes_late_catches_up() -> None:
+    bucket = Pacer(0.0, 1e7, 1000)
+    bucket.spend(bucket.budget(0.0))
+    assert bucket.budget(0.02, is_late=True) == 200_000
+    assert not bucket.is_wasting
+    bucket.spend(200_000)
+    assert bucket.budget(1.0, is_late=True) == pacer.SAVED_LATE * 1e7
+    assert bucket.is_wasting
+
+
 # -- the clock of the core
 
 
