@@ -362,6 +362,7 @@ class QuicMachine:
             if expect:
                 self._pings[self._ping] = False
             self._guard(core.send_ping, self._ping)
+            self._sending.hurry()
         return self._ping
 
     def forget_pings(self) -> None:

@@ -71,6 +71,10 @@ class Sending:
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
+    def hurry(self) -> None:
+        """Something small has been given to the core that is not to wait for a budget."""
+        self._free = FREE
+
     # -- what has come in
 
     def received(self, core: QuicConnectionCore, now: float, in_flight_before: int) -> None:
@@ -139,7 +143,7 @@ class Sending:
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
-                    self._more = self._take(core, time, free, datagrams) or self._more
+                    self._more = self._take(core, time, min(free, most), datagrams) or self._more
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
