@@ -24,9 +24,6 @@ MAX_WAITING: Final = 1024
 # Nodes that a port without a number of its own has sent to, and takes datagrams from.
 _MAX_PARTNERS = 4096
 
-# Seconds between tries to send where the road has no room. Its window opens at an acknowledgement.
-_ROOM_PAUSE = 0.002
-
 
 class DatagramAddress(NamedTuple):
     """host: `NAME.ntcp`, or a node id with that suffix; port: the socket's own there. It may be sent to as it is."""
@@ -91,7 +88,7 @@ class NTCPDatagramSocket:
         await trio.lowlevel.checkpoint()
         self._check_open()
         while not self.try_send_to(data, (label, port)):
-            await trio.sleep(_ROOM_PAUSE)
+            await self._hub.wait_room(label, port)
 
     def try_send_to(
         self, data: bytes | bytearray | memoryview, address: tuple[str, int], *, more: bool = False

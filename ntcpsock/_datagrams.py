@@ -45,6 +45,9 @@ _NAME_DEADLINE: Final = 5.0
 
 # RFC 6335 section 6, where port 0 is chosen from.
 _DYNAMIC_PORTS = range(49152, 65536)
+# Seconds between tries to send where a road has no room and cannot tell when it has; and of waiting for one that can.
+_ROOM_PAUSE = 0.002
+_ROOM_PATIENCE = 0.1
 
 
 class DatagramContext(Protocol):
@@ -159,6 +162,20 @@ class Datagrams:
         way.enqueue(datagram)
         self.open(way)
         return True
+
+    async def wait_room(self, label: str, port: int) -> None:
+        """Until `send`, that returned False, may find room; not for long, for another road may have come up."""
+        way = self._ways.get(label)
+        road = way.road_to(port) if way is not None and way.roads else None
+        wait = getattr(road, "wait_datagram_room", None)
+        with (
+            trio.move_on_after(_ROOM_PAUSE if wait is None else _ROOM_PATIENCE),
+            suppress(trio.ClosedResourceError),
+        ):
+            if wait is None:
+                await trio.sleep_forever()
+            else:
+                await wait()
 
     def flush(self) -> None:
         """Send what has waited for more."""

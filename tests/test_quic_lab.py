@@ -19,5 +19,6 @@ pytestmark = [
 def test_where_one_percent_gets_lost_quic_keeps_up_with_tcp() -> None:
     """The bars of the benchmark, half as strict: few and short rounds."""
     speeds = {series.name: statistics.median(series.values) for series in quic.lossy(seconds=6, rounds=3)}
-    assert speeds["QUIC"] >= 0.5 * speeds["TCP (cubic)"]
+    assert speeds["QUIC"] >= 0.25 * speeds["TCP (bbr)"]
+    assert speeds["QUIC"] >= 2 * speeds["TCP (cubic)"]
     assert speeds["QUIC"] >= 1.5 * speeds["aiortc data channel"]

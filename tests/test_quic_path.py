@@ -131,6 +131,31 @@ async def test_a_client_finds_out_that_larger_datagrams_fit(autojump_clock: trio
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("there", "back", "expected"), [(1500, 1500, 1452), (1300, 1500, 1200), (1500, 1300, 1200)]
+)
+async def test_a_server_learns_from_the_first_flight_what_fits(
+    there: int, back: int, expected: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    near, far = wire_paths(Weather(largest=there))
+    far.weather = Weather(largest=back)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(20):
+            client, server = await handshake(nursery, near, far)
+            await say(client, server, b"opens the stream")
+        sizes: list[int] = []
+        far.on_send = lambda datagram: sizes.append(len(datagram))
+        server.try_send(bytes(100_000))
+        got, buffer = 0, memoryview(bytearray(65536))
+        with trio.fail_after(30):
+            while got < 100_000:
+                await client.wait_readable()
+                got += client.try_receive_into(buffer) or 0
+        # What is too large gets lost, and after some time-outs is not tried any more.
+        assert expected - 40 < max(sizes[-20:]) <= expected
+        nursery.cancel_scope.cancel()
+
+
 class Nat:
     """Between a client and a server on loopback: what the server sees comes from a port that `rebind` changes."""
 

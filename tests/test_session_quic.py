@@ -182,7 +182,7 @@ async def test_a_cancelled_handshake_closes_its_path() -> None:
 async def test_datagrams_their_sizes_and_the_bounded_queue() -> None:
     async with quic_carriers() as (client, server):
         largest = client.max_datagram_payload
-        assert 1100 < largest < 1200
+        assert 1100 < largest < 1452
         assert client.try_send_datagram(b"")
         assert client.try_send_datagram(b"l" * largest)
         with pytest.raises(OSError, match="carries") as caught:
@@ -234,15 +234,14 @@ async def test_datagrams_obey_congestion_control_and_wait_within_bounds(
         assert datagram_queues.DATAGRAM_ROOM / 1045 <= taken < datagram_queues.DATAGRAM_ROOM / 1000 + 20
         assert 8 <= near.sent - before <= 20, "a window's worth, and no more"
         await client.wait_datagram_room()
-        assert client.try_send_datagram(b"one more")
+        assert client.try_send_datagram(b"z: one more")
         got: list[bytes] = []
         with trio.move_on_after(20):
             while True:
                 await server.wait_datagram()
                 got += server.try_receive_datagrams()
-        assert got[-1] == b"one more"
-        assert len(got) > 0.8 * taken
-        assert got[:-1] == sorted(got[:-1])
+        assert len(got) > 0.7 * taken
+        assert got == sorted(got)
         nursery.cancel_scope.cancel()
 
 
@@ -297,4 +296,21 @@ async def test_two_round_trips_from_the_first_packet_to_the_first_answer(
         await send_bind(client, b"d" * 16, b"t" * 32)
         await client.wait_readable()
         assert trio.current_time() - started == pytest.approx(0.4, abs=0.02)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_room_for_datagrams_is_woken_by_an_acknowledgement(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        near, far = wire_paths(Weather(rate=1e6))
+        client, _ = await handshake(nursery, near, far)
+        full = 0
+        with trio.fail_after(60):
+            for _ in range(400):
+                while not client.try_send_datagram(bytes(1000)):
+                    full += 1
+                    await client.wait_datagram_room()
+        # One wait for each time that there is no room, and then there is.
+        assert 0 < full < 400
         nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ import trio
 
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.configuration import ServerIdentity, parse_initial
+from ntcpsock._session.quic.connection import LARGEST_PROBED
 from ntcpsock._session.quic.machine import QuicMachine
 from ntcpsock._session.tls import Certificate
 
@@ -69,7 +70,7 @@ class Acceptance:
             self._identity,
             destination,
             now,
-            datagram_size=self._size,
+            datagram_size=max(self._size, LARGEST_PROBED if len(datagram) >= LARGEST_PROBED else 0),
             idle_timeout=self._idle_timeout,
             initial_rtt=self._round_trip,
             is_ipv6=self._is_ipv6,
@@ -108,6 +109,8 @@ async def accept_client(
             timer = machine.next_timer()
             if timer is not None and timer <= now:
                 machine.handle_timer(now)
+                if machine.timeouts:
+                    machine.lower_datagram_size()  # perhaps only this way they are too large
             if machine.handshake_done:
                 return machine
             # What a full path does not take is lost, and sent again when its time comes.

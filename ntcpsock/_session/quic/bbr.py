@@ -1,9 +1,9 @@
 """Congestion control by a model of the path, BBR version 3: draft-ietf-ccwg-bbr, whose sections are named here.
 
 The model is the rate at which the path delivers, and its round trip without a queue; sending at that rate, with little
-more than their product in flight, fills the path and no queue. Loss is a sign of too much only where more than 2 % of a
-round gets lost. Two things are simpler than in the draft: the short-term bounds, too, react to more than 2 % only, and a
-round's losses are counted in bytes.
+more than their product in flight, fills the path and no queue. Loss is a sign of too much only where more than 2 % of
+a round gets lost. Two things are otherwise than in the draft: the short-term bounds react to no less than that either,
+in two rounds one after the other, and losses are counted in bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INITIAL_PACKETS: Final = 10
 FULL_GROWTH: Final = 1.25  # a rate that grows less than this in
 FULL_ROUNDS: Final = 3  # so many rounds is all that there is
 STARTUP_LOSSES: Final = 6  # datagrams in a round that must get lost to leave Startup
-FEWEST_LOSSES: Final = 3  # datagrams that must get lost before their share says anything
+FEWEST_LOSSES: Final = 3  # datagrams that may get lost whatever their share is
 MIN_ROUND_TRIP_LIFE: Final = 10.0  # seconds
 PROBE_ROUND_TRIP_EVERY: Final = 5.0
 PROBE_ROUND_TRIP_TIME: Final = 0.2
@@ -205,7 +205,10 @@ class Bbr:
     # -- loss
 
     def _is_too_much(self, lost: int, of: int) -> bool:
-        return lost > of * LOSS_TOLERANCE and lost >= FEWEST_LOSSES * self.datagram_size
+        """Whether more is lost than the tolerance, and by more than two standard deviations of chance."""
+        tolerated = LOSS_TOLERANCE * of / self.datagram_size
+        most = max(FEWEST_LOSSES, tolerated + 2 * math.sqrt(tolerated))
+        return lost > most * self.datagram_size
 
     def _react_to_loss(self, now: float, sample: Sample) -> None:
         if self._judge_probe and self._is_too_much(sample.burst_lost, sample.burst_in_flight):

@@ -10,8 +10,8 @@ ALPN: Final = "ntcp/1"
 VERSION: Final = 1  # RFC 9000
 SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
 
-# Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem). Enough for 120 MB/s where a
-# round trip takes 50 ms.
+# Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem). Enough for 120 MB/s where
+# a round trip takes 50 ms.
 WINDOW: Final = 6 * 1024 * 1024
 
 DONE: Final = 0  # application error codes of CONNECTION_CLOSE

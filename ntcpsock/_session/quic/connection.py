@@ -46,8 +46,8 @@ class Connection(QuicConnection):
         if size > SMALLEST:
             core_window.limit(core, size)
             return
-        # Where nothing arrives at first, a client's core falls back to the smallest size, and feels its way up from there;
-        # so it is told that a first flight, which nobody has seen, was lost.
+        # Where nothing arrives at first, a client's core falls back to the smallest size, and feels its way up from
+        # there; so it is told that a first flight, which nobody has seen, was lost.
         while core.poll_transmit(now) is not None:
             pass
         timer = core.get_timer()

@@ -1,9 +1,9 @@
 """The time that the core is told: ours, but for pauses.
 
-The core has a congestion control of its own, which we have outgrown (`connection`), and which forgets its window when it
-sends two seconds after the last acknowledgement, or when all that it sent over three probe time-outs got lost
+The core has a congestion control of its own, which we have outgrown (`core_window`), and which forgets its window when
+it sends two seconds after the last acknowledgement, or when all that it sent over three probe time-outs got lost
 (persistent congestion, RFC 9002 section 7.6). By this clock neither ever happens: it leaves out the time in which a
-connection is idle, and while nothing is acknowledged, every packet after the first ones is sent at the same moment of it.
+connection is idle, and while nothing is acknowledged, all packets after the first ones are sent at the same moment.
 """
 
 from __future__ import annotations

@@ -56,10 +56,13 @@ class DatagramQueues:
         return bool(self._outgoing)
 
     def let_go(self, core: QuicConnectionCore, datagram_size: int, packets: int) -> int:
-        """Give the core what fits into so many packets, for it asks no congestion control: how many packets that takes."""
-        room = packets * datagram_size
-        while self._outgoing and (size := len(self._outgoing[0]) + DATAGRAM_OVERHEAD) <= room:
-            core.send_datagram(self._outgoing.popleft())
+        """Give the core what fits into so many packets, for it asks no congestion control: how many that takes."""
+        used = 0
+        while self._outgoing and used < packets:
+            data = self._outgoing.popleft()
+            size = len(data) + DATAGRAM_OVERHEAD
             self._outgoing_bytes -= size
-            room -= size
-        return packets - room // datagram_size
+            if size <= datagram_size:  # else packets have become smaller since: lost
+                core.send_datagram(data)
+                used += 1
+        return used

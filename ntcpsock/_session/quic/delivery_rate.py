@@ -29,8 +29,9 @@ class Sample:
     """What one feedback tells. Bytes, seconds, bytes a second.
 
     acked, lost: since the feedback before. round_trip: of the newest burst that has arrived, None where none has.
-    rate: the delivery rate over the life of that burst, 0.0 where none can be told; interval: what it was measured over. burst_in_flight: what was in flight
-    when it had been sent; burst_lost: what got lost since. prior_delivered: what had been delivered when it was sent.
+    rate: the delivery rate over the life of that burst, 0.0 where none can be told; interval: what it was measured
+    over. burst_in_flight: what was in flight when it had been sent; burst_lost: what got lost since. prior_delivered:
+    what had been delivered when it was sent.
     """
 
     acked: int

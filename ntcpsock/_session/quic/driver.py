@@ -168,7 +168,7 @@ class QuicDriver:
             self._said = now
             count += len(datagrams)
             sent = self.path.try_send(datagrams)
-            if sent < len(datagrams):
+            if sent < len(datagrams) or len(datagrams) < BATCH:
                 self._unsent = datagrams[sent:]
                 self._more = False
                 return

@@ -6,29 +6,32 @@ from typing import Final
 
 # Bytes that may leave at once after any pause: RFC 9002 section 7.2.
 INITIAL_BURST: Final = 10
-# Sleeping is for milliseconds: so much of the rate is saved up while a sender sleeps or is kept from its processor.
+# Seconds of the rate that are saved up otherwise, for sleeping is for milliseconds.
 SAVED: Final = 0.004
+# As many while something waits to leave: the sender is kept from its processor, and may catch up.
+SAVED_LATE: Final = 0.025
 # Seconds of the rate that are worth waking up for.
 QUANTUM: Final = 0.001
 MOST_QUANTUM: Final = 64 * 1024
 
 
 class Pacer:
-    """rate: bytes a second."""
+    """rate: bytes a second. is_wasting: whether the last pause was too long to save all of it."""
 
     def __init__(self, now: float, rate: float, datagram_size: int) -> None:
         self.datagram_size = datagram_size
         self._rate = rate
         self._tokens = float(INITIAL_BURST * datagram_size)
         self._filled_at = now
+        self.is_wasting = False
 
     def set_rate(self, now: float, rate: float) -> None:
         self._fill(now)
         self._rate = rate
 
-    def budget(self, now: float) -> int:
-        """Bytes that may leave now; negative where more has left already."""
-        self._fill(now)
+    def budget(self, now: float, is_late: bool = False) -> int:
+        """Bytes that may leave now; negative where more has left already. is_late: something has waited for this."""
+        self._fill(now, SAVED_LATE if is_late else SAVED)
         return int(self._tokens)
 
     def spend(self, size: int) -> None:
@@ -43,7 +46,9 @@ class Pacer:
         """Bytes that leave together."""
         return int(min(MOST_QUANTUM, max(2 * self.datagram_size, self._rate * QUANTUM)))
 
-    def _fill(self, now: float) -> None:
-        most = max(INITIAL_BURST * self.datagram_size, self._rate * SAVED)
-        self._tokens = min(most, self._tokens + (now - self._filled_at) * self._rate)
+    def _fill(self, now: float, saved: float = SAVED_LATE) -> None:
+        most = max(INITIAL_BURST * self.datagram_size, self._rate * saved)
+        tokens = self._tokens + (now - self._filled_at) * self._rate
+        self.is_wasting = tokens > most
+        self._tokens = min(most, tokens)
         self._filled_at = now

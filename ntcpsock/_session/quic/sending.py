@@ -1,7 +1,7 @@
-"""What is sent, and when: the application's bytes go to the core as the congestion control lets them, packet by packet.
+"""What is sent, and when: the application's bytes go to the core as the congestion control lets them.
 
-The core sends all that it has; so it gets no more than may leave at once. What got lost it sends again of itself, before
-anything new, and in the same budget. Acknowledgements and probes need no budget.
+The core sends all that it has; so it gets no more than may leave at once. What got lost it sends again of itself,
+before anything new, and in the same budget. Acknowledgements and probes need no budget.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Sending:
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
+    def hurry(self) -> None:
+        """Something small has been given to the core that is not to wait for a budget."""
+        self._free = FREE
+
     # -- what has come in
 
     def received(self, core: QuicConnectionCore, now: float, in_flight_before: int) -> None:
@@ -102,8 +106,8 @@ class Sending:
         if sample.round_trip is not None:
             # The core knows the packet that was acknowledged, but its clock may have stood still.
             round_trip, known = sample.round_trip, core.latest_rtt or 0.0
-            if known > GRANULARITY:
-                round_trip = max(round_trip, known)
+            if known > max(GRANULARITY, round_trip):
+                round_trip = known
                 sample = replace(sample, round_trip=round_trip)
             self._round_trip += (round_trip - self._round_trip) / 8
         control.feedback(now, sample, in_flight, self._measure.delivered)
@@ -126,15 +130,20 @@ class Sending:
         if control is None:
             self._take(core, time, most, datagrams)
         else:
-            pace = self._pacer.budget(now)
+            pace = self._pacer.budget(now, self._paced)
+            if self._paced and self._pacer.is_wasting:
+                # Slow is the sender, which does not get its processor: that tells nothing of the path.
+                self._measure.limited_by_application(in_flight)
             packets = min(most, min(pace, control.window - in_flight) // datagram_size)
+            if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
+                packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
-                    self._more = self._take(core, time, free, datagrams) or self._more
+                    self._more = self._take(core, time, min(free, most), datagrams) or self._more
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
@@ -143,6 +152,10 @@ class Sending:
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
         return datagrams
+
+    def _worth(self, control: Bbr) -> int:
+        """Datagrams that are worth a system call while others are on their way."""
+        return max(1, min(self._pacer.quantum, control.window // 8) // control.datagram_size)
 
     def _take(self, core: QuicConnectionCore, time: float, most: int, datagrams: list[bytes]) -> bool:
         """Get up to so many from the core; whether it may have more."""
@@ -177,7 +190,9 @@ class Sending:
             self._measure.sent(now, sent, in_flight)
         has_room = control.window - in_flight >= control.datagram_size
         has_work = self._more or bool(self._chunks) or self._datagrams.has_outgoing
-        self._paced = has_room and has_work and self._pacer.budget(now) < control.datagram_size
+        self._paced = (
+            has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
+        )
         if has_room and not has_work:
             self._measure.limited_by_application(in_flight)
 
