@@ -22,11 +22,19 @@ from ntcpsock.cli.options import (
     load_config,
     node_address,
 )
-from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, run_command
+from ntcpsock.cli.output import (
+    Output,
+    connected_fields,
+    connected_text,
+    fail,
+    moved_fields,
+    moved_text,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
-    from ntcpsock._report import Report
+    from ntcpsock._report import Move, Report
 
 
 def connect(
@@ -88,8 +96,12 @@ class Telling:
 async def _connect(config: Config, target: str, port: int, output: Output, telling: Telling) -> None:
     import trio
 
+    from ntcpsock.cli.moves import telling_moves
     from ntcpsock.cli.stdio import exchange, open_stdin
     from ntcpsock.trio import open_node
+
+    def moved(move: Move) -> None:
+        output.event("moved", moved_text(move), **moved_fields(move))
 
     async with open_node(config) as node:
         # What is measured is the connect of a warm node. Cold STUN servers do not hold us up for
@@ -111,7 +123,7 @@ async def _connect(config: Config, target: str, port: int, output: Output, telli
                 connected_text(seconds, stream.peer, stream.path),
                 **connected_fields(seconds, stream.peer, stream.path, stream.report),
             )
-            async with open_stdin() as stdin:
+            async with open_stdin() as stdin, telling_moves(stream, moved):
                 transfer = await exchange(stream, stdin, until_peer_ends=False)
         output.event(
             "closed",
