@@ -126,6 +126,7 @@ FLOORS = (
             "_traversal.discovery.findings",
             "_traversal.discovery.prospects",
             "_traversal.discovery.router",
+            "_traversal.discovery.survival",
             "_traversal.relay_plan",
             "_traversal.datagram_plan",
         ),
