@@ -14,6 +14,7 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     Name,
     NodeAddress,
     StateDir,
@@ -43,6 +44,7 @@ def connect(
     name: Name = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     timeout: Timeout = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -61,7 +63,12 @@ def connect(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, timeout=timeout, encryption=encryption
+            broker=broker,
+            name=name,
+            state_dir=state_dir,
+            timeout=timeout,
+            encryption=encryption,
+            linger=linger,
         )
     except NTCPError as error:
         fail(output, error)

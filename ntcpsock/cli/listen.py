@@ -13,6 +13,7 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     NodeAddress,
     StateDir,
     Verbose,
@@ -45,6 +46,7 @@ def listen(
     broker: Broker = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     allow: Allow = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -57,7 +59,7 @@ def listen(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, allow=allow, encryption=encryption
+            broker=broker, name=name, state_dir=state_dir, allow=allow, encryption=encryption, linger=linger
         )
     except NTCPError as error:
         fail(output, error)
