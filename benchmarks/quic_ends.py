@@ -17,9 +17,9 @@ from typing import Any
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._session.binding import receive_bind, send_bind
 from ntcpsock._session.quic.carrier import QuicCarrier, quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
-from ntcpsock._session.stream import receive_bind, send_bind
 from ntcpsock._session.tls import make_certificate
 
 CHUNK = 256 * 1024

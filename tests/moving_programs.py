@@ -65,7 +65,7 @@ async def exchange(stream: NTCPStream, size: int, seed: int, under_way: Path | N
                 now = time.monotonic()
                 pause, last = max(pause, now - last), now
                 if under_way is not None and count > size // 4:
-                    under_way.touch()
+                    under_way.touch()  # noqa: ASYNC240
     except BaseException as failure:
         if isinstance(failure, KeyboardInterrupt | trio.Cancelled):
             raise

@@ -10,10 +10,10 @@ import trio
 from session_support import certificate
 
 from ntcpsock._address import Endpoint
+from ntcpsock._session.binding import receive_bind, send_bind
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.carrier import QuicCarrier, quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
-from ntcpsock._session.stream import receive_bind, send_bind
 
 
 def socket_paths(size: int = 1200, host: str = "127.0.0.1") -> tuple[SocketPath, SocketPath]:

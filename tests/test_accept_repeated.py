@@ -40,6 +40,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             listens=lambda port, kind: True,
             turn_servers=(),
             admits=admits,
+            mapped_ports=lambda transport: (),
             introductions=SimpleNamespace(reply=lambda delivery, answer: None),
         ),
     )

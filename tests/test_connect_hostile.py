@@ -18,7 +18,7 @@ from ntcpsock._errors import (
 )
 from ntcpsock._identity import Identity
 from ntcpsock._node import Node
-from ntcpsock._session.stream import send_bind
+from ntcpsock._session.binding import send_bind
 from ntcpsock._session.tls import client_handshake
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from lab_stage import Stage, start_servers
 from moving_programs import Transfer
 
-from ntcpsock.testing.natlab import Host, Lab, Place
+from ntcpsock.testing.natlab import Host, Lab, Place, Router
 from ntcpsock.testing.pytest_plugin import NatLabFactory
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -117,9 +118,82 @@ def test_the_relay_is_restarted(moving: Open) -> None:
     """Random ports at both sides: there is no other way than the relay, which comes back with the broker."""
     made = moving("random", "random")
     made.restart_servers()
-    dialler, listener = made.end()
+    dialler, _ = made.end()
     assert dialler.first == "relay"
     assert "relay" in dialler.moves
+
+
+def block(host: Host, router: Router, what: str = "") -> None:
+    """Nothing leaves `host` for what lies behind `router`. what: "tcp" or "udp" only."""
+    match = f"meta l4proto {what}" if what else ""
+    rule = f"ip daddr {router.public_address} {match} drop"
+    host.run(
+        [
+            "nft",
+            "add table ip blocked; add chain ip blocked out { type filter hook output priority 0; };"
+            f" add rule ip blocked out {rule}",
+        ],
+        check=True,
+    )
+
+
+def unblock(*hosts: Host) -> None:
+    for host in hosts:
+        host.run(["nft", "delete table ip blocked"], check=True)
+
+
+def test_from_the_relay_to_a_direct_path(nat_lab: NatLabFactory, tmp_path: Path) -> None:
+    lab = nat_lab("default", "default")
+    block(lab.host_a, lab.nat_b)
+    block(lab.host_b, lab.nat_a)
+    made = Moving(lab, start_servers(lab, tmp_path, tcp=True), tmp_path, 4 * SIZE)
+    unblock(lab.host_a, lab.host_b)
+    dialler, _ = made.end()
+    assert dialler.first == "relay"
+    assert dialler.reasons[0] == "a direct path"
+    assert "relay" not in dialler.moves
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_one_transport_is_blocked_midway(moving: Open, transport: str) -> None:
+    """The other one goes on."""
+    made = moving(prefer=transport)
+    block(made.lab.host_a, made.lab.nat_b, transport)
+    block(made.lab.host_b, made.lab.nat_a, transport)
+    dialler, _ = made.end()
+    assert dialler.first.startswith(transport)
+    assert dialler.moves
+    assert not dialler.moves[-1].startswith(transport)
+
+
+@pytest.mark.slow
+def test_twenty_seconds_of_black_out(moving: Open) -> None:
+    made = moving()
+    hosts = made.lab.host_a, made.lab.host_b
+    for host in hosts:
+        host.run(
+            [
+                "nft",
+                "add table ip blocked; add chain ip blocked out"
+                " { type filter hook output priority 0; policy drop; };",
+            ],
+            check=True,
+        )
+    time.sleep(20)
+    unblock(*hosts)
+    dialler, _ = made.end()
+    assert dialler.pause >= 19
+
+
+@pytest.mark.slow
+def test_the_broker_is_gone_before_the_path(moving: Open) -> None:
+    """The candidates for the next path travel over the stream that shall move, while that has a carrier: from UDP to
+    TCP no broker is asked."""
+    made = moving(prefer="first", size=4 * SIZE)
+    made.lab.server.terminate()
+    made.lab.server.reap()
+    dialler, _ = made.end()
+    assert dialler.moves == ("tcp-open",)
 
 
 def test_first_over_udp_then_over_tcp(moving: Open) -> None:

@@ -12,10 +12,11 @@ from quic_wire import Weather, wire_paths
 from session_support import certificate, clog, make_stream
 
 from ntcpsock._errors import IdentityMismatch
+from ntcpsock._session.binding import receive_bind, send_bind
 from ntcpsock._session.quic import configuration, datagram_queues, machine
 from ntcpsock._session.quic.carrier import quic_client_handshake, quic_server_handshake
 from ntcpsock._session.socket_path import SocketPath
-from ntcpsock._session.stream import NTCPStream, receive_bind, send_bind
+from ntcpsock._session.stream import NTCPStream
 
 
 async def test_an_echo_comes_back_over_a_session() -> None:

@@ -14,7 +14,7 @@ import trio.testing
 from session_support import certificate, handshake_over, make_stream, tampered_pair, tcp_pair, tls_carriers
 
 from ntcpsock._errors import BadMessage, IdentityMismatch
-from ntcpsock._session.stream import receive_bind, send_bind
+from ntcpsock._session.binding import receive_bind, send_bind
 from ntcpsock._session.tls import ALPN, Carrier, client_handshake, make_certificate, server_handshake
 
 

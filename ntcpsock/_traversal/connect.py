@@ -11,9 +11,10 @@ from ntcpsock._address import encode_node_id, full_name
 from ntcpsock._datagram_way import OpenRoad
 from ntcpsock._errors import BadMessage, IdentityMismatch, TraversalFailed
 from ntcpsock._report import PeerInfo, Report
+from ntcpsock._session.binding import send_bind
 from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier, nominate
-from ntcpsock._session.stream import NTCPStream, send_bind
+from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.datagram_plan import preference

@@ -11,11 +11,11 @@ import trio
 
 from ntcpsock._config import Encryption
 from ntcpsock._errors import BadMessage
+from ntcpsock._session.binding import receive_bind
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.datagram_road import BareRoad, accept_bare_road, confirm_bare_road
 from ntcpsock._session.plain import PlainCarrier, receive_greeting, to_plain
 from ntcpsock._session.quic.carrier import QuicCarrier, quic_server_handshake
-from ntcpsock._session.stream import receive_bind
 from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import Certificate, server_handshake
 from ntcpsock._traversal.checks.driver import PunchedPath

@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._session.binding import read_exactly, write_all
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.frames import (
     HEADER_LENGTH,
@@ -16,7 +17,6 @@ from ntcpsock._session.frames import (
     encode_frame,
     encode_resumed,
 )
-from ntcpsock._session.stream import read_exactly, write_all
 
 #: Seconds that the other end may take for its word.
 DEADLINE = 5.0
