@@ -82,6 +82,17 @@ with listening.pubsub() as channel:
         print(client.connection._sock.path.local[0], len(client.connection._sock.report.moves))
 """
 
+# What has no name of its own.
+PLAIN_CLIENT = """
+import socket, sys
+
+connection = socket.create_connection(("127.0.0.1", 7000))
+for line in sys.stdin:
+    connection.sendall(line.encode())
+connection.shutdown(socket.SHUT_WR)
+assert not connection.recv(1)
+"""
+
 
 class Behind:
     """A lab with servers; `stack` ends what was started in it."""
@@ -193,7 +204,7 @@ def test_ssh(behind: Behind) -> None:
     assert (connected["event"], moved["event"]) == ("connected", "moved")
     assert connected["local"][0] == behind.lab.host_a.address
     assert moved["local"][0] != connected["local"][0]
-    assert moved["kind"] == "tcp"
+    assert moved["kind"] in ("tcp", "relay")  # and then to a direct path
     assert moved["reason"]
 
 
@@ -248,3 +259,26 @@ def test_redis(behind: Behind) -> None:
     assert heard[3] != address
     assert int(heard[4]) > 0
     assert client.wait() == 0
+
+
+def test_both_commands_tell_the_move(behind: Behind) -> None:
+    lab, stage = behind.lab, behind.stage
+    listening = command(lab.host_b, behind.stack, stage.environment("echo"), "listen", "echo:7000")
+    forward = command(lab.host_a, behind.stack, stage.environment("bob"), "forward", "7000", "echo:7000")
+    client = behind.start(lab.host_a, "plain", sys.executable, "-c", PLAIN_CLIENT)
+    client.say("one")
+    before = listening.event("connected")
+    assert forward.event("opened")["local"][0] == lab.host_a.address
+    change_address(lab.host_a)
+    client.say("two")
+    there, here = listening.event("moved"), forward.event("moved")
+    assert here["connection"] == 1
+    for moved in (there, here):
+        assert moved["kind"] in ("tcp", "relay")  # and then to a direct path
+        assert moved["reason"]
+        assert 0 <= moved["pause"] < moved["at"]
+    assert here["local"][0] != lab.host_a.address
+    assert there["remote"] != before["remote"]
+    assert client.wait() == 0
+    assert listening.event("closed")["received"] == len("one\ntwo\n")
+    assert forward.event("closed")["broken_by"] is None
