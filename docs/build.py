@@ -71,6 +71,7 @@ FILES = (
     "matrix-everything.json",
     "punch.svg",
     "prediction.svg",
+    "moving.svg",
 )
 
 EXTRAS = ("fenced-code-blocks", "tables", "header-ids", "cuddled-lists", "code-friendly", "strike")
