@@ -7,7 +7,17 @@ import subprocess
 import sys
 from importlib import import_module
 
-NAMES = ("connect_time", "throughput", "pingpong", "encryption_off", "patched", "memory", "relay", "quic")
+NAMES = (
+    "connect_time",
+    "throughput",
+    "pingpong",
+    "encryption_off",
+    "patched",
+    "memory",
+    "relay",
+    "quic",
+    "moving",
+)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -51,7 +50,7 @@ class DriverLife:
         self._in_frame = False
         self._header = memoryview(bytearray(HEADER_LENGTH))
         # Read before anybody asked for it; and whether the machine holds it for not taken.
-        self._ahead: deque[tuple[memoryview, bool]] = deque()
+        self._ahead: list[tuple[memoryview, bool]] = []
         self._is_read = False  # somebody waits for the carrier
         self._liveness: Liveness | None = None
 

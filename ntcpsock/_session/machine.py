@@ -12,9 +12,8 @@ kept is bounded by a window: the peer confirms what its reader has taken, so it 
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._session.frames import (
@@ -113,9 +112,10 @@ class Session:
         self._decoder = Decoder()
         self._last_ack = 0
         self._ack_due = False
-        self._pings: deque[int] = deque(maxlen=OUTSTANDING_PINGS)
-        self._pongs: deque[int] = deque(maxlen=PENDING_PONGS)
-        self._signals: deque[bytes] = deque(maxlen=PENDING_SIGNALS)
+        # Lists, which are nearly always empty: an empty deque takes 600 bytes.
+        self._pings: list[int] = []
+        self._pongs: list[int] = []
+        self._signals: list[bytes] = []
         self._kept = SendBuffer() if window else None
         self._again_at: int | None = None  # what the carrier before has lost begins here
         self._end_again = False
@@ -181,13 +181,13 @@ class Session:
         if self.is_reset:
             raise RuntimeError("ping on a stream that was reset")
         frame = encode_frame(Ping(nonce))
-        self._pings.append(nonce)
+        _append(self._pings, nonce, OUTSTANDING_PINGS)
         return frame
 
     def signal(self, body: bytes) -> None:
         """Tell the peer's node something (1 to 4,096 bytes). Of those that wait only the newest 16 are sent, and
         what a lost carrier had is not repeated."""
-        self._signals.append(encode_frame(SignalFrame(body)))
+        _append(self._signals, encode_frame(SignalFrame(body)), PENDING_SIGNALS)
 
     @property
     def has_control(self) -> bool:
@@ -358,7 +358,7 @@ class Session:
                 self.reset_code = code
                 return ResetReceived(code)
             case Ping(nonce):
-                self._pongs.append(nonce)
+                _append(self._pongs, nonce, PENDING_PONGS)
                 return None
             case Pong(nonce):
                 # One that we do not wait for may answer a ping older than the newest 8.
@@ -386,6 +386,12 @@ class Session:
         if self._kept is not None:
             self._kept.release(self.acknowledged)
         return Acknowledged(self.acknowledged, self.eof_acknowledged)
+
+
+def _append(entries: list[Any], entry: object, most: int) -> None:
+    """Keep the newest."""
+    entries.append(entry)
+    del entries[:-most]
 
 
 __all__ = [

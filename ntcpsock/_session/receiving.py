@@ -89,7 +89,7 @@ class ReceivingDriver(DriverLife):
 
     def unread(self, data: bytes) -> None:
         """Give back stream data that its reader could not bring on."""
-        self._ahead.appendleft((memoryview(data), False))
+        self._ahead.insert(0, (memoryview(data), False))
 
     def _take_ahead(self, view: memoryview) -> int:
         filled = 0
@@ -99,7 +99,7 @@ class ReceivingDriver(DriverLife):
             view[filled : filled + count] = data[:count]
             filled += count
             if count == len(data):
-                self._ahead.popleft()
+                del self._ahead[0]
             else:
                 self._ahead[0] = data[count:], is_held
             if is_held:

@@ -17,11 +17,15 @@ class SendBuffer:
     def __init__(self) -> None:
         self.start = 0
         self.end = 0
-        self._pieces: deque[bytes | bytearray] = deque()
+        #: None while empty, as nearly always: an empty deque takes 600 bytes.
+        self._pieces: deque[bytes | bytearray] | None = None
 
     def append(self, data: bytes | memoryview) -> None:
         """Keep the next bytes of the stream; copied."""
-        pieces, length = self._pieces, len(data)
+        length = len(data)
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = deque()
         if length >= SMALL:
             pieces.append(bytes(data))
         elif pieces and type(pieces[-1]) is bytearray and len(pieces[-1]) < SMALL:
@@ -35,13 +39,15 @@ class SendBuffer:
         pieces = self._pieces
         while pieces and self.start + len(pieces[0]) <= offset:
             self.start += len(pieces.popleft())
+        if not pieces:
+            self._pieces = None
 
     def read(self, offset: int, limit: int) -> bytes:
         """1 to `limit` bytes from `offset` on, a copy; b"" at the end. ValueError for what is not kept any more."""
         if offset < self.start:
             raise ValueError(f"offset {offset} lies before what is kept, {self.start}")
         position = self.start
-        for piece in self._pieces:
+        for piece in self._pieces or ():
             if offset < position + len(piece):
                 begin = offset - position
                 return bytes(memoryview(piece)[begin : begin + limit])
