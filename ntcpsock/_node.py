@@ -289,6 +289,7 @@ class Node(NodeSettings):
         return self._closing
 
     async def wait_network_changed(self) -> None:
+        """Until an address or a route of the machine has changed, or it has slept."""
         await self.network.wait_change()
 
     @property
