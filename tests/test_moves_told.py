@@ -105,7 +105,8 @@ def servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Servers
     _portal.stop()
     yield started
     _portal.stop(2)
-    started.stop()
+    if started.is_alive():
+        started.stop()
 
 
 def stream_of(sock: NTCPSocket) -> NTCPStream:
@@ -124,6 +125,7 @@ def cut(dialled: NTCPStream, accepted: NTCPStream) -> None:
         for stream in (dialled, accepted):
             stream.driver.fail(SILENCE)
 
+    wait_until(lambda: dialled.holder is not None and accepted.holder is not None)
     assert dialled.holder is not None
     assert accepted.holder is not None
     dialled.holder.soon(lose)
@@ -154,3 +156,19 @@ def test_the_path_of_a_socket_is_the_current_one() -> None:
             with socket.create_server(("127.0.0.1", 0)) as plain, NTCPSocket() as ordinary:
                 ordinary.connect(plain.getsockname())
                 assert ordinary.path is None
+
+
+def test_a_program_s_own_time_out_bounds_the_wait(servers: Servers) -> None:
+    """Nobody introduces the two again: what would be waited for is the setting's minute."""
+    with listener() as server:
+        client, accepted = pair(server)
+        with client, accepted:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 400)
+            wait_until(lambda: stream_of(client).linger == 0.4)
+            servers.stop()
+            cut(stream_of(client), stream_of(accepted))
+            with pytest.raises(TimeoutError) as caught:
+                client.recv(1)
+            assert (
+                caught.value.errno == errno.ETIMEDOUT
+            )  # the kernel's word, and not the socket's own time-out
