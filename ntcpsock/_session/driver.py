@@ -45,7 +45,12 @@ class SessionDriver(SendingDriver):
             self._liveness = Liveness(now, rtt)
         self.machine.acknowledge()
         verdict = self._liveness.look(
-            now, self.heard, self.taken, self.carrier.unacknowledged(), self.answers
+            now,
+            self.heard,
+            self.taken,
+            self.carrier.unacknowledged(),
+            self.answers,
+            (self.machine.aside_heard, self.machine.aside_said),
         )
         if verdict == "dead" and not self.can_move:
             return "idle"  # its kernel will tell, as it does without us

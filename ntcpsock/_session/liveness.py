@@ -2,8 +2,9 @@
 
 A stream at work is watched: what comes from the peer is a sign of life, and so is that its kernel takes more of what
 was sent. After a moment without one the peer is asked once (PING); who answers neither that nor anything else is gone.
-Once it has answered, and nothing has moved since, the stream is idle and is left alone: an idle one learns of a dead
-path with its next byte, or by its kernel's keep-alive, and wakes no radio for that.
+Once it has answered, and nothing of the stream has moved since it was asked, the stream is idle and is left alone: an
+idle one learns of a dead path with its next byte, or by its kernel's keep-alive, and wakes no radio for that. Pings and
+their answers are signs of life and no work: two idle ends would ask each other forever.
 """
 
 from __future__ import annotations
@@ -28,33 +29,48 @@ class Liveness:
         self._patience = max(PATIENCE, ROUND_TRIPS * rtt)
         self._alive = now
         self._asked: float | None = None
+        self._heard = 0
         self._moved: tuple[int, int] = (0, 0)
+        self._works_since_asked = False
         self._progress = 0
         self._answers = 0
         self._idle = True
 
-    def look(self, now: float, heard: int, taken: int, unacknowledged: int | None, answers: int) -> Verdict:
+    def look(
+        self,
+        now: float,
+        heard: int,
+        taken: int,
+        unacknowledged: int | None,
+        answers: int,
+        aside: tuple[int, int],
+    ) -> Verdict:
         """What to do now: nothing until something moves ("idle"), look again ("watch"), send a PING, or give up.
 
         heard: bytes that came by this carrier so far; taken: bytes that it has taken; unacknowledged: of them, those
-        that its other end's kernel has not confirmed, where that can be known; answers: pongs so far.
+        that its other end's kernel has not confirmed, where that can be known; answers: pongs so far; aside: how many
+        bytes of heard and of taken were frames beside the stream.
         """
         # What was only handed to a kernel says nothing.
         progress = 0 if unacknowledged is None else taken - unacknowledged
-        has_moved = (heard, taken) != self._moved and answers == self._answers
-        if (heard, progress) != (self._moved[0], self._progress):
+        moved = (heard - aside[0], taken - aside[1])
+        works = moved != self._moved
+        if (heard, progress) != (self._heard, self._progress):
             self._alive = now
+        if works:
+            self._idle = False
+            self._works_since_asked = True
         if answers != self._answers:
             self._asked = None
-            self._idle = True
-        elif has_moved:
-            self._idle = False
-        self._moved, self._progress, self._answers = (heard, taken), progress, answers
+            # What went out behind the question is not confirmed by its answer.
+            self._idle = not self._works_since_asked
+        self._heard, self._moved, self._progress, self._answers = heard, moved, progress, answers
         if self._idle:
             return "idle"
         if self._asked is None:
             if now - self._alive < QUIET:
                 return "watch"
             self._asked = now
+            self._works_since_asked = False
             return "ask"
         return "dead" if now - max(self._asked, self._alive) >= self._patience else "watch"

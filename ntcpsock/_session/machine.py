@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._session.frames import (
+    HEADER_LENGTH,
     LARGEST_OFFSET,
     LARGEST_PAYLOAD,
     Ack,
@@ -95,6 +96,8 @@ class Session:
     peer's RESET, or None.
 
     window: bytes that may be unconfirmed, and are kept; 0: nothing is kept, and the stream cannot move.
+    aside_heard, aside_said: bytes of this carrier's frames that say nothing new of the stream: PING, PONG, SIGNAL, and
+    ACK where it is heard. One that is said must not be lost unnoticed: the peer may wait for it.
     """
 
     def __init__(self, window: int = 0) -> None:
@@ -109,6 +112,8 @@ class Session:
         self.eof_received = False
         self.reset_sent = False
         self.reset_code: int | None = None
+        self.aside_heard = 0
+        self.aside_said = 0
         self._decoder = Decoder()
         self._last_ack = 0
         self._ack_due = False
@@ -119,6 +124,9 @@ class Session:
         self._kept = SendBuffer() if window else None
         self._again_at: int | None = None  # what the carrier before has lost begins here
         self._end_again = False
+        self._reset_frame = b""
+        # The peer's window is as large as ours; a small one must not wait for more than it lets through.
+        self._ack_interval = min(ACK_INTERVAL, window // 4) if window else ACK_INTERVAL
 
     @property
     def is_reset(self) -> bool:
@@ -159,18 +167,21 @@ class Session:
             self._kept.append(data)
 
     def send_eof(self) -> bytes:
-        """A FIN frame: this direction ends here."""
+        """A FIN frame: this direction ends here. b"" where `next_again` gives it, behind what the peer lacks."""
         self._check_may_send("FIN")
         self.eof_sent = True
+        if self._again_at is not None:
+            self._end_again = True
+            return b""
         return encode_frame(Fin(self.sent))
 
     def reset(self, code: int = 0) -> bytes:
         """A RESET frame: both directions are dead. Allowed at any time, once."""
         if self.is_reset:
             raise RuntimeError("the stream is already reset")
-        frame = encode_frame(Reset(code))
+        self._reset_frame = encode_frame(Reset(code))
         self.reset_sent = True
-        return frame
+        return self._reset_frame
 
     def confirm(self) -> None:
         """Have an acknowledgement be due although nothing asks for one: it says that somebody is here."""
@@ -182,6 +193,7 @@ class Session:
             raise RuntimeError("ping on a stream that was reset")
         frame = encode_frame(Ping(nonce))
         _append(self._pings, nonce, OUTSTANDING_PINGS)
+        self.aside_said += len(frame)
         return frame
 
     def signal(self, body: bytes) -> None:
@@ -216,11 +228,14 @@ class Session:
             self._ack_due = False
             self._last_ack = self.received - self.held
             frames.append(encode_frame(Ack(self._last_ack + (self.eof_received and not self.held))))
+            self.aside_said -= HEADER_LENGTH
         frames.extend(encode_frame(Pong(nonce)) for nonce in self._pongs)
         frames.extend(self._signals)
         self._pongs.clear()
         self._signals.clear()
-        return b"".join(frames)
+        control = b"".join(frames)
+        self.aside_said += len(control)
+        return control
 
     def _check_may_send(self, what: str) -> None:
         if self.eof_sent:
@@ -230,20 +245,27 @@ class Session:
 
     # -- moving ----------------------------------------------------------------------------------
 
-    def reattach(self, peer_position: int) -> None:
-        """Go on over a new carrier, on whose other end everything before `peer_position` has arrived.
-
-        Raises BadMessage where that cannot be. What was partly received stays received: offsets are exact to a byte.
-        """
+    def check_position(self, peer_position: int) -> None:
+        """Raises BadMessage where `reattach` would: the peer cannot be there, or was there long ago (a RESUME that
+        was late, and has been overtaken by what the peer said since)."""
         if self._kept is None:
             raise RuntimeError("a stream without a window cannot move")
         if peer_position > self.sent + self.eof_sent:
             raise BadMessage(f"the peer claims to have {peer_position} bytes, sent {self.sent}")
-        if peer_position < max(self.acknowledged + self.eof_acknowledged, self._kept.start):
+        if peer_position < self.acknowledged + self.eof_acknowledged:
             raise BadMessage(f"the peer has lost what it confirmed: {peer_position} of {self.acknowledged}")
+
+    def reattach(self, peer_position: int) -> None:
+        """Go on over a new carrier, on whose other end everything before `peer_position` has arrived.
+
+        Raises BadMessage where that cannot be; then nothing has changed. What was partly received stays received:
+        offsets are exact to a byte.
+        """
+        self.check_position(peer_position)
         self._decoder = Decoder()
         self._pings.clear()
         self._pongs.clear()
+        self.aside_heard = self.aside_said = 0
         self._end_again = self.eof_sent and peer_position <= self.sent
         is_whole = peer_position >= self.sent and not self._end_again and not self.reset_sent
         self._again_at = None if is_whole else min(peer_position, self.sent)
@@ -261,7 +283,7 @@ class Session:
         """
         if self.reset_sent and self._again_at is not None:
             self._again_at = None
-            return encode_frame(Reset(0))
+            return self._reset_frame
         if self._again_at is None or self._kept is None:
             return b""
         payload = self._kept.read(self._again_at, LARGEST_PAYLOAD)
@@ -327,7 +349,7 @@ class Session:
         self._count_taken()
 
     def _count_taken(self) -> None:
-        if self.received - self.held - self._last_ack >= ACK_INTERVAL:
+        if self.received - self.held - self._last_ack >= self._ack_interval:
             self._ack_due = True
 
     def _handle_frame(self, frame: Frame) -> Event | None:
@@ -336,6 +358,8 @@ class Session:
         if self.reset_sent:
             # It crossed our RESET: of no use, and no fault of the peer. Payload still counts down.
             return None
+        if isinstance(frame, Ack | Ping | Pong):
+            self.aside_heard += HEADER_LENGTH
         match frame:
             case Data(offset, _):
                 if self.eof_received:
@@ -367,6 +391,7 @@ class Session:
                 self._pings.remove(nonce)
                 return PongReceived(nonce)
             case SignalFrame(body):
+                self.aside_heard += HEADER_LENGTH + len(body)
                 return SignalReceived(body)
             case Bind():
                 raise BadMessage("BIND inside a session")
@@ -378,6 +403,8 @@ class Session:
     def _handle_ack(self, offset: int) -> Acknowledged:
         if offset > self.sent + self.eof_sent:
             raise BadMessage(f"ACK of {offset}, sent {self.sent}")
+        if self._again_at is not None and offset > self._again_at:
+            raise BadMessage(f"ACK of {offset}, sent {self._again_at} on this carrier")
         if offset < self.acknowledged + self.eof_acknowledged:
             raise BadMessage(f"ACK went back from {self.acknowledged} to {offset}")
         self.confirmed = True

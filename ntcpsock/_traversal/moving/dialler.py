@@ -7,8 +7,9 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain, repeat
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -56,27 +57,44 @@ class DiallerContext(DialContext, KeptContext, Protocol):
         ...
 
 
+class _First(NamedTuple):
+    """What stays of the first dial."""
+
+    label: str
+    port: int
+    source_port: int
+    instance: bytes | None
+    observed_host: str
+    also_observed: tuple[str, ...]
+
+
 class DialledStream(KeptStream):
     """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
 
     def __init__(
         self, node: DiallerContext, stream: NTCPStream, dial: Dial, book: dict[bytes, DialledStream]
     ) -> None:
-        super().__init__(node, stream, dial.key, lambda: book.pop(dial.dial_id, None))
+        super().__init__(node, stream, dial.key, partial(book.pop, dial.dial_id, None))
         self._dialler = node
-        self._dial = dial
+        self._first = _First(
+            dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
+        )
         self._resuming = Resuming(dial.dial_id, dial.token)
-        self._climbing = trio.CancelScope()
+        self._climbing: trio.CancelScope | None = None
         if self._useless():
             node.nursery.start_soon(self._climb)
 
     @property
     def observed_host(self) -> str:
-        return self._dial.observed_host
+        return self._first.observed_host
 
     def _ended(self) -> None:
         super()._ended()
-        self._climbing.cancel()
+        self._stop_climbing()
+
+    def _stop_climbing(self) -> None:
+        if self._climbing is not None:
+            self._climbing.cancel()
 
     def asked(self, signal: Signal) -> None:
         """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
@@ -89,7 +107,7 @@ class DialledStream(KeptStream):
     # -- a carrier that was lost
 
     async def _keep(self, error: OSError) -> None:
-        self._climbing.cancel()
+        self._stop_climbing()
         node = self._dialler
         deadline = trio.current_time() + self.patience(error)
         pause = FIRST_PAUSE
@@ -146,8 +164,8 @@ class DialledStream(KeptStream):
 
     async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
         """Dial again, and go on over what that gives. Raises OSError."""
-        node, first = self._dialler, self._dial
-        dial = Dial(first.key, first.label, first.port, first.source_port, resume=first.dial_id)
+        node, first = self._dialler, self._first
+        dial = Dial(self.key, first.label, first.port, first.source_port, resume=self._resuming.session_id)
         dial.instance, dial.say, dial.useless = first.instance, self.say, useless
         path = self.stream.path
         dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -34,7 +35,7 @@ class AcceptedStream(KeptStream):
         self, node: KeptContext, stream: NTCPStream, pending: PendingDial, book: dict[bytes, AcceptedStream]
     ) -> None:
         session_id = pending.offer.dial_id
-        super().__init__(node, stream, pending.delivery.sender, lambda: book.pop(session_id, None))
+        super().__init__(node, stream, pending.delivery.sender, partial(book.pop, session_id, None))
         self.resumable = Resumable(session_id, pending.offer.token, pending.delivery.sender)
         self._dialler = replace(pending.delivery, sealed=b"", answer=None)
         self._lock = trio.Lock()
