@@ -48,6 +48,7 @@ GUIDE = (
     ("docs/guide/doctor.md", "guide/doctor.html", "What network am I in?"),
     ("docs/guide/matrix.md", "guide/matrix.html", "Which NATs it connects"),
     ("docs/guide/udp.md", "guide/udp.html", "Paths over UDP"),
+    ("docs/guide/moving.md", "guide/moving.html", "When the path changes"),
     ("docs/guide/datagrams.md", "guide/datagrams.html", "Datagrams"),
     ("docs/guide/solipsis.md", "guide/solipsis.html", "A small world: Solipsis"),
     ("docs/guide/turn.md", "guide/turn.html", "TURN servers"),
@@ -72,6 +73,7 @@ FILES = (
     "matrix-everything.json",
     "punch.svg",
     "prediction.svg",
+    "moving.svg",
 )
 
 EXTRAS = ("fenced-code-blocks", "tables", "header-ids", "cuddled-lists", "code-friendly", "strike")

@@ -21,6 +21,7 @@ from ntcpsock._traversal.discover import discover
 from ntcpsock._traversal.discovery.lifetime_driver import measure_lifetime
 from ntcpsock._traversal.discovery.prospects import advice, headline, prospects, unknowns
 from ntcpsock._traversal.discovery.router import with_router
+from ntcpsock._traversal.discovery.survival import survivals
 from ntcpsock._traversal.mapping_probe import PortMappingProbe, probe_port_mapping
 
 # Seconds for the broker, and until the discovery starts without it: all has to fit into five.
@@ -63,12 +64,12 @@ async def diagnose(
         raise broker.failure
     if lifetime:
         if found is not None:
-            found(_diagnosis(discovery, broker.state, guessed))
+            found(_diagnosis(config, discovery, broker.state, guessed))
         discovery = await _with_lifetime(config, discovery, progress)
-    return _diagnosis(discovery, broker.state, guessed)
+    return _diagnosis(config, discovery, broker.state, guessed)
 
 
-def _diagnosis(discovery: Discovery, state: BrokerState, guessed: bool) -> Diagnosis:
+def _diagnosis(config: Config, discovery: Discovery, state: BrokerState, guessed: bool) -> Diagnosis:
     over_tcp = state.transport == "tcp"
     return Diagnosis(
         headline(discovery),
@@ -78,6 +79,7 @@ def _diagnosis(discovery: Discovery, state: BrokerState, guessed: bool) -> Diagn
         prospects(discovery, over_tcp),
         advice(discovery, over_tcp),
         unknowns(discovery),
+        survivals(config, state),
     )
 
 
@@ -139,7 +141,13 @@ class _Broker:
             ca_file=self._config.ca_file,
             token=self._config.broker_token,
         ) as session:
-            self.state = replace(self.state, reached=True, rtt=session.rtt, transport=session.transport)
+            self.state = replace(
+                self.state,
+                reached=True,
+                rtt=session.rtt,
+                transport=session.transport,
+                relays=len(session.welcome.relays),
+            )
             self.announced = session.welcome.stun
 
 

@@ -114,21 +114,31 @@ class Prospect:
 
 
 @dataclass(frozen=True, slots=True)
+class Survival:
+    """Whether open connections go on after an event, in words, if the other end is set like this one."""
+
+    event: str
+    verdict: Verdict
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerState:
     """address: [wss://]HOST:PORT as configured, None where there is none; why: it was not reached; rtt: seconds;
-    transport: "udp" or "tcp", by which it was."""
+    transport: "udp" or "tcp", by which it was; relays: how many it has."""
 
     address: str | None = None
     reached: bool = False
     why: str = ""
     rtt: float | None = None
     transport: str = ""
+    relays: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What `ntcp doctor` shows. servers_guessed: the STUN servers are where they usually are, since the broker did not
-    say; unknown: what could not be found out, and why."""
+    say; unknown: what could not be found out, and why; survivals: what open connections outlive."""
 
     summary: str
     discovery: Discovery
@@ -137,6 +147,7 @@ class Diagnosis:
     prospects: tuple[Prospect, ...] = ()
     advice: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = field(default=())
+    survivals: tuple[Survival, ...] = ()
 
     @property
     def works(self) -> bool:

@@ -10,15 +10,20 @@ SO_SNDBUF and SO_RCVBUF, where the program has made them smaller than the hop's,
 engine's end of the hop and on the connection to the peer too. What a program has not set stays the kernel's to tune.
 
 TCP_NODELAY needs no forwarding: the connection to the peer never delays, so the hop's setting decides.
+
+The same wishes say how long a connection that has lost its path may look for another one: see `patience`. They hold
+for each carrier that it gets.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket as _stdlib
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -33,6 +38,9 @@ _SCHEDULE = tuple(
     for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
     if hasattr(_stdlib, name)
 )
+_IDLE = (_TCP, getattr(_stdlib, "TCP_KEEPIDLE", getattr(_stdlib, "TCP_KEEPALIVE", -1)))
+_INTERVAL = (_TCP, getattr(_stdlib, "TCP_KEEPINTVL", -1))
+_COUNT = (_TCP, getattr(_stdlib, "TCP_KEEPCNT", -1))
 _USER_TIMEOUT = (_TCP, getattr(_stdlib, "TCP_USER_TIMEOUT", -1))
 _LINGER = (_stdlib.SOL_SOCKET, _stdlib.SO_LINGER)
 _RESET = struct.pack("ii", 1, 0)  # struct linger
@@ -58,14 +66,16 @@ Wishes = dict[tuple[int, int], int]
 
 
 class Way(NamedTuple):
-    """What carries a connection: the engine's end of the hop, the connection to the peer where it is TCP, and how
-    the pump is told to take no more than so many bytes at once, outward or inward, and asked to pass on a reset."""
+    """What carries a connection: the engine's end of the hop, the connection to the peer where it is TCP, how the
+    pump is told to take no more than so many bytes at once, outward or inward, and asked to pass on a reset; and the
+    stream."""
 
     hop: _stdlib.socket
     carrier: _stdlib.socket | None
     limit_outward: Callable[[int], None]
     limit_inward: Callable[[int], None]
     wait_passed: Callable[[], None]
+    stream: Any
 
 
 # How long a reset waits for a pump that is just starting, in seconds.
@@ -76,6 +86,8 @@ _begun = threading.Condition(_lock)
 _ways: dict[_known.Ends, Way] = {}
 # What was wished for connections whose pump is just starting.
 _early: dict[_known.Ends, Wishes] = {}
+# What was granted to a stream: its next carrier gets it too.
+_granted: weakref.WeakKeyDictionary[Any, Wishes] = weakref.WeakKeyDictionary()
 
 
 def wishes(sock: _stdlib.socket) -> Wishes:
@@ -95,8 +107,25 @@ def wishes(sock: _stdlib.socket) -> Wishes:
     return found
 
 
+def patience(wished: Wishes) -> float:
+    """Seconds after which the program would have its kernel give up a peer that is silent; infinite where it has not
+    said so. What it has left at the system's own value (`tcp_keepalive_time` and so on) it has not said."""
+    limits = [math.inf]
+    if _USER_TIMEOUT in wished:
+        limits.append(wished[_USER_TIMEOUT] / 1000)
+    schedule = [wished.get(option) for option in (_IDLE, _INTERVAL, _COUNT)]
+    if wished.get(_KEEP_ALIVE) and None not in schedule:
+        with _plain(_stdlib.AF_INET, _stdlib.SOCK_STREAM) as untouched:
+            usual = [untouched.getsockopt(*option) for option in (_IDLE, _INTERVAL, _COUNT)]
+        if schedule != usual:
+            idle, interval, count = (value or 0 for value in schedule)
+            limits.append(float(idle + interval * count))
+    return min(limits)
+
+
 def grant(way: Way, wished: Wishes) -> None:
     """Carry the wishes over; what is gone has nothing to set."""
+    way.stream.linger = patience(wished)
     for option, value in wished.items():
         with suppress(OSError):
             if option == _SEND_BUFFER:
@@ -131,7 +160,9 @@ def expect(ends: _known.Ends, wished: Wishes) -> None:
     """In any thread: grant this to the connection between `ends`, now or when its pump starts."""
     with _lock:
         way = _ways.get(ends)
-        if way is None and wished and ends in _known.connections:
+        if way is not None:
+            _granted[way.stream] = wished
+        elif wished and ends in _known.connections:
             _early[ends] = wished
         _forget()
     if way is not None:
@@ -157,11 +188,12 @@ def begin(pump: Carrying, stream: Any) -> _known.Ends | None:
         return None
     # A carrier that is no TCP connection has no socket.
     carrier = getattr(getattr(stream, "carrier", None), "socket", None)
-    way = Way(hop, carrier, pump.limit_outward, pump.limit_inward, pump.wait_passed)
+    way = Way(hop, carrier, pump.limit_outward, pump.limit_inward, pump.wait_passed, stream)
     with _lock:
         _ways[ends] = way
         _begun.notify_all()
-        wished = _early.pop(ends, {})
+        before = _granted.get(stream, {})
+        wished = _granted[stream] = _early.pop(ends, before)
         _forget()
     grant(way, wished)
     return ends
@@ -205,6 +237,7 @@ def renew_lock() -> None:
     _begun = threading.Condition(_lock)
     _ways.clear()
     _early.clear()
+    _granted.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -305,7 +305,7 @@ class Node(NodeSettings):
         return self._closing
 
     async def wait_network_changed(self) -> None:
-        """Until this host is in another network, or has another address there."""
+        """Until an address or a route of the machine has changed, or it has slept."""
         await self.network.wait_change()
 
     @property

@@ -126,6 +126,14 @@ class Report:
     path: PathInfo | None = None
     moves: list[Move] = field(default_factory=list)
 
+    def moved(self, move: Move) -> None:
+        """The stream goes on over another path."""
+        self.path = move.path
+        self.moves.append(move)
+        del self.moves[: -Move.MOST]
+        for observe in move_observers:
+            observe(self, move)
+
     def begin(self, name: str, now: float) -> Stage:
         """Open a stage. `now` is the clock that `started` was read from."""
         stage = Stage(name, now - self.started)
@@ -200,6 +208,10 @@ class Report:
         if self.advice:
             lines.append(f"  advice: {self.advice}")
         return "\n".join(lines)
+
+
+#: Called with each move in this process, and the report that has it, in the thread of the node.
+move_observers: list[Callable[[Report, Move], None]] = []
 
 
 def _span(started: float, ended: float | None) -> str:

@@ -64,13 +64,14 @@ class NTCPSocket(_stdlib.socket):
     config: the configuration for the engine of this process (there is one), where this socket is the
     first to need it; default: `NTCP_*` variables and the file that NTCP_CONFIG names.
 
-    peer: a PeerInfo, who is at the other end, proven by key; path: a PathInfo, how the bytes travel;
-    report: a Report, what was tried, after a failed connect too. All None for ordinary connections.
+    peer: a PeerInfo, who is at the other end, proven by key; report: a Report, what was tried, after a failed
+    connect too, and where the connection has moved since (`report.moves`). None for ordinary connections, as `path`
+    is.
     """
 
     peer: PeerInfo | None = None
-    path: PathInfo | None = None
     report: Report | None = None
+    _path: PathInfo | None = None
     _named: Named | None = None
     # The name under which a listener at ordinary addresses is reached too.
     _published: Named | None = None
@@ -96,6 +97,17 @@ class NTCPSocket(_stdlib.socket):
             _known.adopt(self)
         if fileno is not None and _datagram_table.channels:
             _socket_datagrams.adopt(self)
+
+    @property
+    def path(self) -> PathInfo | None:
+        """How the bytes travel now: a connection that loses its path goes on over another one. None for ordinary
+        connections. A process that got the socket from another one knows the path of that moment."""
+        report = self.report
+        return self._path if report is None or report.path is None else report.path
+
+    @path.setter
+    def path(self, path: PathInfo | None) -> None:
+        self._path = path
 
     # -- out
 

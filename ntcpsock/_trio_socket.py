@@ -69,6 +69,21 @@ class NTCPSocket(trio.socket.SocketType):
             return self._datagrams.report
         return None if self._stream is None else self._stream.report
 
+    async def wait_moved(self) -> PathInfo:
+        """Until the connection has moved to another path, which is `path` then; cancelling it changes nothing.
+
+        Raises OSError: the connection's own at its end, ENOTCONN where it is none by name, EOPNOTSUPP for datagrams
+        and with `encryption="off"`, which do not move.
+        """
+        if self._is_datagram:
+            raise OSError(
+                errno.EOPNOTSUPP, "datagrams have a path of their own each time: `path` is the current one"
+            )
+        if self._stream is None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        path: PathInfo = await self._translated(self._stream.wait_moved())
+        return path
+
     async def connect(self, address: Any) -> None:
         """Connect by name or number of a name, else as trio's socket does. Raises `ntcpsock._errors`."""
         label = _names.label_of_address(address)

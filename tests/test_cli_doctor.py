@@ -19,6 +19,7 @@ from ntcpsock._diagnosis import (
     Discovery,
     Finding,
     Prospect,
+    Survival,
     TransportFindings,
 )
 from ntcpsock._traversal.discovery.driver import DISCOVERY_DEADLINE
@@ -53,11 +54,16 @@ def test_over_loopback() -> None:
         assert found["works"]
         assert found["broker"]["reached"]
         assert "key" not in found["broker"]["address"]
+        assert found["broker"]["relays"] == 1
+        survivals = {one["event"]: one["verdict"] for one in found["survivals"]}
+        assert survivals["another address, another network"] == "yes"
+        assert survivals["the program at the other end restarts"] == "no"
         assert found["tcp"]["filtering"]["value"] == "unknown"  # the server has one address
         assert found["tcp"]["translated"]["value"] == "no"
         page = doctor(**settings)
         assert page.returncode == 0
         assert page.stdout.startswith("A public address, no NAT")
+        assert "open connections survive" in page.stdout
         assert page.stderr == ""
 
 
@@ -107,14 +113,25 @@ def test_the_page_shows_unknowns_as_such() -> None:
         discovery = Discovery(transport, transport, finding, finding, finding, finding, finding)
         prospects = (Prospect("somebody", "perhaps", "tcp-predict", "as it is", 512),)
         unknown = (("that thing", "a reason [with brackets]"),)
+        survivals = (Survival("an event", "perhaps", "a condition [with brackets]"),)
         show_diagnosis(
-            Diagnosis("A headline.", discovery, BrokerState(), True, prospects, ("Do this [now].",), unknown),
+            Diagnosis(
+                "A headline.",
+                discovery,
+                BrokerState(),
+                True,
+                prospects,
+                ("Do this [now].",),
+                unknown,
+                survivals,
+            ),
             console,
         )
     text = console.export_text()
     assert text.count("A headline.") == 5
     assert text.count("Do this [now].") == 5
     assert text.count("512") == 5
+    assert text.count("an event") == 5
     assert "[with brackets]" in text
     assert "?" in text
 

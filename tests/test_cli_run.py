@@ -160,6 +160,7 @@ def test_parse() -> None:
         False,
         [],
     )
+    assert parse(["--linger", "5", "a.py"]) == ({"NTCP_LINGER": "5"}, "a.py", False, [])
     assert parse(["-m", "http.server", "-m"]) == ({}, "http.server", True, ["-m"])
     assert parse(["-mhttp.server"]) == ({}, "http.server", True, [])
     assert parse(["--", "-odd.py", "x"]) == ({}, "-odd.py", False, ["x"])

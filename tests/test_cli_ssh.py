@@ -31,14 +31,12 @@ def stage() -> Iterator[Stage]:
         yield opened
 
 
-@contextmanager
-def ssh_server(folder: Path) -> Iterator[int]:
-    """sshd with keys of its own, for whoever runs the tests; its port."""
+def ssh_server_command(folder: Path, port: int) -> list[str]:
+    """What starts sshd with keys of its own, which this makes, for whoever runs the tests."""
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
-    port = unused_port()
     options = [
         f"HostKey={folder / 'host'}",
         f"AuthorizedKeysFile={folder / 'user.pub'}",
@@ -48,20 +46,15 @@ def ssh_server(folder: Path) -> Iterator[int]:
         "UsePAM=no",
         "Subsystem=sftp internal-sftp",
     ]
-    server = subprocess.Popen(
-        [
-            SSHD,
-            "-D",
-            "-e",
-            "-f",
-            "/dev/null",
-            "-p",
-            str(port),
-            *(word for o in options for word in ("-o", o)),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = [word for option in options for word in ("-o", option)]
+    return [SSHD, "-D", "-e", "-f", "/dev/null", "-p", str(port), *words]
+
+
+@contextmanager
+def ssh_server(folder: Path) -> Iterator[int]:
+    """sshd; its port."""
+    port = unused_port()
+    server = subprocess.Popen(ssh_server_command(folder, port), stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
         assert "listening" in server.stderr.readline()

@@ -131,6 +131,7 @@ FLOORS = (
             "_traversal.discovery.findings",
             "_traversal.discovery.prospects",
             "_traversal.discovery.router",
+            "_traversal.discovery.survival",
             "_traversal.relay_choice",
             "_traversal.relay_plan",
             "_traversal.datagram_plan",

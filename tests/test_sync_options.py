@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from fake_node import FakeNetwork
 from sync_support import PATIENCE, fake_network, listener, pair, wait_until
 
 from ntcpsock import NTCPSocket, _forwarding, _known, _portal
+from ntcpsock._session.stream import NTCPStream
 
 TCP = socket.IPPROTO_TCP
 
@@ -29,6 +32,18 @@ def carrier(sock: NTCPSocket) -> socket.socket:
     way = _forwarding._ways[ends].carrier
     assert way is not None
     return way
+
+
+def stream(sock: NTCPSocket) -> NTCPStream:
+    """What carries the connection of `sock`."""
+    carrier(sock)
+    found = _forwarding._ways[ends_of(sock)].stream
+    assert isinstance(found, NTCPStream)
+    return found
+
+
+def ends_of(sock: NTCPSocket) -> _known.Ends:
+    return _known.ends(socket.socket.getsockname(sock), socket.socket.getpeername(sock))
 
 
 def idle(sock: socket.socket) -> int:
@@ -111,3 +126,57 @@ def test_nothing_is_kept_of_connections_that_are_over(network: FakeNetwork) -> N
                 return not _forwarding._early
 
             wait_until(forgotten)
+
+
+def test_who_would_not_wait_for_a_peer_does_not_wait_for_another_path(network: FakeNetwork) -> None:
+    with listener() as server:
+        client, accepted = pair(server)
+        with client, accepted:
+            assert stream(client).linger == math.inf
+            client.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 9000)
+            wait_until(lambda: stream(client).linger == 9.0)
+            # The system's own schedule is nobody's wish.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            client.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 0)
+            wait_until(lambda: stream(client).linger == math.inf)
+            client.setsockopt(TCP, socket.TCP_KEEPCNT, 4)
+            client.setsockopt(TCP, socket.TCP_KEEPIDLE, 5)
+            client.setsockopt(TCP, socket.TCP_KEEPINTVL, 2)
+            wait_until(lambda: stream(client).linger == 13.0)
+            client.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 20_000)
+            assert stream(client).linger == 13.0
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            wait_until(lambda: stream(client).linger == 20.0)
+            assert stream(accepted).linger == math.inf
+
+
+def test_an_accepted_connection_has_the_patience_of_its_listener(network: FakeNetwork) -> None:
+    with listener() as server:
+        server.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 7000)
+        client, accepted = pair(server)
+        with client, accepted:
+            wait_until(lambda: stream(accepted).linger == 7.0)
+
+
+def test_the_next_carrier_gets_the_options_too(network: FakeNetwork) -> None:
+    with listener() as server:
+        client, accepted = pair(server)
+        with client, accepted:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            client.setsockopt(TCP, socket.TCP_KEEPIDLE, 14)
+            wait_idle(client, 14)
+            carrier(client).setsockopt(TCP, socket.TCP_KEEPIDLE, 60)
+            patience = stream(client).linger
+            # Its pump lets go of the stream, and another one begins.
+            _portal.get().call(change_pump, stream(client))
+            wait_until(lambda: ends_of(client) in _forwarding._ways)
+            wait_idle(client, 14)
+            assert stream(client).linger == patience < math.inf
+
+
+async def change_pump(moving: NTCPStream) -> None:
+    before = moving.holder
+    await moving.suspend()
+    moving.go_on()
+    while moving.holder in (None, before):
+        await trio.sleep(0.001)

@@ -14,6 +14,7 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     Name,
     NodeAddress,
     StateDir,
@@ -22,11 +23,19 @@ from ntcpsock.cli.options import (
     load_config,
     node_address,
 )
-from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, run_command
+from ntcpsock.cli.output import (
+    Output,
+    connected_fields,
+    connected_text,
+    fail,
+    moved_fields,
+    moved_text,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
-    from ntcpsock._report import Report
+    from ntcpsock._report import Move, Report
 
 
 def connect(
@@ -35,6 +44,7 @@ def connect(
     name: Name = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     timeout: Timeout = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -53,7 +63,12 @@ def connect(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, timeout=timeout, encryption=encryption
+            broker=broker,
+            name=name,
+            state_dir=state_dir,
+            timeout=timeout,
+            encryption=encryption,
+            linger=linger,
         )
     except NTCPError as error:
         fail(output, error)
@@ -88,8 +103,12 @@ class Telling:
 async def _connect(config: Config, target: str, port: int, output: Output, telling: Telling) -> None:
     import trio
 
+    from ntcpsock.cli.moves import telling_moves
     from ntcpsock.cli.stdio import exchange, open_stdin
     from ntcpsock.trio import open_node
+
+    def moved(move: Move) -> None:
+        output.event("moved", moved_text(move), **moved_fields(move))
 
     async with open_node(config) as node:
         # What is measured is the connect of a warm node. Cold STUN servers do not hold us up for
@@ -111,7 +130,7 @@ async def _connect(config: Config, target: str, port: int, output: Output, telli
                 connected_text(seconds, stream.peer, stream.path),
                 **connected_fields(seconds, stream.peer, stream.path, stream.report),
             )
-            async with open_stdin() as stdin:
+            async with open_stdin() as stdin, telling_moves(stream, moved):
                 transfer = await exchange(stream, stdin, until_peer_ends=False)
         output.event(
             "closed",

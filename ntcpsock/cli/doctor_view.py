@@ -16,7 +16,9 @@ from ntcpsock._diagnosis import (
     Finding,
     Lifetime,
     Prospect,
+    Survival,
     TransportFindings,
+    Verdict,
 )
 from ntcpsock._lifetimes import keep_alive_interval
 from ntcpsock.trio import diagnose
@@ -68,6 +70,8 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(_around_table(diagnosis))
     console.print()
     console.print(_prospect_table(diagnosis.prospects))
+    console.print()
+    console.print(_survival_table(diagnosis.survivals))
     _print_list(console, "What would help", [Text(line) for line in diagnosis.advice])
     unknown = [Text.assemble((f"{what}: ", "bold"), why) for what, why in diagnosis.unknown]
     _print_list(console, "What could not be found out", unknown)
@@ -121,14 +125,24 @@ def _around_table(diagnosis: Diagnosis) -> Table:
 def _prospect_table(rows: Sequence[Prospect]) -> Table:
     table = _table("connections to", "", "how")
     for row in rows:
-        mark = Text(f"{_MARKS[row.verdict]} {row.verdict}", style=_STYLES[row.verdict])
         how = row.technique
         if row.connections > 1:
             how += f", up to {row.connections} connections at once"
         if row.why:
             how += f"{': ' if how else ''}{row.why}"
-        table.add_row(row.peer, mark, how)
+        table.add_row(row.peer, _mark(row.verdict), how)
     return table
+
+
+def _survival_table(rows: Sequence[Survival]) -> Table:
+    table = _table("open connections survive", "", "")
+    for row in rows:
+        table.add_row(row.event, _mark(row.verdict), row.why)
+    return table
+
+
+def _mark(verdict: Verdict) -> Text:
+    return Text(f"{_MARKS[verdict]} {verdict}", style=_STYLES[verdict])
 
 
 def _table(first: str, *others: str) -> Table:

@@ -12,6 +12,7 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     MaxConnections,
     NodeAddress,
     StateDir,
@@ -38,6 +39,7 @@ def expose(
     broker: Broker = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     allow: Allow = None,
     timeout: Timeout = None,
     max_connections: MaxConnections = 256,
@@ -56,7 +58,13 @@ def expose(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, allow=allow, timeout=timeout, encryption=encryption
+            broker=broker,
+            name=name,
+            state_dir=state_dir,
+            allow=allow,
+            timeout=timeout,
+            encryption=encryption,
+            linger=linger,
         )
     except NTCPError as error:
         fail(output, error)

@@ -11,6 +11,7 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     MaxConnections,
     Name,
     NodeAddress,
@@ -43,6 +44,7 @@ def forward(
     name: Name = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     timeout: Timeout = None,
     max_connections: MaxConnections = 256,
     json: Json = False,
@@ -60,7 +62,12 @@ def forward(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, timeout=timeout, encryption=encryption
+            broker=broker,
+            name=name,
+            state_dir=state_dir,
+            timeout=timeout,
+            encryption=encryption,
+            linger=linger,
         )
     except NTCPError as error:
         fail(output, error)

@@ -13,16 +13,27 @@ from ntcpsock.cli.options import (
     Broker,
     Encryption,
     Json,
+    Linger,
     NodeAddress,
     StateDir,
     Verbose,
     load_config,
     node_address,
 )
-from ntcpsock.cli.output import Output, connected_fields, connected_text, fail, run_command
+from ntcpsock.cli.output import (
+    Output,
+    connected_fields,
+    connected_text,
+    fail,
+    moved_fields,
+    moved_text,
+    only_cause,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
+    from ntcpsock._report import Move
     from ntcpsock.cli.stdio import Stdin
     from ntcpsock.trio import NTCPStream
 
@@ -35,6 +46,7 @@ def listen(
     broker: Broker = None,
     state_dir: StateDir = None,
     encryption: Encryption = None,
+    linger: Linger = None,
     allow: Allow = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -47,7 +59,7 @@ def listen(
     output = Output(json=json, verbose=verbose)
     try:
         config = load_config(
-            broker=broker, name=name, state_dir=state_dir, allow=allow, encryption=encryption
+            broker=broker, name=name, state_dir=state_dir, allow=allow, encryption=encryption, linger=linger
         )
     except NTCPError as error:
         fail(output, error)
@@ -86,13 +98,17 @@ async def _listen(config: Config, name: str, port: int, keep_open: bool, output:
                     await _serve_one(stream, stdin, output, until_peer_ends=at_terminal)
                 except* (OSError, trio.BrokenResourceError) as errors:
                     # One peer's end is not the listener's; a closed stdout is.
-                    if any(isinstance(error, BrokenPipeError) for error in errors.exceptions):
+                    if errors.subgroup(BrokenPipeError) is not None:
                         raise
-                    output.error(errors.exceptions[0])
+                    output.error(only_cause(errors))
 
 
 async def _serve_one(stream: NTCPStream, stdin: Stdin, output: Output, *, until_peer_ends: bool) -> None:
+    from ntcpsock.cli.moves import telling_moves
     from ntcpsock.cli.stdio import exchange
+
+    def moved(move: Move) -> None:
+        output.event("moved", moved_text(move), **moved_fields(move))
 
     async with stream:
         seconds = stream.report.seconds
@@ -101,7 +117,8 @@ async def _serve_one(stream: NTCPStream, stdin: Stdin, output: Output, *, until_
             connected_text(seconds, stream.peer, stream.path),
             **connected_fields(seconds, stream.peer, stream.path, stream.report),
         )
-        transfer = await exchange(stream, stdin, until_peer_ends=until_peer_ends)
+        async with telling_moves(stream, moved):
+            transfer = await exchange(stream, stdin, until_peer_ends=until_peer_ends)
     output.event(
         "closed",
         f"closed, {transfer.sent} bytes sent, {transfer.received} received",

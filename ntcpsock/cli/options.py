@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ntcpsock._address import parse_node_address
-from ntcpsock._config import Config
+from ntcpsock._config import MAX_LINGER, Config
 from ntcpsock._errors import ConfigurationError
 
 
@@ -45,7 +45,19 @@ Encryption = Annotated[
     EncryptionChoice | None,
     typer.Option(
         "--encryption",
-        help='"off": plain TCP after an authenticated beginning; both ends have to say so. Or: NTCP_ENCRYPTION.',
+        help='"off": plain TCP after an authenticated beginning, which ends with its path and does not move; both ends '
+        "have to say so. Or: NTCP_ENCRYPTION.",
+    ),
+]
+Linger = Annotated[
+    float | None,
+    typer.Option(
+        "--linger",
+        metavar="SECONDS",
+        min=0,
+        max=MAX_LINGER,
+        help="A connection that has lost its path waits so long for another one (60 by default); 0: not at all. "
+        "Or: NTCP_LINGER.",
     ),
 ]
 Timeout = Annotated[
@@ -82,6 +94,7 @@ def load_config(
     allow: list[str] | None = None,
     timeout: float | None = None,
     encryption: EncryptionChoice | None = None,
+    linger: float | None = None,
 ) -> Config:
     """The settings of a node command: options over environment over file. Raises ConfigurationError."""
     config = Config.load(
@@ -91,6 +104,7 @@ def load_config(
         allow=tuple(allow) if allow else None,
         connect_timeout=timeout,
         encryption=None if encryption is None else encryption.value,
+        linger=linger,
     )
     if config.broker is None:
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from ntcpsock._errors import NTCPError
-from ntcpsock._report import PathInfo, PeerInfo, Report
+from ntcpsock._report import Move, PathInfo, PeerInfo, Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -95,12 +95,8 @@ def connected_fields(
     """The fields of a `connected` event."""
     return {
         "seconds": seconds,
-        "kind": path.kind,
-        "technique": path.technique,
         "peer": {"name": peer.name, "node_id": peer.node_id, "port": peer.port},
-        "local": list(path.local),
-        "remote": list(path.remote),
-        "rtt": path.rtt,
+        **path_fields(path),
         "report": report.to_dict() if report else None,
     }
 
@@ -109,6 +105,27 @@ def connected_text(seconds: float | None, peer: PeerInfo, path: PathInfo) -> str
     took = f" in {seconds * 1000:.0f} ms" if seconds is not None else ""
     who = peer.name or peer.node_id
     return f"connected with {who}:{peer.port}{took}, {path.kind} path, {path.technique}"
+
+
+def path_fields(path: PathInfo) -> dict[str, Any]:
+    """How the bytes travel, in all events that tell it."""
+    return {
+        "kind": path.kind,
+        "technique": path.technique,
+        "local": list(path.local),
+        "remote": list(path.remote),
+        "rtt": path.rtt,
+    }
+
+
+def moved_fields(move: Move) -> dict[str, Any]:
+    """The fields of a `moved` event: the new path, why, and the seconds without a path before it."""
+    return {**path_fields(move.path), "reason": move.reason, "pause": move.pause, "at": move.at}
+
+
+def moved_text(move: Move) -> str:
+    pause = f", after {move.pause:.1f} s without a path" if move.pause else ""
+    return f"moved to another path, {move.path.kind}, {move.path.technique}{pause}: {move.reason}"
 
 
 def only_cause(error: BaseException) -> BaseException:

@@ -11,6 +11,7 @@ from ntcpsock._errors import ConfigurationError, NTCPError
 from ntcpsock.cli.options import (
     Broker,
     Json,
+    Linger,
     MaxConnections,
     Name,
     StateDir,
@@ -46,6 +47,7 @@ def proxy(
     broker: Broker = None,
     name: Name = None,
     state_dir: StateDir = None,
+    linger: Linger = None,
     timeout: Timeout = None,
     max_connections: MaxConnections = 256,
     json: Json = False,
@@ -63,7 +65,7 @@ def proxy(
     output = Output(json=json, verbose=verbose)
     try:
         users = None if users_file is None else read_users(users_file)
-        config = load_config(broker=broker, name=name, state_dir=state_dir, timeout=timeout)
+        config = load_config(broker=broker, name=name, state_dir=state_dir, timeout=timeout, linger=linger)
     except NTCPError as error:
         fail(output, error)
     service = Service(output, max_connections)

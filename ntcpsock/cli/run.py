@@ -35,7 +35,8 @@ Options:
   --state-dir DIR   Where keys and pins are kept.  [env: NTCP_STATE]
   --config FILE     A TOML file of settings.  [env: NTCP_CONFIG]
   --allow LIST      Names and node ids that may connect, separated by commas.  [env: NTCP_ALLOW]
-  --encryption WHAT "off": plain TCP after an authenticated beginning.  [env: NTCP_ENCRYPTION]
+  --encryption WHAT "off": plain TCP after an authenticated beginning; does not move.  [env: NTCP_ENCRYPTION]
+  --linger SECONDS  So long a connection without a path waits for another one; 0: it does not.  [env: NTCP_LINGER]
   --report FILE     Append one JSON line for each NTCP connection.  [env: NTCP_REPORT]
   -h, --help        Show this message.
 """
@@ -47,6 +48,7 @@ _VARIABLES = {
     "--config": "NTCP_CONFIG",
     "--allow": "NTCP_ALLOW",
     "--encryption": "NTCP_ENCRYPTION",
+    "--linger": "NTCP_LINGER",
     "--report": "NTCP_REPORT",
 }
 

@@ -1,4 +1,5 @@
-"""`ntcp run --report FILE`: one JSON line for each NTCP connection of the program, made, accepted or failed."""
+"""`ntcp run --report FILE`: one JSON line for each NTCP connection of the program, made, accepted or failed, and
+for each move of one to another path."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from collections import deque
 from typing import Any
 
 from ntcpsock import NTCPSocket
-from ntcpsock._report import Report
-from ntcpsock.cli.output import connected_fields
+from ntcpsock._report import Move, Report, move_observers
+from ntcpsock.cli.output import connected_fields, moved_fields
 
 
 def install_report(path: str) -> None:
-    """Append a line to `path` whenever an NTCPSocket gets its report."""
+    """Append a line to `path` whenever an NTCPSocket gets its report, and when a connection moves."""
     # Every way to a connection (connect, connect_ex, non-blocking, accept) ends with the socket's being told
     # its report, after peer and path. The class is changed, not its users: `socket.socket`, and whatever was
     # imported from it before, is this very class.
     NTCPSocket.report = _ReportAttribute(path)  # type: ignore[assignment]
+    move_observers.append(lambda report, move: _append(path, _moved(report, move)))
 
 
 class _ReportAttribute:
@@ -50,6 +52,10 @@ def _event(connection: NTCPSocket, report: Report) -> dict[str, Any]:
         "advice": report.advice,
         "report": report.to_dict(),
     }
+
+
+def _moved(report: Report, move: Move) -> dict[str, Any]:
+    return {"event": "moved", "role": report.role, "target": report.target, **moved_fields(move)}
 
 
 def _append(path: str, event: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -14,6 +15,7 @@ import trio
 if sys.platform != "win32":
     import resource
 
+from ntcpsock.cli.moves import telling_moves
 from ntcpsock.cli.output import Output, only_cause, run_command
 from ntcpsock.cli.traffic import Connection, Traffic, live_line
 
@@ -143,7 +145,8 @@ class Service:
     ) -> None:
         """Run a bridge whose ends are both there. stream: the one of them that goes by name."""
         self.traffic.opened(connection, bridge, stream, target)
-        await bridge.run()
+        async with telling_moves(stream, partial(self.traffic.moved, connection)):
+            await bridge.run()
         self.traffic.closed(connection, _side(bridge, stream))
 
 

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ntcpsock.cli.output import Output, connected_fields, describe, error_event
+from ntcpsock.cli.output import (
+    Output,
+    connected_fields,
+    describe,
+    error_event,
+    moved_fields,
+    moved_text,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from ntcpsock._report import Move
     from ntcpsock.cli.bridge import Bridge
     from ntcpsock.trio import NTCPStream
 
@@ -95,6 +103,16 @@ class Traffic:
             source=connection.label,
             target=target,
             **fields,
+        )
+
+    def moved(self, connection: Connection, move: Move) -> None:
+        """The end that goes by name has another path."""
+        connection.kind = move.path.kind
+        self.output.event(
+            "moved",
+            f"{connection.number}: {moved_text(move)}",
+            connection=connection.number,
+            **moved_fields(move),
         )
 
     def closed(self, connection: Connection, broken_by: str | None) -> None:
