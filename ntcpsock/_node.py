@@ -25,6 +25,7 @@ from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
+from ntcpsock._node_turn import NodeTurn
 from ntcpsock._nursery import Background
 from ntcpsock._registration import Registration
 from ntcpsock._report import Report
@@ -43,6 +44,8 @@ from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import DialKind, Transport
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
+from ntcpsock._traversal.turn.allocation import TurnAllocation
+from ntcpsock._traversal.turn.credentials import TurnServer
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -96,6 +99,7 @@ class Node(NodeSettings):
             incoming=self._acceptor.doorkeeper.incoming,
             on_change=self.registration.card_changed,
         )
+        self.turn = NodeTurn(self, session, nursery, self.registration.card_changed)
         self._closing = False
 
     @property
@@ -324,6 +328,22 @@ class Node(NodeSettings):
         """Ports that the NAT holds for the warm ports."""
         return self._ports.mapped_ports(transport)
 
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]:
+        """Best first; none where none may be used."""
+        return self.turn.servers
+
+    def take_turn_allocation(self, *, ipv6: bool) -> TurnAllocation | None:
+        """One that is ready, for an attempt to have; None where there is none."""
+        return self.turn.take_warm(ipv6=ipv6)
+
+    @property
+    def relay_is_likely(self) -> bool:
+        """Whether direct paths often fail from here: no UDP comes out, the NAT changes its ports, or none is wanted."""
+        if self.config.relay == "only" or self._session.transport == "tcp":
+            return True
+        return self._ports.nat_changes
+
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
         return await self._ports.take()
@@ -345,6 +365,7 @@ class Node(NodeSettings):
             await self.registration.send()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
         self._ports.start()
+        self.turn.start()
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""

@@ -9,7 +9,6 @@ from ntcpsock._raw.privileges import missing_for_raw
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
 from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
-from ntcpsock._traversal.turn.credentials import TurnServer, configured_servers
 
 
 class NodeSettings:
@@ -18,7 +17,6 @@ class NodeSettings:
     def __init__(self, config: Config, pace: float) -> None:
         self.config = config
         self._pace = pace
-        self._turn_servers = configured_servers(config)
 
     @property
     def techniques(self) -> Sequence[str]:
@@ -27,10 +25,6 @@ class NodeSettings:
     @property
     def datagram_techniques(self) -> Sequence[str]:
         return self.config.datagram_techniques
-
-    @property
-    def turn_servers(self) -> Sequence[TurnServer]:
-        return self._turn_servers if "turn" in self.techniques else ()
 
     @property
     def hidden(self) -> bool:

@@ -196,6 +196,7 @@ FLOORS = (
             "_admission",
             "_node",
             "_node_ports",
+            "_node_turn",
             "_node_settings",
             "_registration",
             "_traversal.dial_mappings",

@@ -35,6 +35,7 @@ from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.stun import StunCounters
+from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import (
@@ -115,6 +116,7 @@ async def serve_broker(
     metrics_from: Collection[str] = (),
     stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
+    turn: TurnDesk | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -127,6 +129,7 @@ async def serve_broker(
     came. `behind`: addresses of reverse proxies before the TCP port, which tell in X-Forwarded-For whom they bring.
     `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
+    `turn`: TURN servers that nodes may use, with credentials for a while.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
@@ -156,6 +159,7 @@ async def serve_broker(
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
+                turn=turn,
             )
             outlets = Outlets(spoofer)
             async with trio.open_nursery() as nursery:
@@ -170,7 +174,7 @@ async def serve_broker(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
-                            **make_pages(core.key, stun, told),
+                            **make_pages(core.key, stun, told, () if turn is None else turn.servers),
                             **make_operator_pages(
                                 lambda: Sources(
                                     core, outlets.unsent, web.counters if web else None, relay, stun_counters

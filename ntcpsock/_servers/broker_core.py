@@ -26,6 +26,7 @@ from ntcpsock._servers.registry import Asker, NodeRecord, Registry
 from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
@@ -39,6 +40,7 @@ from ntcpsock._traversal.broker.message import (
     MIN_TTL,
     NO_SESSION,
     SESSION_LENGTH,
+    AskTurn,
     Bye,
     Challenge,
     ClientEnvelope,
@@ -62,6 +64,7 @@ from ntcpsock._traversal.broker.message import (
     Spoof,
     Spoofed,
     SpoofOutcome,
+    TurnPlaces,
     Unreachable,
     Welcome,
     decode_from_node,
@@ -118,6 +121,7 @@ class BrokerCore:
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
+        turn: TurnDesk | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -144,6 +148,7 @@ class BrokerCore:
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
+        self._turn = turn
         #: Segments to be sent under another address than ours; whoever sends them empties it.
         self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
@@ -153,6 +158,7 @@ class BrokerCore:
             Reply: self._reply,
             KeepAlive: self._keep_alive,
             Spoof: self._spoof,
+            AskTurn: self._ask_turn,
             Bye: self._bye,
         }
 
@@ -330,6 +336,12 @@ class BrokerCore:
         if record is None:
             return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
         return [self._to(node, envelope.request, Found(record.key))]
+
+    def _ask_turn(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        if not self._requests.take(node.source.host, now):
+            return self._drop("too many requests")
+        places = TurnPlaces() if self._turn is None else self._turn.places(node.key, self._wall_clock())
+        return [self._to(node, envelope.request, places)]
 
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)

@@ -18,9 +18,10 @@ from ntcpsock._servers.operator_port import serve_operator_pages
 from ntcpsock._servers.options import parse_arguments, relay_places, state_dir, stun_endpoints
 from ntcpsock._servers.places import all_listens, told_addresses
 from ntcpsock._servers.running import run_script, run_until_signalled
+from ntcpsock._servers.turn_desk import turn_desk
 
 #: Settings of both.
-BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay")
+BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay", "turn", "turn_secret")
 
 
 def run_broker(
@@ -60,6 +61,7 @@ def _serving(arguments: Namespace, udp: bool, tcp: bool) -> Callable[..., Corout
         stun=stun_endpoints(arguments.stun),
         elsewhere=told_addresses(listen),
         relays=relays,
+        turn=turn_desk(arguments.turn, arguments.turn_secret),
     )
     if not tcp:
         return partial(serve, allow_spoofing=arguments.allow_spoofing)

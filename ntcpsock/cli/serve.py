@@ -48,6 +48,8 @@ _SETTINGS = (
             "state_dir",
             "stun",
             "relay",
+            "turn",
+            "turn_secret",
             "certificate",
             "key",
             "behind",
@@ -122,6 +124,10 @@ def serve(
         typer.Option("--stun", metavar="HOST:PORT", help="Further STUN server that nodes are told."),
     ] = None,
     relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
+    turn: Annotated[list[str] | None, typer.Option("--turn", metavar="URI", help=_help("turn"))] = None,
+    turn_secret: Annotated[
+        Path | None, typer.Option("--turn-secret", metavar="FILE", help=_help("turn_secret"))
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
     ] = None,
@@ -176,6 +182,8 @@ def serve(
         tcp,
         tuple(stun or ()),
         None if relay is None else tuple(relay),
+        tuple(turn or ()),
+        turn_secret,
         certificate,
         key,
         tuple(behind or ()),
@@ -205,6 +213,8 @@ class Options:
     tcp: bool = True
     stun: tuple[str, ...] = ()
     relays: tuple[str, ...] | None = None
+    turn: tuple[str, ...] = ()
+    turn_secret: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     behind: tuple[str, ...] = ()
@@ -319,6 +329,7 @@ async def _serve_broker(
     task_status: trio.TaskStatus[BrokerServer],
 ) -> None:
     from ntcpsock._servers.broker import serve_broker
+    from ntcpsock._servers.turn_desk import turn_desk
 
     await serve_broker(
         options.listen,
@@ -328,6 +339,7 @@ async def _serve_broker(
         stun=announced,
         elsewhere=told_addresses(options.listen),
         relays=relay_places(options.relays),
+        turn=turn_desk(options.turn, options.turn_secret),
         behind=options.behind,
         certificate=certificate,
         metrics_from=options.metrics_from,

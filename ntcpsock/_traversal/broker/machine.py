@@ -24,6 +24,7 @@ from ntcpsock._traversal.broker.inbox import Inbox
 from ntcpsock._traversal.broker.message import (
     INSTANCE_LENGTH,
     MIN_TTL,
+    AskTurn,
     BrokerEnvelope,
     Bye,
     Challenge,
@@ -215,7 +216,7 @@ class ClientMachine:
         self._registration.request = self._request(registration, now)
         return self._registration.request
 
-    def request(self, body: Lookup | Introduce | Spoof, now: float) -> int:
+    def request(self, body: Lookup | Introduce | Spoof | AskTurn, now: float) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
 
         Raises BadMessage where a field is out of bounds.

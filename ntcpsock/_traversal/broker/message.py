@@ -39,6 +39,9 @@ MAX_ELSEWHERE = 4
 MAX_PROVED = 3
 MAX_RELAYS = 4
 MAX_RELAY_HOST = 100
+MAX_TURN_SERVERS = 4
+MAX_TURN_URI = 110
+MAX_TURN_WORD = 64
 #: Entries of an allow list; each travels as a digest.
 MAX_ALLOWED = 48
 ALLOWED_DIGEST_LENGTH = 16
@@ -194,6 +197,10 @@ class Spoof(Body, frozen=True, tag=9):
             _check_endpoint(endpoint)
 
 
+class AskTurn(Body, frozen=True, tag=10):
+    """Which TURN servers may be used, and how?"""
+
+
 class Prove(Body, frozen=True, tag=8):
     """This instance is at this source address too: in the other family, or behind another uplink.
 
@@ -244,6 +251,29 @@ class Welcome(Body, frozen=True, tag=33):
             _check_endpoint(endpoint)
         for relay in self.relays:
             check_relay(relay)
+
+
+class TurnPlace(NamedTuple):
+    """A TURN server as a URI of RFC 7065, and a user and a password that it takes for a while."""
+
+    uri: str
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"TurnPlace({self.uri})"
+
+
+class TurnPlaces(Body, frozen=True, tag=43):
+    """The answer to AskTurn, best first. seconds: for which the passwords are good."""
+
+    places: Annotated[tuple[TurnPlace, ...], Meta(max_length=MAX_TURN_SERVERS)] = ()
+    seconds: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+    def __post_init__(self) -> None:
+        for place in self.places:
+            if len(place.uri) > MAX_TURN_URI or max(map(len, place[1:])) > MAX_TURN_WORD:
+                raise ValueError("a TURN server's URI or credentials are too long")
 
 
 class Registered(Body, frozen=True, tag=34):
@@ -310,7 +340,7 @@ class Proved(Body, frozen=True, tag=41):
     """The broker takes the source address for the node's, and tells it to whom the node is introduced."""
 
 
-FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove | Spoof
+FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove | Spoof | AskTurn
 FromBroker = (
     Challenge
     | Welcome
@@ -323,6 +353,7 @@ FromBroker = (
     | KeepAliveAck
     | Proved
     | Spoofed
+    | TurnPlaces
 )
 
 

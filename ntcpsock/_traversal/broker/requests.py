@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     Found,
     FromBroker,
     FromNode,
@@ -19,6 +20,7 @@ from ntcpsock._traversal.broker.message import (
     Registered,
     Spoof,
     Spoofed,
+    TurnPlaces,
     Unreachable,
 )
 
@@ -34,6 +36,7 @@ _ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
     Introduce: (Introduced, Unreachable),
     KeepAlive: (KeepAliveAck,),
     Spoof: (Spoofed,),
+    AskTurn: (TurnPlaces,),
 }
 
 
