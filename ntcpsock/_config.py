@@ -35,8 +35,8 @@ TECHNIQUES = (
 #: Those over UDP. Streams over them are QUIC, which encrypts: with `encryption="off"` they are for datagrams only.
 UDP_TECHNIQUES = ("udp-punch", "udp-predict", "udp-birthday")
 
-Prefer = Literal["tcp", "udp"]
-PREFERS: tuple[Prefer, ...] = ("tcp", "udp")
+Prefer = Literal["tcp", "udp", "first"]
+PREFERS: tuple[Prefer, ...] = ("tcp", "udp", "first")
 
 Encryption = Literal["tls", "off"]
 ENCRYPTIONS: tuple[Encryption, ...] = ("tls", "off")
@@ -53,6 +53,9 @@ KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
 # Home routers have room for some thousand entries, and take some hundred new ones a second.
 MAX_BIRTHDAY_SOCKETS = 1024
 MAX_BIRTHDAY_RATE = 1000.0
+
+# A day: whoever waits for longer wants something else than a connection.
+MAX_LINGER = 86400.0
 
 # The allow list travels in one registration datagram.
 MAX_ALLOWED = 48
@@ -97,12 +100,17 @@ class Config:
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
+    #: "first": whichever connects first wins, most often UDP, and the stream moves to TCP when that is there as well; it
+    #: costs both ends a second dial.
     prefer: Prefer = "tcp"
     #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
     #: is never tried.
     birthday_sockets: int = 256
     #: Ports a second that it tries where the other side's NAT draws them; each is an entry in this side's NAT.
     birthday_rate: float = 250.0
+    #: Seconds for which a connection whose path is lost waits for another one, at both ends, before it fails; 0: it
+    #: fails at once, as plain TCP does. Connections with `encryption="off"` never wait: they are the path.
+    linger: float = 60.0
     #: Seconds for a connect that brings no time-out of its own.
     connect_timeout: float = 10.0
     #: Seconds to wait for the broker's first answer.
@@ -146,7 +154,7 @@ class Config:
             choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
             raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
         if self.prefer not in PREFERS:
-            raise ConfigurationError(f'prefer: must be "tcp" or "udp", not {self.prefer!r}')
+            raise ConfigurationError(f'prefer: must be "tcp", "udp" or "first", not {self.prefer!r}')
         if self.relay not in RELAYS:
             raise ConfigurationError(f'relay: must be "auto", "never" or "only", not {self.relay!r}')
         if self.relay == "only" and self.encryption == "off":
@@ -156,6 +164,8 @@ class Config:
         for name in ("connect_timeout", "broker_timeout", "keep_alive_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}: must be a number of seconds above 0")
+        if not 0 <= self.linger <= MAX_LINGER:
+            raise ConfigurationError(f"linger: must be 0 to {MAX_LINGER:g} seconds")
         if not 0 <= self.birthday_sockets <= MAX_BIRTHDAY_SOCKETS:
             raise ConfigurationError(f"birthday_sockets: must be 0 to {MAX_BIRTHDAY_SOCKETS}")
         if not 0 < self.birthday_rate <= MAX_BIRTHDAY_RATE:
@@ -248,6 +258,7 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "connect_timeout": float,
     "broker_timeout": float,
     "keep_alive_interval": float,
+    "linger": float,
     "warm_ports": int,
     "birthday_sockets": int,
     "birthday_rate": float,

@@ -23,6 +23,7 @@ from ntcpsock._errors import (
 from ntcpsock._experience import Experience
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
+from ntcpsock._node_network import NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._node_turn import NodeTurn
@@ -39,9 +40,10 @@ from ntcpsock._traversal.connect import connect, connect_road
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.mapping import DialMapping
+from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import DialKind, Transport
+from ntcpsock._traversal.punch.message import DialKind, Signal, Transport
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
 from ntcpsock._traversal.turn.allocation import TurnAllocation
@@ -83,10 +85,12 @@ class Node(NodeSettings):
         self.background = Background(nursery)
         #: Its ports for datagrams, and the ways to other nodes.
         self.datagrams = Datagrams(self, nursery)
-        self._dialling = trio.CapacityLimiter(MAX_DIALLING)
+        self.dialling = trio.CapacityLimiter(MAX_DIALLING)
         #: The joint attempts under way, as leader and as follower.
         self.pairs = Pairs(identity.public_key)
         self.surroundings = Surroundings(session, servers, Experience(config.state_dir))
+        #: Its streams, which go on over other paths when they have to.
+        self.moving = MovingStreams(self)
         self._acceptor = Acceptor(self)
         self.registration = Registration(self, config, identity, session)
         self._admission = Admission(self, self.registration)
@@ -100,6 +104,9 @@ class Node(NodeSettings):
             on_change=self.registration.card_changed,
         )
         self.turn = NodeTurn(self, session, nursery, self.registration.card_changed)
+        #: When it changes: `subscribe`, `wait_change`.
+        self.network = NodeNetwork(self, session, self._ports, self.surroundings)
+        self.network.subscribe(self.moving.network_changed)
         self._closing = False
 
     @property
@@ -163,7 +170,7 @@ class Node(NodeSettings):
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         seconds = self.config.connect_timeout if timeout is None else timeout
         with limited(label, port, seconds, report):
-            async with self._dialling:
+            async with self.dialling:
                 return await connect(self, label, port, report, source_port, given)
         raise AssertionError("unreachable")
 
@@ -245,7 +252,7 @@ class Node(NodeSettings):
         """Dial for a road to a node, for `datagrams`."""
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         with limited(label, port, self.config.connect_timeout, report):
-            async with self._dialling:
+            async with self.dialling:
                 opened = await connect_road(self, label, port, report, source_port)
                 if opened.key != key:
                     opened.road.close()
@@ -279,6 +286,14 @@ class Node(NodeSettings):
     @property
     def relays(self) -> Sequence[Endpoint]:
         return self._session.relays
+
+    @property
+    def closing(self) -> bool:
+        """Whether the node has begun to end."""
+        return self._closing
+
+    async def wait_network_changed(self) -> None:
+        await self.network.wait_change()
 
     @property
     def private(self) -> bool:
@@ -363,9 +378,15 @@ class Node(NodeSettings):
         """Register the node's names and start its tasks. Raises NameTaken, BrokerUnreachable."""
         if self.registration.names:
             await self.registration.send()
-        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._acceptor.heard)
+        self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._heard)
         self._ports.start()
         self.turn.start()
+        self._nursery.start_soon(self.network.run)
+        self._nursery.start_soon(self.moving.watch)
+
+    def _heard(self, delivery: Delivery, signal: Signal) -> None:
+        if not self.moving.dialled_streams.heard(delivery, signal):
+            self._acceptor.heard(delivery, signal)
 
     def close(self) -> None:
         """Close the listeners, and reset what nobody has accepted. The rest ends with the node's nursery."""
@@ -373,6 +394,7 @@ class Node(NodeSettings):
         for listener in list(self.registration.listeners.values()):
             listener.close()
         self.datagrams.close()
+        self.moving.close()
         self.surroundings.save()
 
     def close_soon(self, stream: NTCPStream) -> None:

@@ -75,6 +75,10 @@ class NodePorts:
             self._stun_patience,
             nursery if self._uses_udp else None,
         )
+        #: Called when a port turns out to belong to another network than the present one.
+        self.on_stale: Callable[[], None] = lambda: None
+        self._relearn = trio.Event()
+        self._learning = trio.CancelScope()
         self._quic_loaded = trio.Event()
         self._listening_started = trio.Lock()
         self._certificate: Certificate | None = None
@@ -93,8 +97,36 @@ class NodePorts:
 
     async def _learn(self) -> None:
         await self.for_dials.wait_filled()
-        if await self._learned.learn():
-            await self._on_change()
+        while True:
+            self._relearn = trio.Event()
+            with trio.CancelScope() as self._learning:
+                if await self._learned.learn():
+                    await self._on_change()
+            await self._relearn.wait()
+
+    def renew(self) -> None:
+        """The network is another one: gather anew, ask the new router for ports, learn the new NAT."""
+        self._learned.forget()
+        self._learning.cancel()
+        self._relearn.set()
+        if self.mappings.mapper is not None:
+            self.mappings.mapper.forget()
+        self.for_dials.renew()
+        self.listening.renew()
+
+    def check(self) -> None:
+        """See at once whether the ports are seen as before; those that are not are gathered anew."""
+        self.for_dials.check()
+        self.listening.check()
+
+    def set_pace(self, pace: float) -> None:
+        """Keep the ports alive so much less often."""
+        self.for_dials.pace = self.listening.pace = pace
+
+    def set_servers(self, servers: Sequence[Endpoint]) -> None:
+        """Other STUN servers, for what is gathered from now on."""
+        self.for_dials.servers = self.listening.servers = servers
+        self._learned.set_servers(servers)
 
     async def wait_warm(self) -> None:
         """Until the warm ports are gathered; not for long where no STUN server answers."""
@@ -144,6 +176,13 @@ class NodePorts:
         warm: WarmPort | None = None
         with trio.move_on_after(self._stun_patience):
             warm = await self.for_dials.take()
+            if warm.is_stale:
+                # The system's news are a moment late.
+                warm.close()
+                warm = None
+                self.on_stale()
+                self.for_dials.renew()
+                warm = await self.for_dials.take()
         if warm is None:
             warm = await gather((), udp=self._uses_udp)
         self._hide(warm)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ntcpsock._config import Config, Encryption, Prefer
 from ntcpsock._raw.privileges import missing_for_raw
+from ntcpsock._session.machine import WINDOW
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
 from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
@@ -16,6 +17,10 @@ class NodeSettings:
 
     def __init__(self, config: Config, pace: float) -> None:
         self.config = config
+        self._pace = pace
+
+    def set_pace(self, pace: float) -> None:
+        """Keep mappings alive so much less often from now on."""
         self._pace = pace
 
     @property
@@ -38,6 +43,20 @@ class NodeSettings:
     @property
     def encryption(self) -> Encryption:
         return self.config.encryption
+
+    @property
+    def linger(self) -> float:
+        """Seconds for which a stream without a path waits for another one; 0: streams do not move."""
+        return self.config.linger if self.config.encryption != "off" else 0.0
+
+    @property
+    def window(self) -> int:
+        """Bytes a direction that a stream keeps so that it can move."""
+        return WINDOW if self.linger else 0
+
+    @property
+    def connect_timeout(self) -> float:
+        return self.config.connect_timeout
 
     @property
     def birthday_sockets(self) -> int:

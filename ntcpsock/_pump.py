@@ -58,6 +58,9 @@ class Stream(Protocol):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
+    @property
+    def failure(self) -> OSError | None: ...
+    async def wait_usable(self) -> bool: ...
     def reset(self) -> Awaitable[None] | None: ...
 
 
@@ -137,6 +140,15 @@ def probe(hop: socket.socket) -> None:
         hop.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
+def is_closed(hop: socket.socket) -> bool:
+    """Whether the application's end was reset, as far as the kernel tells."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    with suppress(OSError):
+        return hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    return False
+
+
 class Pump:
     """Carries one connection. `run()` returns when both directions have ended or one was reset."""
 
@@ -151,6 +163,7 @@ class Pump:
         self._broken = False
         self._failure: BaseException | None = None
         self._finishing = False
+        self._leaving = False
         self._keep_hop = False
         self._last_bytes = LAST_BYTES
         self._outward_step = CHUNK
@@ -167,8 +180,9 @@ class Pump:
         """In any thread: take no more than so many bytes from the peer at once."""
         self._inward_step = size
 
-    async def run(self) -> None:
-        """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+    async def run(self) -> bool:
+        """Pump until the end. Owns both ends: they are closed, or reset, on every way out but one: True, where the
+        stream has moved, and another pump suits it better."""
         clean = False
         try:
             async with trio.open_nursery() as nursery:
@@ -176,10 +190,22 @@ class Pump:
                 nursery.start_soon(self._outward)
                 await self._inward()
             clean = not self._broken
+            if clean and self._leaving:
+                return True
         finally:
-            await close_ends(
-                self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure
-            )
+            if not (clean and self._leaving):
+                await self._close_ends(clean)
+        return False
+
+    async def _close_ends(self, clean: bool) -> None:
+        await close_ends(self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure)
+
+    def leave(self) -> None:
+        """Let another pump go on, which suits the stream better now: `run` returns as soon as nothing is half done."""
+        self._leaving = True
+        for scope in (self._reading, self._receiving):
+            if scope is not None:
+                scope.cancel()
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -199,10 +225,8 @@ class Pump:
         the peer takes no bytes; the engine calls this every now and then. Once our own FIN is out, a
         closed hop is no news: both directions may have ended in order.
         """
-        if self._reading is None and not self._shut and hasattr(socket, "TCP_INFO"):
-            with suppress(OSError):
-                if self.hop.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
-                    self._break()
+        if self._reading is None and not self._shut and is_closed(self.hop):
+            self._break()
 
     def _break(self, failure: BaseException | None = None) -> None:
         self._broken = True
@@ -215,6 +239,8 @@ class Pump:
         try:
             while data := await self._read():
                 await self.stream.send_all(data)
+            if self._leaving:
+                return
             await self.stream.send_eof()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._break(error)
@@ -225,6 +251,8 @@ class Pump:
     async def _read(self) -> bytes:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
         while not self._finishing:
+            if self._leaving:
+                return b""
             try:
                 return self.hop.recv(self._outward_step)
             except (BlockingIOError, InterruptedError):
@@ -244,7 +272,7 @@ class Pump:
         try:
             while data := await self._receive():
                 await self._write(data)
-            if self._keep_hop:
+            if self._keep_hop or self._leaving:
                 return
             self._shut = True
             with suppress(OSError):  # ENOTCONN: the application has gone already
@@ -254,7 +282,7 @@ class Pump:
 
     async def _receive(self) -> bytes | bytearray:
         data: bytes | bytearray = b""
-        if not self._finishing:
+        if not self._finishing and not self._leaving:
             with trio.CancelScope() as self._receiving:
                 data = await self.stream.receive_some(self._inward_step)
             self._receiving = None

@@ -41,21 +41,35 @@ class Host(Protocol):
         """Call `link.go_on` soon: there is more to do, of which the kernel does not know."""
         ...
 
+    def stir(self, link: Link) -> None:
+        """Call `link.look` every now and then, until it says that there is no need any more."""
+        ...
+
     def take(self) -> memoryview: ...
     def give_back(self, buffer: memoryview) -> None: ...
 
 
 class Link:
-    """All methods are called in the loop's thread. `on_end` is called once, with no descriptor watched any more."""
+    """All methods are called in the loop's thread. `on_end` is called once, with no descriptor watched any more.
+
+    left: it has let go of a stream that goes on: its carrier was lost, or is to be exchanged.
+    """
 
     def __init__(
-        self, hop: socket.socket, driver: SessionDriver, carrier: Carrier, on_end: Callable[[], None]
+        self,
+        hop: socket.socket,
+        driver: SessionDriver,
+        carrier: Carrier,
+        on_end: Callable[[], None],
+        rtt: float = 0.0,
     ) -> None:
         self.hop = hop
+        self.rtt = rtt
         self.driver = driver
         self.hop_descriptor = hop.fileno()
         self.carrier_descriptor = carrier.socket.fileno()
         self.ended = False
+        self.left = False
         self.clean = False
         self.finishing = False
         self.finish_at = 0.0
@@ -67,9 +81,10 @@ class Link:
         self._on_end = on_end
         self._hop_watched: int | None = None
         self._carrier_watched: int | None = None
-        self._reading = True  # the application has not ended its direction
+        self._reading = not driver.machine.eof_sent  # the application has not ended its direction
         self._receiving = True  # the peer has not ended its direction
-        self._blocked = False  # the carrier takes no more
+        self._blocked = driver.has_unfinished  # the carrier takes no more
+        self._stirred = False  # the loop looks at it
         self._shut = False  # our FIN is out on the hop
         self._lost = False  # the carrier ended after the peer's FIN
         self._keep_hop = False
@@ -87,7 +102,7 @@ class Link:
 
     def on_hop(self, mask: int) -> None:
         """The application's side is ready for `mask`."""
-        if mask & FAILED and not (self._reading and not self._blocked):
+        if mask & FAILED and not (self._reading and not self._blocked and self._has_room):
             # A reset while nobody reads. After our own FIN it is no news: both may have ended in order.
             if not self._shut:
                 self.end(clean=False)
@@ -129,6 +144,45 @@ class Link:
             self._end_inward()
         self._settle()
 
+    def speak(self) -> None:
+        """Send what the node has to tell the peer's."""
+        self.driver.flush_nowait()
+        self._blocked = self.driver.has_unfinished
+        if not self._leave_if_lost():
+            self._settle()
+
+    def leave(self) -> None:
+        """Let go of both descriptors, and of nothing else: what the application has not taken goes back."""
+        if self.ended:
+            return
+        self.left = True
+        if self._pending is not None:
+            self.driver.unread(bytes(self._pending))
+        self.end(clean=False)
+
+    def look(self, now: float) -> bool:
+        """Whether the carrier still lives; and whether to look again."""
+        if self.ended:
+            return False
+        if self._pending is not None and self.driver.machine.window:
+            self.driver.read_ahead()  # the peer may have answered behind what the application does not take
+        verdict = self.driver.look(now, self.rtt)
+        self._blocked = self.driver.has_unfinished
+        if not self._leave_if_lost():
+            self._settle()
+        self._stirred = verdict != "idle" and not self.ended
+        return self._stirred
+
+    def _leave_if_lost(self) -> bool:
+        if self.driver.suspended and not self.ended:
+            self.leave()
+        return self.ended
+
+    def _stir(self) -> None:
+        if not self._stirred and self._host is not None:
+            self._stirred = True
+            self._host.stir(self)
+
     def tick(self, now: float) -> None:
         """While finishing: the program has written nothing more for a moment, or too much."""
         if self._blocked:
@@ -160,6 +214,7 @@ class Link:
                 self._read_hop()
         except (OSError, trio.ClosedResourceError):
             self.end(clean=False)
+        self._leave_if_lost()
 
     def _carrier_takes(self) -> bool:
         """Send what is stuck; whether all of it has gone."""
@@ -172,10 +227,13 @@ class Link:
         return not self._blocked
 
     def _read_hop(self) -> None:
+        room = self.driver.machine.room
+        if room <= 0:
+            return
         buffer = self._take()
         try:
             try:
-                count = self.hop.recv_into(buffer[HEADER_LENGTH:], self.outward_step)
+                count = self.hop.recv_into(buffer[HEADER_LENGTH:], min(self.outward_step, room))
             except (BlockingIOError, InterruptedError):
                 return
             if not count:
@@ -185,6 +243,8 @@ class Link:
                 self._last_bytes -= count
                 self.finish_at += LAST_BYTES_PAUSE
             self._blocked = not self.driver.send_nowait(buffer[: HEADER_LENGTH + count])
+            if not self._stirred:
+                self._stir()
             if self._blocked:
                 self._stuck_out = buffer
         finally:
@@ -204,14 +264,24 @@ class Link:
     # -- peer -> application
 
     def _inward(self) -> None:
+        had_room = self._has_room
         try:
             if self._receiving:
                 if self._application_takes():
                     self._receive()
+                elif not had_room:
+                    self.driver.read_ahead()
             elif not self._lost and not self.finishing:
                 self._listen_on()
         except (OSError, BadMessage, trio.ClosedResourceError):
             self.end(clean=False)
+        if not had_room and self._has_room and not self.ended:
+            self._once_more()
+        self._leave_if_lost()
+
+    @property
+    def _has_room(self) -> bool:
+        return self.driver.machine.room > 0
 
     def _application_takes(self) -> bool:
         """Write what is pending; whether all of it has gone."""
@@ -232,6 +302,8 @@ class Link:
         room = buffer if self.inward_step == BUFFER else buffer[: self.inward_step]
         count = driver.receive_into(room)
         if count:
+            if not self._stirred:
+                self._stir()
             self._stuck_in, self._pending = buffer, buffer[:count]
             taken = self._application_takes()
         else:
@@ -242,9 +314,9 @@ class Link:
             self._blocked = driver.has_unfinished
         if not taken:
             return
-        if driver.machine.eof_received:
+        if driver.at_end:
             self._end_inward()
-        elif driver.error is not None:
+        elif driver.error is not None and not driver.has_ahead:
             raise driver.error
         elif count == len(room) or self._carrier.pending():
             self._once_more()
@@ -281,7 +353,8 @@ class Link:
         if not (self._reading or self._receiving or self._blocked):
             self.end(clean=True)
             return
-        wanted: int | None = (IN if self._reading and not self._blocked else 0) | (
+        has_room = self._has_room
+        wanted: int | None = (IN if self._reading and not self._blocked and has_room else 0) | (
             OUT if self._pending is not None else 0
         )
         if not wanted and (self._shut or self._keep_hop):
@@ -289,7 +362,7 @@ class Link:
         if wanted != self._hop_watched:
             host.watch(self.hop_descriptor, self._hop_watched, wanted)
             self._hop_watched = wanted
-        receives = self._pending is None and not self._lost and not self.finishing
+        receives = (self._pending is None or not has_room) and not self._lost and not self.finishing
         if self.driver.error is not None:
             wanted = None  # the driver has closed it
         else:

@@ -25,6 +25,7 @@ import trio
 from ntcpsock._broken import is_of_the_network
 from ntcpsock._pump import Stream, abort, close_ends, prepare_hop, tune
 from ntcpsock._pump_link import BUFFER, IN, Link
+from ntcpsock._session.liveness import INTERVAL
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
 
@@ -58,6 +59,8 @@ class PumpLoop:
         self._links: set[Link] = set()
         self._finishing: set[Link] = set()
         self._again: list[Link] = []
+        self._stirred: set[Link] = set()
+        self._look_at = 0.0
         self._free: list[memoryview] = []
         self._waiting: list[tuple[int, threading.Event]] = []
         self._thread = threading.Thread(target=self._run, name="ntcpsock-pump", daemon=True)
@@ -158,11 +161,26 @@ class PumpLoop:
             now = time.monotonic()
             for link in tuple(self._finishing):
                 self._guard(link, link.tick, now)
+        if self._stirred:
+            self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + INTERVAL
+            for link in tuple(self._stirred):
+                self._guard(link, self._look_at_link, link, now)
+
+    def _look_at_link(self, link: Link, now: float) -> None:
+        if not link.look(now):
+            self._stirred.discard(link)
 
     def _patience(self) -> float | None:
         if self._again or self._waiting:
             return 0
-        return _TICK if self._finishing else None
+        if self._finishing:
+            return _TICK
+        return INTERVAL if self._stirred else None
 
     def _count_turn(self) -> None:
         left = [(turns - 1, turned) for turns, turned in self._waiting]
@@ -202,10 +220,14 @@ class PumpLoop:
     def again(self, link: Link) -> None:
         self._again.append(link)
 
+    def stir(self, link: Link) -> None:
+        self._stirred.add(link)
+
     def forget(self, link: Link) -> None:
         """The link has ended."""
         self._links.discard(link)
         self._finishing.discard(link)
+        self._stirred.discard(link)
         for descriptor, handler in (
             (link.hop_descriptor, link.on_hop),
             (link.carrier_descriptor, link.on_carrier),
@@ -236,28 +258,54 @@ class LoopPump:
         self.carrier = stream.carrier
         if self.carrier.remote.host.startswith(_LOOPBACK):
             tune(self.carrier.socket)  # the path is a loopback hop too, and no other one is judged here
-        self._link = Link(hop, stream.driver, self.carrier, self._on_end)
+        self._link = Link(hop, stream.driver, self.carrier, self._on_end, stream.path.rtt or 0.0)
 
-    async def run(self) -> None:
-        """Pump until the end. Owns both ends: they are closed, or reset, on every way out."""
+    async def run(self) -> bool:
+        """Pump until the end. Owns both ends: they are closed, or reset, on every way out but one: True, where the
+        stream is to go on over another carrier."""
         self._loop.add(self._link)
+        self.stream.holder = self
         try:
             await self._ended.wait()
+            if self._link.left:
+                return True
         except BaseException:
             self._loop.end(self._link)
             with trio.CancelScope(shield=True):
                 await self._ended.wait()  # not long: the loop's thread never waits for a peer
-            self._link.clean = False
+            self._link.clean = self._link.left = False
             raise
         finally:
-            driver = self.stream.driver
-            await close_ends(
-                self.hop,
-                self.stream,
-                clean=self._link.clean,
-                keep_hop=self._keep_hop,
-                failure=driver.error or driver.send_error,
-            )
+            self.stream.holder = None
+            if not self._link.left:
+                await self._close_ends()
+        return False
+
+    async def _close_ends(self) -> None:
+        driver = self.stream.driver
+        await close_ends(
+            self.hop,
+            self.stream,
+            clean=self._link.clean,
+            keep_hop=self._keep_hop,
+            failure=driver.error or driver.send_error,
+        )
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """As `ntcpsock._session.stream.Holder`."""
+
+        def step_and_speak() -> None:
+            if not self._link.ended:
+                step()
+                self._link.speak()
+
+        self._loop.soon(step_and_speak)
+
+    async def let_go(self) -> None:
+        """As `ntcpsock._session.stream.Holder`."""
+        self._loop.soon(self._link.leave)
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()  # not long: the loop's thread never waits for a peer
 
     def finish(self, *, keep_hop: bool) -> None:
         """As `Pump.finish`."""
@@ -283,7 +331,11 @@ class LoopPump:
         """In the loop's thread."""
         self._loop.forget(self._link)
         driver = self.stream.driver
-        if not self._link.clean and not is_of_the_network(driver.error or driver.send_error):
+        if (
+            not self._link.clean
+            and not self._link.left
+            and not is_of_the_network(driver.error or driver.send_error)
+        ):
             # At once, as a kernel does it; the engine finds both ends closed.
             driver.closed = True
             driver.abort()

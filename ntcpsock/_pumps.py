@@ -9,7 +9,7 @@ from contextlib import suppress
 import trio
 
 from ntcpsock import _forwarding
-from ntcpsock._pump import Pump, Stream
+from ntcpsock._pump import Pump, Stream, close_ends, is_closed
 from ntcpsock._pump_loop import LoopPump, PumpLoop, suits_loop
 from ntcpsock.trio import PlainStream
 
@@ -35,7 +35,11 @@ class Pumps:
 
     async def run(self, hop: socket.socket, stream: Stream) -> None:
         """Carry one connection to its end."""
-        pump = self._new_pump(hop, stream)
+        while await self._run_pump(self._new_pump(hop, stream), hop, stream):
+            if not await self._is_usable(hop, stream):
+                break
+
+    async def _run_pump(self, pump: Pump | LoopPump, hop: socket.socket, stream: Stream) -> bool:
         self._pumps.add(pump)
         if self._finishing:
             pump.finish(keep_hop=self._keep_hops)
@@ -44,12 +48,27 @@ class Pumps:
             self._nursery.start_soon(self._check)
         ends = _forwarding.begin(pump, stream)
         try:
-            await pump.run()
+            return await pump.run()
         except Exception as error:  # one connection's fault must not end the others
             log.error("a connection with %s failed", stream.peer, exc_info=error)
+            return False
         finally:
             _forwarding.end(ends, hop)
             self._pumps.discard(pump)
+
+    async def _is_usable(self, hop: socket.socket, stream: Stream) -> bool:
+        """Whether a stream that has lost its carrier goes on over another one. If not, both ends are closed."""
+        goes_on = False
+        try:
+            while not self._finishing and not is_closed(hop):
+                with trio.move_on_after(CHECK_INTERVAL):
+                    goes_on = await stream.wait_usable()
+                    break
+        finally:
+            if not goes_on:
+                failure = stream.failure
+                await close_ends(hop, stream, clean=False, keep_hop=self._keep_hops, failure=failure)
+        return goes_on
 
     def _new_pump(self, hop: socket.socket, stream: Stream) -> Pump | LoopPump:
         if not suits_loop(stream):
@@ -70,6 +89,8 @@ class Pumps:
             await trio.sleep(CHECK_INTERVAL)
             for pump in tuple(self._pumps):
                 pump.check()
+                if isinstance(pump, Pump) and suits_loop(pump.stream):
+                    pump.leave()  # the stream has moved to a path that the faster one can carry
         self._checking = False
 
     def finish(self, *, keep_hops: bool) -> None:

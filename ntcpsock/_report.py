@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ntcpsock._errors import NTCPError
 
@@ -88,6 +88,20 @@ class Attempt:
     budget: Budget = Budget()
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A stream went on over another path. at: seconds after the call that made it; pause: seconds that it had no path
+    before; reason: in words."""
+
+    #: That a report keeps, the newest.
+    MOST: ClassVar[int] = 64
+
+    at: float
+    path: PathInfo
+    reason: str
+    pause: float = 0.0
+
+
 @dataclass(slots=True)
 class Report:
     """Everything one connect did, stage by stage. Plain data; `to_dict()` is ready for JSON.
@@ -96,7 +110,7 @@ class Report:
     (`translated`, `mapping`, `filtering`, `stray_syn`, `hairpin`), and its endpoints (`own`, and `seen` from outside);
     cause: why the connect failed, probably; advice: the one change that would help, where one is known.
     port_mapping: what this side's router said when the connect wanted a port mapped, or why it was not asked; None:
-    none was wanted.
+    none was wanted. path: by which the stream goes now; moves: to which other ones it has gone, the newest 64.
     """
 
     target: str
@@ -109,6 +123,8 @@ class Report:
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     cause: str | None = None
     port_mapping: str | None = None
+    path: PathInfo | None = None
+    moves: list[Move] = field(default_factory=list)
 
     def begin(self, name: str, now: float) -> Stage:
         """Open a stage. `now` is the clock that `started` was read from."""
@@ -173,6 +189,10 @@ class Report:
             )
         if self.attempts:
             lines.append(f"  budget of all attempts: {self.budget}")
+        for move in self.moves:
+            where = f"{move.path.technique} {_place(move.path.local)} -> {_place(move.path.remote)}"
+            pause = f" after {move.pause:.2f} s without a path" if move.pause else ""
+            lines.append(f"  {_span(move.at, None)} moved to {where}: {move.reason}{pause}")
         if self.port_mapping:
             lines.append(f"  port mapping: {self.port_mapping}")
         if self.cause:

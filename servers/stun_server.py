@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT
+from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers import logs
 from ntcpsock._servers.certificate import certificate_files
 from ntcpsock._servers.metrics import Sources
@@ -15,6 +18,7 @@ from ntcpsock._servers.operator_port import serve_operator_pages
 from ntcpsock._servers.options import parse_arguments
 from ntcpsock._servers.places import all_listens, version_of
 from ntcpsock._servers.running import Simple, run_script, run_until_signalled
+from ntcpsock._servers.siblings import Siblings, end_with_the_first, is_sibling
 from ntcpsock._servers.stun import StunAddresses, StunCounters, serve_stun
 from ntcpsock._state import load_identity
 
@@ -30,7 +34,17 @@ SETTINGS = (
     "tls_port",
     "metrics",
     "metrics_from",
+    "processes",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stun(Simple):
+    siblings: Siblings = field(default_factory=Siblings)
+
+    def reload(self) -> None:
+        Simple.reload(self)
+        self.siblings.hang_up()
 
 
 async def main() -> None:
@@ -38,6 +52,12 @@ async def main() -> None:
     logs.set_up(arguments.log)
     certificate = certificate_files(arguments.certificate, arguments.key)
     link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
+
+    alone = arguments.processes <= 1 and not is_sibling()
+    if not alone and (link_key is not None or not hasattr(socket, "SO_REUSEPORT")):
+        raise ConfigurationError(
+            "--processes needs SO_REUSEPORT, and goes without --link-key, whose orders count once"
+        )
 
     async def start(nursery: trio.Nursery) -> Simple:
         port, ready = arguments.port, ["ready"]
@@ -56,16 +76,23 @@ async def main() -> None:
                 link_key=link_key if other_address is not None else None,
                 certificate=certificate,
                 tls_port=arguments.tls_port,
+                share=not alone,
             )
             addresses: StunAddresses = await nursery.start(serve)
             counters.append(addresses.counters)
             # Where the system chose the port, all addresses have the same.
             port = addresses.primary.port
             ready.append(f"{addresses.primary}" + (f" other {addresses.other}" if addresses.other else ""))
+        siblings = Siblings()
+        if is_sibling():
+            nursery.start_soon(end_with_the_first, nursery.cancel_scope)
+            return Simple(" ".join(ready), certificate)
+        if not alone:
+            await nursery.start(siblings.run, arguments.processes - 1, port)
         if arguments.metrics is not None:
             pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
             await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
-        return Simple(" ".join(ready), certificate)
+        return _Stun(" ".join(ready), certificate, siblings)
 
     await run_until_signalled(start)
 

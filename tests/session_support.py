@@ -50,6 +50,7 @@ class MemoryCarrier:
         self.closed = False
         self.interrupts = 0
         self.has_unsent = False
+        self.ended_cleanly = True
         self.most_held = 0
 
     def try_send(self, data: bytes | memoryview) -> int:

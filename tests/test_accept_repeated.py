@@ -47,6 +47,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
 
 async def test_offers_repeated_while_a_dial_ends(nursery: trio.Nursery) -> None:
     delivery: Any = SimpleNamespace(
+        answer=None,
         sender=bytes(32), sender_name=None, observed_host="127.0.0.1", also_observed=()
     )
     port = choose_port()

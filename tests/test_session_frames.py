@@ -134,7 +134,7 @@ def test_a_reader_may_take_payload_past_the_decoder() -> None:
         ("04 0000000100000000 00000000", "RESET code"),
         ("05 0000000000000000 ffffffff", "with a payload"),
         ("00 0000000000000000 00000000", "unknown frame type 0x0"),
-        ("07 0000000000000000 00000000", "unknown frame type 0x7"),
+        ("08 0000000000000000 00000000", "unknown frame type 0x8"),
         ("10 0000000000000001 00000030", "with a payload"),
         ("10 0000000000000001 00000000", "unknown frame type 0x10"),
     ],

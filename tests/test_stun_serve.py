@@ -18,6 +18,7 @@ from stun_support import own_endpoint, serving, udp_socket
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import ConfigurationError
+from ntcpsock._servers import mmsg
 from ntcpsock._servers import stun as stun_server
 from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.stun import serve_stun
@@ -191,6 +192,7 @@ async def test_an_answer_that_cannot_be_sent_hurts_nobody(monkeypatch: pytest.Mo
             raise failure
         send(*arguments)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(mmsg, "AVAILABLE", False)
     monkeypatch.setattr(DatagramSocket, "send", fail_first)
     async with serving() as addresses:
         with await udp_socket() as sock:

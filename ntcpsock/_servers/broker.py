@@ -7,7 +7,6 @@ State: `broker.key` (its identity, mode 0600), `relay.key` (what it shares with 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import socket
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -31,32 +30,25 @@ from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
-from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.turn_desk import TurnDesk
+from ntcpsock._servers.udp_desk import UdpDesk
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
 from ntcpsock._traversal.broker.message import (
-    MAX_DATAGRAM,
     MAX_RELAYS,
     MAX_STUN_SERVERS,
     RelayPlace,
     check_relay,
 )
 
-_logger = logging.getLogger("ntcpsock.broker")
-
-# Read in a row before other tasks get their turn.
-_BATCH = 64
 # Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _EXPIRY_INTERVAL = 5.0
 # Tries to find a port that is free for UDP and TCP, when the kernel may choose.
 _BIND_ATTEMPTS = 32
-# Our addresses times interfaces; beyond that somebody adds and removes them, and classes are made anew.
-_MOST_WAYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +182,7 @@ async def serve_broker(
                     nursery.start_soon(relay.sweep)
                     nursery.start_soon(web.serve, listeners)
                 for sock in sockets:
-                    nursery.start_soon(_serve_datagrams, sock, core, outlets)
+                    nursery.start_soon(UdpDesk(sock, core, outlets).serve)
                 task_status.started(
                     BrokerServer(address, core.key, core, outlets.unsent, web, relay, certificate, readiness)
                 )
@@ -294,27 +286,6 @@ def _bind_datagrams(listen: str, port: int, *, dual: bool) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-async def _serve_datagrams(sock: DatagramSocket, core: BrokerCore, outlets: Outlets) -> NoReturn:
-    sources: dict[tuple[tuple[int, int, bytes], ...], type[UdpSource]] = {}
-    while True:
-        await trio.lowlevel.wait_readable(sock.fileno())
-        for _ in range(_BATCH):
-            try:
-                datagram, source, asked = sock.receive(MAX_DATAGRAM + 1)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                # What the network says of an earlier datagram of ours (WSAECONNRESET) concerns nobody here.
-                _logger.debug("recvfrom: %s", error)
-                break
-            known = sources.get(tuple(asked))
-            if known is None:
-                if len(sources) >= _MOST_WAYS:
-                    sources.clear()
-                known = sources[tuple(asked)] = sources_by((sock, asked))
-            outlets.answer(core, datagram, known(*source))
 
 
 async def _expire(core: BrokerCore) -> NoReturn:

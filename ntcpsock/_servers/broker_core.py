@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -20,17 +19,20 @@ from dataclasses import dataclass, field
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.names import Claim, NameStore
-from ntcpsock._servers.registry import Asker, NodeRecord, Registry
+from ntcpsock._servers.node_record import NodeRecord
+from ntcpsock._servers.node_sealer import NodeSealer
+from ntcpsock._servers.random_pool import RandomPool
+from ntcpsock._servers.registry import Asker, Registry
 from ntcpsock._servers.round_trips import RoundTrips
-from ntcpsock._servers.sources import Datagram, Source, endpoint_of
+from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
 from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
-    Sealer,
     decode_key_request_untrusted,
     encode_key_reply,
 )
@@ -75,6 +77,8 @@ from ntcpsock._traversal.relay.message import issue_pair
 
 #: A cookie is good in its own slot of time and in the next one: 30 to 60 seconds.
 _COOKIE_SLOT = MIN_TTL // 2
+# Records looked at in a pause: some 20 ms.
+_MOST_SWEPT = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,9 @@ class BrokerLimits:
     #: Datagrams from addresses without a session: each may cost a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
+    #: The same of all addresses together, which may be invented: half of a processor at most.
+    strangers_rate: float = 10_000.0
+    strangers_burst: float = 1000.0
     #: Lookup, Introduce and Reply.
     request_rate: float = 2000.0
     request_burst: float = 4000.0
@@ -122,18 +129,18 @@ class BrokerCore:
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
         turn: TurnDesk | None = None,
-        random_bytes: Callable[[int], bytes] = os.urandom,
+        random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """relays: those that nodes are told; relay_secret: what these check our tickets with. `wall_clock` is Unix
         time, which tickets need because a relay may be another machine."""
         limits = limits or BrokerLimits()
+        random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
         self.counters = BrokerCounters()
         self.round_trips = RoundTrips()
-        self._sealer = Sealer(identity, cache_size=65536)
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
@@ -144,7 +151,9 @@ class BrokerCore:
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
         self._registry = Registry(names, max_nodes=limits.nodes)
+        self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
+        self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
@@ -161,6 +170,16 @@ class BrokerCore:
             AskTurn: self._ask_turn,
             Bye: self._bye,
         }
+        self._hot_path = HotPath(
+            self._registry,
+            self._sealer,
+            self._requests,
+            self.counters,
+            self._tickets,
+            self._greetings,
+            self._strangers,
+            self.dropped,
+        )
 
     def __len__(self) -> int:
         """How many instances are connected."""
@@ -173,7 +192,11 @@ class BrokerCore:
 
     def expire(self, now: float) -> None:
         """Forget the silent; to be called now and then where nothing arrives."""
-        self._registry.expire(now)
+        self._registry.expire(now, _MOST_SWEPT)
+
+    def answer_known(self, datagram: bytes, origin: bytes, now: float) -> list[tuple[bytes, bytes]] | None:
+        """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
+        return self._hot_path.answer(datagram, origin, now)
 
     def receive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
@@ -206,9 +229,11 @@ class BrokerCore:
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        is_known = self._sealer.knows(claimed) or self._registry.knows(claimed)
-        if not is_known and not self._greetings.take(source.host, now):
-            return self._drop("too many greetings")
+        if not self._sealer.knows(claimed):
+            if not self._greetings.take(source.host, now):
+                return self._drop("too many greetings")
+            if not self._strangers.take("", now):
+                return self._drop("too many strangers")
         key, payload = self._sealer.open_untrusted(datagram)
         envelope = decode_from_node(payload)
         if isinstance(envelope.body, Hello):
@@ -216,10 +241,10 @@ class BrokerCore:
         node = self._registry.by_session(envelope.session, now)
         if isinstance(envelope.body, Prove) and node is not None and node.key == key:
             return self._prove(datagram, node, envelope, envelope.body, source, now)
-        if node is None or node.key != key or node.source != source:
+        if node is None or node.key != key or node.packed_source != pack_source(source):
             # After our restart, or after its NAT gave it another address, a node learns it here.
             return self._challenge(datagram, key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         self._registry.touch(node, now)
         self.was_in_session = True
@@ -241,10 +266,11 @@ class BrokerCore:
         if node is None:
             self.counters.sessions += 1
             session = self._random_bytes(SESSION_LENGTH)
-            node = self._registry.add(key, hello.instance, session, source, now)
+            shared = self._sealer.shared_key(key)
+            node = self._registry.add(key, shared, hello.instance, session, source, now)
             if node is None:
                 return self._drop("full")
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         # The session stays the same where one is open: a Welcome may have been lost, or the address
         # may have changed, and neither is a reason to forget what is registered.
@@ -269,7 +295,7 @@ class BrokerCore:
     ) -> list[Datagram]:
         if not self._is_fresh(prove.cookie, node.key, source, now):
             return self._challenge(datagram, node.key, envelope.request, source, now)
-        if not node.received.accept(envelope.counter):
+        if not node.accept(envelope.counter):
             return self._drop("replay")
         node.prove(source.host, now)
         frame, _ = self._to(node, envelope.request, Proved())
@@ -302,7 +328,7 @@ class BrokerCore:
     def _to(self, node: NodeRecord, request: int, body: FromBroker) -> Datagram:
         node.sent += 1
         payload = encode_from_broker(node.session, node.sent, request, body)
-        return self._sealer.seal(node.key, payload), node.source
+        return self._sealer.seal_with(node.shared, node.key, payload), node.source
 
     def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
         self.counters.refused[body.reason.name.lower().replace("_", " ")] += 1
@@ -317,19 +343,20 @@ class BrokerCore:
         if envelope.counter < node.registration:
             # Overtaken on the way by a newer one, or by Bye.
             return self._drop("old registration")
-        if not self._registrations.take(node.source.host, now):
+        if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
         outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
         if outcome != "kept":
             return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
         self.counters.registrations += 1
         node.register(envelope.counter, registration)
+        self._registry.names_changed(node.key)
         self._registry.touch(node, now)
         return [self._to(node, envelope.request, Registered())]
 
     def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Lookup)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.counters.lookups += 1
         record = self._registry.visible_name(envelope.body.name, self._asker(node))
@@ -338,7 +365,7 @@ class BrokerCore:
         return [self._to(node, envelope.request, Found(record.key))]
 
     def _ask_turn(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         places = TurnPlaces() if self._turn is None else self._turn.places(node.key, self._wall_clock())
         return [self._to(node, envelope.request, places)]
@@ -346,20 +373,25 @@ class BrokerCore:
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
         offer = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         asker = self._asker(node)
         if offer.name is not None:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
                 return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
-        target = self._registry.route(offer.to, offer.port, asker, now)
+        if offer.instance is not None:
+            target = self._registry.instance(offer.to, offer.instance, now)
+        else:
+            target = self._registry.route(offer.to, offer.port, asker, now)
         if target is None:
             return [self._refusal(node, envelope.request, Unreachable(Reason.OFFLINE))]
         self.counters.introductions += 1
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
         name = asker.name_for(target.allow)
+        if target.allow is None:
+            node.show(name)
         delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
         introduction = Introduced(
             target.key,
@@ -380,7 +412,7 @@ class BrokerCore:
     def _reply(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Reply)
         reply = envelope.body
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         target = self._registry.instance(reply.to, reply.instance, now)
         if target is None:
@@ -392,11 +424,11 @@ class BrokerCore:
 
     def _spoof(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Spoof)
-        if not self._requests.take(node.source.host, now):
+        if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         outcome = SpoofOutcome.OFF
         if self._spoofing is not None:
-            outcome, segments = self._spoofing.ask(node.key, node.source.host, envelope.body, now)
+            outcome, segments = self._spoofing.ask(node.key, node.host, envelope.body, now)
             self.syn_acks += segments
         return [self._to(node, envelope.request, Spoofed(outcome))]
 

@@ -18,6 +18,12 @@ _IP_PKTINFO = 8
 # struct in_pktinfo: interface index, local address (ours for routing), destination of the header.
 _PKTINFO_V4 = struct.Struct("=I4s4s")
 _ANCILLARY_SIZE = 128
+#: Octets of an address as the kernel has it: of a struct sockaddr_in6, the longer one.
+ADDRESS_LENGTH = 28
+# struct sockaddr_in and sockaddr_in6: family, port; address; flow and scope in the second.
+_IPV4 = struct.Struct("=H2s4s")
+_IPV6 = struct.Struct("=H2sI16sI")
+_INET = struct.pack("=H", socket.AF_INET)
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -39,10 +45,10 @@ class DatagramSocket:
         host, port = sock.getsockname()[:2]
         self.local = Endpoint(host, port)
         self.ipv6 = sock.family == socket.AF_INET6
-        self._is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        if self._is_wildcard and self.ipv6:
+        self.is_wildcard = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+        if self.is_wildcard and self.ipv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        elif self._is_wildcard:
+        elif self.is_wildcard:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
     def fileno(self) -> int:
@@ -50,11 +56,11 @@ class DatagramSocket:
 
     def receive(self, size: int) -> Datagram:
         """The next datagram, cut to `size`. Raises BlockingIOError when there is none, and OSError."""
-        if not self._is_wildcard:
+        if not self.is_wildcard:
             data, source = self._sock.recvfrom(size)
             return Datagram(data, endpoint_of(source), [])
         data, ancillary, _flags, source = self._sock.recvmsg(size, _ANCILLARY_SIZE)
-        return Datagram(data, endpoint_of(source), [_turn_round(*entry) for entry in ancillary])
+        return Datagram(data, endpoint_of(source), [turn_round(*entry) for entry in ancillary])
 
     def send(self, data: bytes, destination: tuple[str | int, ...], asked: Ancillary) -> None:
         """Send, from the address that was asked. Raises BlockingIOError when the kernel's queue is full (UDP
@@ -86,7 +92,28 @@ def socket_address(endpoint: Endpoint, ipv6: bool) -> tuple[str, int] | tuple[st
     return host, endpoint.port, 0, int(scope) if scope.isdecimal() else 0
 
 
-def _turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+def pack_address(address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:
+    """The kernel's form of an address of the socket module, in 28 bytes."""
+    port = address[1].to_bytes(2)
+    if len(address) == 2:
+        packed = _IPV4.pack(socket.AF_INET, port, socket.inet_pton(socket.AF_INET, address[0]))
+    else:
+        host = socket.inet_pton(socket.AF_INET6, address[0])
+        packed = _IPV6.pack(socket.AF_INET6, port, address[2], host, address[3])
+    return packed.ljust(ADDRESS_LENGTH, b"\0")
+
+
+def unpack_address(packed: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The way back."""
+    if packed[:2] == _INET:
+        _, port, address = _IPV4.unpack_from(packed)
+        return socket.inet_ntop(socket.AF_INET, address), int.from_bytes(port)
+    _, port, flow, address, scope = _IPV6.unpack_from(packed)
+    return socket.inet_ntop(socket.AF_INET6, address), int.from_bytes(port), flow, scope
+
+
+def turn_round(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+    """The ancillary data of an answer, from that of the question."""
     if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) == _PKTINFO_V4.size:
         _interface, local, _destination = _PKTINFO_V4.unpack(data)
         # Interface 0: the route back decides, which need not be the way in.

@@ -21,6 +21,11 @@ class RateLimit:
         # source -> (tokens, when they were counted)
         self._buckets: dict[str, tuple[float, float]] = {}
 
+    def is_exhausted(self, host: str, now: float) -> bool:
+        """Whether `take` would say no; takes nothing."""
+        bucket = self._buckets.get(site_of(host))
+        return bucket is not None and min(self._burst, bucket[0] + (now - bucket[1]) * self._rate) < 1.0
+
     def take(self, host: str, now: float) -> bool:
         """Whether `host` may once more."""
         source = site_of(host)

@@ -139,6 +139,13 @@ OPTIONS: Final = _table(
         "path",
         "FILE",
     ),
+    Option(
+        "processes",
+        "serve with so many processes, for one processor each; /metrics is the first one's",
+        "integer",
+        "N",
+        1,
+    ),
     Option("other_port", "second port (3479 beside --other-address)", "integer", "PORT2"),
     Option(
         "tls_port",

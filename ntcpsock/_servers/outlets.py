@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import trio
 
+from ntcpsock._servers import mmsg
 from ntcpsock._servers.broker_core import BrokerCore
-from ntcpsock._servers.datagrams import socket_address
-from ntcpsock._servers.sources import Connection, Datagram, Source, UdpSource
+from ntcpsock._servers.datagrams import DatagramSocket, socket_address
+from ntcpsock._servers.sources import (
+    WAYS,
+    Connection,
+    Datagram,
+    Source,
+    UdpSource,
+    pack_source,
+    unpack_source,
+)
 from ntcpsock._servers.spoofer import Spoofer
+from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+
+# Datagrams that leave one socket with one call.
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Exit:
+    """How datagrams leave by one way."""
+
+    sock: DatagramSocket
+    outbox: mmsg.Outbox
+    control: bytes
 
 
 class Outlets:
@@ -22,25 +46,54 @@ class Outlets:
         self.connections: dict[Connection, Callable[[bytes], bool]] = {}
         #: Frames that did not leave, by reason.
         self.unsent: Counter[str] = Counter()
+        self._outboxes: dict[DatagramSocket, mmsg.Outbox] = {}
+        self._exits: dict[bytes, _Exit] = {}
 
     def answer(self, core: BrokerCore, frame: bytes, source: Source) -> None:
         """Give a frame to the core, and send what it answers."""
         self._send(core.receive(frame, source, trio.current_time()))
+        self._flush()
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
+
+    def answer_all(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
+        """The same for many frames with their packed sources; the answers leave together."""
+        now = trio.current_time()
+        for frame, origin in frames:
+            answers = core.answer_known(frame, origin, now)
+            if answers is None:
+                self._send(core.receive(frame, unpack_source(origin), now))
+                continue
+            for answer, destination in answers:
+                self._queue(answer, destination)
+        self._flush()
+        if self._spoofer is not None:
+            self._spoofer.put(core.syn_acks)
+
+    def forget(self, sock: DatagramSocket, ways: Iterable[type[UdpSource]]) -> None:
+        """The socket is about to be closed."""
+        self._outboxes.pop(sock, None)
+        for way in ways:
+            WAYS.remove(way.number)
+            self._exits.pop(way.packed_number, None)
 
     def _send(self, frames: Iterable[Datagram]) -> None:
         for frame, destination in frames:
             if isinstance(destination, Connection):
-                queue = self.connections.get(destination)
-                if queue is None:
-                    self.unsent["connection is gone"] += 1
-                elif not queue(frame):
-                    self.unsent["connection is full"] += 1
+                self._send_over(frame, destination)
+            elif mmsg.AVAILABLE:
+                self._queue(frame, pack_source(destination))
             else:
                 # A node's address was given in by us with the way to it, whoever's datagram makes us send there.
                 assert isinstance(destination, UdpSource)
                 self._send_datagram(frame, destination)
+
+    def _send_over(self, frame: bytes, connection: Connection) -> None:
+        queue = self.connections.get(connection)
+        if queue is None:
+            self.unsent["connection is gone"] += 1
+        elif not queue(frame):
+            self.unsent["connection is full"] += 1
 
     def _send_datagram(self, frame: bytes, destination: UdpSource) -> None:
         out, own_address = destination.way
@@ -49,3 +102,37 @@ class Outlets:
         except OSError as error:
             # A full buffer or no route: lost like any datagram, and asked for again.
             self.unsent[str(error.strerror)] += 1
+
+    def _queue(self, frame: bytes, destination: bytes) -> None:
+        """destination: packed."""
+        way = self._exits.get(destination[:2])
+        if way is None:
+            source = unpack_source(destination)
+            if isinstance(source, Connection):
+                self._send_over(frame, source)
+                return
+            if not isinstance(source, UdpSource):
+                self.unsent["socket is gone"] += 1
+                return
+            way = self._new_exit(source)
+        refused = way.outbox.queue(way.sock.fileno(), frame, destination[2:], way.control)
+        if refused:
+            self._count(refused)
+
+    def _new_exit(self, source: UdpSource) -> _Exit:
+        sock, own_address = source.way
+        outbox = self._outboxes.get(sock)
+        if outbox is None:
+            outbox = self._outboxes[sock] = mmsg.Outbox(_TOGETHER, MAX_DATAGRAM, ipv6=sock.ipv6)
+        new = self._exits[source.packed_number] = _Exit(sock, outbox, mmsg.pack_control(own_address))
+        return new
+
+    def _flush(self) -> None:
+        for sock, outbox in self._outboxes.items():
+            refused = outbox.flush(sock.fileno())
+            if refused:
+                self._count(refused)
+
+    def _count(self, refused: list[int]) -> None:
+        for number in refused:
+            self.unsent[os.strerror(number)] += 1

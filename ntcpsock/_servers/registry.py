@@ -5,97 +5,21 @@ Pure: `now` comes in, nothing goes out.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
+
+from ntcpsock._servers.key_index import KeyIndex
 from ntcpsock._servers.names import NameRecord, NameStore
+from ntcpsock._servers.node_record import MOST_RECORDS, PLACE_LENGTH, RECORD, SHOWN, NodeRecord, Records
 from ntcpsock._servers.sources import Source
-from ntcpsock._traversal.broker.message import (
-    MAX_PROVED,
-    MIN_TTL,
-    Register,
-    allowed_digest,
-    allows,
-    key_digest,
-)
-from ntcpsock._traversal.broker.replay import ReplayWindow
+from ntcpsock._traversal.broker.message import MIN_TTL, allowed_digest, allows, key_digest
 
 #: Instances of one key: processes that share a state directory.
 MAX_INSTANCES = 16
-
-
-class NodeRecord:
-    """One instance of a node, at one proved address."""
-
-    __slots__ = (
-        "allow",
-        "card",
-        "expires",
-        "hidden",
-        "instance",
-        "key",
-        "names",
-        "ports",
-        "proved",
-        "received",
-        "registered",
-        "registration",
-        "sent",
-        "session",
-        "source",
-        "ttl",
-    )
-
-    def __init__(self, key: bytes, instance: bytes, session: bytes, source: Source, now: float) -> None:
-        self.key = key
-        self.instance = instance
-        self.session = session
-        self.source = source
-        #: Counters of the frames that it sent, over all its hellos.
-        self.received = ReplayWindow()
-        #: The counter of our last frame to it.
-        self.sent = 0
-        self.ttl = MIN_TTL
-        self.expires = now + MIN_TTL
-        #: Whether nobody is to be told where it is.
-        self.hidden = False
-        #: Whether others are introduced to it.
-        self.registered = False
-        #: The counter of the latest Register or Bye: one that was overtaken on the way is void.
-        self.registration = 0
-        self.names: tuple[str, ...] = ()
-        self.ports: tuple[int, ...] = ()
-        self.card: bytes | None = None
-        self.allow: bytes | None = None
-        #: Further addresses that it has proved, the newest last, and until when each is believed.
-        self.proved: tuple[tuple[str, float], ...] = ()
-
-    def prove(self, host: str, now: float) -> None:
-        """It is at `host` too."""
-        others = [entry for entry in self.proved if entry[0] != host and entry[1] > now]
-        self.proved = (*others, (host, now + self.ttl))[-MAX_PROVED:]
-
-    def whereabouts(self, now: float) -> tuple[str, tuple[str, ...]]:
-        """What others are told: the address of its session, and where it is beside; nothing of one that hides."""
-        if self.hidden:
-            return "", ()
-        here = self.source.host
-        return here, tuple(host for host, until in self.proved if until > now and host != here)
-
-    def register(self, counter: int, registration: Register) -> None:
-        """Replace what it offered before."""
-        self.registered = True
-        self.registration = counter
-        self.names = registration.names
-        self.ports = registration.ports
-        self.card = registration.card
-        self.allow = registration.allow
-        self.ttl = registration.ttl
-
-    def leave(self, counter: int) -> None:
-        """After Bye: no introductions, but the counters stay until no recorded Hello can pass."""
-        self.registered = False
-        self.registration = max(self.registration, counter)
-        self.names = self.ports = self.proved = ()
-        self.card = self.allow = None
-        self.ttl = MIN_TTL
+# Records that are made at once where there is none left.
+_GROWTH = 1024
+# Records looked at in one go: a second's worth of a million nodes at once would keep the others waiting.
+_SWEEP = 64
 
 
 class Asker:
@@ -130,51 +54,77 @@ class Registry:
 
     def __init__(self, names: NameStore, *, max_nodes: int) -> None:
         self.names = names
-        self._max_nodes = max_nodes
-        self._by_session: dict[bytes, NodeRecord] = {}
-        # Newest last.
-        self._by_key: dict[bytes, tuple[NodeRecord, ...]] = {}
-        # Sessions to look at in a given second. Not moved at each frame: looked at, and put off.
-        self._due: dict[int, list[bytes]] = {}
-        self._next_sweep = 0
+        self.records = Records()
+        #: Where the record of the newest instance of each key is; the others follow it.
+        self.places = KeyIndex(self.records.packed)
+        self._max_nodes = min(max_nodes, MOST_RECORDS)
+        self._count = 0
+        self._free = array("I")
+        # Places to look at in a given second. Not moved at each frame: looked at, and put off.
+        self._due: dict[int, array[int]] = {}
+        self._sweeping: tuple[int, array[int]] = (0, array("I"))
+        #: When `expire` has something to do.
+        self.next_sweep = 0.0
 
     def __len__(self) -> int:
-        return len(self._by_session)
+        return self._count
+
+    def __iter__(self) -> Iterator[NodeRecord]:
+        """All records, those that are over but not yet swept included. Nothing may be added or removed meanwhile."""
+        for place in self.places.values():
+            yield from self._chain(place + 1)
 
     def knows(self, key: bytes) -> bool:
         """Whether any instance of `key` is here."""
-        return key in self._by_key
+        return key in self.places
+
+    def shared_key(self, key: bytes) -> bytes | None:
+        """What frames to and from `key` are sealed with, if any instance of it is here."""
+        place = self.places.get(key)
+        return None if place is None else NodeRecord(self.records, place).shared
 
     def by_session(self, session: bytes, now: float) -> NodeRecord | None:
         """The record of a session that is not over."""
-        node = self._by_session.get(session)
-        return node if node is not None and node.expires > now else None
+        place = int.from_bytes(session[:PLACE_LENGTH], "little")
+        if place >= len(self.records.offered):
+            return None
+        node = NodeRecord(self.records, place)
+        return node if node.session == session and node.expires > now else None
 
     def instances(self, key: bytes, now: float) -> tuple[NodeRecord, ...]:
         """The living records of a key, newest last."""
-        return tuple(node for node in self._by_key.get(key, ()) if node.expires > now)
+        found = [node for node in self._chain(self._first(key)) if node.expires > now]
+        return tuple(reversed(found))
 
     def instance(self, key: bytes, instance: bytes, now: float) -> NodeRecord | None:
         """One of them."""
-        for node in self._by_key.get(key, ()):
+        for node in self._chain(self._first(key)):
             if node.instance == instance and node.expires > now:
                 return node
         return None
 
     def add(
-        self, key: bytes, instance: bytes, session: bytes, source: Source, now: float
+        self, key: bytes, shared: bytes, instance: bytes, session: bytes, source: Source, now: float
     ) -> NodeRecord | None:
-        """A new record; None where the broker has as many as it may have."""
-        if len(self._by_session) >= self._max_nodes:
+        """A new record; None where the broker has as many as it may have.
+
+        shared: what frames are sealed with. Of `session`, which is random, the first three bytes give way to the
+        record's place: a session need not be found by a table, and nobody can guess the rest.
+        """
+        if self._count >= self._max_nodes:
             return None
-        siblings = self._by_key.get(key, ())
+        siblings = list(self._chain(self._first(key)))
         if len(siblings) >= MAX_INSTANCES:
             # A program that is started again and again must not lock itself out.
-            self._remove(min(siblings, key=lambda node: (node.registered, node.expires)))
-        node = NodeRecord(key, instance, session, source, now)
-        self._by_session[session] = node
-        self._by_key[key] = (*self._by_key.get(key, ()), node)
-        self._due.setdefault(int(node.expires) + 1, []).append(session)
+            self.remove(min(siblings, key=lambda node: (node.registered, node.expires)))
+        place = self._new_place()
+        session = place.to_bytes(PLACE_LENGTH, "little") + session[PLACE_LENGTH:]
+        self.records.write(place, key, shared, instance, session, source, now + MIN_TTL)
+        node = NodeRecord(self.records, place)
+        node.next = self._first(key)
+        self.places[key] = place
+        self._count += 1
+        self._look_at(node)
         return node
 
     def touch(self, node: NodeRecord, now: float) -> None:
@@ -189,7 +139,7 @@ class Registry:
         open_ones = [
             node
             for node in self.instances(key, now)
-            if node.registered and asker.is_admitted(node.key, node.allow)
+            if node.registered and asker.is_admitted(key, node.allow)
         ]
         for node in reversed(open_ones):
             if port in node.ports:
@@ -203,25 +153,79 @@ class Registry:
             return None
         return record
 
-    def expire(self, now: float) -> None:
-        """Forget who has been silent for too long."""
-        if now < self._next_sweep:
-            return
-        self._next_sweep = int(now) + 1
-        for second in sorted(second for second in self._due if second <= now):
-            for session in self._due.pop(second):
-                node = self._by_session.get(session)
-                if node is None:
-                    continue
-                if node.expires > now:
-                    self._due.setdefault(int(node.expires) + 1, []).append(session)
-                else:
-                    self._remove(node)
+    def names_changed(self, key: bytes) -> None:
+        """The names of `key` may be others now: what is shown of its instances is asked for again."""
+        for node in self._chain(self._first(key)):
+            node.flags &= ~SHOWN
 
-    def _remove(self, node: NodeRecord) -> None:
-        del self._by_session[node.session]
-        rest = tuple(other for other in self._by_key[node.key] if other is not node)
-        if rest:
-            self._by_key[node.key] = rest
+    def expire(self, now: float, most: int = _SWEEP) -> None:
+        """Forget who has been silent for too long; looks at `most` records at a time."""
+        if now < self.next_sweep:
+            return
+        second, places = self._sweeping
+        while most > 0:
+            if not places:
+                due = [number for number in self._due if number <= now]
+                if not due:
+                    self.next_sweep = int(now) + 1
+                    break
+                second = min(due)
+                places = self._due.pop(second)
+            place = places.pop()
+            most -= 1
+            node = NodeRecord(self.records, place)
+            # Removed meanwhile, or another's record by now, which is looked at in its own time.
+            if node.due != second:
+                continue
+            if node.expires > now:
+                self._look_at(node)
+            else:
+                self.remove(node)
+        self._sweeping = second, places
+
+    def remove(self, node: NodeRecord) -> None:
+        """Forget it at once."""
+        key = node.key
+        newest = self.places[key]
+        if newest == node.place:
+            if node.next:
+                self.places[key] = node.next - 1
+            else:
+                del self.places[key]
         else:
-            del self._by_key[node.key]
+            for other in self._chain(newest + 1):
+                if other.next == node.place + 1:
+                    other.next = node.next
+        self.records.clear(node.place)
+        start = node.place * RECORD.size
+        self.records.packed[start : start + RECORD.size] = bytes(RECORD.size)
+        self._free.append(node.place)
+        self._count -= 1
+
+    def _first(self, key: bytes) -> int:
+        """One more than the place of the newest instance of a key; 0: there is none."""
+        place = self.places.get(key)
+        return 0 if place is None else place + 1
+
+    def _chain(self, following: int) -> Iterator[NodeRecord]:
+        """The instances of a key, newest first, from one more than the place of the first."""
+        while following:
+            node = NodeRecord(self.records, following - 1)
+            following = node.next
+            yield node
+
+    def _look_at(self, node: NodeRecord) -> None:
+        node.due = second = int(node.expires) + 1
+        places = self._due.get(second)
+        if places is None:
+            places = self._due[second] = array("I")
+        places.append(node.place)
+
+    def _new_place(self) -> int:
+        if not self._free:
+            first = len(self.records.offered)
+            self.records.packed += bytes(_GROWTH * RECORD.size)
+            self.records.offered += [None] * _GROWTH
+            # The lowest is taken first.
+            self._free.extend(range(first + _GROWTH - 1, first - 1, -1))
+        return self._free.pop()

@@ -41,26 +41,26 @@ class SignalDesk:
             await visitor.answer(426, "A WebSocket is expected here.\n")
             return
         name = Connection(*visitor.source, next(self._numbers))
-        line = _Line(visitor, machine)
-        self._outlets.connections[name] = line.queue
+        rest = visitor.rest
+        visitor.forget_request()
         broken = False
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(line.send)
+                line = _Line(visitor, machine, nursery)
+                self._outlets.connections[name] = line.queue
                 try:
-                    await self._receive(visitor, machine, line, name)
+                    await self._receive(visitor, machine, line, name, rest)
                 except (BadMessage, trio.BrokenResourceError):
                     broken = True
                 nursery.cancel_scope.cancel()
         finally:
-            del self._outlets.connections[name]
+            self._outlets.connections.pop(name, None)
         if broken:
             raise BadMessage("a broken WebSocket")
 
     async def _receive(
-        self, visitor: Visitor, machine: WebSocketMachine, line: _Line, name: Connection
+        self, visitor: Visitor, machine: WebSocketMachine, line: _Line, name: Connection, data: bytes
     ) -> None:
-        data = visitor.rest
         while True:
             for frame in machine.receive(data) if data else ():
                 self._outlets.answer(self._core, frame, name)
@@ -76,16 +76,20 @@ class SignalDesk:
 
 
 class _Line:
-    """What goes out over one connection, in the order in which it was queued."""
+    """What goes out over one connection, in the order in which it was queued. A task sends it while there is something,
+    and no longer: twenty thousand idle ones would take fifty megabytes."""
 
-    def __init__(self, visitor: Visitor, machine: WebSocketMachine) -> None:
+    def __init__(self, visitor: Visitor, machine: WebSocketMachine, nursery: trio.Nursery) -> None:
         self._visitor = visitor
         self._machine = machine
-        self._frames: deque[bytes] = deque()
-        self._waiting = trio.Event()
+        self._nursery = nursery
+        self._frames: deque[bytes] | None = None
+        self._is_sending = False
 
     def queue(self, frame: bytes) -> bool:
-        if len(self._frames) >= _MOST_QUEUED:
+        if self._frames is None:
+            self._frames = deque()
+        elif len(self._frames) >= _MOST_QUEUED:
             return False
         self._frames.append(frame)
         self.flush()
@@ -93,19 +97,23 @@ class _Line:
 
     def flush(self) -> None:
         """Have the machine's own words (the 101, pongs) sent too."""
-        self._waiting.set()
+        if not self._is_sending and (self._frames or self._machine.wants_to_send):
+            self._is_sending = True
+            self._nursery.start_soon(self._send)
 
-    async def send(self) -> None:
-        while True:
-            while self._frames and not self._machine.is_over:
-                self._machine.send(self._frames.popleft())
-            data = self._machine.data_to_send()
-            if data:
+    async def _send(self) -> None:
+        try:
+            while True:
+                while self._frames and not self._machine.is_over:
+                    self._machine.send(self._frames.popleft())
+                data = self._machine.data_to_send()
+                if not data:
+                    break
                 try:
                     with trio.fail_after(_SEND_DEADLINE):
                         await self._visitor.stream.send_all(data)
                 except (trio.TooSlowError, trio.BrokenResourceError):
                     self._visitor.scope.cancel()
-            elif not self._frames or self._machine.is_over:
-                self._waiting = trio.Event()
-                await self._waiting.wait()
+            self._frames = None
+        finally:
+            self._is_sending = False

@@ -10,18 +10,27 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 import trio
 
 from ntcpsock._address import DEFAULT_STUN_PORT, Endpoint
 from ntcpsock._errors import BadMessage, ConfigurationError
+from ntcpsock._servers import mmsg
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.connect_back import ConnectBacks
-from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.datagrams import (
+    Ancillary,
+    DatagramSocket,
+    endpoint_of,
+    turn_round,
+    unpack_address,
+)
 from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.listener import open_listener
+from ntcpsock._servers.stun_batch import Pattern, StunBatch
 from ntcpsock._servers.tls_stream import TLS_HANDSHAKE, TlsStream
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
 from ntcpsock._traversal.stun.framing import MessageSplitter
@@ -34,6 +43,11 @@ DEFAULT_OTHER_PORT = DEFAULT_STUN_PORT + 1
 _LONGEST_DATAGRAM = 2048
 # Datagrams to answer before the other tasks get their turn.
 _UDP_BATCH = 64
+# The same where many come with one call: so many calls, of so many datagrams each.
+_MMSG_BATCHES = 8
+_MMSG_BATCH = 128
+# What waits while a batch is worked on. The kernel caps it.
+_RECEIVE_BUFFER = 4 * 1024 * 1024
 _TCP_RECEIVE_SIZE = 4096
 _LONGEST_TCP_REQUEST = 2048
 _TCP_BACKLOG = 1024
@@ -100,6 +114,7 @@ async def serve_stun(
     link_key: bytes | None = None,
     certificate: CertificateFiles | None = None,
     tls_port: int | None = None,
+    share: bool = False,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -111,7 +126,7 @@ async def serve_stun(
     connected to (`_traversal/stun/connect_back.py`), a few at a time. `link_key`: `other_address` is another machine,
     where the same runs with the same key, the same two ports, and our address as its other one; the clocks of both are
     right within some seconds. `certificate`: the TCP ports speak TLS, too, to whoever begins with it, and `tls_port`
-    (RFC 8489 section 6.2.3: 5349) is one more of them.
+    (RFC 8489 section 6.2.3: 5349) is one more of them. `share`: other processes of this user may serve the same port.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -122,7 +137,7 @@ async def serve_stun(
     if link_key is not None and (other_address is None or not port or not other_port):
         raise ConfigurationError("a link needs the other server's address, and ports that both know")
     own_other = None if link_key is not None else other_address
-    with _bound(listen, port, own_other, other_port) as (datagram_sockets, listeners):
+    with _bound(listen, port, own_other, other_port, share) as (datagram_sockets, listeners):
         first, last = datagram_sockets[0].local, datagram_sockets[-1].local
         if link_key is not None and other_address is not None:
             last = Endpoint(other_address, last.port)
@@ -146,7 +161,7 @@ async def serve_stun(
             for sock in datagram_sockets:
                 nursery.start_soon(server.serve_datagrams, sock)
             if certificate is not None and tls_port is not None:
-                listeners.append(open_listener(listen, tls_port))
+                listeners.append(open_listener(listen, tls_port, share=share))
             nursery.start_soon(trio.serve_listeners, server.serve_connection, listeners)
             tls = None if tls_port is None else Endpoint(*listeners[-1].socket.getsockname()[:2])
             task_status.started(
@@ -177,6 +192,9 @@ class _StunServer:
         self._link_limit = RateLimit(_LINK_RATE, _LINK_BURST)
 
     async def serve_datagrams(self, sock: DatagramSocket) -> NoReturn:
+        pattern = Pattern.of(partial(self._answer_of, sock.local), ipv6=sock.ipv6) if mmsg.AVAILABLE else None
+        if pattern is not None:
+            await self._serve_batches(sock, pattern)
         # One wait, many datagrams: a trip through the scheduler costs more than an answer.
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
@@ -185,23 +203,58 @@ class _StunServer:
                     data, source, asked = sock.receive(_LONGEST_DATAGRAM)
                 except OSError:  # nothing left, or an ICMP error of an earlier answer
                     break
-                if self._link is not None and data[:1] == _ORDER:
-                    self._carry_out(self._link, data)
-                    continue
-                reply = self._core.handle_datagram(data, source, sock.local)
-                if reply is None:
-                    self.counters.udp_dropped += 1
-                    continue
-                self.counters.udp_requests += 1
-                self.counters.udp_errors += reply.error is not None
-                if reply.source not in self._by_endpoint:
-                    self._have_sent(reply, sock)
-                    continue
-                try:
-                    self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
-                except OSError:
-                    # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
-                    self.counters.udp_unsent += 1
+                self._answer_datagram(sock, data, source, asked)
+
+    def _answer_of(self, local: Endpoint, request: bytes, source: Endpoint) -> bytes | None:
+        """What goes from `local` back to `source`."""
+        reply = self._core.handle_datagram(request, source, local)
+        return (
+            reply.data
+            if reply is not None and (reply.source, reply.destination, reply.error) == (local, source, None)
+            else None
+        )
+
+    async def _serve_batches(self, sock: DatagramSocket, pattern: Pattern) -> NoReturn:
+        kept = _ORDER if self._link is not None else b""
+        batch = StunBatch(
+            pattern,
+            count=_MMSG_BATCH,
+            longest=_LONGEST_DATAGRAM,
+            ipv6=sock.ipv6,
+            wildcard=sock.is_wildcard,
+            kept=kept,
+        )
+        while True:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            for _ in range(_MMSG_BATCHES):
+                done = batch.exchange(sock.fileno())
+                if done is None:
+                    break
+                self.counters.udp_requests += done.answered
+                self.counters.udp_unsent += done.refused
+                self.counters.udp_dropped += done.dropped
+                for datagram, source, control in done.rest:
+                    asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
+                    self._answer_datagram(sock, datagram, endpoint_of(unpack_address(source)), asked)
+
+    def _answer_datagram(self, sock: DatagramSocket, data: bytes, source: Endpoint, asked: Ancillary) -> None:
+        if self._link is not None and data[:1] == _ORDER:
+            self._carry_out(self._link, data)
+            return
+        reply = self._core.handle_datagram(data, source, sock.local)
+        if reply is None:
+            self.counters.udp_dropped += 1
+            return
+        self.counters.udp_requests += 1
+        self.counters.udp_errors += reply.error is not None
+        if reply.source not in self._by_endpoint:
+            self._have_sent(reply, sock)
+            return
+        try:
+            self._by_endpoint[reply.source].send(reply.data, reply.destination, asked)
+        except OSError:
+            # A full queue, no route, a firewall, port 0: to the client all of it is a lost packet.
+            self.counters.udp_unsent += 1
 
     def _have_sent(self, reply: Reply, sock: DatagramSocket) -> None:
         """The other server's address is to answer."""
@@ -313,7 +366,7 @@ def _check_addresses(listen: str, port: int, other_address: str | None, other_po
 
 @contextmanager
 def _bound(
-    listen: str, port: int, other_address: str | None, other_port: int | None
+    listen: str, port: int, other_address: str | None, other_port: int | None, share: bool
 ) -> Iterator[tuple[list[DatagramSocket], list[trio.SocketListener]]]:
     """The sockets of every endpoint, the primary first, the other one last; closed at the end."""
     for attempt in range(_BIND_ATTEMPTS):
@@ -325,9 +378,13 @@ def _bound(
             try:
                 for host in hosts:
                     for index, number in enumerate(ports):
-                        sock = DatagramSocket(stack.enter_context(_open(host, number, socket.SOCK_DGRAM)))
+                        sock = DatagramSocket(
+                            stack.enter_context(_open(host, number, socket.SOCK_DGRAM, share))
+                        )
                         ports[index] = sock.local.port
-                        listener = stack.enter_context(_open(host, sock.local.port, socket.SOCK_STREAM))
+                        listener = stack.enter_context(
+                            _open(host, sock.local.port, socket.SOCK_STREAM, share)
+                        )
                         listener.listen(_TCP_BACKLOG)
                         datagram_sockets.append(sock)
                         listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(listener)))
@@ -340,12 +397,16 @@ def _bound(
             return
 
 
-def _open(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+def _open(host: str, port: int, kind: socket.SocketKind, share: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))

@@ -19,6 +19,11 @@ _ANSWER_DEADLINE: Final = 5.0
 _MOST_DRAINED: Final = 65536
 
 
+#: The HTTP of connections that have gone over to another protocol.
+_SPENT: Final = h11.Connection(h11.SERVER)
+_SPENT.send_failed()
+
+
 class Visitor:
     """One connection with its request. `scope` ends it at its deadline; a handler that returns ends it too.
 
@@ -45,6 +50,10 @@ class Visitor:
         stream = TlsStream.take_over(self._connection, context)
         self.stream, self.socket, self.is_tls = stream, stream.kernel, True
         await stream.do_handshake()
+
+    def forget_request(self) -> None:
+        """Drop what only HTTP needs, some kilobytes; nothing can be answered any more."""
+        self.request, self.rest, self.connection = None, b"", _SPENT
 
     def close(self) -> None:
         """What TLS has taken over; a plain connection is closed by whoever has accepted it."""

@@ -40,6 +40,11 @@ class Carrier(Protocol):
         0 at the end of the carrier."""
         ...
 
+    @property
+    def ended_cleanly(self) -> bool:
+        """After `try_receive_into` said 0: whether the other end has closed the carrier, rather than lost it."""
+        ...
+
     def pending(self) -> int:
         """Bytes that are here already and that `wait_readable` does not show, as those of an opened TLS record."""
         ...

@@ -5,7 +5,9 @@ the machine itself wants to say (acknowledgements, answers to pings). Both direc
 a RESET ends both. What the peer does against the rules raises BadMessage; the driver then gives the
 carrier up. What our own side does against them raises RuntimeError.
 
-Nothing in here is bound to one carrier but the decoder: offsets count from the stream's beginning.
+Offsets count from the stream's beginning, and what the peer has not confirmed is kept, so the stream can go on
+over another carrier: `reattach` is told what the peer has, and `next_again` gives the frames that it lacks. What is
+kept is bounded by a window: the peer confirms what its reader has taken, so it never holds more than that either.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Final
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._session.frames import (
+    LARGEST_OFFSET,
     LARGEST_PAYLOAD,
     Ack,
     Bind,
@@ -27,13 +30,17 @@ from ntcpsock._session.frames import (
     Ping,
     Pong,
     Reset,
+    SignalFrame,
     encode_data_header,
     encode_frame,
 )
+from ntcpsock._session.send_buffer import SendBuffer
 
-ACK_INTERVAL: Final = 256 * 1024  # bytes received between two acknowledgements
+ACK_INTERVAL: Final = 256 * 1024  # bytes taken by the reader between two acknowledgements
+WINDOW: Final = 4 * 1024 * 1024  # bytes of one direction that may be unconfirmed
 OUTSTANDING_PINGS: Final = 8
 PENDING_PONGS: Final = 8
+PENDING_SIGNALS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +77,32 @@ class PongReceived:
     nonce: int
 
 
-Event = DataReceived | EndReceived | ResetReceived | Acknowledged | PongReceived
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """A word from the peer's node to ours."""
+
+    body: bytes
+
+
+Event = DataReceived | EndReceived | ResetReceived | Acknowledged | PongReceived | SignalReceived
 
 
 class Session:
     """The machine. Attributes are for reading.
 
-    sent, received: bytes of stream data in each direction so far; acknowledged: how many of ours the
-    peer has confirmed; confirmed: whether it has acknowledged anything, be it the beginning; eof_sent,
-    eof_acknowledged, eof_received: FIN in each direction; reset_sent; reset_code: of the peer's RESET, or None.
+    sent, received: bytes of stream data in each direction so far; held: of those received, how many no reader has
+    taken; acknowledged: how many of ours the peer has confirmed; confirmed: whether it has acknowledged anything, be
+    it the beginning; eof_sent, eof_acknowledged, eof_received: FIN in each direction; reset_sent; reset_code: of the
+    peer's RESET, or None.
+
+    window: bytes that may be unconfirmed, and are kept; 0: nothing is kept, and the stream cannot move.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 0) -> None:
+        self.window = window
         self.sent = 0
         self.received = 0
+        self.held = 0
         self.acknowledged = 0
         self.eof_sent = False
         self.eof_acknowledged = False
@@ -96,6 +115,10 @@ class Session:
         self._ack_due = False
         self._pings: deque[int] = deque(maxlen=OUTSTANDING_PINGS)
         self._pongs: deque[int] = deque(maxlen=PENDING_PONGS)
+        self._signals: deque[bytes] = deque(maxlen=PENDING_SIGNALS)
+        self._kept = SendBuffer() if window else None
+        self._again_at: int | None = None  # what the carrier before has lost begins here
+        self._end_again = False
 
     @property
     def is_reset(self) -> bool:
@@ -106,14 +129,34 @@ class Session:
         """Whether no more stream data can arrive: after the peer's FIN, or a RESET of either side."""
         return self.eof_received or self.is_reset
 
+    @property
+    def position(self) -> int:
+        """What RESUME and RESUMED say: everything before it has arrived here; FIN counts as one byte."""
+        return self.received + self.eof_received
+
     # -- sending ---------------------------------------------------------------------------------
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be sent before the peer has to confirm some."""
+        if self._kept is None:
+            return LARGEST_OFFSET
+        return self.window - (self.sent - self.acknowledged)
+
     def send_data(self, length: int) -> bytes:
-        """The header for the next `length` (1 to 262,144) bytes of the stream; they follow it as they are."""
+        """The header for the next `length` (1 to 262,144) bytes of the stream; they follow it as they are.
+
+        Where there is a window the same bytes go to `keep`, at once, and `room` says how many they may be.
+        """
         self._check_may_send("data")
         header = encode_data_header(self.sent, length)
         self.sent += length
         return header
+
+    def keep(self, data: bytes | memoryview) -> None:
+        """The bytes for which `send_data` gave a header, against the loss of the carrier."""
+        if self._kept is not None:
+            self._kept.append(data)
 
     def send_eof(self) -> bytes:
         """A FIN frame: this direction ends here."""
@@ -141,13 +184,28 @@ class Session:
         self._pings.append(nonce)
         return frame
 
+    def signal(self, body: bytes) -> None:
+        """Tell the peer's node something (1 to 4,096 bytes). Of those that wait only the newest 16 are sent, and
+        what a lost carrier had is not repeated."""
+        self._signals.append(encode_frame(SignalFrame(body)))
+
     @property
     def has_control(self) -> bool:
         """Whether `control_to_send` would give bytes."""
-        return (self._ack_due or bool(self._pongs)) and not self.is_reset
+        return (self._ack_due or bool(self._pongs) or bool(self._signals)) and not self.is_reset
+
+    @property
+    def has_unacknowledged(self) -> bool:
+        """Whether the peer lacks an acknowledgement of bytes that were taken here."""
+        return self.received - self.held != self._last_ack and not self.is_reset
+
+    def acknowledge(self) -> None:
+        """Have an acknowledgement be due where one is missing, although few bytes ask for it."""
+        if self.has_unacknowledged:
+            self._ack_due = True
 
     def control_to_send(self) -> bytes:
-        """The acknowledgement and the pongs that are due, at most 9 frames, or b"".
+        """The acknowledgement, the pongs and the signals that are due, at most 25 frames, or b"".
 
         Acknowledgements that wait fold into one; of waiting pings the newest 8 are answered.
         """
@@ -156,10 +214,12 @@ class Session:
         frames = []
         if self._ack_due:
             self._ack_due = False
-            self._last_ack = self.received
-            frames.append(encode_frame(Ack(self.received + self.eof_received)))
+            self._last_ack = self.received - self.held
+            frames.append(encode_frame(Ack(self._last_ack + (self.eof_received and not self.held))))
         frames.extend(encode_frame(Pong(nonce)) for nonce in self._pongs)
+        frames.extend(self._signals)
         self._pongs.clear()
+        self._signals.clear()
         return b"".join(frames)
 
     def _check_may_send(self, what: str) -> None:
@@ -168,7 +228,66 @@ class Session:
         if self.is_reset:
             raise RuntimeError(f"{what} on a stream that was reset")
 
+    # -- moving ----------------------------------------------------------------------------------
+
+    def reattach(self, peer_position: int) -> None:
+        """Go on over a new carrier, on whose other end everything before `peer_position` has arrived.
+
+        Raises BadMessage where that cannot be. What was partly received stays received: offsets are exact to a byte.
+        """
+        if self._kept is None:
+            raise RuntimeError("a stream without a window cannot move")
+        if peer_position > self.sent + self.eof_sent:
+            raise BadMessage(f"the peer claims to have {peer_position} bytes, sent {self.sent}")
+        if peer_position < max(self.acknowledged + self.eof_acknowledged, self._kept.start):
+            raise BadMessage(f"the peer has lost what it confirmed: {peer_position} of {self.acknowledged}")
+        self._decoder = Decoder()
+        self._pings.clear()
+        self._pongs.clear()
+        self._end_again = self.eof_sent and peer_position <= self.sent
+        is_whole = peer_position >= self.sent and not self._end_again and not self.reset_sent
+        self._again_at = None if is_whole else min(peer_position, self.sent)
+        self._ack_due = True  # of what the old carrier had
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `next_again` has something."""
+        return self._again_at is not None
+
+    def next_again(self) -> bytes:
+        """The next frame that the peer lacks since `reattach`, with its payload; b"" where it lacks none any more.
+
+        All of them go before new ones.
+        """
+        if self.reset_sent and self._again_at is not None:
+            self._again_at = None
+            return encode_frame(Reset(0))
+        if self._again_at is None or self._kept is None:
+            return b""
+        payload = self._kept.read(self._again_at, LARGEST_PAYLOAD)
+        frame = b""
+        if payload:
+            frame = encode_data_header(self._again_at, len(payload)) + payload
+            self._again_at += len(payload)
+        elif self._end_again:
+            self._end_again = False
+            frame = encode_frame(Fin(self.sent))
+        if self._again_at == self.sent and not self._end_again:
+            self._again_at = None
+        return frame
+
     # -- receiving -------------------------------------------------------------------------------
+
+    def hold(self, length: int) -> None:
+        """The last `length` bytes that were received have not come to a reader: they do not count as taken."""
+        self.held += length
+
+    def release(self, length: int) -> None:
+        """A reader has taken `length` of the bytes that were held."""
+        self.held -= length
+        self._count_taken()
+        if self.eof_received and not self.held:
+            self._ack_due = True
 
     @property
     def payload_remaining(self) -> int:
@@ -205,7 +324,10 @@ class Session:
 
     def _count(self, length: int) -> None:
         self.received += length
-        if self.received - self._last_ack >= ACK_INTERVAL:
+        self._count_taken()
+
+    def _count_taken(self) -> None:
+        if self.received - self.held - self._last_ack >= ACK_INTERVAL:
             self._ack_due = True
 
     def _handle_frame(self, frame: Frame) -> Event | None:
@@ -244,6 +366,8 @@ class Session:
                     return None
                 self._pings.remove(nonce)
                 return PongReceived(nonce)
+            case SignalFrame(body):
+                return SignalReceived(body)
             case Bind():
                 raise BadMessage("BIND inside a session")
 
@@ -259,6 +383,8 @@ class Session:
         self.confirmed = True
         self.eof_acknowledged = offset > self.sent
         self.acknowledged = min(offset, self.sent)
+        if self._kept is not None:
+            self._kept.release(self.acknowledged)
         return Acknowledged(self.acknowledged, self.eof_acknowledged)
 
 
@@ -272,4 +398,5 @@ __all__ = [
     "PongReceived",
     "ResetReceived",
     "Session",
+    "SignalReceived",
 ]

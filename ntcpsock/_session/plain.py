@@ -160,10 +160,27 @@ class PlainStream(NTCPStream):
         self.peer = peer
         self.path = path
         self.report = report
-        # Like a session's carrier it has a socket and an end of each side; it takes no frames.
-        self.carrier = carrier  # type: ignore[assignment]
         self._plain = carrier
         self._stream: trio.SocketStream | None = None
+
+    @property
+    def carrier(self) -> PlainCarrier:  # type: ignore[override]
+        """Like a session's carrier it has a socket and an end of each side; it takes no frames."""
+        return self._plain
+
+    @property
+    def failure(self) -> OSError | None:
+        """None: its kernel says what the connection broke with, to whoever uses it."""
+        return None
+
+    async def wait_usable(self) -> bool:
+        """True: it never waits for another path."""
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def wait_moved(self) -> PathInfo:
+        """Raises OSError (EOPNOTSUPP): such a connection is one TCP connection of the kernel's, and dies with it."""
+        raise OSError(errno.EOPNOTSUPP, 'a connection with encryption="off" does not move to another path')
 
     def confirm(self) -> None:
         """Nothing: there are no frames."""

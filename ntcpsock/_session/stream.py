@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import trio
 
@@ -33,12 +35,33 @@ async def send_bind(carrier: Carrier, dial_id: bytes, token: bytes) -> None:
 
     OSError where the carrier breaks. After a cancellation the carrier must be closed.
     """
-    view = memoryview(encode_frame(Bind(dial_id, token)))
+    await write_all(carrier, encode_frame(Bind(dial_id, token)))
+
+
+async def write_all(carrier: Carrier, data: bytes) -> None:
+    """Before a driver has the carrier: send all of `data`. OSError where it breaks."""
+    view = memoryview(data)
     await trio.lowlevel.checkpoint()
     while view or carrier.has_unsent:
         view = view[carrier.try_send(view) :]
         if view or carrier.has_unsent:
             await carrier.wait_writable()
+
+
+async def read_exactly(carrier: Carrier, length: int) -> bytes:
+    """Before a driver has the carrier: its next `length` bytes. OSError where it breaks, BadMessage where it ends."""
+    await trio.lowlevel.checkpoint()
+    data = memoryview(bytearray(length))
+    filled = 0
+    while filled < length:
+        count = carrier.try_receive_into(data[filled:])
+        if count is None:
+            await carrier.wait_readable()
+        elif count == 0:
+            raise BadMessage("the carrier ended before its first frame")
+        else:
+            filled += count
+    return bytes(data)
 
 
 async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
@@ -47,18 +70,7 @@ async def receive_bind(carrier: Carrier) -> tuple[bytes, bytes, bytes]:
     BadMessage for anything else, OSError where the carrier breaks. The caller sets the deadline and
     compares the token in constant time.
     """
-    await trio.lowlevel.checkpoint()
-    frame = memoryview(bytearray(HEADER_LENGTH + BIND_LENGTH))
-    filled = 0
-    while filled < len(frame):
-        count = carrier.try_receive_into(frame[filled:])
-        if count is None:
-            await carrier.wait_readable()
-        elif count == 0:
-            raise BadMessage("the carrier ended before BIND")
-        else:
-            filled += count
-    bind = decode_bind(bytes(frame))
+    bind = decode_bind(await read_exactly(carrier, HEADER_LENGTH + BIND_LENGTH))
     return bind.dial_id, bind.token, b""
 
 
@@ -78,9 +90,23 @@ class _Progress:
 
     def has_stalled(self) -> bool:
         seen, now = self._look(), trio.current_time()
-        if seen != self._seen:
+        if (
+            seen != self._seen or self._driver.suspended
+        ):  # who waits for another carrier has a deadline of its own
             self._seen, self._moved = seen, now
         return now >= self._moved + self._timeout
+
+
+class Holder(Protocol):
+    """Moves the frames of a stream outside its own methods."""
+
+    async def let_go(self) -> None:
+        """Returns when the stream's driver is touched no more, at any byte."""
+        ...
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """Call `step` where the frames are moved, and then send what it has left to be sent."""
+        ...
 
 
 class NTCPStream(trio.abc.HalfCloseableStream):
@@ -93,6 +119,9 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     BrokenResourceError with the OSError as `__cause__` (ConnectionResetError after the peer's reset,
     or where the connection ended without its FIN); BusyResourceError for two tasks in one direction.
     A cancelled `send_all` has sent a beginning of its data, of unknown length; the stream stays usable.
+
+    window: bytes a direction that are kept until the peer has them, so that the stream can move to another path;
+    0: it cannot.
     """
 
     def __init__(
@@ -103,13 +132,18 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         path: PathInfo,
         report: Report,
         received: bytes = b"",
+        window: int = 0,
     ) -> None:
         self.peer = peer
         self.path = path
         self.report = report
-        self.carrier = carrier
         self.close_timeout = CLOSE_TIMEOUT
-        self._driver = SessionDriver(carrier, received)
+        #: Whoever moves the frames in a thread of his own lets go of them when asked to.
+        self.holder: Holder | None = None
+        #: Seconds that its user would wait for another carrier at most, whatever the node's `linger` is.
+        self.linger = math.inf
+        self._driver = SessionDriver(carrier, received, window)
+        self._moved = trio.Event()
         self._receive_conflict = Conflict("another task is receiving on this stream")
         self._sent_unread = 0
         self._translated = Translated(self._driver)
@@ -121,9 +155,81 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         return f"<NTCPStream {state} to {self.peer.name or self.peer.node_id}:{self.peer.port}>"
 
     @property
+    def carrier(self) -> Carrier:
+        """What carries the bytes now."""
+        return self._driver.carrier
+
+    @property
+    def failure(self) -> OSError | None:
+        """What the connection broke with."""
+        return self._driver.error or self._driver.send_error
+
+    @property
     def driver(self) -> SessionDriver:
         """What moves the frames: for one who does that himself, while no task uses the stream."""
         return self._driver
+
+    # -- moving to another path ------------------------------------------------------------------
+
+    async def wait_moved(self) -> PathInfo:
+        """Until the stream has moved to another path, which is `path` then. Raises BrokenResourceError at its end."""
+        await self._moved.wait()
+        if self._driver.error is not None:
+            raise trio.BrokenResourceError(str(self._driver.error)) from self._driver.error
+        return self.path
+
+    async def suspend(self) -> None:
+        """Let nobody use the carrier any more. Then `attach`, `go_on` or `give_up`."""
+        if self.holder is not None:
+            await self.holder.let_go()
+        self._driver.suspend()
+
+    def lose(self, error: OSError) -> None:
+        """Its carrier is known to be of no use any more: it breaks with `error`, or waits for another one."""
+        if self.holder is not None:
+            self.holder.soon(lambda: self._driver.fail(error))
+        else:
+            self._driver.fail(error)
+
+    def go_on(self) -> None:
+        """After `suspend`: with the same carrier."""
+        self._driver.go_on()
+
+    def attach(self, carrier: Carrier, peer_position: int, path: PathInfo) -> None:
+        """After `suspend`: over another one, as `SessionDriver.attach`. Raises BadMessage."""
+        self._driver.attach(carrier, peer_position)
+        self.path = path
+        self._tell_moved()
+
+    def give_up(self, error: OSError) -> None:
+        """After `suspend`: no carrier comes any more."""
+        self._driver.end(error)
+        self._tell_moved()
+
+    def _tell_moved(self) -> None:
+        moved, self._moved = self._moved, trio.Event()
+        if self._driver.error is not None:
+            self._moved.set()
+        moved.set()
+
+    def signal(self, body: bytes) -> bool:
+        """Tell the peer's node something (1 to 4,096 bytes), as far as it goes: it may get lost with the carrier.
+        False where there is no carrier now."""
+        driver = self._driver
+        if driver.suspended or driver.error is not None or driver.closed:
+            return False
+        if self.holder is not None:
+            self.holder.soon(lambda: driver.machine.signal(body))
+        else:
+            driver.machine.signal(body)
+            driver.flush_nowait()
+        return True
+
+    async def wait_usable(self) -> bool:
+        """While it is suspended; whether it goes on then."""
+        while self._driver.suspended:
+            await self._driver.changed.park()
+        return self._driver.error is None and self._driver.send_error is None
 
     # -- a word at the beginning -----------------------------------------------------------------
 
@@ -142,6 +248,8 @@ class NTCPStream(trio.abc.HalfCloseableStream):
             while not driver.closed:
                 driver.absorb()
                 if machine.confirmed or machine.payload_remaining or machine.receiving_ended or driver.error:
+                    return
+                if driver.has_ahead:
                     return
                 await driver.wait_incoming()
 
@@ -173,8 +281,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_may_send()
             async with self._sending:
-                await self._driver.finish()
-                await self.carrier.wait_writable()
+                await self._driver.wait_sendable()
 
     async def send_eof(self) -> None:
         """Send FIN: the peer reads b"" after what was sent before. Receiving goes on. Repeatable."""
@@ -238,16 +345,20 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         driver, has_waited = self._driver, False
         with self._receive_conflict, self._translated:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while not driver.closed:
-                count = driver.receive_into(view)
-                driver.flush_nowait()
-                if count or driver.machine.eof_received:
-                    return count, has_waited
-                if driver.error is not None:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    raise trio.BrokenResourceError(str(driver.error)) from driver.error
-                await driver.wait_incoming()
-                has_waited = True
+            driver.receivers += 1
+            try:
+                while not driver.closed:
+                    count = driver.receive_into(view)
+                    driver.flush_nowait()
+                    if count or driver.machine.eof_received:
+                        return count, has_waited
+                    if driver.error is not None:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                        raise trio.BrokenResourceError(str(driver.error)) from driver.error
+                    await driver.wait_incoming()
+                    has_waited = True
+            finally:
+                driver.receivers -= 1
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise trio.ClosedResourceError("this stream was closed")
 
@@ -266,8 +377,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         if driver.closed:
             await trio.lowlevel.checkpoint()
             return
-        driver.closed = True
-        self.carrier.interrupt()
+        driver.close_to_others()
         try:
             await trio.lowlevel.checkpoint()
             progress = _Progress(driver, self.close_timeout)
@@ -276,7 +386,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         except (OSError, trio.ClosedResourceError):
             pass  # the carrier broke, or reset() was called: there is nothing left to deliver
         finally:
-            self.carrier.close()
+            driver.leave()
 
     async def _send_last_frames(self, progress: _Progress) -> bool:
         """Up to and with FIN; False where the carrier has stalled."""

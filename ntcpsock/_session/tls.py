@@ -199,6 +199,7 @@ class Carrier:
         self._receive_error: OSError | None = None  # met behind good bytes, or before
         self._noted = 0
         self._closed = False
+        self.ended_cleanly = False
 
     def try_send(self, data: bytes | memoryview) -> int:
         self._check_open()
@@ -249,7 +250,8 @@ class Carrier:
             except OSError as error:
                 self._receive_error = error
                 break
-            if count == 0:
+            if count == 0:  # close_notify
+                self.ended_cleanly = True
                 return filled
             filled += count
         if self._receive_error is not None and not filled:

@@ -38,6 +38,14 @@ from ntcpsock._traversal.start import LONGEST_WAIT
 log = logging.getLogger("ntcpsock")
 
 
+class Accepted(Protocol):
+    """Who looks after the streams that were accepted, and moves them."""
+
+    def accepted(self, stream: NTCPStream, pending: PendingDial) -> None: ...
+    def knows(self, session_id: bytes, key: bytes) -> bool: ...
+    def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None: ...
+
+
 class AcceptContext(OfferedContext, Protocol):
     """What the acceptor needs of its node."""
 
@@ -49,6 +57,10 @@ class AcceptContext(OfferedContext, Protocol):
     async def admits(self, port: int, delivery: Delivery, kind: DialKind) -> bool: ...
     def hand_over(self, stream: NTCPStream) -> bool: ...
     def take_road(self, opened: OpenRoad) -> None: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def moving(self) -> Accepted: ...
 
 
 class Acceptor:
@@ -72,14 +84,12 @@ class Acceptor:
         if offer.dial_id in self.dials.ended:
             self._count("repeated dial id")
             return
-        if not await self._node.admits(offer.port, delivery, offer.kind):
-            self._count("not allowed")
-            if not self._node.private:
-                # Somebody is known to be here; the port looks as if nobody listened.
+        if offer.resume is not None:
+            if not self._node.moving.knows(offer.resume, delivery.sender):
+                self._count("unknown stream")
                 self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
-            return
-        if not self._node.listens(offer.port, offer.kind):
-            self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+                return
+        elif not await self._may_come(delivery, offer):
             return
         if offer.encryption != self._node.encryption:
             self._refuse_encryption(delivery, offer)
@@ -90,6 +100,19 @@ class Acceptor:
             return
         if self.dials.is_new(offer.dial_id):  # admits() may have waited
             await self._run(delivery, offer, warm)
+
+    async def _may_come(self, delivery: Delivery, offer: Offer) -> bool:
+        """Whether the sender of an offer gets anywhere on its port. If not, it may have been told so."""
+        if not await self._node.admits(offer.port, delivery, offer.kind):
+            self._count("not allowed")
+            if not self._node.private:
+                # Somebody is known to be here; the port looks as if nobody listened.
+                self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+            return False
+        if not self._node.listens(offer.port, offer.kind):
+            self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+            return False
+        return True
 
     def _refuse_encryption(self, delivery: Delivery, offer: Offer) -> None:
         """The dialer hears what it has to change; whoever runs this node finds it in the log."""
@@ -121,7 +144,7 @@ class Acceptor:
         self.dials.add(pending)
         try:
             self._node.introductions.reply(delivery, answer)
-            if self._node.private:
+            if Offered(self._node, pending).is_answered_first:
                 # The dialer had no card: it starts when this answer arrives, and so do we.
                 await trio.sleep(min(Offered(self._node, pending).rtt / 2, LONGEST_WAIT))
             with pending.scope:
@@ -181,13 +204,19 @@ class Acceptor:
             pending.scope.cancel()
             return
         assert not isinstance(carrier, BareRoad), "made for datagrams alone"
+        if pending.offer.resume is not None:
+            if not isinstance(carrier, PlainCarrier):
+                self._node.moving.arrived(carrier, pending.offer.dial_id, sender.sender, technique)
+            pending.scope.cancel()
+            return
         peer = PeerInfo(
             sender.sender_name,
             encode_node_id(sender.sender),
             pending.offer.port,
             pending.offer.source_port,
         )
-        stream = make_stream(carrier, technique, peer, report, rest)
+        stream = make_stream(carrier, technique, peer, report, rest, window=self._node.window)
+        self._node.moving.accepted(stream, pending)
         if not self._node.hand_over(stream):
             self._count("backlog full")
             stream.reset()

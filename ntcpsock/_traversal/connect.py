@@ -25,7 +25,7 @@ from ntcpsock._traversal.opened import make_road, make_stream
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Card, DialKind, decode_card_untrusted
+from ntcpsock._traversal.punch.message import Card, decode_card_untrusted
 from ntcpsock._traversal.relayed import why_no_relay
 from ntcpsock._traversal.strategies.base import Connection
 
@@ -46,41 +46,36 @@ async def connect(
     Raises the errors of `ntcpsock._errors`. It has no deadline of its own beyond the attempts' budgets.
     Cancelling closes all that was opened.
     """
-    dial, connection = await _dial(node, label, port, report, source_port, "stream", given)
+    with report.stage("resolve", trio.current_time):
+        key = await node.introductions.resolve(label)
+    dial = Dial(key, label, port, source_port, node.encryption)
+    connection = await dial_for(node, dial, report, given)
     carrier = connection.carrier
     assert not isinstance(carrier, BareRoad), "made for datagrams alone"
-    if isinstance(carrier, Carrier | PlainCarrier):
-        keep_mapping_alive(carrier.socket)
     node_id = encode_node_id(dial.key)
     peer = PeerInfo(dial.label if dial.label != node_id else None, node_id, port)
-    return make_stream(carrier, connection.technique, peer, report)
+    stream = make_stream(carrier, connection.technique, peer, report, window=node.window)
+    node.moving.dialled(stream, dial)
+    return stream
 
 
 async def connect_road(
     node: DialContext, label: str, port: int, report: Report, source_port: int
 ) -> OpenRoad:
     """Dial for a road that carries datagrams to the node called `label`, where `port` takes them. As `connect`."""
-    dial, connection = await _dial(node, label, port, report, source_port, "datagram", None)
-    carrier = connection.carrier
-    if isinstance(carrier, Carrier | PlainCarrier):
-        keep_mapping_alive(carrier.socket)
-    return make_road(carrier, connection.technique, dial.key, label, report)
-
-
-async def _dial(
-    node: DialContext,
-    label: str,
-    port: int,
-    report: Report,
-    source_port: int,
-    kind: DialKind,
-    given: GivenSocket | None,
-) -> tuple[Dial, Connection]:
-    """All that streams and datagrams have in common: an authenticated carrier."""
     with report.stage("resolve", trio.current_time):
         key = await node.introductions.resolve(label)
-    dial = Dial(key, label, port, source_port, node.encryption, node.surroundings.earlier_failures(key), kind)
-    dial.prefer = preference(node.prefer, node.techniques, kind)
+    dial = Dial(key, label, port, source_port, node.encryption, kind="datagram")
+    connection = await dial_for(node, dial, report)
+    return make_road(connection.carrier, connection.technique, dial.key, label, report)
+
+
+async def dial_for(
+    node: DialContext, dial: Dial, report: Report, given: GivenSocket | None = None
+) -> Connection:
+    """All that streams, their moves and datagrams have in common: an authenticated carrier. As `connect`."""
+    dial.earlier = node.surroundings.earlier_failures(dial.key)
+    dial.prefer = preference(node.prefer, node.techniques, dial.kind)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
     try:
@@ -101,7 +96,9 @@ async def _dial(
     finally:
         warm.close()
     report.seconds = trio.current_time() - report.started
-    return dial, connection
+    if isinstance(connection.carrier, Carrier | PlainCarrier):
+        keep_mapping_alive(connection.carrier.socket)
+    return connection
 
 
 async def _introduce(node: DialContext, dial: Dial, payload: bytes) -> Card | None:

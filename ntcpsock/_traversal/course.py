@@ -17,6 +17,7 @@ from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.datagram_road import BareRoad, open_bare_road
 from ntcpsock._session.quic.carrier import quic_client_handshake
+from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Introduction
 from ntcpsock._traversal.candidate import name_of_connection
 from ntcpsock._traversal.checks.driver import PunchedPath
@@ -32,6 +33,12 @@ from ntcpsock._traversal.side import SideContext
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 
 
+class Dialled(Protocol):
+    """Who looks after the streams that were dialled, and moves them."""
+
+    def dialled(self, stream: NTCPStream, dial: Dial) -> None: ...
+
+
 class DialContext(SideContext, Protocol):
     """What a dial needs of its node."""
 
@@ -45,6 +52,13 @@ class DialContext(SideContext, Protocol):
     @property
     def port_mapping_refusal(self) -> str | None: ...
     def map_port(self, port: int) -> DialMapping: ...
+    @property
+    def window(self) -> int:
+        """Bytes a direction that a stream keeps so that it can move."""
+        ...
+
+    @property
+    def moving(self) -> Dialled: ...
 
 
 @dataclass
@@ -68,7 +82,8 @@ class Course:
     @property
     def techniques(self) -> Sequence[str]:
         """Those that are allowed for what is dialled for."""
-        return self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
+        allowed = self.node.datagram_techniques if self.dial.kind == "datagram" else self.node.techniques
+        return [name for name in allowed if name not in self.dial.useless] if self.dial.useless else allowed
 
     @property
     def rtt(self) -> float:

@@ -181,7 +181,7 @@ def birthday_cost(sockets: int, rate: float) -> Budget:
 
 def head_start_of_tcp(prefer: Prefer, round_number: int, rtt: float) -> float:
     """Seconds from the begin of a round until its checks. Later rounds are for what TCP did not bring."""
-    if prefer == "udp" or round_number > 1:
+    if prefer != "tcp" or round_number > 1:
         return 0.0
     return max(SHORTEST_TCP_HEAD_START, TCP_HEAD_START_RTTS * rtt)
 

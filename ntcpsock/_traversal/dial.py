@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -32,6 +33,10 @@ class Dial:
 
     source_port: the dialling program's own, which the listener shows to its program. earlier: how many dials of
     this peer have failed just before. kind: what is wanted; prefer: over what.
+
+    resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
+    gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
+    useless: techniques that would bring no better path than there is.
     """
 
     key: bytes
@@ -42,6 +47,9 @@ class Dial:
     earlier: int = 0
     kind: DialKind = "stream"
     prefer: Prefer = "tcp"
+    resume: bytes | None = None
+    say: Callable[[bytes], bool] | None = None
+    useless: frozenset[str] = frozenset()
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -75,6 +83,7 @@ class Dial:
                 warm.udp_profile,
                 self.kind,
                 self.prefer,
+                self.resume,
             )
         )
 

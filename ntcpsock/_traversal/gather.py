@@ -21,6 +21,7 @@ from ntcpsock._traversal.interfaces import (
     further_uplinks,
     ipv4_addresses,
     ipv6_addresses,
+    source_towards,
 )
 from ntcpsock._traversal.nat import judge_external_address, profile_from_observations
 from ntcpsock._traversal.punch.driver import (
@@ -117,6 +118,17 @@ class WarmPort:
             is_loopback(candidate.host) or is_public_host(candidate) for candidate in hosts
         )
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether this machine would now send from another own address than when the port was gathered."""
+        if not self.stun_sockets:
+            return False
+        try:
+            local, remote = self.stun_sockets[0].getsockname()[0], self.stun_sockets[0].getpeername()[0]
+        except OSError:
+            return False  # the server has gone, which says nothing of us
+        return source_towards(str(remote)) != str(local)
+
     async def refresh(self) -> bool:
         """Ask the STUN server again over the same connection. Whether the port is (still) seen as before, and the
         machine has the same IPv6 addresses."""
@@ -125,8 +137,8 @@ class WarmPort:
         try:
             with trio.fail_after(STUN_DEADLINE):
                 result = await binding_over_tcp(self.stun_sockets[0])
-        except (OSError, trio.TooSlowError):
-            return False
+        except (OSError, trio.TooSlowError, trio.ClosedResourceError):
+            return False  # closed: nobody wants it any more
         return any(candidate.endpoint == result.mapped for candidate in self.candidates)
 
 

@@ -20,7 +20,7 @@ _IPV6_PREFER_SRC_PUBLIC = 2
 _TEMPORARY, _DAD_FAILED, _DEPRECATED, _TENTATIVE = 0x01, 0x08, 0x20, 0x40
 
 # Somewhere on the Internet. A connected UDP socket sends nothing: the kernel only chooses the way and the source.
-_ANYWHERE6 = ("2001:db8::1", 9)
+_ANYWHERE6 = "2001:db8::1"
 
 
 def ipv4_addresses() -> tuple[str, ...]:
@@ -120,12 +120,25 @@ def prefer_lasting_source(sock: _socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ADDR_PREFERENCES, _IPV6_PREFER_SRC_PUBLIC)
 
 
-def _routed_ipv6() -> str | None:
+def source_towards(host: str) -> str | None:
+    """The own address from which this machine would now send to a numeric address; None where no way leads there.
+    Nothing is sent."""
+    family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            prefer_lasting_source(probe)
-            probe.connect(_ANYWHERE6)
-            address = str(probe.getsockname()[0])
+        probe = _socket.socket(family, _socket.SOCK_DGRAM)
     except OSError:
         return None
-    return address if is_dialable_host(address) else None
+    try:
+        if family == _socket.AF_INET6:
+            prefer_lasting_source(probe)
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+    except OSError:
+        return None
+    finally:
+        probe.close()
+
+
+def _routed_ipv6() -> str | None:
+    address = source_towards(_ANYWHERE6)
+    return address if address is not None and is_dialable_host(address) else None

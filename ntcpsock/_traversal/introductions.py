@@ -57,6 +57,8 @@ class Introductions:
         self._dials: dict[bytes, Dial] = {}
         self._holders: Counter[bytes] = Counter()
         self._offers = 0
+        self._offered: Callable[[Delivery, Offer], Awaitable[None]] | None = None
+        self._heard: Callable[[Delivery, Signal], None] | None = None
 
     async def resolve(self, name: str) -> bytes:
         """The 32-byte key that `name` stands for: spelled by it, pinned, or registered (and pinned now).
@@ -71,11 +73,29 @@ class Introductions:
         return key
 
     async def introduce(self, dial: Dial, payload: bytes) -> Introduction:
-        """Bring an offer to the listener. Raises PeerOffline, NameNotFound, IdentityMismatch, BrokerUnreachable."""
-        name = None if decode_node_id(dial.label) else dial.label
+        """Bring an offer to the listener: by the stream that shall move, while it has a carrier, else by the broker.
+
+        Raises PeerOffline, NameNotFound, IdentityMismatch, BrokerUnreachable.
+        """
         sealed = self._sealer.seal(dial.key, payload)
+        if dial.say is not None and dial.instance is not None and dial.say(sealed):
+            return Introduction(dial.key, dial.instance, None, dial.observed_host, dial.also_observed)
+        return await self._introduce_by_broker(dial, sealed)
+
+    async def take_tickets(self, dial: Dial, payload: bytes) -> tuple[bytes, bytes] | None:
+        """The two of `dial` to a relay; None where the broker has none. For new ones it wants to bring an offer."""
+        if dial.tickets is None:
+            await self._introduce_by_broker(dial, self._sealer.seal(dial.key, payload))
+        taken, dial.tickets = dial.tickets, None
+        return taken
+
+    async def _introduce_by_broker(self, dial: Dial, sealed: bytes) -> Introduction:
+        name = None if decode_node_id(dial.label) or dial.resume is not None else dial.label
+        wanted = dial.instance if dial.resume is not None else None
         try:
-            introduction = await self._session.introduce(dial.key, dial.port, sealed, name=name)
+            introduction = await self._session.introduce(
+                dial.key, dial.port, sealed, name=name, instance=wanted
+            )
         except NameNotFound:
             if name is not None:
                 # The pinned key no longer has this name. Whose is it? Raises IdentityMismatch where it moved.
@@ -102,7 +122,9 @@ class Introductions:
             dial.answered.set()  # nobody insists any more
             if dial.instance is not None:
                 word = encode_sealed_payload(Signal(dial.dial_id, 1, WITHDRAWN, b""))
-                self._session.send_reply(dial.key, dial.instance, self._sealer.seal(dial.key, word))
+                sealed = self._sealer.seal(dial.key, word)
+                if dial.say is None or not dial.say(sealed):
+                    self._session.send_reply(dial.key, dial.instance, sealed)
             raise
 
     def _hold(self, dial: Dial) -> None:
@@ -138,14 +160,16 @@ class Introductions:
 
     def reply(self, delivery: Delivery, answer: Answer) -> None:
         """Answer an offer, once: its dialer repeats it until an answer has arrived."""
-        sealed = self._sealer.seal(delivery.sender, encode_sealed_payload(answer))
-        self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
+        self._answer(delivery, encode_sealed_payload(answer))
 
     async def tell_dialer(self, delivery: Delivery, payload: bytes) -> None:
         """Send a payload to where an offer came from, once."""
-        self._session.send_reply(
-            delivery.sender, delivery.sender_instance, self._sealer.seal(delivery.sender, payload)
-        )
+        self._answer(delivery, payload)
+
+    def _answer(self, delivery: Delivery, payload: bytes) -> None:
+        sealed = self._sealer.seal(delivery.sender, payload)
+        if delivery.answer is None or not delivery.answer(sealed):
+            self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
 
     async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
         """Ask the broker for a SYN-ACK from `remote`, the peer's, to `local`, ours, that answers our `syn`. It is out
@@ -164,23 +188,28 @@ class Introductions:
     ) -> None:
         """Open what arrives: answers go to their dials, each offer to a task of `offered`, signals to the dial
         that they belong to, ours or (by `heard`) the other side's. Until cancelled."""
+        self._offered, self._heard = offered, heard
         async for delivery in self._session.deliveries:
-            try:
-                sender, payload = self._sealer.open_untrusted(delivery.sealed)
-                message = decode_sealed_payload_untrusted(payload)
-            except BadMessage:
-                continue
-            if sender != delivery.sender:
-                continue
-            if isinstance(message, (Answer, Signal)):
-                dial = self._dials.get(message.dial_id)
-                if dial is not None and dial.key == sender:
-                    dial.take(message)
-                elif dial is None and isinstance(message, Signal):
-                    heard(delivery, message)
-            elif self._offers < MAX_OFFERS:
-                self._offers += 1
-                self._nursery.start_soon(self._work_on, offered, delivery, message)
+            self.take(delivery)
+
+    def take(self, delivery: Delivery) -> None:
+        """What arrives by the broker, or by a stream with another node."""
+        try:
+            sender, payload = self._sealer.open_untrusted(delivery.sealed)
+            message = decode_sealed_payload_untrusted(payload)
+        except BadMessage:
+            return
+        if sender != delivery.sender:
+            return
+        if isinstance(message, (Answer, Signal)):
+            dial = self._dials.get(message.dial_id)
+            if dial is not None and dial.key == sender:
+                dial.take(message)
+            elif dial is None and isinstance(message, Signal) and self._heard is not None:
+                self._heard(delivery, message)
+        elif self._offers < MAX_OFFERS and self._offered is not None:
+            self._offers += 1
+            self._nursery.start_soon(self._work_on, self._offered, delivery, message)
 
     async def _work_on(
         self, offered: Callable[[Delivery, Offer], Awaitable[None]], delivery: Delivery, offer: Offer

@@ -27,8 +27,16 @@ class Learned:
     """The filtering of the network that `servers` see this node in."""
 
     def __init__(self, servers: Sequence[Endpoint]) -> None:
+        self.set_servers(servers)
+        self.forget()
+
+    def set_servers(self, servers: Sequence[Endpoint]) -> None:
+        """Others, from the next time on."""
         # Over loopback there is nothing to learn.
         self._servers = [server for server in servers if not is_loopback(server.host)]
+
+    def forget(self) -> None:
+        """The network is another one."""
         self._profile = NATProfile()
         self._public: frozenset[str] = frozenset()
 

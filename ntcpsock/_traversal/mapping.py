@@ -77,6 +77,14 @@ class PortMapper:
         self._failures = 0
         self._failed: NoMapping | None = None
         self._silent_until = float("-inf")
+        self._networks = 0
+
+    def forget(self) -> None:
+        """The network is another one: there may be another router, which speaks something else."""
+        self._speaking = self._failed = None
+        self._failures = 0
+        self._silent_until = float("-inf")
+        self._networks += 1
 
     def refusal(self) -> str | None:
         """Why nothing would be mapped now, without asking; None where it might be."""
@@ -107,22 +115,28 @@ class PortMapper:
     async def _map(self, port: int) -> tuple[RouterProtocol, Grant]:
         async with self._asking:
             if self._speaking is not None:
+                speaking = self._speaking
                 with suppress(OSError):
-                    return self._speaking, await _map_by(self._speaking, port)
+                    return speaking, await _map_by(speaking, port)
                 self._speaking = None
             refusal = self.refusal()
             if refusal is not None:
                 raise NoMapping(errno.EOPNOTSUPP, refusal)
+            network = self._networks
             try:
-                self._speaking, grant = await self._map_by_first(port)
+                speaking, grant = await self._map_by_first(port)
             except NoMapping as error:
+                if network != self._networks:
+                    raise
                 pause = RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
                 self._silent_until = trio.current_time() + pause
                 self._failed = error
                 self._failures += 1
                 raise
-            self._failures = 0
-            return self._speaking, grant
+            if network == self._networks:
+                self._failures = 0
+                self._speaking = speaking
+            return speaking, grant
 
     async def _map_by_first(self, port: int) -> tuple[RouterProtocol, Grant]:
         failures: dict[str, str] = {}

@@ -42,6 +42,11 @@ class Offered:
         return self.node.datagram_techniques if self.offer.kind == "datagram" else self.node.techniques
 
     @property
+    def is_answered_first(self) -> bool:
+        """Whether the dialer waits for our answer, having no card: it did not get one, or did not ask the broker."""
+        return self.node.private or self.pending.delivery.answer is not None
+
+    @property
     def rtt(self) -> float:
         """Both ways to the broker together: right when the broker is on the path, and never far too short."""
         return self.offer.broker_rtt + self.node.broker_rtt
@@ -61,7 +66,7 @@ class Offered:
 
     def waiting_time(self, theirs: NATProfile, ours: NATProfile) -> float:
         """Seconds from the offer's arrival until our attempts begin."""
-        if self.node.private and self.offer.round == 1:
+        if self.is_answered_first and self.offer.round == 1:
             return 0.0  # the acceptor has waited for as long as the answer takes
         return waiting_time(
             "follower",

@@ -23,16 +23,27 @@ _KINDS: dict[str, PathKind] = {
 
 
 def make_stream(
-    carrier: Carrier | PlainCarrier, technique: str, peer: PeerInfo, report: Report, received: bytes = b""
+    carrier: Carrier | PlainCarrier,
+    technique: str,
+    peer: PeerInfo,
+    report: Report,
+    received: bytes = b"",
+    *,
+    window: int = 0,
 ) -> NTCPStream:
-    """The stream over an authenticated carrier, at either end."""
+    """The stream over an authenticated carrier, at either end. window: as in `NTCPStream`."""
+    path = make_path(carrier, technique)
+    if isinstance(carrier, PlainCarrier):
+        return PlainStream(carrier, peer=peer, path=path, report=report)
+    return NTCPStream(carrier, peer=peer, path=path, report=report, received=received, window=window)
+
+
+def make_path(carrier: Carrier | PlainCarrier, technique: str) -> PathInfo:
+    """What is told of the way that an authenticated carrier takes."""
     rtt = (
         path_rtt(carrier.socket) if isinstance(carrier, TLSCarrier | PlainCarrier) else measured_rtt(carrier)
     )
-    path = PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, rtt)
-    if isinstance(carrier, PlainCarrier):
-        return PlainStream(carrier, peer=peer, path=path, report=report)
-    return NTCPStream(carrier, peer=peer, path=path, report=report, received=received)
+    return PathInfo(kind_of(technique), technique, carrier.local, carrier.remote, rtt)
 
 
 def make_road(

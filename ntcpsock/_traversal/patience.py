@@ -1,7 +1,8 @@
 """How long a connection that is ready waits for a better one that is still under way.
 
 The relay waits for everything direct. Of TCP and UDP the one that is not preferred waits for the other, half a round
-trip: neither replaces the other, and where the preferred one cannot connect nobody waits for long.
+trip: neither replaces the other, and where the preferred one cannot connect nobody waits for long. Where the first one
+shall win, the stream moves to a better one afterwards.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Patience:
         """Before a connection of `group` is proposed: until nothing better is under way, or its time is over."""
         if group == "relay":
             await self._wait_while_running(("tcp", "udp", "incoming"), self.use_relay)
-        elif (group == "udp") != (self._prefer == "udp"):
+        elif self._prefer != "first" and (group == "udp") != (self._prefer == "udp"):
             better: tuple[Group, ...] = ("udp",) if self._prefer == "udp" else ("tcp", "incoming")
             await self._wait_while_running(better, trio.current_time() + self.grace)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -25,15 +26,18 @@ GATHER_RETRY = 5.0
 class DialPorts:
     """Keeps `size` ports warm. `keep` runs as a task for the node's life and closes them at its end.
 
-    pace: of all kinds of ports, what the usual intervals between refreshes are multiplied by; inf: none. udp: whether
-    they have one of UDP as well.
+    servers: STUN servers. pace: of all kinds of ports, what the usual intervals between refreshes are multiplied by;
+    inf: none. Both may be set anew, and hold from the next time on. udp: whether they have one of UDP as well.
     """
 
     def __init__(self, servers: Sequence[Endpoint], size: int, pace: float = 1.0, udp: bool = True) -> None:
-        self._servers = servers
+        self.servers = servers
         self._udp = udp
-        self._pace = pace
+        self.pace = pace
         self._size = size
+        # The scopes of what is being gathered.
+        self._scopes: set[trio.CancelScope] = set()
+        self._doubtful = False
         self._ready: deque[WarmPort] = deque()
         self._gathering = 0
         self._waiting = 0
@@ -63,6 +67,20 @@ class DialPorts:
             self._waiting -= 1
             self._notify()
 
+    def renew(self) -> None:
+        """The network is another one: what is ready, or half ready, is good for nothing any more."""
+        for scope in self._scopes:
+            scope.cancel()
+        for port in self._ready:
+            port.close()
+        self._ready.clear()
+        self._notify()
+
+    def check(self) -> None:
+        """See at once what the NAT still knows."""
+        self._doubtful = True
+        self._notify()
+
     async def wait_filled(self) -> None:
         """Until the pool was full for the first time."""
         await self._filled.wait()
@@ -78,9 +96,10 @@ class DialPorts:
                         nursery.start_soon(self._gather)
                     if len(self._ready) >= self._size:
                         self._filled.set()
-                    with trio.move_on_after(TCP_REFRESH_INTERVAL * self._pace) as idle:
+                    with trio.move_on_after(TCP_REFRESH_INTERVAL * self.pace) as idle:
                         await self._changed.wait()
-                    if idle.cancelled_caught:
+                    if idle.cancelled_caught or self._doubtful:
+                        self._doubtful = False
                         await self._refresh()
         finally:
             for port in self._ready:
@@ -88,30 +107,39 @@ class DialPorts:
             self._ready.clear()
 
     async def _gather(self) -> None:
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
         try:
-            self._ready.append(await gather(self._servers, udp=self._udp))
-        except OSError as error:
-            self._failures += 1
-            self._last_failure = error
-            self._notify()
-            await trio.sleep(GATHER_RETRY)
+            with scope:
+                try:
+                    self._ready.append(await gather(self.servers, udp=self._udp))
+                except OSError as error:
+                    self._failures += 1
+                    self._last_failure = error
+                    self._notify()
+                    await trio.sleep(GATHER_RETRY)
         finally:
+            self._scopes.discard(scope)
             self._gathering -= 1
             self._notify()
 
     async def _refresh(self) -> None:
         """Drop what a NAT has forgotten or moved, and what no STUN server has seen."""
-        if not self._servers:
+        if not self.servers:
             return
-        for port in list(self._ready):
-            if not await port.refresh() and port in self._ready:
-                self._ready.remove(port)
-                port.close()
+        async with trio.open_nursery() as nursery:
+            for port in self._ready:
+                nursery.start_soon(self._refresh_one, port)
+
+    async def _refresh_one(self, port: WarmPort) -> None:
+        if not await port.refresh() and port in self._ready:
+            self._ready.remove(port)
+            port.close()
 
     async def _keep_datagrams(self) -> None:
         """Keep the mappings for UDP; where one has changed the port goes on with the new one."""
         while True:
-            await trio.sleep(refresh_interval(self._pace))
+            await trio.sleep(refresh_interval(self.pace))
             for port in list(self._ready):
                 if port.datagram is not None and port in self._ready:
                     await port.datagram.refresh()
@@ -124,7 +152,7 @@ class DialPorts:
 class ListeningPort:
     """The port at which a node's listeners are reached. `keep` runs as a task from the first listener on.
 
-    mapper: what asks the router for it; None: nobody does.
+    servers: STUN servers. pace: as of `DialPorts`. mapper: what asks the router for the port; None: nobody does.
     """
 
     def __init__(
@@ -140,54 +168,89 @@ class ListeningPort:
         """patience: seconds that the first start waits for the STUN servers; later ones do not hold anybody up.
         nursery: for reading the UDP port, which paths may use for longer than it is announced; None: without UDP."""
         self._nursery = nursery
-        self._servers = servers
-        self._pace = pace
+        self.servers = servers
+        self.pace = pace
         self._serve = serve
         self._mapper = mapper
         self._patience = patience
         self._changed = changed
         self.warm: WarmPort | None = None
+        self._wake = trio.Event()
+        self._elsewhere = False
+        self._gathering = trio.CancelScope()
+
+    def renew(self) -> None:
+        """The network is another one: gather anew at once."""
+        self._elsewhere = True
+        self._gathering.cancel()
+        self._wake.set()
+
+    def check(self) -> None:
+        """See at once whether the NAT still knows the port."""
+        self._wake.set()
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
         udp = self._nursery is not None
-        self.warm = await gather(self._servers, patience=self._patience, udp=udp)
+        self.warm = await gather(self.servers, patience=self._patience, udp=udp)
         task_status.started()
         try:
-            while True:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._accept, self.warm)
-                    if self._nursery is not None and self.warm.datagram is not None:
-                        self._nursery.start_soon(self.warm.datagram.port.run)
-                        nursery.start_soon(self._keep_datagram, self.warm.datagram)
-                    if self._mapper is not None and self.warm.needs_mapping:
-                        nursery.start_soon(self._keep_mapped, self._mapper, self.warm)
-                    while not self._servers or await self.warm.refresh():
-                        await trio.sleep(TCP_REFRESH_INTERVAL * self._pace)
+            async with trio.open_nursery() as nursery:
+                while True:
+                    serving = trio.CancelScope()
+                    # Not waited for at its end: to give a port back to a router that is gone takes its time.
+                    nursery.start_soon(self._serve_port, self.warm, serving)
+                    await self._wait_until_unknown(self.warm)
                     fresh = await self._gather_again()
                     # Connections that are being authenticated end with the old port: their dialers try again.
-                    nursery.cancel_scope.cancel()
-                self.warm.close()
-                self.warm = fresh
-                await self._changed()
+                    serving.cancel()
+                    self.warm = fresh
+                    await self._changed()
         finally:
             self.warm.close()
 
+    async def _wait_until_unknown(self, warm: WarmPort) -> None:
+        while not self._elsewhere:
+            self._wake = trio.Event()
+            if self.servers:
+                with trio.CancelScope() as self._gathering:
+                    if not await warm.refresh():
+                        return
+            with trio.move_on_after(TCP_REFRESH_INTERVAL * self.pace):
+                await self._wake.wait()
+
     async def _gather_again(self) -> WarmPort:
+        is_elsewhere = False
         while True:
-            try:
-                fresh = await gather(self._servers, udp=self._nursery is not None)
-            except OSError:
-                await trio.sleep(GATHER_RETRY)
-                continue
-            if fresh.stun_sockets or not self._servers:
+            is_elsewhere, self._elsewhere = is_elsewhere or self._elsewhere, False
+            self._wake = trio.Event()
+            fresh: WarmPort | None = None
+            with suppress(OSError), trio.CancelScope() as self._gathering:
+                fresh = await gather(self.servers, udp=self._nursery is not None)
+            # Elsewhere the old candidates are worth nothing, so those of the own addresses are better.
+            if fresh is not None and (fresh.stun_sockets or not self.servers or is_elsewhere):
                 return fresh
-            fresh.close()
-            await trio.sleep(GATHER_RETRY)
+            if fresh is not None:
+                fresh.close()
+            with trio.move_on_after(GATHER_RETRY):
+                await self._wake.wait()
+
+    async def _serve_port(self, warm: WarmPort, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._accept, warm)
+                    if self._nursery is not None and warm.datagram is not None:
+                        self._nursery.start_soon(warm.datagram.port.run)
+                        nursery.start_soon(self._keep_datagram, warm.datagram)
+                    if self._mapper is not None and warm.needs_mapping:
+                        nursery.start_soon(self._keep_mapped, self._mapper, warm)
+        finally:
+            warm.close()
 
     async def _keep_datagram(self, datagram: WarmDatagramPort) -> None:
         while True:
-            await trio.sleep(refresh_interval(self._pace))
+            await trio.sleep(refresh_interval(self.pace))
             if not await datagram.refresh():
                 await self._changed()
 

@@ -65,17 +65,14 @@ async def run_relay_round(
             rtt=rtt,
             predicts=ports_are_foreseen(warm, card, node.techniques),
         )
-        if plan is None or not card.relayed:
+        if plan is None or not card.relayed or "relay" in dial.useless:
             return
         begin = trio.current_time()
         await trio.sleep(plan.prepare)
         offer = dial.offer(RELAY_ROUND, warm, node.broker_rtt, "relay")
 
         async def tickets() -> tuple[bytes, bytes] | None:
-            if dial.tickets is None:
-                await node.introductions.introduce(dial, offer)
-            taken, dial.tickets = dial.tickets, None
-            return taken
+            return await node.introductions.take_tickets(dial, offer)
 
         planned = PlannedAttempt("relay", node.relays[0], 0.0, budget - plan.prepare)
         talk = Talk(dial.dial_id, RELAY_ROUND, dial.mailbox, nursery, tell)

@@ -31,6 +31,15 @@ class Surroundings:
         self._seen: tuple[Standpoint, str] | None = None
         self._looked = 0.0
 
+    def look_again(self) -> None:
+        """The network has changed: what is known of it is not."""
+        self._seen = None
+
+    def set_servers(self, servers: Sequence[Endpoint]) -> None:
+        """Other STUN servers."""
+        self._servers = servers
+        self._seen = None
+
     @property
     def standpoint(self) -> Standpoint:
         """What peers' candidates are judged by."""

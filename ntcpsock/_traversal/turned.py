@@ -38,7 +38,7 @@ async def run_turn_round(
     node, dial, card, warm = course.node, course.dial, course.card, course.warm
     with race.more_may_come():
         task_status.started()
-        if "turn" not in node.techniques or not (node.turn_servers or card.turn):
+        if "turn" not in course.techniques or not (node.turn_servers or card.turn):
             return
         predicts = ports_are_foreseen(warm, card, node.techniques)
         plan = make_turn_plan(warm.offered, card.candidates, rtt=course.rtt, predicts=predicts)

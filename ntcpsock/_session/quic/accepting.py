@@ -68,6 +68,7 @@ class Acceptance:
         machine = QuicMachine.server(
             self._identity,
             destination,
+            now,
             datagram_size=self._size,
             idle_timeout=self._idle_timeout,
             initial_rtt=self._round_trip,

@@ -170,6 +170,10 @@ class QuicCarrier:
             raise machine.error
         return 0 if machine.ended else None
 
+    @property
+    def ended_cleanly(self) -> bool:
+        return self._machine.error is None
+
     def pending(self) -> int:
         return self._machine.readable
 

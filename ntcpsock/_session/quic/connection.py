@@ -6,13 +6,18 @@ It takes the place of parts that qh3 does not promise to keep.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qh3 import tls
 from qh3.quic.connection import QuicConnection
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
+from ntcpsock._session.quic import core_window
 from ntcpsock._session.quic.configuration import ABORT
+
+# UDP payload that goes through Ethernet under IPv6, and under IPv4 through PPPoE, too.
+LARGEST_PROBED: Final = 1452
+SMALLEST: Final = 1200  # RFC 9000 section 14.1
 
 
 class Listener(Protocol):
@@ -35,6 +40,31 @@ class Connection(QuicConnection):
     listener: Listener
     has_more = False
 
+    def connect(self, addr: tuple[str, int], now: float) -> None:
+        super().connect(addr, now)
+        core, size = self._require_core(), self.configuration.max_datagram_size
+        if size > SMALLEST:
+            core_window.limit(core, size)
+            return
+        # Where nothing arrives at first, a client's core falls back to the smallest size, and feels its way up from there;
+        # so it is told that a first flight, which nobody has seen, was lost.
+        while core.poll_transmit(now) is not None:
+            pass
+        timer = core.get_timer()
+        assert timer is not None
+        core.handle_timer(timer[1])
+        core_window.limit(core, LARGEST_PROBED)
+
+    def _create_core(self, remote_addr: tuple[str, int], initial_dcid: bytes, now: float) -> None:
+        configuration = self.configuration
+        size = configuration.max_datagram_size
+        configuration.max_datagram_size = core_window.VAST
+        try:
+            super()._create_core(remote_addr, initial_dcid, now)
+        finally:
+            configuration.max_datagram_size = size
+        core_window.limit(self._require_core(), core_window.LARGEST if self._is_client else size)
+
     @property
     def has_limits(self) -> bool:
         """Whether the peer has said what it takes."""
@@ -54,7 +84,7 @@ class Connection(QuicConnection):
             parameters.initial_max_streams_uni or 0,
             3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
             0.025 if parameters.max_ack_delay is None else parameters.max_ack_delay / 1000,
-            None if not parameters.max_idle_timeout else parameters.max_idle_timeout / 1000,
+            None,
             parameters.max_datagram_frame_size,
             None,
             parameters.active_connection_id_limit or 2,

@@ -55,10 +55,11 @@ class DatagramQueues:
     def has_outgoing(self) -> bool:
         return bool(self._outgoing)
 
-    def let_go(self, core: QuicConnectionCore, datagram_size: int) -> None:
-        """Give the core one packet's worth, where congestion control has room: the core itself does not ask it."""
-        room = min(core.congestion_window - core.bytes_in_flight, datagram_size)
+    def let_go(self, core: QuicConnectionCore, datagram_size: int, packets: int) -> int:
+        """Give the core what fits into so many packets, for it asks no congestion control: how many packets that takes."""
+        room = packets * datagram_size
         while self._outgoing and (size := len(self._outgoing[0]) + DATAGRAM_OVERHEAD) <= room:
             core.send_datagram(self._outgoing.popleft())
             self._outgoing_bytes -= size
             room -= size
+        return packets - room // datagram_size

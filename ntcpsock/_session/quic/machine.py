@@ -14,15 +14,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import hmac
+import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ntcpsock._errors import IdentityMismatch
 from ntcpsock._session.quic.configuration import (
     ABORT,
     DONE,
-    HASTE,
     SMALLEST_INITIAL,
     WINDOW,
     ServerIdentity,
@@ -30,11 +30,11 @@ from ntcpsock._session.quic.configuration import (
 )
 from ntcpsock._session.quic.connection import Connection, broken
 from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQueues
+from ntcpsock._session.quic.sending import STREAM, Sending
 
-STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
 
-# Seconds that the acknowledgement of a single packet waits; the peer expects it within 25 ms of the core's clock.
-ACK_PATIENCE: Final = 0.001
 
 # Bytes of the window that the core has handed out; the others stay with the core.
 RECEIVE_ROOM: Final = 512 * 1024
@@ -59,7 +59,15 @@ class QuicMachine:
     error: why the connection ended, or None; ended: whether the peer closed it in order (DONE).
     """
 
-    def __init__(self, connection: Connection, is_ipv6: bool, fingerprint: bytes | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        is_ipv6: bool,
+        fingerprint: bytes | None,
+        now: float,
+        idle_timeout: float,
+        initial_rtt: float,
+    ) -> None:
         self.handshake_done = False
         self.error: OSError | None = None
         self.ended = False
@@ -72,6 +80,11 @@ class QuicMachine:
         self._chunks: deque[memoryview] = deque()
         self._held = 0
         self._datagrams = DatagramQueues()
+        self._sending = Sending(self._datagrams)
+        self._now = self._heard_at = now
+        self._idle_timeout = idle_timeout
+        self._has_timed_out = False
+        self._initial_rtt = initial_rtt
         self._pings: dict[int, bool] = {}
         self._ping = 0
         self._stream_open = False
@@ -90,11 +103,11 @@ class QuicMachine:
         is_ipv6: bool = False,
     ) -> QuicMachine:
         """The dialer's end. fingerprint: SHA-256 of the certificate that the peer must show."""
-        settings = configuration(True, datagram_size, idle_timeout, initial_rtt)
+        settings = configuration(True, datagram_size, initial_rtt)
         settings.verify_mode = 0  # ssl.CERT_NONE: the fingerprint is the check
         connection = Connection(configuration=settings)
-        machine = cls(connection, is_ipv6, fingerprint)
-        machine._guard(connection.connect, machine._address, now * HASTE)
+        machine = cls(connection, is_ipv6, fingerprint, now, idle_timeout, initial_rtt)
+        machine._guard(connection.connect, machine._address, now)
         return machine
 
     @classmethod
@@ -102,6 +115,7 @@ class QuicMachine:
         cls,
         identity: ServerIdentity,
         destination: bytes,
+        now: float,
         *,
         datagram_size: int,
         idle_timeout: float,
@@ -109,65 +123,92 @@ class QuicMachine:
         is_ipv6: bool = False,
     ) -> QuicMachine:
         """The listener's end. destination: what `parse_initial` said of the client's first datagram."""
-        settings = configuration(False, datagram_size, idle_timeout, initial_rtt)
+        settings = configuration(False, datagram_size, initial_rtt)
         settings.certificate = identity.certificate
         settings.private_key = identity.private_key
         connection = Connection(configuration=settings, original_destination_connection_id=destination)
-        return cls(connection, is_ipv6, None)
+        return cls(connection, is_ipv6, None, now, idle_timeout, initial_rtt)
 
     # -- datagrams of the path
 
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
         the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
-        core = self._connection._core
+        core, time = self._connection._core, self._sending.clock.time(now)
+        self._now, accepted = now, 1
+        in_flight = 0 if core is None else core.bytes_in_flight
         if self.handshake_done and core is not None:
-            report = self._guard(core.receive_gro_buffer, buffer, size, self._address, now * HASTE)
+            report = self._guard(core.receive_gro_buffer, buffer, size, self._address, time)
             self._guard(self._connection._drain_core)
-            return report[2] if report is not None else 0
-        for start in range(0, len(buffer), size):
-            self._guard(
-                self._connection.receive_datagram, buffer[start : start + size], self._address, now * HASTE
-            )
-        return 0
+            accepted = report[2] if report is not None else 0
+        else:
+            for start in range(0, len(buffer), size):
+                self._guard(
+                    self._connection.receive_datagram, buffer[start : start + size], self._address, time
+                )
+            core = self._connection._core
+        if accepted and core is not None:
+            self._heard_at = now
+            self._guard(self._sending.received, core, now, in_flight)
+            if self._sending.is_probing:
+                self._learn_datagram_size(core)
+        return accepted
+
+    def _learn_datagram_size(self, core: QuicConnectionCore) -> None:
+        size = core.active_path[5]
+        if size > self.datagram_size:
+            self._sending.is_probing = False
+            self.datagram_size = size
+            self._sending.set_datagram_size(size)
 
     def datagrams_to_send(self, now: float, most: int) -> list[bytes]:
         """What is to be sent now, at most so many datagrams. There may be more."""
         core = self._connection._core
-        datagrams: list[bytes] = []
         if core is None:
-            return datagrams
-        poll, now = core.poll_transmit, now * HASTE
+            return []
         try:
-            while len(datagrams) < most:
-                if self._datagrams.has_outgoing:
-                    self._datagrams.let_go(core, self.datagram_size)
-                transmit = poll(now)
-                if transmit is None:
-                    break
-                datagrams.append(transmit[0])
+            datagrams = self._sending.poll(core, now, most, self.datagram_size)
         except (RuntimeError, ValueError) as error:
             self.fail(broken(f"QUIC failed: {error}", error))
+            return []
         return datagrams
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called; None for never."""
         core = self._connection._core
-        timer = None if core is None else core.get_timer()
-        if timer is None:
+        if core is None:
             return None
-        # An acknowledgement may wait for an answer that takes it along.
-        return timer[1] / HASTE + (ACK_PATIENCE if timer[0] == "ack_application" else 0.0)
+        timer = core.get_timer()
+        deadline = math.inf if timer is None else self._sending.clock.our_time(timer[1])
+        paced = self._sending.next_time()
+        if paced is not None:
+            deadline = min(deadline, paced)
+        if not self.is_over:
+            deadline = min(deadline, self._heard_at + self._idle_timeout)
+        return None if deadline == math.inf else deadline
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""
-        self._guard(self._connection.handle_timer, now * HASTE)
+        core = self._connection._core
+        if core is None:
+            return
+        time = self._sending.clock.time(now)
+        timer = core.get_timer()
+        if timer is not None and timer[1] <= time:
+            self._guard(core.handle_timer, time)
+            self._guard(self._connection._drain_core)
+            self._guard(self._sending.timer_fired, core, now)
+        if now >= self._heard_at + self._idle_timeout and not self.is_over:
+            # RFC 9000 section 10.1: without a word.
+            if not (self.ended or self.closed):
+                self.fail(TimeoutError(errno.ETIMEDOUT, "nothing was heard from the peer any more"))
+            self._has_timed_out = True
 
     @property
     def is_over(self) -> bool:
         """Whether nothing of this connection is to be sent any more, not even an answer."""
         core = self._connection._core
-        return core is None or core.state in ("terminated", "draining")
+        return core is None or self._has_timed_out or core.state in ("terminated", "draining")
 
     @property
     def timeouts(self) -> int:
@@ -179,8 +220,7 @@ class QuicMachine:
     def round_trip(self) -> float | None:
         """The smoothed round-trip time in seconds, None before the first one."""
         core = self._connection._core
-        scaled = None if core is None else core.smoothed_rtt
-        return None if scaled is None else scaled / HASTE
+        return None if core is None else core.smoothed_rtt
 
     @property
     def host_id(self) -> bytes:
@@ -197,15 +237,14 @@ class QuicMachine:
         core = self._connection._require_core()
         if not self._may_use_stream:
             return 0
-        room = SEND_ROOM - core.get_send_buffer_size(STREAM)
+        room = SEND_ROOM - self._sending.backlog - core.get_send_buffer_size(STREAM)
         if room <= 0:
             return 0
         part = data if len(data) <= room else memoryview(data)[:room]
         if not self._stream_open:
             self._stream_open = True
-            self._guard(self._connection.send_stream_data, STREAM, part)
-        else:
-            self._guard(core.send_stream, STREAM, part)
+            self._guard(self._connection.send_stream_data, STREAM, b"")
+        self._sending.write(part)
         if self.error is not None:
             raise self.error
         return len(part)
@@ -216,14 +255,15 @@ class QuicMachine:
         core = self._connection._core
         if self.error is not None or self.ended or core is None:
             return True
-        return self._may_use_stream and bool(core.get_send_buffer_size(STREAM) <= SEND_ROOM // 2)
+        waiting = self._sending.backlog + core.get_send_buffer_size(STREAM)
+        return self._may_use_stream and bool(waiting <= SEND_ROOM // 2)
 
     def unacknowledged(self) -> int:
         """Bytes that have not reached the peer for sure, packets' overhead included."""
         core = self._connection._core
         if core is None or self.is_over:
             return 0
-        return int(core.get_send_buffer_size(STREAM) + core.bytes_in_flight)
+        return int(self._sending.backlog + core.get_send_buffer_size(STREAM) + core.bytes_in_flight)
 
     def receive_into(self, buffer: memoryview) -> int:
         """Fill the front of `buffer` with what has arrived of the stream: how many bytes.
@@ -303,6 +343,7 @@ class QuicMachine:
             return False
         self.datagram_size = SMALLEST_INITIAL
         self._guard(self._connection.limit_datagrams, SMALLEST_INITIAL)
+        self._sending.set_datagram_size(SMALLEST_INITIAL)
         return True
 
     # -- signs of life
@@ -333,7 +374,7 @@ class QuicMachine:
     def close(self, code: int, reason: str = "") -> None:
         """CONNECTION_CLOSE, at once; what was not sent or not acknowledged is lost."""
         if not self.closed:
-            self.closed = True
+            self.closed = self._sending.closing = True
             self._guard(self._connection.close, code, None, reason)
 
     def fail(self, error: OSError) -> None:
@@ -386,6 +427,7 @@ class QuicMachine:
         self._datagrams.receive(data)
 
     def on_ping_acknowledged(self, ping: int) -> None:
+        self._sending.window.on_ping_acknowledged(ping)
         if ping in self._pings:
             self._pings[ping] = True
 
@@ -398,6 +440,8 @@ class QuicMachine:
                 self.fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
                 return
         self.handshake_done = True
+        core = self._connection._require_core()
+        self._sending.start(core, self._now, self.datagram_size, core.smoothed_rtt or self._initial_rtt)
 
     def on_peer_closed(self, application: bool, code: int, reason: str) -> None:
         if application and code == DONE:
@@ -408,9 +452,5 @@ class QuicMachine:
             self.fail(broken(f"the peer ended QUIC with error {code:#x} {reason}".rstrip(), None))
 
     def on_terminated(self, code: int, reason: str) -> None:
-        if self.ended or self.closed:
-            return
-        if reason == "Idle timeout":
-            self.fail(TimeoutError(errno.ETIMEDOUT, "nothing was heard from the peer any more"))
-        else:
+        if not (self.ended or self.closed):
             self.fail(ConnectionResetError(errno.ECONNRESET, "the connection ended"))

@@ -9,6 +9,8 @@ import trio
 #: Seconds until the first look, and between two of them at most: it doubles with each that finds nothing.
 FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 960.0
+#: Seconds until the first look in another network.
+AFTER_CHANGE = 2.0
 #: A session that had to leave UDP again within so many seconds begins with the pause that it had before, doubled.
 GOOD_FOR = 600.0
 
@@ -20,6 +22,12 @@ class Climb:
         self._pause = FIRST_PAUSE
         self._is_wanted = trio.Event()
         self._moved = -math.inf
+        self._hurried = trio.Event()
+
+    def hurry(self) -> None:
+        """The network is another one: what was found out in the old one does not count."""
+        self._pause = AFTER_CHANGE
+        self._hurried.set()
 
     def begin(self) -> None:
         """The session is over TCP now."""
@@ -28,7 +36,12 @@ class Climb:
     async def wait(self) -> None:
         """Until it is time to look. Without end while nobody has to climb."""
         await self._is_wanted.wait()
-        await trio.sleep(self._pause)
+        while True:
+            self._hurried = trio.Event()
+            with trio.move_on_after(self._pause):
+                await self._hurried.wait()
+                continue
+            return
 
     def rest(self) -> None:
         """There is nothing to climb to, or no need: wait for the next `begin`."""

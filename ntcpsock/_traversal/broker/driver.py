@@ -57,6 +57,7 @@ from ntcpsock._traversal.broker.message import (
     Welcome,
     encode_allow,
 )
+from ntcpsock._traversal.broker.observed import Observed
 from ntcpsock._traversal.broker.reach import reach, ttl_for
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
@@ -81,6 +82,10 @@ class BrokerSession:
         self._send_delivery, self.deliveries = trio.open_memory_channel[Delivery](MAX_DELIVERIES)
         #: Deliveries that found no room.
         self.deliveries_dropped = 0
+        self._observed = Observed()
+        self._observed.take(link.transport, link.place, link.welcome.observed)
+        #: Called when the broker has seen us anew. The argument: whether elsewhere than before, though nobody said so.
+        self.on_seen: Callable[[bool], None] = _nothing
 
     @property
     def welcome(self) -> Welcome:
@@ -127,6 +132,14 @@ class BrokerSession:
         self._machine.keep_alive_every(interval, ttl_for(interval), trio.current_time())
         self._link.flush()
 
+    def renew(self, *, moved: bool) -> None:
+        """Ask the broker at once whether it still sees us, and begin anew where the own address is another one now.
+
+        moved: the network is known to be another one. Without it, only a way that does not answer is replaced.
+        """
+        if self._link.renew(moved=moved):
+            self._observed.forget()
+
     async def wait_connected(self) -> None:
         """Return when the session is open: at once, or after it has come back."""
         await self._is_connected.wait()
@@ -171,14 +184,16 @@ class BrokerSession:
         raise NameNotFound(f"nobody has the name {name}.ntcp")
 
     async def introduce(
-        self, to: bytes, port: int, sealed: bytes, *, name: str | None = None
+        self, to: bytes, port: int, sealed: bytes, *, name: str | None = None, instance: bytes | None = None
     ) -> Introduction:
-        """Have `sealed` delivered to the node `to`, and get its card in the same instant.
+        """Have `sealed` delivered to the node `to`, or to one instance of it, and get its card in the same instant.
 
         Raises PeerOffline; NameNotFound where `name` is given and is not `to`'s, or not ours to know;
         BrokerUnreachable.
         """
-        answer = await self._ask(lambda now: self._machine.request(Introduce(to, port, sealed, name), now))
+        answer = await self._ask(
+            lambda now: self._machine.request(Introduce(to, port, sealed, name, instance), now)
+        )
         if isinstance(answer, Introduced):
             return Introduction(
                 answer.key,
@@ -259,6 +274,7 @@ class BrokerSession:
                 self._wrong_key = None
                 self._is_connected.set()
                 _logger.info("broker %s: connected", self._link.address)
+                self._seen()
             case Disconnected(silent):
                 self._is_connected = trio.Event()
                 _logger.info("broker %s: %s", self._link.address, "silent" if silent else "was restarted")
@@ -271,8 +287,13 @@ class BrokerSession:
                 _logger.warning("broker %s: registration lost: %s %s", self._link.address, reason.name, name)
             case Moved():
                 _logger.info("broker %s: back over %s", self._link.address, self._link.transport)
+                self._seen()
             case KeyShown():
                 pass
+
+    def _seen(self) -> None:
+        seen = self._link.welcome.observed
+        self.on_seen(self._observed.take(self._link.transport, self._link.place, seen))
 
     def _settle(self, number: int, body: FromBroker | None) -> None:
         answer = self._answers.get(number)
@@ -288,6 +309,10 @@ class BrokerSession:
         self._is_connected.set()
         for number in self._answers:
             self._settle(number, None)
+
+
+def _nothing(elsewhere: bool) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ntcpsock._traversal.broker.message import Deliver, FromBroker, Reason, Welcome
@@ -88,7 +89,8 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Another node's sealed offer or answer. The broker vouches for the sender's key and name."""
+    """Another node's sealed offer or answer. The broker vouches for the sender's key and name; or it came over a
+    stream that the two nodes have, and is answered there."""
 
     sender: bytes
     sender_instance: bytes
@@ -98,6 +100,8 @@ class Delivery:
     observed_host: str = ""
     #: Further addresses that the sender has proved to the broker.
     also_observed: tuple[str, ...] = ()
+    #: Sends a sealed answer by that stream, whose carrier may have gone; None: it came by way of the broker.
+    answer: Callable[[bytes], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

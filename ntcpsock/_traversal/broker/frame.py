@@ -23,6 +23,7 @@ from nacl.exceptions import CryptoError
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._traversal.broker import boxes
 
 SEALED = 1
 KEY_REQUEST = 2
@@ -72,27 +73,23 @@ class Sealer:
 
         Raises BadMessage where `recipient_key` is no usable Ed25519 key.
         """
-        shared = self._shared_key(recipient_key)
+        shared = self.shared_key(recipient_key)
         self._remember(recipient_key, shared)
-        nonce = bytearray(self._random_bytes(NONCE_LENGTH))
-        nonce[0] = (nonce[0] & 0xFE) | _direction(self.public_key, recipient_key)
-        box = bindings.crypto_box_afternm(payload, bytes(nonce), shared)
-        return b"".join((bytes((SEALED,)), self.public_key, nonce, box))
+        nonce = directed_nonce(self._random_bytes(NONCE_LENGTH), self.public_key, recipient_key)
+        return b"".join((bytes((SEALED,)), self.public_key, nonce, boxes.seal(payload, nonce, shared)))
 
     def open_untrusted(self, frame: bytes) -> tuple[bytes, bytes]:
         """The proved sender key and the payload. Raises BadMessage."""
         sender, nonce, box = split_untrusted(frame)
-        if nonce[0] & 1 != _direction(sender, self.public_key):
+        if nonce[0] & 1 != (sender > self.public_key):
             raise BadMessage("a frame of ours that came back")
-        shared = self._shared_key(sender)
-        try:
-            payload = bindings.crypto_box_open_afternm(box, nonce, shared)
-        except (CryptoError, ValueError, TypeError):
-            raise BadMessage("box does not open") from None
+        shared = self.shared_key(sender)
+        payload = boxes.open_untrusted(box, nonce, shared)
         self._remember(sender, shared)
         return sender, payload
 
-    def _shared_key(self, key: bytes) -> bytes:
+    def shared_key(self, key: bytes) -> bytes:
+        """What boxes to and from `key` are sealed with, 32 bytes. Raises BadMessage where `key` is no usable one."""
         shared = self._shared.get(key)
         if shared is not None:
             return shared
@@ -111,14 +108,17 @@ class Sealer:
             del self._shared[next(iter(self._shared))]
 
 
-def _direction(sender: bytes, recipient: bytes) -> int:
-    """The lowest bit of the nonce's first byte.
+def directed_nonce(nonce: bytes, sender: bytes, recipient: bytes) -> bytes:
+    """`nonce` with the lowest bit of its first byte as it is in frames from `sender` to `recipient`.
 
     A box's key is the same in both directions, so a frame from A to B, sent back to A under B's name,
     would open. The nonce is authenticated; a bit of it that follows from the order of both keys
     makes such a frame fail. (With oneself as peer there is no order, and nobody to be confused with.)
     """
-    return int(sender > recipient)
+    return _WITH_BIT[sender > recipient][nonce[0]] + nonce[1:]
+
+
+_WITH_BIT = [[bytes((first & 0xFE | bit,)) for first in range(256)] for bit in (0, 1)]
 
 
 def split_untrusted(frame: bytes) -> tuple[bytes, bytes, bytes]:

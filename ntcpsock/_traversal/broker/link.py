@@ -19,10 +19,8 @@ from ntcpsock._traversal.broker.climb import Climb
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, WrongKeyShown
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import RelayPlace, Welcome
-from ntcpsock._traversal.broker.side import SidePath
+from ntcpsock._traversal.broker.side import Sides
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
-from ntcpsock._traversal.candidate import is_loopback
-from ntcpsock._traversal.interfaces import further_uplinks
 from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
@@ -67,7 +65,7 @@ class Link:
         self._transports = list(transports)
         self._transport = self._transports[0]
         self._running = trio.CancelScope()
-        self._sides: list[SidePath] = []
+        self._sides = Sides()
         self._wake = trio.Event()
         self._handle: Callable[[Event], None] = self._greeting_event
         self._greeted = trio.Event()
@@ -137,19 +135,12 @@ class Link:
         ]
 
     def prove_further_addresses(self) -> None:
-        """Once greeted: have the broker see us in the other family too, and at other uplinks, where we have that."""
+        """Once greeted, and when the network has changed: have the broker see us in the other family too, and at other
+        uplinks, where we have that."""
         if self.address.tls or self.machine.hidden:
             return  # where no UDP is spoken, and where nobody shall know
-        firsts: dict[int, Destination] = {}
-        for place in self._places():
-            firsts.setdefault(place[0], place)
-        here = self._transport.destination
-        self._sides = [SidePath(*place) for family, place in firsts.items() if not here or family != here[0]]
-        for source in further_uplinks():
-            own = firsts.get(socket.AF_INET6 if ":" in source else socket.AF_INET)
-            if own is not None and not is_loopback(str(own[1][0])):
-                self._sides.append(SidePath(*own, source))
-        self.machine.prove(len(self._sides), trio.current_time())
+        count = self._sides.replace(self._places(), self._transport.destination)
+        self.machine.prove(count, trio.current_time())
 
     def mismatch(self, key: bytes) -> IdentityMismatch:
         """What to raise where the broker shows `key` instead of the expected one."""
@@ -166,19 +157,48 @@ class Link:
         """The session is lost in silence: begin from whatever own address now leads to the broker, and after a while
         by another way."""
         if self.address.tls:
-            self._transport.close()
+            self._use(self._transport)
             self._lost.set()
             return
         known = {way.destination[1][:2] for way in self._transports if way.name == "udp" and way.destination}
         told = {place[1][:2]: place for place in self._places() if place[1][:2] not in known}
         self._transports += [UdpTransport(place) for place in told.values()]
-        self._transport.close()
+        self._use(self._transport)
         self._lost.set()
+
+    def renew(self, *, moved: bool) -> bool:
+        """The network has changed (moved), or a path has died: see at once whether the broker still answers us, from
+        whatever own address leads to it now. Whether it is to see us elsewhere."""
+        is_stale = self._transport.is_stale()
+        if is_stale:
+            self._transport.close()
+        if self.machine.is_lazy:
+            return is_stale
+        if moved:
+            self._climb.hurry()
+            self.prove_further_addresses()
+        if not self.machine.connected:
+            # Whatever was tried in vain until now: begin again with the first way, and with its patience.
+            self._use(self._preferred())
+            self._lost.set()
+            self._found.set()
+        elif is_stale:
+            self._running.cancel()
+        self.machine.probe(trio.current_time())
+        self.flush()
+        return is_stale
+
+    @property
+    def place(self) -> tuple[object, int]:
+        """What stays the same as long as the broker has a reason to see us in the same place."""
+        return self._transport, self._transport.sockets
+
+    def _preferred(self) -> Transport:
+        return next((way for way in self._transports if way.name == "udp"), self._transport)
 
     def close(self) -> None:
         """Close what is open; `flush` would open it again."""
-        for side in self._sides:
-            side.close()
+        self._sides.close()
         for transport in (*self._transports, *([self._other] if self._other else [])):
             transport.close()
 
@@ -190,7 +210,7 @@ class Link:
             except OSError as error:
                 self._suspect(error)
         for index, datagram in self.machine.proofs_to_send():
-            self._sides[index].send(datagram, trio.current_time())
+            self._sides.send(index, datagram, trio.current_time())
         for datagram in self.machine.moves_to_send():
             if self._other is not None:
                 with suppress(OSError):
@@ -219,8 +239,7 @@ class Link:
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._change)
             nursery.start_soon(self._climb_back)
-            for side in self._sides:
-                nursery.start_soon(side.run, self._take)
+            nursery.start_soon(self._sides.run, self._take)
 
     async def _receive(self) -> None:
         while True:
@@ -251,7 +270,7 @@ class Link:
             await self._lost.wait()
             self._lost = trio.Event()
             datagram_patience = FALLBACK_DELAY
-            while not self.machine.connected and not self.machine.closed:
+            while not (self.machine.connected or self.machine.closed or self._lost.is_set()):
                 self._found = trio.Event()
                 is_udp = self._transport.name == "udp"
                 with trio.move_on_after(datagram_patience if is_udp else CONNECTION_PATIENCE):
@@ -306,12 +325,15 @@ class Link:
         return False
 
     def _switch(self) -> None:
-        self._transport.close()
         index = self._transports.index(self._transport)
-        self._transport = self._transports[(index + 1) % len(self._transports)]
         self._climb.fell(trio.current_time())
-        self._running.cancel()
+        self._use(self._transports[(index + 1) % len(self._transports)])
         self._renew()
+
+    def _use(self, transport: Transport) -> None:
+        self._transport.close()
+        self._transport = transport
+        self._running.cancel()
 
     def _turn(self) -> None:
         for event in self.machine.events():

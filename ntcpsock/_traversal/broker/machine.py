@@ -11,6 +11,7 @@ Times are seconds of any monotonic clock.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -50,6 +51,12 @@ from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
 
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
+
+#: Likewise for a keep-alive: nobody waits for it, and the way to the broker is another one where it fails.
+KEEP_ALIVE_TIMEOUT = 3.0
+
+#: Likewise where there is a reason to doubt the way: four round trips, and so many seconds at least.
+PROBE_TIMEOUT = 1.0
 
 
 class _State(Enum):
@@ -134,7 +141,7 @@ class ClientMachine:
             # Set anew by each answer; one that waits for its own goes on until it fails.
             self._keep_alive_due = now + self._keep_alive_interval
             if self._keep_alive_request not in self._requests:
-                self._keep_alive_request = self._request(KeepAlive(), now)
+                self._keep_alive_request = self._keep_alive(KEEP_ALIVE_TIMEOUT, now)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
@@ -198,6 +205,21 @@ class ClientMachine:
         if self._state is _State.CONNECTED:
             self._events.append(events.Disconnected(silent=False))
         self._begin_greeting(now)
+
+    def probe(self, now: float) -> None:
+        """Doubt the way to the broker: ask there at once, and greet at once where that goes on already. A broker that
+        sees us elsewhere challenges; where none answers for a moment, Disconnected follows."""
+        if self._state in (_State.ASKING_KEY, _State.GREETING):
+            self._begin_greeting(now)
+        elif self._state is _State.CONNECTED:
+            self._requests.remove(self._keep_alive_request)
+            self._keep_alive_request = self._keep_alive(max(PROBE_TIMEOUT, 4 * self.rtt), now)
+            self._keep_alive_due = now + self._keep_alive_interval
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether no keep-alives are sent."""
+        return self._keep_alive_interval == math.inf
 
     def accept_key(self, key: bytes, now: float) -> None:
         """Go on with the key that KeyShown told."""
@@ -283,9 +305,13 @@ class ClientMachine:
         if self._requests.full:
             raise BadMessage("too many requests wait for an answer")
 
-    def _request(self, body: FromNode, now: float) -> int:
+    def _keep_alive(self, timeout: float, now: float) -> int:
+        return self._request(KeepAlive(), now, min(timeout, self._request_timeout))
+
+    def _request(self, body: FromNode, now: float, timeout: float | None = None) -> int:
         number = self._outbox.new_number()
-        request = Request(body, now + self._request_timeout, self._round_trip.rto)
+        deadline = now + (self._request_timeout if timeout is None else timeout)
+        request = Request(body, deadline, self._round_trip.rto)
         self._requests.add(number, request)
         if self._state is _State.CONNECTED:
             self._transmit(number, request, now)

@@ -152,13 +152,15 @@ class Lookup(Body, frozen=True, tag=3):
 class Introduce(Body, frozen=True, tag=4):
     """Ask for a node's card and have `sealed` delivered to it, both in the same instant.
 
-    With a `name` the answer is NOT_FOUND unless the name belongs to `to`.
+    With a `name` the answer is NOT_FOUND unless the name belongs to `to`. With an `instance` that one gets it, listed
+    or not: whoever can say it has met it before.
     """
 
     to: NodeKey
     port: Annotated[int, Meta(ge=0, le=65535)]
     sealed: Sealed
     name: Name | None = None
+    instance: Instance | None = None
 
 
 class Reply(Body, frozen=True, tag=5):

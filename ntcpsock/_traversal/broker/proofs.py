@@ -39,6 +39,7 @@ class Proofs:
     def set_count(self, count: int, now: float) -> None:
         """So many addresses, none of them proved yet."""
         self._proofs = [_Proof(now) for _ in range(count)]
+        self._frames.clear()
 
     def restart(self, now: float) -> None:
         """A new session knows of no proofs."""

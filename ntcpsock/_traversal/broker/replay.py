@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 WINDOW = 128
+#: The window of somebody of whom nothing has been seen. Bit n stands for `highest - n`. Counters begin at 1: 0 is
+#: never accepted.
+NOTHING_SEEN = 1
+_MASK = (1 << WINDOW) - 1
+
+
+def advance(highest: int, seen: int, counter: int) -> tuple[int, int] | None:
+    """The window after `counter`, as `highest` and `seen`; None where that is not new, or too old to tell."""
+    ahead = counter - highest
+    if ahead > 0:
+        # Shifting by a stranger's number would fill the memory: beyond the window nothing is left.
+        return counter, ((seen << ahead) | 1) & _MASK if ahead < WINDOW else 1
+    if -ahead >= WINDOW or seen & (1 << -ahead):
+        return None
+    return highest, seen | (1 << -ahead)
 
 
 class ReplayWindow:
@@ -12,21 +27,12 @@ class ReplayWindow:
 
     def __init__(self) -> None:
         self.highest = 0
-        # Bit n stands for `highest - n`. Counters begin at 1: 0 is never accepted.
-        self._seen = 1
+        self._seen = NOTHING_SEEN
 
     def accept(self, counter: int) -> bool:
         """Whether `counter` is new; from then on it is old. Call it for authenticated frames only."""
-        ahead = counter - self.highest
-        if ahead > 0:
-            # Shifting by a stranger's number would fill the memory: beyond the window nothing is left.
-            self._seen = ((self._seen << ahead) | 1) & ((1 << WINDOW) - 1) if ahead < WINDOW else 1
-            self.highest = counter
-            return True
-        if -ahead >= WINDOW:
+        window = advance(self.highest, self._seen, counter)
+        if window is None:
             return False
-        bit = 1 << -ahead
-        if self._seen & bit:
-            return False
-        self._seen |= bit
+        self.highest, self._seen = window
         return True

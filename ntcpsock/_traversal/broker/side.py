@@ -1,15 +1,17 @@
-"""A second way to the broker: a socket of the other family, or of another uplink, to prove its address."""
+"""Further ways to the broker: sockets of the other family, or of another uplink, to prove their addresses."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import trio
 
 from ntcpsock._traversal.broker.message import MAX_DATAGRAM
-from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.broker.transport import Destination
+from ntcpsock._traversal.candidate import is_loopback
+from ntcpsock._traversal.interfaces import further_uplinks, prefer_lasting_source
 
 # After this many seconds of silence the own address may be another one: a new socket asks the routes anew.
 _LIFETIME = 2.0
@@ -75,3 +77,45 @@ class SidePath:
             self._socket.close()
             self._socket = None
             self._opened = trio.Event()
+
+
+class Sides:
+    """Those of one session, by their numbers."""
+
+    def __init__(self) -> None:
+        self._paths: list[SidePath] = []
+        self._running = trio.CancelScope()
+
+    def replace(self, places: Sequence[Destination], here: Destination | None) -> int:
+        """Find out which there are now, and how many.
+
+        places: where the broker is, the one in use first. here: that one, None where a proxy leads to it."""
+        self.close()
+        firsts: dict[int, Destination] = {}
+        for place in places:
+            firsts.setdefault(place[0], place)
+        self._paths = [SidePath(*place) for family, place in firsts.items() if not here or family != here[0]]
+        for source in further_uplinks():
+            own = firsts.get(socket.AF_INET6 if ":" in source else socket.AF_INET)
+            if own is not None and not is_loopback(str(own[1][0])):
+                self._paths.append(SidePath(*own, source))
+        self._running.cancel()
+        return len(self._paths)
+
+    def send(self, index: int, datagram: bytes, now: float) -> None:
+        """See `SidePath`."""
+        self._paths[index].send(datagram, now)
+
+    async def run(self, take: Callable[[bytes], None]) -> None:
+        """Give what arrives to `take`, until cancelled."""
+        while True:
+            with trio.CancelScope() as self._running:
+                async with trio.open_nursery() as nursery:
+                    for path in self._paths:
+                        nursery.start_soon(path.run, take)
+                    await trio.sleep_forever()
+
+    def close(self) -> None:
+        """All of them, until the next `send`."""
+        for path in self._paths:
+            path.close()

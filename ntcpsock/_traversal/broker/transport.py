@@ -17,7 +17,8 @@ from ntcpsock._traversal.broker.message import MAX_DATAGRAM
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
 from ntcpsock._traversal.http.driver import Connection, open_connection, open_tls, send_at_once
 from ntcpsock._traversal.http.proxy import Proxy
-from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.http.tls import TlsConnection
+from ntcpsock._traversal.interfaces import prefer_lasting_source, source_towards
 
 #: Address family and socket address, as `getaddrinfo` gives them.
 Destination = tuple[int, tuple[Any, ...]]
@@ -55,6 +56,15 @@ class Transport(Protocol):
         now. Cancelled, it can be run again."""
         ...
 
+    @property
+    def sockets(self) -> int:
+        """How many sockets it has had: a new one is another place, to the broker."""
+        ...
+
+    def is_stale(self) -> bool:
+        """Whether the socket's own address is another one than that from which this machine would send now."""
+        ...
+
     def close(self) -> None:
         """Close what is open; the next `send` begins anew."""
         ...
@@ -72,6 +82,7 @@ class UdpTransport:
         self._socket: trio.socket.SocketType | None = None
         self._raw: socket.socket | None = None
         self._opened = trio.Event()
+        self.sockets = 0
 
     def _open(self) -> socket.socket:
         """From whatever own address now leads to the broker."""
@@ -84,6 +95,7 @@ class UdpTransport:
         except BaseException:
             raw.close()
             raise
+        self.sockets += 1
         self._raw = raw
         self._socket = trio.socket.from_stdlib_socket(raw)
         self._opened.set()
@@ -112,6 +124,9 @@ class UdpTransport:
                 failed(error)
                 continue
             receive(frame)
+
+    def is_stale(self) -> bool:
+        return self._raw is not None and _is_stale(self._raw)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -144,6 +159,7 @@ class WebSocketTransport:
         self._connection: _Connection | None = None
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
         self._has_been_open = False
+        self.sockets = 0
 
     def send(self, frame: bytes) -> None:
         if self._connection is None:
@@ -163,6 +179,7 @@ class WebSocketTransport:
                 if self._connection is None:
                     with trio.fail_after(OPEN_DEADLINE):
                         self._connection = await self._open()
+                    self.sockets += 1
                     if self._has_been_open:
                         # What waits was made for a session at the old connection.
                         self._waiting.clear()
@@ -192,6 +209,9 @@ class WebSocketTransport:
             connection.close()
             raise
         return connection
+
+    def is_stale(self) -> bool:
+        return self._connection is not None and self._connection.is_stale()
 
     @property
     def _where(self) -> str:
@@ -291,9 +311,22 @@ class _Connection:
                 break
         self._has_unsent = trio.Event()
 
+    def is_stale(self) -> bool:
+        """See `Transport`."""
+        sock = self._socket.socket if isinstance(self._socket, TlsConnection) else self._socket
+        assert isinstance(sock, trio.socket.SocketType)
+        return _is_stale(sock)
+
     def close(self) -> None:
         """Without a goodbye: the Bye inside the frames is the one that counts."""
         self._socket.close()
+
+
+def _is_stale(sock: socket.socket | trio.socket.SocketType) -> bool:
+    try:
+        return bool(source_towards(sock.getpeername()[0]) != sock.getsockname()[0])
+    except OSError:
+        return True
 
 
 def _closed() -> OSError:

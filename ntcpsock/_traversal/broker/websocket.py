@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -30,7 +31,8 @@ class WebSocketMachine:
     """One connection; made by `client` or `server`. Bytes go out through `data_to_send`."""
 
     def __init__(self, websocket: WSConnection) -> None:
-        self._websocket = websocket
+        #: When it is open only what speaks WebSocket is kept: the HTTP machine before that takes some kilobytes.
+        self._websocket: WSConnection | Connection = websocket
         self._out = bytearray()
         self._partial = bytearray()
         self.is_open = False
@@ -47,13 +49,15 @@ class WebSocketMachine:
     @classmethod
     def server(cls, headers: Sequence[tuple[bytes, bytes]]) -> WebSocketMachine:
         """Answers the request that had these headers. Raises BadMessage where it asks for no WebSocket."""
-        machine = cls(WSConnection(ConnectionType.SERVER))
+        websocket = WSConnection(ConnectionType.SERVER)
+        machine = cls(websocket)
         try:
-            machine._websocket.initiate_upgrade_connection(list(headers), PATH)
-            for event in machine._websocket.events():
+            websocket.initiate_upgrade_connection(list(headers), PATH)
+            for event in websocket.events():
                 if isinstance(event, Request):
-                    machine._out += machine._websocket.send(AcceptConnection())
+                    machine._out += websocket.send(AcceptConnection())
                     machine.is_open = True
+            machine._drop_handshake()
         except (ProtocolError, ValueError) as error:
             raise BadMessage("not a WebSocket request") from error
         return machine
@@ -82,11 +86,20 @@ class WebSocketMachine:
                     raise BadMessage("refused", f"HTTP status {event.status_code}")
                 elif isinstance(event, TextMessage):
                     raise BadMessage("text message")
+            self._drop_handshake()
         except (ProtocolError, ValueError) as error:
             if isinstance(error, BadMessage):
                 raise
             raise BadMessage("not a WebSocket", str(error)) from error
         return messages
+
+    def _drop_handshake(self) -> None:
+        if (
+            self.is_open
+            and isinstance(self._websocket, WSConnection)
+            and self._websocket.connection is not None
+        ):
+            self._websocket = self._websocket.connection
 
     def send(self, message: bytes) -> None:
         """Put a message out. Only while the connection is open."""
@@ -97,6 +110,11 @@ class WebSocketMachine:
         if self.is_open and not self.is_over:
             self.is_over = True
             self._out += self._websocket.send(CloseConnection(code=1000))
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `data_to_send` has something."""
+        return bool(self._out)
 
     def data_to_send(self) -> bytes:
         """What is to be sent, once."""

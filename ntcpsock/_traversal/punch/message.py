@@ -130,7 +130,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     technique: what both sides do together in this round; empty for the direct ones, which need no agreement.
     turn: how many attempts there were before this round, in this dial and in failed ones: who sends first changes.
     udp_profile: as in the card; kind: what the dialling program wants to have; prefer: where it is "tcp", both sides
-    give TCP a head start over the checks of the first round.
+    give TCP a head start over the checks of the first round. resume: the id of the stream that shall move to what is
+    dialled, instead of a new one; the listener that has it lets it in whatever listens on the port by now.
     """
 
     dial_id: _DialId
@@ -147,6 +148,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     udp_profile: NATProfile | None = None
     kind: DialKind = "stream"
     prefer: Prefer = "tcp"
+    resume: _DialId | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):

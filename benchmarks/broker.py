@@ -1,0 +1,200 @@
+"""What a broker over UDP costs: bytes a node, CPU time a keep-alive and an introduction, from 1,000 to 1,000,000 nodes.
+
+Real registrations with real keys, through a socket; each node has a name, an open port and a card of four candidates.
+`python -m benchmarks.broker --nodes 1000000 --plot docs/broker-cost.svg` takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks import harness
+from benchmarks.fleet import Fleet, open_sockets
+from ntcpsock._address import Endpoint, parse_broker
+
+_SOCKETS = 200
+#: Seconds between two keep-alives of a node, as `open_broker_session` has it.
+KEEP_ALIVE_INTERVAL = 20.0
+#: Introductions a second of the full load.
+INTRODUCTIONS = 30_000
+# Each part of a measurement, in seconds.
+_SPAN = 5.0
+_PROBES = 400  # a second
+
+
+@dataclass
+class MeasuredBroker:
+    """A `benchmarks.measured_broker` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    address: Endpoint
+    key: bytes
+
+    def ask(self, word: str = "tell") -> dict[str, float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        told: dict[str, float] = json.loads(self.process.stdout.readline())
+        return told
+
+
+@contextmanager
+def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
+    """One that runs meanwhile."""
+    command = [sys.executable, "-m", "benchmarks.measured_broker", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        uri = parse_broker(process.stdout.readline().split()[1])
+        assert uri.key is not None
+        yield MeasuredBroker(process, Endpoint(uri.host, uri.port), uri.key)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of some seconds of it; times of CPU in microseconds, rates a second, delays in seconds."""
+
+    keep_alives: float
+    introductions: float
+    answered: float  # of the introductions, as a fraction
+    cpu: float  # of one core, as a fraction
+    delays: Sequence[float] = ()
+
+
+def run_load(
+    broker: MeasuredBroker, fleet: Fleet, keep_alives: float, introductions: float, seconds: float = _SPAN
+) -> Load:
+    before, heard, sent = broker.ask(), fleet.heard, fleet.sent_keep_alives
+    introduced, answered = fleet.sent_introductions, heard.introductions
+    start = time.monotonic()
+    fleet.load(seconds, keep_alives, introductions)
+    elapsed = time.monotonic() - start
+    # What is still in the queues.
+    time.sleep(0.3)
+    fleet.drain()
+    after = broker.ask()
+    sent, introduced = fleet.sent_keep_alives - sent, fleet.sent_introductions - introduced
+    return Load(
+        sent / elapsed,
+        introduced / elapsed,
+        (heard.introductions - answered) / (2 * introduced) if introduced else 1.0,
+        (after["cpu"] - before["cpu"]) / elapsed,
+    )
+
+
+def cost(broker: MeasuredBroker, fleet: Fleet) -> tuple[float, float]:
+    """CPU time of a keep-alive and of an introduction, in microseconds: each alone, at half of the load."""
+    run_load(broker, fleet, 0, 2000, 1.0)
+    alive = run_load(broker, fleet, 20_000, 0)
+    introducing = run_load(broker, fleet, 0, INTRODUCTIONS / 2)
+    return 1e6 * alive.cpu / alive.keep_alives, 1e6 * introducing.cpu / introducing.introductions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.broker", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=10_000, help="as many at the end, in steps of ten")
+    parser.add_argument("--plot", type=Path, help="an SVG file to write")
+    parser.add_argument("--nameless", action="store_true", help="nodes without names")
+    arguments = parser.parse_args()
+    sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
+    sizes.append(arguments.nodes)
+    rows: list[tuple[int, float, float, float]] = []
+    with measured_broker() as broker:
+        fleet = Fleet(broker.address, broker.key, open_sockets(_SOCKETS))
+        fleet.grow(_SOCKETS, names=not arguments.nameless)
+        base, base_nodes = broker.ask("collect")["resident"], len(fleet)
+        for size in sizes:
+            start, cpu = time.monotonic(), broker.ask()["cpu"]
+            added = size - len(fleet)
+            grow_alive(fleet, size, names=not arguments.nameless)
+            now = broker.ask("collect")
+            seconds = time.monotonic() - start
+            node = (now["resident"] - base) / (size - base_nodes)
+            alive, introduction = cost(broker, fleet)
+            rows.append((size, node, alive, introduction))
+            print(
+                f"{size} nodes: {node:.0f} bytes each, keep-alive {alive:.1f} us, introduction "
+                f"{introduction:.1f} us; {added} registered in {seconds:.0f} s, "
+                f"{1e6 * (now['cpu'] - cpu) / added:.0f} us of the broker's CPU each",
+                flush=True,
+            )
+        rate = len(fleet) / KEEP_ALIVE_INTERVAL
+        for fraction in (0.0, 0.5, 1.0):
+            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 2 * KEEP_ALIVE_INTERVAL)
+            print(
+                f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
+                f"{load.answered:.4f} answered, {load.cpu:.2f} of a core",
+                flush=True,
+            )
+        last = broker.ask()
+        print({name: last[name] for name in ("nodes", "dropped", "unsent", "lost")})
+    harness.save(
+        "broker",
+        [
+            harness.Series(f"{size} nodes, {what}", unit, (value,))
+            for size, *values in rows
+            for value, what, unit in zip(
+                values,
+                ("memory", "keep-alive", "introduction"),
+                ("bytes", "us CPU", "us CPU"),
+                strict=True,
+            )
+        ],
+    )
+    if arguments.plot is not None:
+        draw(rows, arguments.plot)
+
+
+def grow_alive(fleet: Fleet, size: int, *, names: bool) -> None:
+    """Growing takes longer than a record lives, so those that are here are kept alive meanwhile."""
+    last = time.monotonic()
+    while len(fleet) < size:
+        fleet.grow(min(size, len(fleet) + 4 * _SOCKETS), names=names)
+        elapsed = time.monotonic() - last
+        if elapsed > 0.5:
+            last = time.monotonic()
+            fleet.keep_alive(int(elapsed * len(fleet) / KEEP_ALIVE_INTERVAL))
+
+
+def draw(rows: Sequence[tuple[int, float, float, float]], path: Path) -> None:
+    """The costs over the number of nodes."""
+    import_module("matplotlib").use("svg")
+    pyplot = import_module("matplotlib.pyplot")
+    pyplot.rcParams["svg.hashsalt"] = "ntcpsock"
+    sizes = [row[0] for row in rows]
+    figure, (memory, time_axis) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    memory.semilogx(sizes, [row[1] for row in rows], "o-", color="#1f5f99")
+    memory.axhline(800, color="#999999", linewidth=0.8, linestyle="--")
+    memory.set(title="memory of a registered node", xlabel="nodes", ylabel="bytes", ylim=(0, 900))
+    time_axis.semilogx(sizes, [row[3] for row in rows], "o-", color="#1f5f99", label="introduction")
+    time_axis.semilogx(sizes, [row[2] for row in rows], "s-", color="#c0582b", label="keep-alive")
+    time_axis.set(title="CPU time of the broker", xlabel="nodes", ylabel="\N{MICRO SIGN}s")
+    time_axis.set_ylim(bottom=0)
+    time_axis.legend(frameon=False)
+    for axes in (memory, time_axis):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def median_and_tail(delays: Sequence[float]) -> str:
+    """In milliseconds."""
+    cuts = statistics.quantiles(delays, n=100)
+    return f"median {1e3 * cuts[49]:.2f} ms, p99 {1e3 * cuts[98]:.2f} ms"
+
+
+if __name__ == "__main__":
+    main()

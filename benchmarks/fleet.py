@@ -1,0 +1,240 @@
+"""A great many nodes in one process, for `benchmarks.broker`: real keys and real boxes, as little else as possible."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nacl import bindings
+
+from ntcpsock._address import Endpoint
+from ntcpsock._errors import BadMessage
+from ntcpsock._identity import Identity
+from ntcpsock._servers.datagrams import pack_address
+from ntcpsock._servers.mmsg import Batch, Outbox
+from ntcpsock._servers.random_pool import RandomPool
+from ntcpsock._traversal.broker.boxes import Boxes
+from ntcpsock._traversal.broker.frame import HEADER_LENGTH, directed_nonce
+from ntcpsock._traversal.broker.message import (
+    MAX_DATAGRAM,
+    NO_SESSION,
+    BrokerEnvelope,
+    Challenge,
+    FromNode,
+    Hello,
+    Introduce,
+    KeepAlive,
+    Register,
+    Registered,
+    Welcome,
+    decode_from_broker,
+    encode_from_node,
+)
+from ntcpsock._traversal.punch.message import Candidate, Card, NATProfile, encode_card
+
+_TOGETHER = 64
+# An ack has 92 octets, an Introduced and a Deliver four times as many.
+_LONGEST_ACK = 150
+# Frames between two looks at what has come.
+_MOST_AT_ONCE = 256
+_PATIENCE = 0.5  # seconds until a frame of a registration is sent again
+#: An offer with four candidates, sealed.
+SEALED_LENGTH = 350
+
+
+def example_card(number: int, identity: Identity) -> bytes:
+    """As a listener behind a common home router has it: two local and two reflexive candidates, TCP and UDP."""
+    host, port = f"192.168.1.{number % 250 + 2}", 40000 + number % 20000
+    public = f"203.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    candidates = (
+        Candidate("host", "tcp", host, port),
+        Candidate("srflx", "tcp", public, port),
+        Candidate("host", "udp", host, port + 1),
+        Candidate("srflx", "udp", public, port + 1),
+    )
+    profile = NATProfile(True, "endpoint-independent", "address-and-port-dependent", "drop", False)
+    card = Card(os.urandom(32), candidates, (80,), profile, 0.031, udp_profile=profile)
+    return encode_card(card, identity)
+
+
+@dataclass
+class Heard:
+    """What came back."""
+
+    acks: int = 0
+    introductions: int = 0  # Introduced and Deliver, each
+
+
+@dataclass
+class Fleet:
+    """Nodes number 0 to `len(self) - 1`, over a few sockets at 127.1.0.0/16."""
+
+    broker: Endpoint
+    broker_key: bytes
+    sockets: Sequence[socket.socket]
+    heard: Heard = field(default_factory=Heard)
+    keys: list[bytes] = field(default_factory=list)
+    sent_keep_alives: int = 0
+    sent_introductions: int = 0
+
+    def __post_init__(self) -> None:
+        self._boxes = Boxes(4096)
+        self._peer = bindings.crypto_sign_ed25519_pk_to_curve25519(self.broker_key)
+        self._address = pack_address((self.broker.host, self.broker.port))
+        self._outboxes = [Outbox(_TOGETHER, MAX_DATAGRAM, ipv6=False) for _ in self.sockets]
+        self._batch = Batch(256, MAX_DATAGRAM, ipv6=False)
+        self._shared: list[bytes] = []
+        self._sessions: list[bytes] = []
+        self._counters: list[int] = []
+        self._random_bytes = RandomPool()
+        self._poll = select.epoll()
+        self._where = {}
+        for where, sock in enumerate(self.sockets):
+            self._poll.register(sock.fileno(), select.EPOLLIN)
+            self._where[sock.fileno()] = where
+        self._turn = 0
+        self._offer = os.urandom(SEALED_LENGTH)
+        self._random = random.Random(1)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def grow(self, count: int, *, names: bool = True) -> None:
+        """Register more nodes, until there are `count`: hello, challenge, hello, welcome, register, registered."""
+        while len(self) < count:
+            self._bring_in(min(len(self.sockets), count - len(self)), names)
+
+    def _bring_in(self, count: int, names: bool) -> None:
+        """Each has a socket for itself meanwhile: a broker's frame does not say to whom it is."""
+        first = len(self)
+        registrations = []
+        for number in range(first, first + count):
+            identity = Identity.generate()
+            self.keys.append(identity.public_key)
+            self._shared.append(bindings.crypto_box_beforenm(self._peer, bytes(identity.box_key)))
+            self._sessions.append(NO_SESSION)
+            self._counters.append(0)
+            name = (f"node-{number}",) if names else ()
+            registrations.append(Register(name, (80,), 60, example_card(number, identity)))
+        instance = os.urandom(8)
+        words: dict[int, FromNode] = dict.fromkeys(range(first, first + count), Hello(instance))
+        said: dict[int, float] = {}
+        while words:
+            now = time.monotonic()
+            for number, word in words.items():
+                if said.get(number, 0.0) < now - _PATIENCE:
+                    said[number] = now
+                    self.say(number, word)
+            self.flush()
+            for where, frame in self._frames(_PATIENCE / 2):
+                number = first + (where - first) % len(self.sockets)
+                if number not in words:
+                    continue
+                try:
+                    envelope = self.open(number, frame)
+                except BadMessage:  # late, and another's
+                    continue
+                body = envelope.body
+                if isinstance(body, Challenge) and isinstance(words[number], Hello):
+                    words[number] = Hello(instance, body.cookie)
+                elif isinstance(body, Welcome):
+                    self._sessions[number] = body.session
+                    words[number] = registrations[number - first]
+                elif isinstance(body, Registered):
+                    del words[number]
+                else:
+                    continue
+                said.pop(number, None)
+
+    def say(self, number: int, word: FromNode) -> None:
+        """Queue a frame of a node."""
+        self._counters[number] += 1
+        payload = encode_from_node(self._sessions[number], self._counters[number], 1, word)
+        key = self.keys[number]
+        nonce = directed_nonce(self._random_bytes(24), key, self.broker_key)
+        box = self._boxes.seal(payload, nonce, self._shared[number])
+        where = number % len(self.sockets)
+        self._outboxes[where].queue(
+            self.sockets[where].fileno(), b"".join((b"\x01", key, nonce, box)), self._address, b""
+        )
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        for sock, outbox in zip(self.sockets, self._outboxes, strict=True):
+            outbox.flush(sock.fileno())
+
+    def open(self, number: int, frame: bytes) -> BrokerEnvelope:
+        """What the broker says to a node. Raises BadMessage."""
+        box, nonce = frame[HEADER_LENGTH:], frame[HEADER_LENGTH - 24 : HEADER_LENGTH]
+        return decode_from_broker(self._boxes.open_untrusted(box, nonce, self._shared[number]))
+
+    def introduce(self, dialer: int, listener: int) -> None:
+        """Queue an Introduce."""
+        self.say(dialer, Introduce(self.keys[listener], 80, self._offer))
+
+    def drain(self) -> None:
+        """Count what has come."""
+        for descriptor, _ in self._poll.poll(0):
+            while count := self._batch.receive(descriptor):
+                for length in self._batch.lengths[:count].tolist():
+                    if length < _LONGEST_ACK:
+                        self.heard.acks += 1
+                    else:
+                        self.heard.introductions += 1
+                if count < self._batch.count:
+                    break
+
+    def keep_alive(self, count: int) -> None:
+        """The next so many nodes, at once."""
+        for number in range(count):
+            self.say(self._turn, KeepAlive())
+            self._turn = (self._turn + 1) % len(self)
+            if number % _MOST_AT_ONCE == 0:
+                self.flush()
+                self.drain()
+        self.flush()
+
+    def load(self, seconds: float, keep_alives: float, introductions: float) -> None:
+        """So many of each a second: every node keeps itself alive in its turn, pairs are drawn at random."""
+        start = time.monotonic()
+        said = dialled = 0
+        while (elapsed := time.monotonic() - start) < seconds:
+            for _ in range(min(int(elapsed * keep_alives) - said, _MOST_AT_ONCE)):
+                self.say(self._turn, KeepAlive())
+                self._turn = (self._turn + 1) % len(self)
+                said += 1
+            for _ in range(min(int(elapsed * introductions) - dialled, _MOST_AT_ONCE)):
+                self.introduce(self._random.randrange(len(self)), self._random.randrange(len(self)))
+                dialled += 1
+            self.flush()
+            self.drain()
+            time.sleep(0.0005)
+        self.sent_keep_alives += said
+        self.sent_introductions += dialled
+
+    def _frames(self, timeout: float) -> list[tuple[int, bytes]]:
+        """What has come, or comes within `timeout` seconds, and to which socket."""
+        frames = []
+        for descriptor, _ in self._poll.poll(timeout):
+            count = self._batch.receive(descriptor)
+            for index, length in enumerate(self._batch.lengths[:count].tolist()):
+                at = index * MAX_DATAGRAM
+                frames.append((self._where[descriptor], self._batch.octets[at : at + length]))
+        return frames
+
+
+def open_sockets(count: int) -> list[socket.socket]:
+    """At loopback addresses of their own, because a broker limits each address."""
+    sockets = []
+    for number in range(count):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.bind((f"127.1.{number // 250}.{number % 250 + 1}", 0))
+        sockets.append(sock)
+    return sockets

@@ -1,0 +1,117 @@
+"""Where the record of each key is: a hash table of four-octet numbers.
+
+A dict of a million keys takes 156 bytes for each: the key once more, a number object, the entry. Here the keys are only
+in the records. There are many small tables, so that none takes long to grow.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from ntcpsock._servers.node_record import RECORD
+from ntcpsock._traversal.broker.frame import KEY_LENGTH
+
+_TABLE_BITS: Final = 10
+_TABLES: Final = 1 << _TABLE_BITS
+_TABLE_MASK: Final = _TABLES - 1
+_SMALLEST: Final = 8
+
+
+class KeyIndex:
+    """The place of a record by its key, which is read in `packed`. Linear probing; 0 is a free entry, n + 1 the place
+    n. Python's hash of bytes has a secret, so nobody can make keys that meet."""
+
+    def __init__(self, packed: bytearray) -> None:
+        self._packed = packed
+        self._tables = [array("I", bytes(4 * _SMALLEST)) for _ in range(_TABLES)]
+        self._counts = array("I", bytes(4 * _TABLES))
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def get(self, key: bytes) -> int | None:
+        """Where its record is."""
+        number = hash(key)
+        table = self._tables[number & _TABLE_MASK]
+        mask = len(table) - 1
+        at = number >> _TABLE_BITS & mask
+        packed = self._packed
+        while entry := table[at]:
+            start = (entry - 1) * RECORD.size
+            if packed[start : start + KEY_LENGTH] == key:
+                return entry - 1
+            at = at + 1 & mask
+        return None
+
+    def __contains__(self, key: bytes) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: bytes) -> int:
+        place = self.get(key)
+        if place is None:
+            raise KeyError(key)
+        return place
+
+    def __setitem__(self, key: bytes, place: int) -> None:
+        """The record at `place` has this key already; another one may have it, too, which is no longer found."""
+        number = hash(key)
+        which = number & _TABLE_MASK
+        table = self._tables[which]
+        at = self._find(table, number, key)
+        if not table[at]:
+            self._counts[which] += 1
+        table[at] = place + 1
+        if 3 * self._counts[which] > 2 * len(table):
+            self._grow(which)
+
+    def __delitem__(self, key: bytes) -> None:
+        number = hash(key)
+        which = number & _TABLE_MASK
+        table = self._tables[which]
+        at = self._find(table, number, key)
+        if not table[at]:
+            raise KeyError(key)
+        self._counts[which] -= 1
+        # What follows moves up, as far as that brings it no further than to its own place: no gap is left in a row.
+        mask = len(table) - 1
+        gap, at = at, at + 1 & mask
+        while entry := table[at]:
+            home = hash(self._key(entry)) >> _TABLE_BITS & mask
+            if at - home & mask >= at - gap & mask:
+                table[gap] = entry
+                gap = at
+            at = at + 1 & mask
+        table[gap] = 0
+
+    def values(self) -> Iterator[int]:
+        """All places."""
+        for table in self._tables:
+            for entry in table:
+                if entry:
+                    yield entry - 1
+
+    def _key(self, entry: int) -> bytes:
+        start = (entry - 1) * RECORD.size
+        return bytes(self._packed[start : start + KEY_LENGTH])
+
+    def _find(self, table: array[int], number: int, key: bytes) -> int:
+        """Where `key` is in its table, or the free entry where it would be."""
+        mask = len(table) - 1
+        at = number >> _TABLE_BITS & mask
+        while (entry := table[at]) and self._key(entry) != key:
+            at = at + 1 & mask
+        return at
+
+    def _grow(self, which: int) -> None:
+        old = self._tables[which]
+        new = array("I", bytes(8 * len(old)))
+        mask = len(new) - 1
+        for entry in old:
+            if entry:
+                at = hash(self._key(entry)) >> _TABLE_BITS & mask
+                while new[at]:
+                    at = at + 1 & mask
+                new[at] = entry
+        self._tables[which] = new

@@ -1,0 +1,60 @@
+"""Whether the carrier of a stream still lives. Pure: somebody looks every now and then, and does what is said.
+
+A stream at work is watched: what comes from the peer is a sign of life, and so is that its kernel takes more of what
+was sent. After a moment without one the peer is asked once (PING); who answers neither that nor anything else is gone.
+Once it has answered, and nothing has moved since, the stream is idle and is left alone: an idle one learns of a dead
+path with its next byte, or by its kernel's keep-alive, and wakes no radio for that.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+#: Seconds without a sign of life, of a stream at work, after which the peer is asked.
+QUIET: Final = 1.0
+#: Seconds that the answer may take, or so many round trips of the path where they are longer.
+PATIENCE: Final = 1.5
+ROUND_TRIPS: Final = 3.0
+#: How often to look, in seconds.
+INTERVAL: Final = 0.25
+
+Verdict = Literal["idle", "watch", "ask", "dead"]
+
+
+class Liveness:
+    """Of one carrier. rtt: of its path, in seconds."""
+
+    def __init__(self, now: float, rtt: float = 0.0) -> None:
+        self._patience = max(PATIENCE, ROUND_TRIPS * rtt)
+        self._alive = now
+        self._asked: float | None = None
+        self._moved: tuple[int, int] = (0, 0)
+        self._progress = 0
+        self._answers = 0
+        self._idle = True
+
+    def look(self, now: float, heard: int, taken: int, unacknowledged: int | None, answers: int) -> Verdict:
+        """What to do now: nothing until something moves ("idle"), look again ("watch"), send a PING, or give up.
+
+        heard: bytes that came by this carrier so far; taken: bytes that it has taken; unacknowledged: of them, those
+        that its other end's kernel has not confirmed, where that can be known; answers: pongs so far.
+        """
+        # What was only handed to a kernel says nothing.
+        progress = 0 if unacknowledged is None else taken - unacknowledged
+        has_moved = (heard, taken) != self._moved and answers == self._answers
+        if (heard, progress) != (self._moved[0], self._progress):
+            self._alive = now
+        if answers != self._answers:
+            self._asked = None
+            self._idle = True
+        elif has_moved:
+            self._idle = False
+        self._moved, self._progress, self._answers = (heard, taken), progress, answers
+        if self._idle:
+            return "idle"
+        if self._asked is None:
+            if now - self._alive < QUIET:
+                return "watch"
+            self._asked = now
+            return "ask"
+        return "dead" if now - max(self._asked, self._alive) >= self._patience else "watch"

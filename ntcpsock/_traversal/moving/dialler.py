@@ -1,0 +1,218 @@
+"""The dialer's side: it brings the next carrier, when one is lost and when a better one may be had."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, repeat
+from typing import Protocol
+
+import trio
+
+from ntcpsock._config import UDP_TECHNIQUES
+from ntcpsock._errors import BadMessage, EncryptionMismatch, IdentityMismatch, PeerRefused
+from ntcpsock._report import PathInfo, Report
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.datagram_road import BareRoad
+from ntcpsock._session.plain import PlainCarrier, PlainStream
+from ntcpsock._session.resumption import Resuming
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
+from ntcpsock._traversal.connect import dial_for
+from ntcpsock._traversal.course import DialContext
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.opened import make_path
+from ntcpsock._traversal.punch.message import Signal
+from ntcpsock._traversal.time_limit import limited
+
+log = logging.getLogger("ntcpsock")
+
+#: Seconds between two attempts to find a lost peer: the first pause, and the longest.
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 5.0
+#: Seconds from one attempt for a better path to the next. An attempt that fails has looked for seconds; after the last
+#: of these only a change of the network is a reason for another one.
+CLIMB_PAUSES = (0.0, 0.5, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
+#: Seconds that such an attempt may take.
+CLIMB_BUDGET = 8.0
+
+_RELAYED = frozenset({"relay", "turn"})
+
+
+class DiallerContext(DialContext, KeptContext, Protocol):
+    """What these streams need of their node."""
+
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def dialling(self) -> trio.CapacityLimiter: ...
+    async def wait_network_changed(self) -> None:
+        """Until an address or a route has changed, or the machine has slept."""
+        ...
+
+
+class DialledStream(KeptStream):
+    """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
+
+    def __init__(
+        self, node: DiallerContext, stream: NTCPStream, dial: Dial, book: dict[bytes, DialledStream]
+    ) -> None:
+        super().__init__(node, stream, dial.key, lambda: book.pop(dial.dial_id, None))
+        self._dialler = node
+        self._dial = dial
+        self._resuming = Resuming(dial.dial_id, dial.token)
+        self._climbing = trio.CancelScope()
+        if self._useless():
+            node.nursery.start_soon(self._climb)
+
+    @property
+    def observed_host(self) -> str:
+        return self._dial.observed_host
+
+    def _ended(self) -> None:
+        super()._ended()
+        self._climbing.cancel()
+
+    def asked(self, signal: Signal) -> None:
+        """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
+        if (
+            self._resuming.epoch == int.from_bytes(signal.body[:8], "big")
+            and not self.stream.driver.suspended
+        ):
+            self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
+
+    # -- a carrier that was lost
+
+    async def _keep(self, error: OSError) -> None:
+        self._climbing.cancel()
+        node = self._dialler
+        deadline = trio.current_time() + self.patience(error)
+        pause = FIRST_PAUSE
+        while self.is_lost():
+            try:
+                with trio.move_on_at(deadline):
+                    await self._move("its path was lost")
+            except (PeerRefused, IdentityMismatch, EncryptionMismatch) as refusal:
+                # It answers, and has no such stream: its process is another one.
+                gone = ConnectionResetError(errno.ECONNRESET, f"the peer has lost the connection: {refusal}")
+                gone.__cause__ = error
+                self.stream.give_up(gone)
+            except OSError as failure:
+                log.debug("no other path yet: %s", failure)
+            if not self.is_lost():
+                break
+            if trio.current_time() >= deadline:
+                self.stream.give_up(error)
+                return
+            with trio.move_on_at(min(deadline, trio.current_time() + pause)):
+                await node.wait_network_changed()
+            pause = min(2 * pause, LONGEST_PAUSE)
+        if self.stream.driver.error is None and self._useless():
+            node.nursery.start_soon(self._climb)
+
+    # -- a better one
+
+    def _useless(self) -> frozenset[str]:
+        """What brings no better path than this one; empty where there is no better one. Direct ones are better than a
+        relay, and where the first one has won, TCP, whose bytes the kernel moves, is better than UDP."""
+        node, path = self._dialler, self.stream.path
+        useless: frozenset[str] = frozenset()
+        if path.kind == "relay":
+            useless = _RELAYED
+        elif path.kind == "udp" and node.prefer == "first":
+            useless = _RELAYED | set(UDP_TECHNIQUES)
+        return useless if set(node.techniques) - useless else frozenset()
+
+    async def _climb(self) -> None:
+        """To a better path, as soon as there is one."""
+        driver = self.stream.driver
+        with trio.CancelScope() as self._climbing:
+            for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
+                with trio.move_on_after(pause):
+                    await self._dialler.wait_network_changed()
+                useless = self._useless()
+                if driver.error is not None or not useless:
+                    return
+                reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
+                with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
+                    await self._move(reason, useless)
+
+    # -- both
+
+    async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
+        """Dial again, and go on over what that gives. Raises OSError."""
+        node, first = self._dialler, self._dial
+        dial = Dial(first.key, first.label, first.port, first.source_port, resume=first.dial_id)
+        dial.instance, dial.say, dial.useless = first.instance, self.say, useless
+        path = self.stream.path
+        dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host
+        dial.also_observed = first.also_observed
+        report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())
+        with limited(first.label, first.port, node.connect_timeout, report):
+            async with node.dialling:
+                connection = await dial_for(node, dial, report)
+        carrier = connection.carrier
+        assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
+        try:
+            await self._exchange(carrier, dial.dial_id, make_path(carrier, connection.technique), reason)
+        except BaseException:
+            carrier.close(abort=True)
+            raise
+
+    async def _exchange(self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str) -> None:
+        driver = self.stream.driver
+        was_lost = driver.suspended
+        await self.stream.suspend()
+        try:
+            if driver.error is not None:
+                raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
+            position = await greeting.ask(carrier, self._resuming.resume(driver.machine.position, dial_id))
+            if position is None:
+                raise PeerRefused("the peer does not know this connection any more")
+            if driver.error is not None:  # meanwhile
+                raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
+            self.moved(carrier, position, path, reason)
+        except BadMessage as error:
+            raise ConnectionAbortedError(
+                errno.ECONNABORTED, f"the peer broke the protocol: {error}"
+            ) from error
+        except trio.ClosedResourceError as error:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the carrier was closed") from error
+        finally:
+            if driver.suspended and not was_lost:
+                self.stream.go_on()
+
+
+class DialledStreams:
+    """Those of one node."""
+
+    def __init__(self, node: DiallerContext) -> None:
+        self._node = node
+        self._streams: dict[bytes, DialledStream] = {}
+
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take a listener's word; whether it was one of a stream's."""
+        stream = self._streams.get(signal.dial_id)
+        if stream is None or stream.key != delivery.sender or signal.name != MOVE:
+            return False
+        stream.asked(signal)
+        return True
+
+    def __iter__(self) -> Iterator[DialledStream]:
+        return iter(self._streams.values())
+
+    def dialled(self, stream: NTCPStream, dial: Dial) -> None:
+        """Look after a stream from now on."""
+        if not isinstance(stream, PlainStream) and stream.driver.machine.window:
+            self._streams[dial.dial_id] = DialledStream(self._node, stream, dial, self._streams)
+
+    def close(self) -> None:
+        """The node ends: whoever waits for another carrier waits in vain."""
+        for stream in tuple(self._streams.values()):
+            if stream.stream.driver.suspended:
+                stream.stream.give_up(ConnectionAbortedError(errno.ECONNABORTED, "the node was closed"))

@@ -1,0 +1,132 @@
+"""The listener's side: streams that were accepted wait for their dialer to bring another carrier."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import trio
+
+from ntcpsock._errors import BadMessage
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.plain import PlainStream
+from ntcpsock._session.resumption import Resumable
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.opened import make_path
+from ntcpsock._traversal.pending import PendingDial
+from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
+
+#: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges.
+ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+log = logging.getLogger("ntcpsock")
+
+
+class AcceptedStream(KeptStream):
+    """One of them. resumable: who may move it."""
+
+    def __init__(
+        self, node: KeptContext, stream: NTCPStream, pending: PendingDial, book: dict[bytes, AcceptedStream]
+    ) -> None:
+        session_id = pending.offer.dial_id
+        super().__init__(node, stream, pending.delivery.sender, lambda: book.pop(session_id, None))
+        self.resumable = Resumable(session_id, pending.offer.token, pending.delivery.sender)
+        self._dialler = replace(pending.delivery, sealed=b"", answer=None)
+        self._lock = trio.Lock()
+
+    @property
+    def observed_host(self) -> str:
+        return self._dialler.observed_host
+
+    async def _keep(self, error: OSError) -> None:
+        """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
+        broker."""
+        with trio.move_on_after(self.patience(error)):
+            for pause in ASK_PAUSES:
+                with trio.move_on_after(pause):
+                    await self.stream.wait_usable()
+                    return
+                await self._ask()
+            await self.stream.wait_usable()
+            return
+        self.stream.give_up(error)
+
+    async def _ask(self) -> None:
+        epoch = self.resumable.epoch.to_bytes(8, "big")
+        word = Signal(self.resumable.session_id, 1, MOVE, epoch)
+        with suppress(OSError):
+            await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
+
+    async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
+        """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError."""
+        driver = self.stream.driver
+        async with self._lock:
+            await self.stream.suspend()
+            try:
+                if driver.error is not None or driver.machine.is_reset:
+                    await greeting.refuse(carrier)
+                    return
+                await greeting.grant(carrier, driver.machine.position)
+                reason = "its path was lost" if self._lost_at is not None else "a better path"
+                self.moved(carrier, position, make_path(carrier, technique), reason)
+            except BadMessage as lie:
+                driver.end(lie)
+            finally:
+                if driver.suspended and self._lost_at is None:
+                    self.stream.go_on()
+
+
+class AcceptedStreams:
+    """Those of one node, by the dial id of their first carrier. refused: how often somebody was, by reason."""
+
+    def __init__(self, node: KeptContext) -> None:
+        self._node = node
+        self._streams: dict[bytes, AcceptedStream] = {}
+        self.refused: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[AcceptedStream]:
+        return iter(self._streams.values())
+
+    def accepted(self, stream: NTCPStream, pending: PendingDial) -> None:
+        """Look after a stream from now on."""
+        if not isinstance(stream, PlainStream) and stream.driver.machine.window:
+            self._streams[pending.offer.dial_id] = AcceptedStream(self._node, stream, pending, self._streams)
+
+    def knows(self, session_id: bytes, key: bytes) -> bool:
+        """Whether the node `key` has such a stream here."""
+        stream = self._streams.get(session_id)
+        return stream is not None and stream.key == key
+
+    async def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
+        """A proven connection, whose dialer says that a stream shall move to it."""
+        try:
+            resume = await greeting.hear(carrier)
+            stream = self._streams.get(resume.session_id)
+            if stream is None:
+                self._count("unknown")
+                await greeting.refuse(carrier)
+                return
+            stream.resumable.take(resume, dial_id, key)
+            await stream.resume(carrier, resume.received, technique)
+        except (OSError, BadMessage, trio.ClosedResourceError) as error:
+            self._count(str(error) if isinstance(error, BadMessage) else "broken")
+            log.debug("a stream did not move: %s", error)
+            carrier.close(abort=True)
+        except BaseException:
+            carrier.close(abort=True)
+            raise
+
+    def _count(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def close(self) -> None:
+        """The node ends: whoever waits for another carrier waits in vain."""
+        for stream in tuple(self._streams.values()):
+            if stream.stream.driver.suspended:
+                with suppress(OSError):
+                    stream.stream.give_up(ConnectionAbortedError(errno.ECONNABORTED, "the node was closed"))

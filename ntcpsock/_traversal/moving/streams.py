@@ -1,0 +1,65 @@
+"""All streams of one node that may move: those it dialled, those it accepted, and who looks at their carriers."""
+
+from __future__ import annotations
+
+import errno
+
+import trio
+
+from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.liveness import INTERVAL
+from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.dial import Dial
+from ntcpsock._traversal.moving.dialler import DialledStreams, DiallerContext
+from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.network.machine import NetworkChange
+from ntcpsock._traversal.pending import PendingDial
+
+
+class MovingStreams:
+    """dialled, accepted: the two books. `watch` runs as a task for the node's life."""
+
+    def __init__(self, node: DiallerContext) -> None:
+        self._node = node
+        self.dialled_streams = DialledStreams(node)
+        self.accepted_streams = AcceptedStreams(node)
+        self._some = trio.Event()
+
+    def dialled(self, stream: NTCPStream, dial: Dial) -> None:
+        self.dialled_streams.dialled(stream, dial)
+        self._some.set()
+
+    def accepted(self, stream: NTCPStream, pending: PendingDial) -> None:
+        self.accepted_streams.accepted(stream, pending)
+        self._some.set()
+
+    def knows(self, session_id: bytes, key: bytes) -> bool:
+        """Whether the node `key` has such an accepted stream here."""
+        return self.accepted_streams.knows(session_id, key)
+
+    def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
+        """A proven connection to which a stream shall move; it is worked on in the background."""
+        self._node.nursery.start_soon(self.accepted_streams.arrived, carrier, dial_id, key, technique)
+
+    async def watch(self) -> None:
+        """Look at the carriers of streams that nobody else looks at: a pump's thread does so for its own."""
+        while True:
+            await self._some.wait()
+            self._some = trio.Event()
+            while books := (*self.dialled_streams, *self.accepted_streams):
+                await trio.sleep(INTERVAL)
+                now = trio.current_time()
+                for kept in books:
+                    if kept.stream.holder is None:
+                        kept.stream.driver.look(now, kept.stream.path.rtt or 0.0)
+
+    def network_changed(self, change: NetworkChange) -> None:
+        """Streams from an address that is gone need another path at once."""
+        for kept in (*self.dialled_streams, *self.accepted_streams):
+            if kept.stream.path.local[0] in change.gone and not kept.stream.driver.suspended:
+                kept.stream.lose(OSError(errno.EADDRNOTAVAIL, "this address of the machine is gone"))
+
+    def close(self) -> None:
+        """The node ends."""
+        self.dialled_streams.close()
+        self.accepted_streams.close()

@@ -1,0 +1,1 @@
+"""This machine's addresses and ways out, and whether they have changed."""
