@@ -24,7 +24,7 @@ from ntcpsock._traversal.checks.port import open_udp_port
 from ntcpsock._traversal.datagram_plan import CheckTarget
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
-from ntcpsock._traversal.strategies.udp_punch import note_checks
+from ntcpsock._traversal.strategies.settle import settle
 from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
 from ntcpsock._traversal.turn.driver import run_allocation
@@ -117,7 +117,8 @@ async def _meet(
     machine = datagram.new_machine(context.role, context.rtt)
     path = PunchedPath(port, machine, datagram.credentials.local_fragment, rtt=context.rtt, port_is_ours=True)
     port.on_lost = path.fail
-    try:
+
+    async def until_usable() -> None:
         datagram.run(port, path)
         for remote in theirs:
             # Only the other side says that it is there, so it gets a few packets and no more.
@@ -128,14 +129,8 @@ async def _meet(
                 if base is not None:
                     path.check(base, remote, "relay", REFLEXIVE_TRIES)
         await path.wait_alive()
-        carrier = await datagram.authenticate(path)
-    except BaseException:
-        path.close()
-        raise
-    finally:
-        note_checks(context, path)
-    path.settle()
-    return Connection(carrier, context.planned.technique, context.entry)
+
+    return await settle(context, path, until_usable)
 
 
 async def _ready(access: TurnAccess, entry: Attempt, *, ipv6: bool) -> TurnAllocation | None:
