@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seconds for a process that has told its outcome to end: on a busy machine interpreters take their time.
+_EXIT_PATIENCE = 60.0
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the end of a lab
 
 
@@ -47,7 +49,7 @@ class RunningCall(Generic[T]):
             _wait_readable(self._outcome, timeout, self.process)
         data = b"".join(iter(lambda: os.read(self._outcome, 1 << 16), b""))
         self._close()
-        self.process.wait(timeout=_GRACE)
+        self.process.wait(timeout=_EXIT_PATIENCE)
         if not data:
             raise RuntimeError(f"the call ended without an outcome (status {self.process.returncode})")
         succeeded, value = pickle.loads(data)
