@@ -199,7 +199,7 @@ class Spoof(Body, frozen=True, tag=9):
             _check_endpoint(endpoint)
 
 
-class AskTurn(Body, frozen=True, tag=10):
+class AskTurn(Body, frozen=True, tag=20):
     """Which TURN servers may be used, and how?"""
 
 
@@ -266,7 +266,7 @@ class TurnPlace(NamedTuple):
         return f"TurnPlace({self.uri})"
 
 
-class TurnPlaces(Body, frozen=True, tag=43):
+class TurnPlaces(Body, frozen=True, tag=52):
     """The answer to AskTurn, best first. seconds: for which the passwords are good."""
 
     places: Annotated[tuple[TurnPlace, ...], Meta(max_length=MAX_TURN_SERVERS)] = ()
