@@ -109,8 +109,8 @@ class Config:
     relay: Relay = "auto"
     #: Which of a stream's two kinds of direct paths wins where both can connect: "tcp", whose bytes the kernel moves,
     #: or "udp" (QUIC), which connects a round trip earlier. The other one wins where the preferred is not there soon.
-    #: "first": whichever connects first wins, most often UDP, and the stream moves to TCP when that is there as well; it
-    #: costs both ends a second dial.
+    #: "first": whichever connects first wins, most often UDP, and the stream moves to TCP when that is there as well;
+    #: it costs both ends a second dial.
     prefer: Prefer = "tcp"
     #: Sockets that `udp-birthday` opens where this side's NAT draws ports at random, each an entry in that NAT; 0: it
     #: is never tried.

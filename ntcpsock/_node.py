@@ -26,6 +26,7 @@ from ntcpsock._listener import NTCPListener
 from ntcpsock._node_network import NodeNetwork
 from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
+from ntcpsock._node_turn import NodeTurn
 from ntcpsock._nursery import Background
 from ntcpsock._path_ages import PathAges
 from ntcpsock._registration import Registration
@@ -48,6 +49,8 @@ from ntcpsock._traversal.punch.message import DialKind, Signal, Transport
 from ntcpsock._traversal.relay_times import RelayTimes
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
+from ntcpsock._traversal.turn.allocation import TurnAllocation
+from ntcpsock._traversal.turn.credentials import TurnServer
 
 # Seconds that a node waits at its end for streams that were closed in the background.
 LINGER_DEADLINE = 5.0
@@ -106,6 +109,7 @@ class Node(NodeSettings):
             on_change=self.registration.card_changed,
         )
         self._relay_times = RelayTimes(session)
+        self.turn = NodeTurn(self, session, nursery, self.registration.card_changed)
         #: When it changes: `subscribe`, `wait_change`.
         self.network = NodeNetwork(self, session, self._ports, self.surroundings)
         self.network.subscribe(self.moving.network_changed)
@@ -356,6 +360,22 @@ class Node(NodeSettings):
         """Ports that the NAT holds for the warm ports."""
         return self._ports.mapped_ports(transport)
 
+    @property
+    def turn_servers(self) -> Sequence[TurnServer]:
+        """Best first; none where none may be used."""
+        return self.turn.servers
+
+    def take_turn_allocation(self, *, ipv6: bool) -> TurnAllocation | None:
+        """One that is ready, for an attempt to have; None where there is none."""
+        return self.turn.take_warm(ipv6=ipv6)
+
+    @property
+    def relay_is_likely(self) -> bool:
+        """Whether direct paths often fail from here: no UDP comes out, the NAT changes its ports, or none is wanted."""
+        if self.config.relay == "only" or self._session.transport == "tcp":
+            return True
+        return self._ports.nat_changes
+
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
         return await self._ports.take()
@@ -379,6 +399,7 @@ class Node(NodeSettings):
         self._ports.start()
         if "relay" in self.techniques:
             self._nursery.start_soon(self._relay_times.run)
+        self.turn.start()
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
 

@@ -160,6 +160,12 @@ class NodePorts:
         warm = self.listening.warm
         return None if warm is None else self._learned.inform(warm)
 
+    @property
+    def nat_changes(self) -> bool:
+        """Whether the NAT is known to give each destination another port."""
+        warm = [*self.for_dials.ready, *([] if self.listening.warm is None else [self.listening.warm])]
+        return any(each.profile.changes for each in warm)
+
     def mapped_ports(self, transport: Transport) -> list[int]:
         """Those that a NAT holds for the warm ports."""
         warm = [*self.for_dials.ready, *([] if self.listening.warm is None else [self.listening.warm])]

@@ -10,7 +10,6 @@ from ntcpsock._session.machine import WINDOW
 from ntcpsock._traversal.checks.machine import CONSENT_INTERVAL
 from ntcpsock._traversal.gather_udp import UDP_REFRESH_INTERVAL
 from ntcpsock._traversal.plan import RAW_TECHNIQUES
-from ntcpsock._traversal.turn.credentials import TurnServer, configured_servers
 
 
 class NodeSettings:
@@ -19,7 +18,6 @@ class NodeSettings:
     def __init__(self, config: Config, pace: float) -> None:
         self.config = config
         self._pace = pace
-        self._turn_servers = configured_servers(config)
 
     def set_pace(self, pace: float) -> None:
         """Keep mappings alive so much less often from now on."""
@@ -32,10 +30,6 @@ class NodeSettings:
     @property
     def datagram_techniques(self) -> Sequence[str]:
         return self.config.datagram_techniques
-
-    @property
-    def turn_servers(self) -> Sequence[TurnServer]:
-        return self._turn_servers if "turn" in self.techniques else ()
 
     @property
     def hidden(self) -> bool:

@@ -209,6 +209,7 @@ FLOORS = (
             "_node",
             "_node_network",
             "_node_ports",
+            "_node_turn",
             "_node_settings",
             "_registration",
             "_traversal.dial_mappings",

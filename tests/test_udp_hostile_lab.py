@@ -54,13 +54,14 @@ class Scene:
     listener: RunningCall[Counted]
     dialer: RunningCall[list[str]]
     checks: list[Seen]
+    """What was seen of the path until it was up."""
     turns: int = 0
 
     @property
     def alice(self) -> tuple[str, int]:
-        """As bob, and everybody, sees her: the last of several ports that she may have tried."""
-        last = [check for check in self.checks if check.source == self.lab.public_address_a][-1]
-        return last.source, last.source_port
+        """As bob, and everybody, sees her: her router keeps her ports. She may have tried others before."""
+        _, port = hostile.ends_of(self.flag, 0)["local"]
+        return self.lab.public_address_a, int(str(port))
 
     @property
     def bob(self) -> tuple[str, int]:
@@ -116,7 +117,9 @@ def world(nat_lab: NatLabFactory, tmp_path: Path) -> tuple[Lab, Callable[..., Co
 
     def config(name: str | None = None, **settings: Any) -> Config:
         state = tmp_path / (name or "client")
-        return Config(broker=uri, name=name, state_dir=state, techniques=("udp-punch",), **settings)
+        # The stream stays on the path that is attacked, or fails with it.
+        only: dict[str, Any] = {"techniques": ("udp-punch",), "linger": 0.0}
+        return Config(broker=uri, name=name, state_dir=state, **only, **settings)
 
     paths = str(tmp_path / "before"), str(tmp_path / "stop")
     listener = lab.host_b.start(hostile.listen_and_count, config("bob"), *paths)

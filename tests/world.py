@@ -18,6 +18,7 @@ from ntcpsock._node import Node
 from ntcpsock._nursery import open_background_nursery
 from ntcpsock._servers.broker import BrokerServer, serve_broker
 from ntcpsock._servers.stun import serve_stun
+from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock.trio import open_node
 
 
@@ -32,6 +33,7 @@ class World:
     broker_scope: trio.CancelScope
     host: str
     tcp: bool
+    turn: TurnDesk | None
 
     @property
     def uri(self) -> str:
@@ -64,6 +66,7 @@ class World:
                     state_dir=self.directory / "broker",
                     tcp=self.tcp,
                     stun=[self.stun],
+                    turn=self.turn,
                     task_status=task_status,
                 )
 
@@ -71,14 +74,16 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path, host: str = "127.0.0.1", *, tcp: bool = False) -> AsyncIterator[World]:
-    """tcp: whether the broker has its TCP port, and so a relay."""
+async def open_world(
+    directory: Path, host: str = "127.0.0.1", *, tcp: bool = False, turn: TurnDesk | None = None
+) -> AsyncIterator[World]:
+    """tcp: whether the broker has its TCP port, and so a relay. turn: the TURN servers that it lends to nodes."""
     async with open_background_nursery() as nursery:
         addresses = await nursery.start(partial(serve_stun, host, 0))
         world = World.__new__(World)
         world.host = host
         world.directory, world.nursery, world.stun = directory, nursery, addresses.primary
-        world.tcp = tcp
+        world.tcp, world.turn = tcp, turn
         await world.start_broker()
         yield world
 

@@ -36,6 +36,7 @@ from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.status_page.pages import StatusPage
 from ntcpsock._servers.stun import StunCounters
+from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock._servers.udp_desk import UdpDesk
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
@@ -110,6 +111,7 @@ async def serve_broker(
     gate: Gate | None = None,
     relay_nodes: Collection[bytes] = (),
     store: str | None = None,
+    turn: TurnDesk | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -122,6 +124,7 @@ async def serve_broker(
     came. `behind`: addresses of reverse proxies before the TCP port, which tell in X-Forwarded-For whom they bring.
     `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
+    `turn`: TURN servers that nodes may use, with credentials for a while.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
     (`_servers.spoofing`); it needs CAP_NET_RAW and scapy. `gate`: whom and what the operator lets in; `relay_nodes`:
     keys of relays that may register without our relay.key. `store`: redis://HOST:PORT of the cluster that this broker
@@ -156,6 +159,7 @@ async def serve_broker(
                 spoofing=SpoofingDesk() if allow_spoofing else None,
                 gate=gate,
                 cluster=None if membership is None else membership.machine,
+                turn=turn,
             )
             core.relays.trusted = frozenset(relay_nodes)
             outlets = Outlets(spoofer)
@@ -185,7 +189,7 @@ async def serve_broker(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
-                            **make_pages(core.key, stun, told),
+                            **make_pages(core.key, stun, told, () if turn is None else turn.servers),
                             **make_operator_pages(sources, readiness, may_read),
                             **status.handlers(),
                         },

@@ -35,6 +35,7 @@ from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._servers.turn_desk import TurnDesk
 from ntcpsock._traversal.broker.fields import (
     COOKIE_LENGTH,
     MAX_DATAGRAM,
@@ -50,6 +51,7 @@ from ntcpsock._traversal.broker.frame import (
     encode_key_reply,
 )
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     Bye,
     Challenge,
     ClientEnvelope,
@@ -72,6 +74,7 @@ from ntcpsock._traversal.broker.message import (
     Spoof,
     Spoofed,
     SpoofOutcome,
+    TurnPlaces,
     Unreachable,
     Welcome,
     decode_from_node,
@@ -136,6 +139,7 @@ class BrokerCore:
         spoofing: SpoofingDesk | None = None,
         gate: Gate | None = None,
         cluster: ClusterMachine | None = None,
+        turn: TurnDesk | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -181,6 +185,7 @@ class BrokerCore:
             cluster.names.changed = self._registry.names_changed
         #: Who may what: the operator's policy, bans and quotas.
         self.gate = gate or Gate()
+        self._turn = turn
         #: Segments to be sent under another address than ours; whoever sends them empties it.
         self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
@@ -190,6 +195,7 @@ class BrokerCore:
             Reply: self._reply,
             KeepAlive: self._keep_alive,
             Spoof: self._spoof,
+            AskTurn: self._ask_turn,
             Bye: self._bye,
             Outcome: self._outcome,
             OfferRelay: self._offer_relay,
@@ -445,6 +451,12 @@ class BrokerCore:
         if record is None:
             return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
         return [self._to(node, request, Found(record.key))]
+
+    def _ask_turn(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        if not self._requests.take(node.host, now):
+            return self._drop("too many requests")
+        places = TurnPlaces() if self._turn is None else self._turn.places(node.key, self._wall_clock())
+        return [self._to(node, envelope.request, places)]
 
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)

@@ -28,9 +28,20 @@ from ntcpsock._servers.options import (
 )
 from ntcpsock._servers.places import all_listens, told_addresses
 from ntcpsock._servers.running import run_script, run_until_signalled
+from ntcpsock._servers.turn_desk import turn_desk
 
 #: Settings of both.
-BROKER: Sequence[str] = ("listen", "port", "state_dir", "stun", "relay", "store", *POLICY)
+BROKER: Sequence[str] = (
+    "listen",
+    "port",
+    "state_dir",
+    "stun",
+    "relay",
+    "turn",
+    "turn_secret",
+    "store",
+    *POLICY,
+)
 
 
 def run_broker(
@@ -80,6 +91,7 @@ def _serving(
         store=arguments.store,
         gate=gate,
         relay_nodes=keys_of("relay_node", arguments.relay_node),
+        turn=turn_desk(arguments.turn, arguments.turn_secret),
     )
     if not tcp:
         return partial(serve, allow_spoofing=arguments.allow_spoofing)

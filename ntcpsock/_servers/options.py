@@ -74,6 +74,14 @@ OPTIONS: Final = _table(
         metavar="URL",
     ),
     Option(
+        "turn",
+        "a TURN server that nodes may use (URI of RFC 7065); it shares --turn-secret with us (coturn: "
+        "use-auth-secret); may be repeated",
+        "list",
+        "URI",
+    ),
+    Option("turn_secret", "file with the secret that our TURN servers know", "path", "FILE"),
+    Option(
         "allow_spoofing",
         "let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
         "needs CAP_NET_RAW",

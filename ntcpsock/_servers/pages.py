@@ -28,15 +28,18 @@ class Readiness:
         self.reason: str | None = None
 
 
-def make_pages(key: bytes, stun: Sequence[Endpoint], relays: Sequence[RelayPlace]) -> dict[str, Handler]:
+def make_pages(
+    key: bytes, stun: Sequence[Endpoint], relays: Sequence[RelayPlace], turn: Sequence[str] = ()
+) -> dict[str, Handler]:
     """Handlers by path. In the lists the host 0.0.0.0 or ::, and the port 0, mean those at which this page
-    was asked for."""
+    was asked for. turn: URIs; what gets in there is told to nodes alone."""
     document = {
         "version": __version__,
         "key": encode_node_id(key),
         "signal": "/signal",
         "stun": [str(server) for server in stun],
         "relays": [str(relay) for relay in relays],
+        "turn": list(turn),
     }
     return {
         WELL_KNOWN: page(json.dumps(document) + "\n", "application/json"),

@@ -163,6 +163,7 @@ class Follower:
             relayed_target(node.surroundings.standpoint),
             lambda target: self._shared_datagram_aim.allows(target, trio.current_time()),
             node.hidden,
+            node.take_turn_allocation,
         )
         planned = PlannedAttempt("turn", Endpoint(proven_host, 0), 0.0, DIAL_BUDGET)
         offered.pending.nursery.start_soon(

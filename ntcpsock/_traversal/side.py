@@ -13,6 +13,7 @@ from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.surroundings import Surroundings
+from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
 
 
@@ -36,6 +37,9 @@ class SideContext(Protocol):
     def relay_times(self) -> Mapping[str, float]: ...
     @property
     def turn_servers(self) -> Sequence[TurnServer]: ...
+    def take_turn_allocation(self, *, ipv6: bool) -> TurnAllocation | None:
+        """One that is ready, for an attempt to have."""
+
     @property
     def broker_rtt(self) -> float: ...
     @property

@@ -51,6 +51,7 @@ async def run_turn_round(
             relayed_target(node.surroundings.standpoint),
             race.may_check,
             node.hidden,
+            node.take_turn_allocation,
         )
         planned = PlannedAttempt("turn", Endpoint(dial.observed_host, 0), 0.0, course.remaining)
         talk = Talk(dial.dial_id, TURN_ROUND, dial.mailbox, nursery, course.tell)

@@ -70,6 +70,8 @@ _SETTINGS = (
             "stun",
             "relay",
             "store",
+            "turn",
+            "turn_secret",
             "certificate",
             "key",
             "behind",
@@ -146,6 +148,10 @@ def serve(
     ] = None,
     relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
     store: Annotated[str | None, typer.Option("--store", metavar="URL", help=_help("store"))] = None,
+    turn: Annotated[list[str] | None, typer.Option("--turn", metavar="URI", help=_help("turn"))] = None,
+    turn_secret: Annotated[
+        Path | None, typer.Option("--turn-secret", metavar="FILE", help=_help("turn_secret"))
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
     ] = None,
@@ -202,6 +208,8 @@ def serve(
         tcp,
         tuple(stun or ()),
         None if relay is None else tuple(relay),
+        tuple(turn or ()),
+        turn_secret,
         certificate,
         key,
         tuple(behind or ()),
@@ -232,6 +240,8 @@ class Options:
     tcp: bool = True
     stun: tuple[str, ...] = ()
     relays: tuple[str, ...] | None = None
+    turn: tuple[str, ...] = ()
+    turn_secret: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     behind: tuple[str, ...] = ()
@@ -382,6 +392,7 @@ async def _serve_broker(
     task_status: trio.TaskStatus[BrokerServer],
 ) -> None:
     from ntcpsock._servers.broker import serve_broker
+    from ntcpsock._servers.turn_desk import turn_desk
 
     await serve_broker(
         options.listen,
@@ -391,6 +402,7 @@ async def _serve_broker(
         stun=announced,
         elsewhere=told_addresses(options.listen),
         relays=relay_places(options.relays),
+        turn=turn_desk(options.turn, options.turn_secret),
         behind=options.behind,
         certificate=certificate,
         metrics_from=options.metrics_from,

@@ -42,6 +42,7 @@ from ntcpsock._traversal.broker.events import (
 from ntcpsock._traversal.broker.fields import MAX_PORTS, RelayPlace
 from ntcpsock._traversal.broker.link import Link
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     Found,
     FromBroker,
     Introduce,
@@ -54,6 +55,7 @@ from ntcpsock._traversal.broker.message import (
     Spoof,
     Spoofed,
     SpoofOutcome,
+    TurnPlaces,
     Unreachable,
     Welcome,
 )
@@ -214,6 +216,11 @@ class BrokerSession:
         """Ask for a SYN-ACK under the peer's address, which has to ask for ours. Raises BrokerUnreachable."""
         answer = await self._ask(lambda now: self._machine.request(request, now))
         return answer.outcome if isinstance(answer, Spoofed) else SpoofOutcome.BUSY
+
+    async def turn_servers(self) -> TurnPlaces:
+        """The TURN servers that the broker lets us use, perhaps none. Raises BrokerUnreachable."""
+        answer = await self._ask(lambda now: self._machine.request(AskTurn(), now))
+        return answer if isinstance(answer, TurnPlaces) else TurnPlaces()
 
     def send_reply(self, to: bytes, instance: bytes, sealed: bytes) -> None:
         """Send an answer to the instance that an offer came from, once: the dialer repeats until it has one."""

@@ -26,6 +26,7 @@ from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, de
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.inbox import Inbox
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     BrokerEnvelope,
     Bye,
     Challenge,
@@ -269,7 +270,9 @@ class ClientMachine:
         self._registration.request = self._request(registration, now)
         return self._registration.request
 
-    def request(self, body: Lookup | Introduce | Spoof | OfferRelay | WithdrawRelay, now: float) -> int:
+    def request(
+        self, body: Lookup | Introduce | Spoof | AskTurn | OfferRelay | WithdrawRelay, now: float
+    ) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
 
         Raises BadMessage where a field is out of bounds.

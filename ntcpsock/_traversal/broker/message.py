@@ -6,7 +6,7 @@ An `Envelope` is the payload of each sealed frame. All frames fit into one datag
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,9 @@ from ntcpsock._traversal.broker.fields import (
     MAX_PORTS,
     MAX_STUN_SERVERS,
     MAX_TTL,
+    MAX_TURN_SERVERS,
+    MAX_TURN_URI,
+    MAX_TURN_WORD,
     MIN_CLIENT_DATAGRAM,
     MIN_TTL,
     AllowList,
@@ -187,6 +190,10 @@ class Spoof(Body, frozen=True, tag=9):
             check_endpoint(endpoint)
 
 
+class AskTurn(Body, frozen=True, tag=20):
+    """Which TURN servers may be used, and how?"""
+
+
 class Prove(Body, frozen=True, tag=8):
     """This instance is at this source address too: in the other family, or behind another uplink.
 
@@ -227,6 +234,29 @@ class Welcome(Body, frozen=True, tag=33):
             check_endpoint(endpoint)
         for relay in self.relays:
             check_relay(relay)
+
+
+class TurnPlace(NamedTuple):
+    """A TURN server as a URI of RFC 7065, and a user and a password that it takes for a while."""
+
+    uri: str
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"TurnPlace({self.uri})"
+
+
+class TurnPlaces(Body, frozen=True, tag=52):
+    """The answer to AskTurn, best first. seconds: for which the passwords are good."""
+
+    places: Annotated[tuple[TurnPlace, ...], Meta(max_length=MAX_TURN_SERVERS)] = ()
+    seconds: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+    def __post_init__(self) -> None:
+        for place in self.places:
+            if len(place.uri) > MAX_TURN_URI or max(map(len, place[1:])) > MAX_TURN_WORD:
+                raise ValueError("a TURN server's URI or credentials are too long")
 
 
 class Registered(Body, frozen=True, tag=34):
@@ -314,6 +344,7 @@ FromNode = (
     | Outcome
     | OfferRelay
     | WithdrawRelay
+    | AskTurn
 )
 FromBroker = (
     Challenge
@@ -328,6 +359,7 @@ FromBroker = (
     | Proved
     | Spoofed
     | RelayTaken
+    | TurnPlaces
 )
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     Found,
     FromBroker,
     FromNode,
@@ -19,6 +20,7 @@ from ntcpsock._traversal.broker.message import (
     Registered,
     Spoof,
     Spoofed,
+    TurnPlaces,
     Unreachable,
 )
 from ntcpsock._traversal.broker.operation import OfferRelay, RelayTaken, WithdrawRelay
@@ -37,6 +39,7 @@ _ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
     Spoof: (Spoofed,),
     OfferRelay: (RelayTaken, Refused),
     WithdrawRelay: (RelayTaken,),
+    AskTurn: (TurnPlaces,),
 }
 
 

@@ -24,7 +24,7 @@ from ntcpsock._traversal.checks.port import open_udp_port
 from ntcpsock._traversal.datagram_plan import CheckTarget
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
-from ntcpsock._traversal.strategies.udp_punch import note_checks
+from ntcpsock._traversal.strategies.settle import settle
 from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
 from ntcpsock._traversal.turn.driver import run_allocation
@@ -39,6 +39,8 @@ NEXT_SERVER = 0.4
 
 # Seconds for the server to let hosts in; it answers in one round trip.
 PERMISSION_DEADLINE = 2.0
+# The same for an allocation that was there already, before a new one is asked for.
+READY_DEADLINE = 1.0
 
 # Seconds between two looks whether what may be sent to strangers' addresses leaves room.
 _AIM_PAUSE = 0.25
@@ -49,13 +51,17 @@ _WORD = "relayed"
 _decoder = msgspec.msgpack.Decoder(tuple[tuple[str, int], ...])
 
 
+def _none_ready(*, ipv6: bool) -> TurnAllocation | None:
+    return None
+
+
 @dataclass(frozen=True)
 class TurnAccess:
     """What an attempt needs beside its `DatagramAccess`.
 
     servers: ours, best first. hosts: where the other side may send from, to be let in. is_target: whether the other
     side may name this as its relayed address; may_check: whether it may be checked now. hidden: whether the other side
-    is to see no address of ours.
+    is to see no address of ours; take_ready: gives an allocation that is there already, with `ipv6` as its family.
     """
 
     servers: Sequence[TurnServer]
@@ -63,6 +69,7 @@ class TurnAccess:
     is_target: Callable[[Endpoint], bool]
     may_check: Callable[[CheckTarget], bool]
     hidden: bool = False
+    take_ready: Callable[..., TurnAllocation | None] = _none_ready
 
 
 async def attempt(context: AttemptContext) -> Connection:
@@ -73,7 +80,9 @@ async def attempt(context: AttemptContext) -> Connection:
     assert talk is not None, "a joint technique"
     # Of the family in which the other side can reach it; IPv4 where it has both.
     ipv6 = bool(access.hosts) and all(":" in host for host in access.hosts)
-    allocation = await _allocate(access.servers, datagram.nursery, context.entry, ipv6=ipv6)
+    allocation = await _ready(access, context.entry, ipv6=ipv6)
+    if allocation is None:
+        allocation = await _allocate(access.servers, datagram.nursery, context.entry, ipv6=ipv6)
     try:
         port = TurnPort(allocation, None if access.hidden else open_udp_port())
     except BaseException:
@@ -108,7 +117,8 @@ async def _meet(
     machine = datagram.new_machine(context.role, context.rtt)
     path = PunchedPath(port, machine, datagram.credentials.local_fragment, rtt=context.rtt, port_is_ours=True)
     port.on_lost = path.fail
-    try:
+
+    async def until_usable() -> None:
         datagram.run(port, path)
         for remote in theirs:
             # Only the other side says that it is there, so it gets a few packets and no more.
@@ -119,28 +129,45 @@ async def _meet(
                 if base is not None:
                     path.check(base, remote, "relay", REFLEXIVE_TRIES)
         await path.wait_alive()
-        carrier = await datagram.authenticate(path)
-    except BaseException:
-        path.close()
-        raise
+
+    return await settle(context, path, until_usable)
+
+
+async def _ready(access: TurnAccess, entry: Attempt, *, ipv6: bool) -> TurnAllocation | None:
+    """The allocation that is there already, if its server still knows it, the other side's hosts let in."""
+    allocation = access.take_ready(ipv6=ipv6)
+    if allocation is None:
+        return None
+    lets_in = False
+    try:
+        lets_in = await _permit(allocation, access.hosts, READY_DEADLINE)
     finally:
-        note_checks(context, path)
-    path.settle()
-    return Connection(carrier, context.planned.technique, context.entry)
+        if not lets_in:
+            allocation.close()
+    if not lets_in:
+        return None  # over UDP nothing has told that the server has forgotten it
+    _note(entry, allocation)
+    return allocation
 
 
-async def _permit(allocation: TurnAllocation, hosts: Sequence[str]) -> None:
-    """Let the hosts in, those that the server lets us and that are of its family."""
+async def _permit(
+    allocation: TurnAllocation, hosts: Sequence[str], patience: float = PERMISSION_DEADLINE
+) -> bool:
+    """Let the hosts in, those that the server lets us and that are of its family. Whether it has answered."""
+    answered = False
 
     async def permit(host: str) -> None:
+        nonlocal answered
         with suppress(OSError):
             await allocation.permit(host)
+            answered = True
 
-    with trio.move_on_after(PERMISSION_DEADLINE):
+    with trio.move_on_after(patience):
         async with trio.open_nursery() as nursery:
             for host in dict.fromkeys(hosts):
                 if (":" in host) == allocation.relayed.is_ipv6:
                     nursery.start_soon(permit, host)
+    return answered
 
 
 async def _allocate(
@@ -176,12 +203,16 @@ async def _allocate(
             allocation.close()
         raise
     if found:
-        entry.notes["TURN server"] = str(found[0].server)
-        entry.notes["relayed"] = str(found[0].relayed)
+        _note(entry, found[0])
         return found[0]
     if servers and not entry.notes:
         entry.notes["TURN server"] = "none has answered"
     return None
+
+
+def _note(entry: Attempt, allocation: TurnAllocation) -> None:
+    entry.notes["TURN server"] = str(allocation.server)
+    entry.notes["relayed"] = str(allocation.relayed)
 
 
 def _decode_untrusted(body: bytes) -> list[Endpoint]:

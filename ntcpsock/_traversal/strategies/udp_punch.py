@@ -10,8 +10,8 @@ import errno
 
 import trio
 
-from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
+from ntcpsock._traversal.strategies.settle import settle
 
 
 async def attempt(context: AttemptContext) -> Connection:
@@ -23,34 +23,16 @@ async def attempt(context: AttemptContext) -> Connection:
     if port is None:
         raise OSError(errno.EADDRNOTAVAIL, "this side has no UDP port")
     path = access.open_path(port, context.role, context.rtt)
-    try:
+    # Where the other side is late, a packet before its first would only be in its way.
+    early = max((target.low_for for target in access.plan.targets), default=0.0)
+    guesses = access.plan.guesses
+
+    async def until_usable() -> None:
         if context.role == "leader":
-            # Where the other side is late, a packet before its first would only be in its way.
-            early = max((target.low_for for target in access.plan.targets), default=0.0)
             with trio.move_on_after(early):
                 await path.wait_alive()
-            if not access.plan.guesses:
-                await path.wait_alive()
-        else:
-            await path.wait_alive()
-        carrier = await access.authenticate(path)
-    except BaseException:
-        path.close()
-        raise
-    finally:
-        note_checks(context, path)
-    path.settle()
-    return Connection(carrier, context.planned.technique, context.entry)
+            if guesses:
+                return
+        await path.wait_alive()
 
-
-def note_checks(context: AttemptContext, path: PunchedPath) -> None:
-    """What the checks saw, for the report."""
-    context.entry.tries = path.machine.sent
-    if path.remote.port:
-        context.entry.remote = path.remote
-    if path.mapped is not None:
-        context.entry.notes["seen as"] = str(path.mapped)
-    if path.machine.refused:
-        context.entry.notes["refused"] = ", ".join(
-            f"{reason} x {count}" for reason, count in path.machine.refused.most_common(4)
-        )
+    return await settle(context, path, until_usable)

@@ -22,7 +22,7 @@ from ntcpsock._traversal.prediction import (
 )
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.predictions import exchange_predictions
-from ntcpsock._traversal.strategies.udp_punch import note_checks
+from ntcpsock._traversal.strategies.settle import settle
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,12 @@ async def check_all(
     path = PunchedPath(port, machine, access.credentials.local_fragment, rtt=context.rtt)
     context.entry.notes["ways"] = str(len(ways))
     access.run(port, path)
-    try:
+
+    async def until_usable() -> None:
         with trio.move_on_after(patience):
             await path.wait_nominated()
         if machine.selected is None:
             raise OSError(errno.ETIMEDOUT, f"none of {len(ways)} ways met the other side")
         port.keep_only(machine.selected[0])
-        carrier = await access.authenticate(path)
-    except BaseException:
-        path.close()
-        raise
-    finally:
-        note_checks(context, path)
-    path.settle()
-    return Connection(carrier, context.planned.technique, context.entry)
+
+    return await settle(context, path, until_usable)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seconds for a process that has told its outcome to end: on a busy machine interpreters take their time.
+_EXIT_PATIENCE = 60.0
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the end of a lab
 _FAREWELL = 60.0  # seconds for a process to end when its call has returned
 
