@@ -143,23 +143,27 @@ class Talking:
                 bufsize=1,
             )
 
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+
     def say(self, line: str) -> None:
-        self._process.stdin.write(line + "\n")
+        self._input.write(line + "\n")
 
     def hear(self) -> str:
-        line: str = self._process.stdout.readline()
+        line: str = self._output.readline()
         assert line, self.errors.read_text()
         return line.rstrip("\n")
 
     def wait(self) -> int:
         """Its exit code, after the end of its input."""
-        self._process.stdin.close()
+        self._input.close()
         return int(self._process.wait(DEADLINE))
 
     def end(self) -> None:
         stop(self._process)
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._input.close()
+        self._output.close()
 
 
 @pytest.fixture
@@ -176,6 +180,7 @@ def test_ssh(behind: Behind) -> None:
     folder = behind.folder
     port = 2222
     server = behind.lab.host_b.popen(ssh_server_command(folder, port), stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
     behind.stack.callback(server.stderr.close)
     behind.stack.callback(stop, server)
     assert "listening" in server.stderr.readline()
@@ -243,6 +248,7 @@ def test_redis(behind: Behind) -> None:
         str(behind.folder),
     ]
     server = behind.lab.host_b.popen(argv, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     behind.stack.callback(server.stdout.close)
     behind.stack.callback(stop, server)
     assert any("eady to accept connections" in line for line in server.stdout)
