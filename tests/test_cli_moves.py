@@ -11,6 +11,7 @@ from session_support import memory_streams
 
 from ntcpsock import NTCPSocket, _report
 from ntcpsock._report import Move, PathInfo, Report
+from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock.cli.moves import telling_moves
 from ntcpsock.cli.output import Output, moved_fields, moved_text
@@ -33,6 +34,7 @@ def move(stream: NTCPStream, *numbers: int) -> None:
 
 async def test_each_move_is_told_once() -> None:
     stream, other = memory_streams()
+    stream.driver.machine.window = WINDOW  # it may move
     told: list[str] = []
     move(stream, 1)  # before: `connected` has told that path
     async with telling_moves(stream, lambda move: told.append(move.reason)):

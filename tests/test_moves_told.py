@@ -66,6 +66,33 @@ async def test_who_waits_for_a_move_is_told_when_none_comes(tmp_path: Path) -> N
         await accepted.aclose()
 
 
+async def test_who_waits_for_a_move_is_told_every_end(tmp_path: Path) -> None:
+    async with (
+        open_world(tmp_path) as world,
+        world.node("alice") as alice,
+        world.node("bob") as bob,
+        await alice.open_listener(8000) as arriving,
+    ):
+
+        async def wait(stream: NTCPStream, error: type[Exception]) -> None:
+            with trio.fail_after(60), pytest.raises(error):
+                await stream.wait_moved()
+
+        async with trio.open_nursery() as nursery:
+            dialled = await bob.open_stream("alice", 8000)
+            accepted = await arriving.accept()
+            nursery.start_soon(wait, dialled, trio.BrokenResourceError)
+            nursery.start_soon(wait, accepted, trio.ClosedResourceError)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            accepted.reset()
+            with pytest.raises(trio.BrokenResourceError):
+                await dialled.receive_some()
+        await wait(accepted, trio.ClosedResourceError)
+        async with world.node("carol", linger=0) as carol, await carol.open_stream("alice", 8000) as fixed:
+            with pytest.raises(OSError, match="does not move"):
+                await fixed.wait_moved()
+
+
 async def test_sockets_for_trio_tell_it_too(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob"):
         arriving = await alice.open_listener(8000)

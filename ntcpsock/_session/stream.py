@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 from collections.abc import Callable
@@ -127,8 +128,16 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     # -- moving to another path ------------------------------------------------------------------
 
     async def wait_moved(self) -> PathInfo:
-        """Until the stream has moved to another path, which is `path` then. Raises BrokenResourceError at its end."""
+        """Until the stream has moved to another path, which is `path` then. Cancelling it changes nothing.
+
+        Raises BrokenResourceError at its end, ClosedResourceError where that was ours, and OSError (EOPNOTSUPP) where
+        it cannot move (`linger=0`).
+        """
+        if not self._driver.machine.window:
+            raise OSError(errno.EOPNOTSUPP, "this connection does not move to another path")
         await self._moved.wait()
+        if self._driver.closed:
+            raise trio.ClosedResourceError("this stream was closed")
         if self._driver.error is not None:
             raise trio.BrokenResourceError(str(self._driver.error)) from self._driver.error
         return self.path
@@ -159,13 +168,15 @@ class NTCPStream(trio.abc.HalfCloseableStream):
     def give_up(self, error: OSError) -> None:
         """After `suspend`: no carrier comes any more."""
         self._driver.end(error)
-        self._tell_moved()
+        self.tell_end()
 
     def _tell_moved(self) -> None:
         moved, self._moved = self._moved, trio.Event()
-        if self._driver.error is not None:
-            self._moved.set()
         moved.set()
+
+    def tell_end(self) -> None:
+        """The stream is over: whoever waits for a move waits in vain."""
+        self._moved.set()
 
     def signal(self, body: bytes) -> bool:
         """Tell the peer's node something (1 to 4,096 bytes), as far as it goes: it may get lost with the carrier.

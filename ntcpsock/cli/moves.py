@@ -30,7 +30,7 @@ async def _tell(stream: NTCPStream, tell: Callable[[Move], None]) -> None:
     while True:
         try:
             await stream.wait_moved()
-        except (OSError, trio.BrokenResourceError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             return  # it has ended, or is one that never moves
         # More than one, perhaps, since we were woken.
         moves = stream.report.moves

@@ -131,6 +131,7 @@ class KeptStream:
         return error.errno in _SILENT or self.stream.path.kind == "relay"
 
     def _ended(self) -> None:
+        self.stream.tell_end()
         self._forget()
 
     def say(self, sealed: bytes) -> bool:
@@ -154,8 +155,6 @@ class KeptStream:
         now = trio.current_time()
         self.stream.attach(carrier, position, path)
         report = self.stream.report
-        report.path = path
         pause = 0.0 if self._lost_at is None else now - self._lost_at
         self._lost_at = None
-        report.moves.append(Move(now - report.started, path, reason, pause))
-        del report.moves[: -Move.MOST]
+        report.moved(Move(now - report.started, path, reason, pause))
