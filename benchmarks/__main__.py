@@ -17,6 +17,7 @@ NAMES = (
     "relay",
     "quic",
     "moving",
+    "cluster",
 )
 
 

@@ -21,10 +21,9 @@ from ntcpsock._servers.datagrams import pack_address
 from ntcpsock._servers.mmsg import Batch, Outbox
 from ntcpsock._servers.random_pool import RandomPool
 from ntcpsock._traversal.broker.boxes import Boxes
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM, NO_SESSION
 from ntcpsock._traversal.broker.frame import HEADER_LENGTH, directed_nonce
 from ntcpsock._traversal.broker.message import (
-    MAX_DATAGRAM,
-    NO_SESSION,
     BrokerEnvelope,
     Challenge,
     FromNode,

@@ -53,6 +53,7 @@ GUIDE = (
     ("docs/guide/turn.md", "guide/turn.html", "TURN servers"),
     ("docs/guide/raw.md", "guide/raw.html", "Raw packets"),
     ("docs/guide/servers.md", "guide/servers.html", "Running servers"),
+    ("docs/guide/cluster.md", "guide/cluster.html", "Brokers in a cluster"),
     ("docs/guide/trouble.md", "guide/trouble.html", "When it does not connect"),
     ("docs/design.md", "design.html", "How it is built"),
     ("docs/security.md", "security.html", "Security"),

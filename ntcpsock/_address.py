@@ -180,30 +180,41 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, and its 32-byte public key where it is known. tls: it is met over WebSockets in TLS, and
-    no other way (`wss://`)."""
+    """Where a broker is, and its 32-byte public key where it is known. host: or several with commas between them, for
+    the brokers of a cluster. tls: it is met over WebSockets in TLS, and no other way (`wss://`)."""
 
     host: str
     port: int
     key: bytes | None = None
     tls: bool = False
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """One, or those of a cluster."""
+        return tuple(self.host.split(","))
+
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = ",".join(f"[{host}]" if ":" in host else host for host in self.hosts)
         uri = f"{'wss' if self.tls else 'ntcp'}://{host}:{self.port}"
         return f"{uri}?key={encode_node_id(self.key)}" if self.key else uri
 
 
 def parse_broker(uri: str) -> BrokerAddress:
-    """`ntcp://host[:6060][?key=KEY]`, or `wss://host[:443]` likewise, as a BrokerAddress. Raises ConfigurationError."""
+    """`ntcp://host[,host...][:6060][?key=KEY]`, or `wss://host[:443]` likewise, as a BrokerAddress. Raises
+    ConfigurationError."""
+    scheme, _, rest = (uri if "://" in uri else f"ntcp://{uri}").partition("://")
+    end = next((at for at, char in enumerate(rest) if char in "/?#"), len(rest))
+    *others, last = rest[:end].split(",")
     try:
-        parts = urlsplit(uri if "://" in uri else f"ntcp://{uri}")
+        parts = urlsplit(f"{scheme}://{last}{rest[end:]}")
         port = parts.port
     except ValueError as error:
         raise ConfigurationError(f"broker {uri!r}: {error}") from error
-    if parts.scheme not in ("ntcp", "wss") or not parts.hostname or parts.path not in ("", "/"):
+    hosts = [_bare_host(host) for host in others] + [parts.hostname or ""]
+    if parts.scheme not in ("ntcp", "wss") or not all(hosts) or parts.path not in ("", "/"):
         raise ConfigurationError(
-            f"broker {uri!r}: expected ntcp://HOST:PORT or wss://HOST:PORT, perhaps with ?key=KEY"
+            f"broker {uri!r}: expected ntcp://HOST:PORT or wss://HOST:PORT, perhaps with ?key=KEY; of several hosts "
+            "with commas between them the last one is followed by the port of all"
         )
     key = None
     query = parse_qs(parts.query)
@@ -214,7 +225,15 @@ def parse_broker(uri: str) -> BrokerAddress:
     tls = parts.scheme == "wss"
     if port is None:
         port = DEFAULT_TLS_PORT if tls else DEFAULT_BROKER_PORT
-    return BrokerAddress(parts.hostname, port, key, tls)
+    return BrokerAddress(",".join(hosts), port, key, tls)
+
+
+def _bare_host(text: str) -> str:
+    """Without the brackets of an IPv6 address; "" for what is no host alone."""
+    is_bracketed = text.startswith("[") and text.endswith("]")
+    host = text[1:-1] if is_bracketed else text
+    is_good = bool(host) and all(char.isalnum() or char in "-._:%" for char in host)
+    return host.lower() if is_good and (":" in host) == is_bracketed else ""
 
 
 TurnTransport = Literal["udp", "tcp", "tls"]

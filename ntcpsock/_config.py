@@ -50,6 +50,9 @@ RELAYS: tuple[Relay, ...] = ("auto", "never", "only")
 KeepAlive = Literal["auto", "fixed", "lazy"]
 KEEP_ALIVES: tuple[KeepAlive, ...] = ("auto", "fixed", "lazy")
 
+Outcomes = Literal["tell", "off"]
+OUTCOMES: tuple[Outcomes, ...] = ("tell", "off")
+
 # Home routers have room for some thousand entries, and take some hundred new ones a second.
 MAX_BIRTHDAY_SOCKETS = 1024
 MAX_BIRTHDAY_RATE = 1000.0
@@ -65,9 +68,15 @@ MAX_ALLOWED = 48
 class Config:
     """Settings of one node. Immutable; every field can be given by keyword, environment or file."""
 
-    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone. Without a key the
+    #: The broker: `ntcp://HOST[:6060][?key=KEY]`, or `wss://HOST[:443][?key=KEY]` over TLS alone; several hosts of a
+    #: cluster with commas between them (`ntcp://HOST,HOST:6060`). Without a key the
     #: first one seen is pinned.
     broker: str | None = None
+    #: The token that the broker's operator gave out, where it takes nodes or names by token.
+    broker_token: str | None = field(default=None, repr=False)
+    #: "tell": the broker hears how each dial has ended: by what technique and kind of path, between which kinds of
+    #: NATs, after how long; no address and no name of anybody. "off": it hears nothing.
+    outcomes: Outcomes = "tell"
     #: PEM file of the authorities that sign the certificates of `wss://` brokers and `turns:` servers. None: the
     #: system's.
     ca_file: Path | None = None
@@ -153,6 +162,8 @@ class Config:
         if self.keep_alive not in KEEP_ALIVES:
             choices = ", ".join(f'"{choice}"' for choice in KEEP_ALIVES)
             raise ConfigurationError(f"keep_alive: must be one of {choices}, not {self.keep_alive!r}")
+        if self.outcomes not in OUTCOMES:
+            raise ConfigurationError(f'outcomes: must be "tell" or "off", not {self.outcomes!r}')
         if self.prefer not in PREFERS:
             raise ConfigurationError(f'prefer: must be "tcp", "udp" or "first", not {self.prefer!r}')
         if self.relay not in RELAYS:

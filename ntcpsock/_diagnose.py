@@ -11,7 +11,7 @@ import trio
 from ntcpsock._address import DEFAULT_STUN_PORT, BrokerAddress, Endpoint, parse_broker, parse_host_port
 from ntcpsock._config import Config
 from ntcpsock._diagnosis import BrokerState, Diagnosis, Discovery, Lifetime
-from ntcpsock._errors import BrokerUnreachable, ConfigurationError
+from ntcpsock._errors import BrokerRefused, BrokerUnreachable, ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._lifetimes import Lifetimes
 from ntcpsock._state import Pins
@@ -117,7 +117,7 @@ class _Broker:
         try:
             if self._address is not None:
                 await self._ask(self._address)
-        except BrokerUnreachable as error:
+        except (BrokerUnreachable, BrokerRefused) as error:
             self.state = replace(self.state, why=str(error))
         except OSError as error:
             self.failure = error
@@ -132,7 +132,12 @@ class _Broker:
         timeout = min(self._config.broker_timeout, BROKER_PATIENCE)
         pins = Pins(self._config.state_dir)
         async with open_broker_session(
-            address, Identity.generate(), pins=pins, timeout=timeout, ca_file=self._config.ca_file
+            address,
+            Identity.generate(),
+            pins=pins,
+            timeout=timeout,
+            ca_file=self._config.ca_file,
+            token=self._config.broker_token,
         ) as session:
             self.state = replace(self.state, reached=True, rtt=session.rtt, transport=session.transport)
             self.announced = session.welcome.stun

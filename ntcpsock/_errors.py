@@ -23,6 +23,7 @@ __all__ = [
     "TraversalTimeout",
     "TraversalFailed",
     "BrokerUnreachable",
+    "BrokerRefused",
     "IdentityMismatch",
     "EncryptionMismatch",
     "ConfigurationError",
@@ -89,6 +90,12 @@ class BrokerUnreachable(NTCPError, ConnectionError):
     """No answer from the broker, or no network at all."""
 
     default_errno = errno.ENETUNREACH
+
+
+class BrokerRefused(NTCPError, PermissionError):
+    """The broker is there and does not serve this node, or not this name: its operator decides who may."""
+
+    default_errno = errno.EACCES
 
 
 class IdentityMismatch(NTCPError, ConnectionError):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -40,9 +40,11 @@ from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.mapping import DialMapping
 from ntcpsock._traversal.moving.streams import MovingStreams
+from ntcpsock._traversal.outcome import telling_outcome
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.message import DialKind, Signal, Transport
+from ntcpsock._traversal.relay_times import RelayTimes
 from ntcpsock._traversal.surroundings import Surroundings
 from ntcpsock._traversal.time_limit import limited
 
@@ -100,6 +102,7 @@ class Node(NodeSettings):
             incoming=self._acceptor.doorkeeper.incoming,
             on_change=self.registration.card_changed,
         )
+        self._relay_times = RelayTimes(session)
         #: When it changes: `subscribe`, `wait_change`.
         self.network = NodeNetwork(self, session, self._ports, self.surroundings)
         self.network.subscribe(self.moving.network_changed)
@@ -167,7 +170,10 @@ class Node(NodeSettings):
         seconds = self.config.connect_timeout if timeout is None else timeout
         with limited(label, port, seconds, report):
             async with self.dialling:
-                return await connect(self, label, port, report, source_port, given)
+                with telling_outcome(self.config, self._session, report) as outcome:
+                    stream = await connect(self, label, port, report, source_port, given)
+                    outcome.connected(stream.path.technique, stream.path.kind)
+                return stream
         raise AssertionError("unreachable")
 
     async def open_listener(
@@ -249,7 +255,9 @@ class Node(NodeSettings):
         report = Report(f"{label}:{port}", "dialer", trio.current_time())
         with limited(label, port, self.config.connect_timeout, report):
             async with self.dialling:
-                opened = await connect_road(self, label, port, report, source_port)
+                with telling_outcome(self.config, self._session, report) as outcome:
+                    opened = await connect_road(self, label, port, report, source_port)
+                    outcome.connected(opened.path.technique, opened.path.kind)
                 if opened.key != key:
                     opened.road.close()
                     raise IdentityMismatch(f"{full_name(label)} has another key than before", report=report)
@@ -284,11 +292,17 @@ class Node(NodeSettings):
         return self._session.relays
 
     @property
+    def relay_times(self) -> Mapping[str, float]:
+        """How far they are, in seconds, by their words; empty where there is no choice."""
+        return self._relay_times.times
+
+    @property
     def closing(self) -> bool:
         """Whether the node has begun to end."""
         return self._closing
 
     async def wait_network_changed(self) -> None:
+        """Until this host is in another network, or has another address there."""
         await self.network.wait_change()
 
     @property
@@ -360,6 +374,8 @@ class Node(NodeSettings):
             await self.registration.send()
         self._nursery.start_soon(self.introductions.serve, self._acceptor.offered, self._heard)
         self._ports.start()
+        if "relay" in self.techniques:
+            self._nursery.start_soon(self._relay_times.run)
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
 

@@ -13,7 +13,7 @@ from ntcpsock._errors import ConfigurationError
 from ntcpsock._identity import Identity
 from ntcpsock._listener import NTCPListener
 from ntcpsock._traversal.broker.driver import BrokerSession
-from ntcpsock._traversal.broker.message import MAX_CARD
+from ntcpsock._traversal.broker.fields import MAX_CARD
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.message import MAX_CANDIDATES, MAX_CARD_PORTS, Card, encode_card_within
 from ntcpsock._traversal.turn.credentials import TurnServer

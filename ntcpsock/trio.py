@@ -92,6 +92,7 @@ async def open_node(config: Config | None = None, **settings: Any) -> AsyncItera
                     timeout=config.broker_timeout,
                     ca_file=config.ca_file,
                     hidden=config.relay == "only",
+                    token=config.broker_token,
                 )
             )
             servers = await _stun_servers(config, session.welcome.stun)

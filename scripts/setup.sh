@@ -19,6 +19,8 @@ has turnutils_stunclient || missing="$missing coturn"
 has miniupnpd || missing="$missing miniupnpd-nftables" # the daemon alone: nothing starts it, nothing is asked
 has conntrack || missing="$missing conntrack"
 has redis-server || missing="$missing redis-server"
+# The status page is looked at in a browser without a screen.
+has chromium-headless-shell || has chromium || missing="$missing chromium-headless-shell fonts-dejavu-core"
 has nginx || missing="$missing nginx-light"
 has curl || missing="$missing curl"
 has ssh || missing="$missing openssh-client"

@@ -14,10 +14,11 @@ from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers import logs
 from ntcpsock._servers.certificate import certificate_files
 from ntcpsock._servers.metrics import Sources
+from ntcpsock._servers.operated import Parts, operate, stun_status
 from ntcpsock._servers.operator_port import serve_operator_pages
 from ntcpsock._servers.options import parse_arguments
 from ntcpsock._servers.places import all_listens, version_of
-from ntcpsock._servers.running import Simple, run_script, run_until_signalled
+from ntcpsock._servers.running import Service, Simple, run_script, run_until_signalled
 from ntcpsock._servers.siblings import Siblings, end_with_the_first, is_sibling
 from ntcpsock._servers.stun import StunAddresses, StunCounters, serve_stun
 from ntcpsock._state import load_identity
@@ -49,7 +50,7 @@ class _Stun(Simple):
 
 async def main() -> None:
     arguments = parse_arguments(__doc__ or "", SETTINGS, port=DEFAULT_STUN_PORT)
-    logs.set_up(arguments.log)
+    logs.set_up(arguments.log, arguments.log_level)
     certificate = certificate_files(arguments.certificate, arguments.key)
     link_key = None if arguments.link_key is None else load_identity(arguments.link_key).seed
 
@@ -59,7 +60,7 @@ async def main() -> None:
             "--processes needs SO_REUSEPORT, and goes without --link-key, whose orders count once"
         )
 
-    async def start(nursery: trio.Nursery) -> Simple:
+    async def start(nursery: trio.Nursery) -> Service:
         port, ready = arguments.port, ["ready"]
         counters: list[StunCounters] = []
         for listen in all_listens(arguments.listen or ["::"]):
@@ -91,8 +92,20 @@ async def main() -> None:
             await nursery.start(siblings.run, arguments.processes - 1, port)
         if arguments.metrics is not None:
             pages = partial(serve_operator_pages, arguments.metrics, lambda: Sources(stun=counters))
-            await nursery.start(partial(pages, metrics_from=arguments.metrics_from or ()))
-        return _Stun(" ".join(ready), certificate, siblings)
+            await nursery.start(
+                partial(pages, title="STUN server", metrics_from=arguments.metrics_from or ())
+            )
+        service = _Stun(" ".join(ready), certificate, siblings)
+        parts = Parts(certificate=certificate)
+        return await operate(
+            nursery,
+            service,
+            arguments,
+            "stun_server",
+            parts,
+            status=lambda: stun_status(counters),
+            further=[lambda _: siblings.hang_up],
+        )
 
     await run_until_signalled(start)
 

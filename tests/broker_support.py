@@ -15,6 +15,7 @@ from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.sources import endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._traversal.broker.allow_list import encode_allow
 from ntcpsock._traversal.broker.events import Answered, Connected, Delivered, Event, KeyShown
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
@@ -26,7 +27,6 @@ from ntcpsock._traversal.broker.message import (
     Register,
     Spoof,
     Welcome,
-    encode_allow,
 )
 
 BROKER = Endpoint("198.51.100.1", 6060)
@@ -151,16 +151,18 @@ class SimulatedNetwork:
         number: int,
         *,
         identity: Identity | None = None,
+        token: str | None = None,
         know_key: bool = True,
         keep_alive_interval: float = 20.0,
         start: bool = True,
     ) -> SimulatedNode:
-        """A node at its own address; connected when this returns, unless `start` is false."""
+        """A node at its own address; connected when this returns, or refused, unless `start` is false."""
         identity = identity or make_identity(number)
         machine = ClientMachine(
             Sealer(identity),
             self.broker_identity.public_key if know_key else None,
             keep_alive_interval=keep_alive_interval,
+            token=token,
             random_bytes=self.chance.randbytes,
         )
         node = SimulatedNode(self, identity, machine, Endpoint(f"203.0.113.{number}", 40000 + number))
@@ -168,8 +170,8 @@ class SimulatedNetwork:
         if start:
             machine.start(self.now)
             node.collect()
-            self.run(until=lambda: machine.connected, seconds=30)
-            assert machine.connected
+            self.run(until=lambda: machine.connected or machine.rejection is not None, seconds=30)
+            assert machine.connected or machine.rejection is not None
         return node
 
     def move(self, node: SimulatedNode, address: Endpoint) -> None:

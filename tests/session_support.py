@@ -132,13 +132,14 @@ def memory_carriers(capacity: int = 65536, largest_step: int = 2**30) -> tuple[M
     )
 
 
-def make_stream(carrier: Carrier, received: bytes = b"") -> NTCPStream:
+def make_stream(carrier: Carrier, received: bytes = b"", *, window: int = 0) -> NTCPStream:
     return NTCPStream(
         carrier,
         peer=PeerInfo("peer", "a" * 52, 80),
         path=PathInfo("tcp", "public", carrier.local, carrier.remote),
         report=Report("peer", "dialer"),
         received=received,
+        window=window,
     )
 
 

@@ -35,6 +35,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             surroundings=SimpleNamespace(standpoint=Standpoint("127.0.0.1"), late_techniques=()),
             offers_raw=False,
             relays=(),
+            relay_times={},
             private=False,
             listening_port=warm,
             listens=lambda port, kind: True,

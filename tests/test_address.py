@@ -158,3 +158,21 @@ def test_the_site_of_an_address() -> None:
     assert site_of("2001:db8::1") == site_of("2001:db8:0:0:ffff::2") != site_of("2001:db8:0:1::1")
     assert site_of("fe80::1%2") == site_of("fe80::2%2")
     assert site_of("192.0.2.1") != site_of("192.0.2.2")
+
+
+def test_brokers_of_a_cluster() -> None:
+    address = parse_broker("ntcp://One.example,192.0.2.7,[2001:db8::1],[2001:db8::2]:7070")
+    assert address == BrokerAddress("one.example,192.0.2.7,2001:db8::1,2001:db8::2", 7070)
+    assert address.hosts == ("one.example", "192.0.2.7", "2001:db8::1", "2001:db8::2")
+    assert str(address) == "ntcp://one.example,192.0.2.7,[2001:db8::1],[2001:db8::2]:7070"
+    assert parse_broker(str(address)) == address
+    assert parse_broker("wss://a,b") == BrokerAddress("a,b", 443, None, True)
+    assert parse_broker("a").hosts == ("a",)
+
+
+@pytest.mark.parametrize(
+    "uri", ["a:1,b:2", "a,,b", ",a", "a,", "2001:db8::1,b", "[a],b", "a@b,c", "[::1],a]:1", "a b,c"]
+)
+def test_lists_of_brokers_that_are_none(uri: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_broker(uri)

@@ -26,7 +26,7 @@ from ntcpsock._traversal.broker.driver import (
     MAX_DELIVERIES,
     BrokerSession,
 )
-from ntcpsock._traversal.broker.message import MAX_CARD
+from ntcpsock._traversal.broker.fields import MAX_CARD
 
 
 async def test_errors_of_requests() -> None:

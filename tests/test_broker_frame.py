@@ -14,6 +14,16 @@ from hypothesis import strategies as st
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
+from ntcpsock._traversal.broker.allow_list import allowed_digest, allows, encode_allow, key_digest
+from ntcpsock._traversal.broker.fields import (
+    ALLOWED_DIGEST_LENGTH,
+    MAX_ALLOWED,
+    MAX_CARD,
+    MAX_COUNTER,
+    MAX_DATAGRAM,
+    MAX_SEALED,
+    MIN_CLIENT_DATAGRAM,
+)
 from ntcpsock._traversal.broker.frame import (
     HEADER_LENGTH,
     OVERHEAD,
@@ -25,13 +35,6 @@ from ntcpsock._traversal.broker.frame import (
     split_untrusted,
 )
 from ntcpsock._traversal.broker.message import (
-    ALLOWED_DIGEST_LENGTH,
-    MAX_ALLOWED,
-    MAX_CARD,
-    MAX_COUNTER,
-    MAX_DATAGRAM,
-    MAX_SEALED,
-    MIN_CLIENT_DATAGRAM,
     Bye,
     Challenge,
     Deliver,
@@ -56,14 +59,10 @@ from ntcpsock._traversal.broker.message import (
     SpoofOutcome,
     Unreachable,
     Welcome,
-    allowed_digest,
-    allows,
     decode_from_broker,
     decode_from_node,
-    encode_allow,
     encode_from_broker,
     encode_from_node,
-    key_digest,
 )
 from ntcpsock._traversal.broker.replay import WINDOW, ReplayWindow
 

@@ -13,7 +13,10 @@ from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.node_record import RECORD, NodeRecord, Records
+from ntcpsock._servers.policy import Policy
+from ntcpsock._servers.quotas import Quotas
 from ntcpsock._servers.sources import Connection, pack_source, unpack_source
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import (
@@ -119,6 +122,26 @@ def test_the_name_that_is_shown_follows_the_registrations() -> None:
         dialer.say(registration(*names))
         for _ in range(2):
             dialer.say(Introduce(listener.identity.public_key, 80, SEALED))
+
+
+def test_it_tells_of_relays_and_keeps_to_quotas() -> None:
+    twins = Twins()
+    listener, dialer = Node(twins, 1), Node(twins, 2)
+    listener.say(registration("alice"))
+    dialer.say(Introduce(listener.identity.public_key, 80, SEALED))
+    for core in twins.cores:
+        core.relays.static = (RelayPlace("0.0.0.0", 0),)
+    twins.now += 2
+    edition, _ = twins.cores[0].relays.told(twins.now)
+    assert edition
+    before = twins.taken
+    for known in (0, edition, edition + 1):
+        assert listener.say(KeepAlive(known)) == 1
+    assert twins.taken == before + 3
+    for core in twins.cores:
+        core.gate.configure(Policy(), Quotas(introductions_of_a_node=0.2))
+    delivered = [dialer.say(Introduce(listener.identity.public_key, 80, SEALED)) for _ in range(4)]
+    assert delivered == [2, 2, 0, 0]
 
 
 bodies = st.one_of(

@@ -16,11 +16,9 @@ from ntcpsock._traversal.broker.events import (
     TimedOut,
     WrongKeyShown,
 )
+from ntcpsock._traversal.broker.fields import MAX_ALLOWED, MAX_CARD, MAX_DATAGRAM, MAX_SEALED
+from ntcpsock._traversal.broker.machine import PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import (
-    MAX_ALLOWED,
-    MAX_CARD,
-    MAX_DATAGRAM,
-    MAX_SEALED,
     Found,
     Introduce,
     Introduced,
@@ -350,3 +348,27 @@ def test_closed_machine_is_silent() -> None:
     network.run(seconds=100)
     assert len(network.log) == sent
     assert node.machine.next_timer() is None
+
+
+def test_a_hint_that_the_broker_is_gone_is_checked_and_proves_nothing() -> None:
+    """An ICMP error can be forged: an answer outweighs it, and only silence ends the session, sooner than usual."""
+    network = SimulatedNetwork()
+    node = network.add(1)
+    for _ in range(20):
+        node.machine.doubt(network.now)
+        node.collect()
+        network.run(seconds=1.5)
+        assert node.machine.connected
+    assert len(node.welcomes) == 1
+    network.broker_is_up = False
+    begin = network.now
+    node.machine.doubt(begin)
+    node.collect()
+    network.run(until=lambda: not node.machine.connected, seconds=30)
+    assert network.now - begin == pytest.approx(PROBE_TIMEOUT)
+    assert Disconnected(silent=True) in node.received
+    # Without a session there is nothing to doubt.
+    node.machine.doubt(network.now)
+    network.broker_is_up = True
+    network.run(until=lambda: node.machine.connected, seconds=30)
+    assert node.machine.connected

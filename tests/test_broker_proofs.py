@@ -6,7 +6,8 @@ import pytest
 from broker_support import BROKER, LATENCY, SimulatedNetwork, SimulatedNode, registration
 
 from ntcpsock._address import Endpoint
-from ntcpsock._traversal.broker.message import MAX_PROVED, Introduced
+from ntcpsock._traversal.broker.fields import MAX_PROVED
+from ntcpsock._traversal.broker.message import Introduced
 
 SIX = Endpoint("2001:db8::1", 50000)
 SECOND = Endpoint("203.0.113.77", 50001)

@@ -270,3 +270,39 @@ async def test_requests_fail_when_the_broker_has_gone(autojump_clock: trio.testi
             with trio.move_on_after(100) as scope:
                 await alice.wait_connected()
             assert scope.cancelled_caught
+
+
+async def test_a_name_that_leads_elsewhere_by_now_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A broker that moved to another address while nodes ran: none of the known ways leads to it."""
+    places = ["127.0.0.1"]
+
+    async def resolve(address: BrokerAddress) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, (host, address.port)) for host in places]
+
+    monkeypatch.setattr(reach, "_resolve", resolve)
+    async with trio.open_nursery() as nursery:
+        broker = StoppableBroker(nursery)
+        first = await broker.start(state_dir=tmp_path)
+        address = BrokerAddress("broker.example", first.address.port, first.key)
+        async with session(address, ALICE, keep_alive_interval=0.1) as alice:
+            await alice.set_registration(("alice",), (80,), b"card", None)
+            await broker.stop()
+            places[:] = ["127.0.0.2"]
+            await broker.start(first.address.port, tmp_path, listen=["127.0.0.2"])
+            with trio.fail_after(60):
+                while not (alice.connected and alice.broker_host == "127.0.0.2"):
+                    await trio.sleep(0.02)
+                assert await alice.lookup("alice") == ALICE.public_key
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_list_of_brokers_of_which_one_answers() -> None:
+    async with running_broker("127.0.0.3") as server:
+        address = BrokerAddress("127.0.0.1,nowhere.invalid,127.0.0.3", server.address.port, server.key)
+        async with session(address, ALICE) as alice:
+            assert alice.broker_host == "127.0.0.3"
+    with pytest.raises(BrokerUnreachable, match=r"nowhere\.invalid"):
+        async with session(BrokerAddress("nowhere.invalid,nowhere.invalid", 1), ALICE):
+            pass

@@ -67,6 +67,7 @@ async def test_it_serves_and_stops_and_remembers(tmp_path: Path, number: signal.
         finally:
             process.kill()
         assert process.returncode == 0
+        # The second line was read with the first.
         assert (output, errors) == ("", "")
     assert uris[0].key == uris[1].key
     assert (tmp_path / "broker.key").stat().st_mode & 0o077 == 0

@@ -38,10 +38,11 @@ def start(*options: str, state: Path) -> subprocess.Popen[str]:
 def test_ready_line_and_clean_end(number: signal.Signals, tmp_path: Path) -> None:
     with start(*FREE, state=tmp_path) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        line, admin = process.stdout.readline(), process.stdout.readline()
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (0, "", "")
+    assert (process.returncode, stderr) == (0, "")
+    assert (admin, stdout) == (f"admin {tmp_path / 'admin-serve.sock'}\n", "")
     word, _, uri = line.strip().partition(" ")
     address = parse_broker(uri)
     assert (word, address.host) == ("ready", "127.0.0.1")
@@ -73,6 +74,7 @@ def test_json_ready_line_and_a_key_that_stays(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
         assert process.returncode == 0
         assert event["event"] == "ready"
+        assert event["admin"] == str(tmp_path / "admin-serve.sock")
         assert len(event["stun"]) == 2
         keys.add(parse_broker(event["broker"]).key)
     assert len(keys) == 1

@@ -17,6 +17,7 @@ from ntcpsock.cli import serve
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "guide" / "servers.md").read_text(encoding="utf-8")
+CLUSTER = (ROOT / "docs" / "guide" / "cluster.md").read_text(encoding="utf-8")
 SECURITY = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 UNITS = sorted((ROOT / "servers" / "systemd").glob("*.service"))
 ANALYZE = shutil.which("systemd-analyze")
@@ -66,7 +67,7 @@ def test_flags_in_texts_are_flags() -> None:
             for name in ("relay", "stun_server", "udp_broker", "tcp_broker")
         },
     }
-    texts = [GUIDE, *(unit.read_text(encoding="utf-8") for unit in UNITS)]
+    texts = [GUIDE, CLUSTER, *(unit.read_text(encoding="utf-8") for unit in UNITS)]
     count = 0
     for line in "\n".join(texts).splitlines():
         for program, theirs in known.items():
@@ -86,7 +87,7 @@ def test_flags_in_texts_are_flags() -> None:
 def test_metrics_in_the_guide_exist() -> None:
     source = (ROOT / "ntcpsock" / "_servers" / "metrics.py").read_text(encoding="utf-8")
     stun = (ROOT / "ntcpsock" / "_servers" / "stun.py").read_text(encoding="utf-8")
-    for name in re.findall(r"`(ntcp_\w+)", GUIDE):
+    for name in re.findall(r"`(ntcp_\w+)", GUIDE + CLUSTER):
         bare = name.removesuffix("_total")
         assert f'"{bare}"' in source or f"    {bare.removeprefix('ntcp_stun_')}: int" in stun, name
 

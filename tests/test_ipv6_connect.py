@@ -16,7 +16,7 @@ from ntcpsock._servers.broker import serve_udp_broker
 from ntcpsock._servers.stun import serve_stun
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._traversal import gather
-from ntcpsock._traversal.broker.message import MAX_CARD
+from ntcpsock._traversal.broker.fields import MAX_CARD
 from ntcpsock._traversal.gather import STUN_DEADLINE, gather_tcp
 from ntcpsock._traversal.gather_udp import gather_udp
 from ntcpsock._traversal.punch.message import Candidate, decode_card_untrusted

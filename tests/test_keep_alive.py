@@ -20,7 +20,8 @@ from ntcpsock._lifetimes import (
     keep_alive_interval,
 )
 from ntcpsock._servers.stun import IDLE_TIMEOUT
-from ntcpsock._traversal.broker.message import MAX_TTL, Found, Registered
+from ntcpsock._traversal.broker.fields import MAX_TTL
+from ntcpsock._traversal.broker.message import Found, Registered
 from ntcpsock._traversal.discovery import lifetime_driver
 from ntcpsock._traversal.discovery.lifetime import STEPS, Ladder
 from ntcpsock._traversal.discovery.lifetime_driver import measure_lifetime

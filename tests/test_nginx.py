@@ -161,7 +161,14 @@ async def test_what_strangers_find_at_the_front(tmp_path: Path) -> None:
         assert config.broker is not None
         port = int(config.broker.partition("?")[0].rpartition(":")[2])
         assert (await ask(port, authority, "GET /.well-known/ntcp HTTP/1.1")).startswith(b"HTTP/1.1 200 ")
-        for path in ("/metrics", "/healthz", "/readyz", "/signal/", "/.well-known/ntcp/.."):
+        for path in (
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/signal/",
+            "/.well-known/ntcp/..",
+            "/status/data.json",
+        ):
             answer = await ask(port, authority, f"GET {path} HTTP/1.1")
             assert not answer.startswith(b"HTTP/1.1 200 ") or b"An ntcpsock broker" in answer, path
         # Nothing of a client's own header arrives.

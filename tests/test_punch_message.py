@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import SIGNATURE_LENGTH, Identity
+from ntcpsock._traversal.broker.fields import MAX_CARD, MAX_SEALED
 from ntcpsock._traversal.broker.frame import OVERHEAD
-from ntcpsock._traversal.broker.message import MAX_CARD, MAX_SEALED
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
     MAX_CARD_PORTS,

@@ -133,16 +133,27 @@ async def test_a_dialers_word_sends_us_nowhere_but_to_our_brokers_relays(
 
     monkeypatch.setattr(relay_module, "take_seat", take_seat)
     ticket = bytes(TICKET_LENGTH)
+
+    def word(number: int) -> bytes:
+        return ticket + str(Endpoint("192.0.2.1", 6060 + number)).encode()
+
     async with trio.open_nursery() as nursery:
         mailbox = Mailbox()
-        mailbox._words = {(16, f"relay {number}"): ticket for number in range(10)}
+        mailbox._words = {(16, f"relay {number}"): word(number) for number in range(10)}
         with pytest.raises(ConnectionRefusedError):
             await relay_module.attempt(follower(2, mailbox, nursery))
+        # More than one broker's relays are not tried, and of these two are known.
         assert [relay.port for relay, _ in seen] == [6060, 6061]
+        mailbox._words = {(16, f"relay {number}"): word(3 - number) for number in range(4)}
+        with pytest.raises(ConnectionRefusedError):
+            await relay_module.attempt(follower(2, mailbox, nursery))
+        # The dialer's order counts.
+        assert [relay.port for relay, _ in seen[2:]] == [6061, 6060]
         mailbox._words = {(16, "relay 0"): b"http://victim/"}
         with pytest.raises(OSError, match="no ticket") as caught:
             await relay_module.attempt(follower(2, mailbox, nursery))
         assert caught.value.errno == errno.EPROTO
+        mailbox._words = {(16, f"relay {number}"): word(number) for number in range(4)}
         with pytest.raises(OSError, match="no such relay"):
             await relay_module.attempt(follower(0, mailbox, nursery))
-        assert len(seen) == 2
+        assert len(seen) == 4

@@ -28,7 +28,7 @@ from ntcpsock._servers.logs import JsonLines
 from ntcpsock._servers.options import OPTIONS, parse_arguments, read_settings, relay_places
 from ntcpsock._servers.round_trips import BOUNDS, RoundTrips
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import RelayPlace
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.http.message import encode_request, upgrade_request
 from ntcpsock._traversal.relay.message import SESSION_LENGTH, TICKET_HEADER, UPGRADE, issue_pair, to_header
 
@@ -224,7 +224,7 @@ def test_sighup_reads_the_certificate_again_and_says_what_is_wrong(tmp_path: Pat
         broker = parse_broker(line.split()[1])
         assert process.stderr is not None
         event = json.loads(process.stderr.readline())
-        assert event["message"] == f"serving: {line}"
+        assert event["message"] == f"serving: {line}, admin {tmp_path / 'admin-tcp_broker.sock'}"
         messages = []
         for text in (key.read_text(), "no key"):
             key.write_text(text)

@@ -45,7 +45,8 @@ def running(script: str, *arguments: str) -> Iterator[tuple[str, int]]:
             yield where, process.pid
             process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=PATIENCE)
-            assert (process.returncode, output, errors) == (0, "", "")
+            assert (process.returncode, errors) == (0, "")
+            assert not [line for line in output.split("\n") if line and not line.startswith("admin ")]
         finally:
             process.kill()
 

@@ -24,7 +24,7 @@ from ntcpsock._servers.relay_server import RelayServer, serve_relay
 from ntcpsock._servers.web import WebLimits
 from ntcpsock._state import Pins, load_identity
 from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
-from ntcpsock._traversal.broker.message import RelayPlace
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.relay.driver import take_seat
 from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 from ntcpsock.trio import open_node

@@ -7,6 +7,7 @@ State: `broker.key` (its identity, mode 0600), `relay.key` (what it shares with 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -17,31 +18,30 @@ from typing import NoReturn
 
 import trio
 
-from ntcpsock._address import BrokerAddress, Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
+from ntcpsock._servers.cluster.start import Membership, open_names
 from ntcpsock._servers.datagrams import DatagramSocket
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
-from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.outlets import Outlets
-from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages
+from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages, readers
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
+from ntcpsock._servers.status_page.pages import StatusPage
 from ntcpsock._servers.stun import StunCounters
 from ntcpsock._servers.udp_desk import UdpDesk
 from ntcpsock._servers.web import WebLimits, WebServer
 from ntcpsock._state import load_identity
-from ntcpsock._traversal.broker.message import (
-    MAX_RELAYS,
-    MAX_STUN_SERVERS,
-    RelayPlace,
-    check_relay,
-)
+from ntcpsock._traversal.broker.fields import MAX_RELAYS, MAX_STUN_SERVERS, RelayPlace, check_relay
+
+_logger = logging.getLogger("ntcpsock.broker")
 
 # Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
@@ -107,6 +107,9 @@ async def serve_broker(
     metrics_from: Collection[str] = (),
     stun_counters: Sequence[StunCounters] = (),
     allow_spoofing: bool = False,
+    gate: Gate | None = None,
+    relay_nodes: Collection[bytes] = (),
+    store: str | None = None,
     task_status: trio.TaskStatus[BrokerServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `started` gets the BrokerServer once it is bound.
@@ -120,7 +123,9 @@ async def serve_broker(
     `certificate`: the TCP port speaks TLS, too, to whoever begins with it. `metrics_from`: who may read /metrics beside
     this machine; `stun_counters`: of STUN servers in this process, which stand there as well.
     `allow_spoofing` lets two nodes that both ask for it have SYN-ACKs under each other's address
-    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy.
+    (`_servers.spoofing`); it needs CAP_NET_RAW and scapy. `gate`: whom and what the operator lets in; `relay_nodes`:
+    keys of relays that may register without our relay.key. `store`: redis://HOST:PORT of the cluster that this broker
+    is one of; all of them share broker.key and relay.key.
     Raises OSError where it cannot bind, ValueError for servers that cannot be told to nodes and for what is no address
     or network, ConfigurationError for an unusable state directory, and where it may not spoof.
     """
@@ -129,7 +134,8 @@ async def serve_broker(
         Networks(entries)  # what is none is an error by itself, before there is a nursery
     identity = Identity.generate() if state_dir is None else load_identity(state_dir / "broker.key")
     secret = Identity.generate() if state_dir is None else load_identity(state_dir / "relay.key")
-    names = NameStore(None if state_dir is None else state_dir / "names.sqlite")
+    membership = None if store is None else Membership(store, identity, secret)
+    names = open_names(None if state_dir is None else state_dir / "names.sqlite", membership)
     spoofer: Spoofer | None = None
     relay: RelayDesk | None = None
     try:
@@ -148,28 +154,40 @@ async def serve_broker(
                 relay_secret=secret.seed,
                 limits=limits,
                 spoofing=SpoofingDesk() if allow_spoofing else None,
+                gate=gate,
+                cluster=None if membership is None else membership.machine,
             )
+            core.relays.trusted = frozenset(relay_nodes)
             outlets = Outlets(spoofer)
             async with trio.open_nursery() as nursery:
+                if membership is not None:
+                    await nursery.start(membership.driver(core.keys, outlets.send).run)
                 nursery.start_soon(_expire, core)
                 if spoofer is not None:
                     nursery.start_soon(spoofer.run)
                 web: WebServer | None = None
                 readiness = Readiness()
                 if tcp:
+
+                    def sources() -> Sources:
+                        return Sources(
+                            core, outlets.unsent, web.counters if web else None, relay, stun_counters
+                        )
+
+                    may_read = readers(metrics_from)
+                    plain = f"An ntcpsock broker, key {encode_node_id(core.key)}.\n"
+                    status = StatusPage("Broker", plain, sources, readiness, may_read)
+                    nursery.start_soon(status.run)
                     relay = RelayDesk(secret.seed, relay_limits)
+                    relay.bans = core.gate.bans
+                    core.relays.own_load = relay.get_load
                     web = WebServer(
                         {
                             "/signal": SignalDesk(core, outlets).serve,
                             "/relay": relay.serve,
                             **make_pages(core.key, stun, told),
-                            **make_operator_pages(
-                                lambda: Sources(
-                                    core, outlets.unsent, web.counters if web else None, relay, stun_counters
-                                ),
-                                readiness,
-                                metrics_from,
-                            ),
+                            **make_operator_pages(sources, readiness, may_read),
+                            **status.handlers(),
                         },
                         web_limits,
                         behind=behind,
@@ -285,6 +303,13 @@ def _bind_datagrams(listen: str, port: int, *, dual: bool) -> socket.socket:
 
 
 async def _expire(core: BrokerCore) -> NoReturn:
+    unwritten = 0
     while True:
         await trio.sleep(_EXPIRY_INTERVAL)
         core.expire(trio.current_time())
+        if core.unwritten > unwritten:
+            _logger.error(
+                "the disk takes no names any more (%d registrations were refused): make room where names.sqlite is",
+                core.unwritten - unwritten,
+            )
+        unwritten = core.unwritten

@@ -19,16 +19,30 @@ from dataclasses import dataclass, field
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
+from ntcpsock._servers.cluster.machine import ClusterMachine
+from ntcpsock._servers.cluster.message import Answer, Met, Offer
+from ntcpsock._servers.cluster.nodes import OwnNodes
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.hot_path import HotPath
 from ntcpsock._servers.limits import RateLimit
-from ntcpsock._servers.names import Claim, NameStore
+from ntcpsock._servers.names import Claim, NameRecord, NameStore
 from ntcpsock._servers.node_record import NodeRecord
 from ntcpsock._servers.node_sealer import NodeSealer
+from ntcpsock._servers.outcomes import Outcomes
 from ntcpsock._servers.random_pool import RandomPool
 from ntcpsock._servers.registry import Asker, Registry
+from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.round_trips import RoundTrips
 from ntcpsock._servers.sources import Datagram, Source, endpoint_of, pack_source
 from ntcpsock._servers.spoofing import SpoofingDesk, SynAck
+from ntcpsock._traversal.broker.fields import (
+    COOKIE_LENGTH,
+    MAX_DATAGRAM,
+    MIN_TTL,
+    NO_SESSION,
+    SESSION_LENGTH,
+    RelayPlace,
+)
 from ntcpsock._traversal.broker.frame import (
     KEY_LENGTH,
     KEY_REQUEST,
@@ -36,11 +50,6 @@ from ntcpsock._traversal.broker.frame import (
     encode_key_reply,
 )
 from ntcpsock._traversal.broker.message import (
-    COOKIE_LENGTH,
-    MAX_DATAGRAM,
-    MIN_TTL,
-    NO_SESSION,
-    SESSION_LENGTH,
     Bye,
     Challenge,
     ClientEnvelope,
@@ -59,7 +68,6 @@ from ntcpsock._traversal.broker.message import (
     Refused,
     Register,
     Registered,
-    RelayPlace,
     Reply,
     Spoof,
     Spoofed,
@@ -69,6 +77,7 @@ from ntcpsock._traversal.broker.message import (
     decode_from_node,
     encode_from_broker,
 )
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.relay.message import SESSION_LENGTH as RELAY_SESSION_LENGTH
 from ntcpsock._traversal.relay.message import issue_pair
 
@@ -125,34 +134,53 @@ class BrokerCore:
         relay_secret: bytes | None = None,
         limits: BrokerLimits | None = None,
         spoofing: SpoofingDesk | None = None,
+        gate: Gate | None = None,
+        cluster: ClusterMachine | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """relays: those that nodes are told; relay_secret: what these check our tickets with. `wall_clock` is Unix
-        time, which tickets need because a relay may be another machine."""
+        """relays: those that nodes are told; relay_secret: what these check our tickets with. cluster: our part
+        in one, whose replica `names` is. `wall_clock` is Unix time, which tickets need because a relay may be
+        another machine."""
         limits = limits or BrokerLimits()
         random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
         self.dropped: Counter[str] = Counter()
         self.counters = BrokerCounters()
+        #: Registrations refused because the disk takes no more names.
+        self.unwritten = 0
         self.round_trips = RoundTrips()
         self._random_bytes = random_bytes
         self._cookie_secret = random_bytes(32)
         self._stun = tuple(stun)
         self._elsewhere = tuple(elsewhere)
-        self._relays = tuple(relays)
+        #: The relays that nodes are told of.
+        self.relays = RelayBook(
+            relays,
+            secret=relay_secret,
+            broker_key=self.key,
+            edition=int.from_bytes(random_bytes(4), "big") or 1,
+        )
+        #: How dials have ended, as nodes tell it.
+        self.outcomes = Outcomes()
         self._relay_secret = relay_secret
         self._wall_clock = wall_clock
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
-        self._registry = Registry(names, max_nodes=limits.nodes)
+        self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
         self._sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
         self._spoofing = spoofing
+        self.cluster = cluster
+        if cluster is not None:
+            cluster.serve(OwnNodes(self._registry, self._to, cluster.broker))
+            cluster.names.changed = self._registry.names_changed
+        #: Who may what: the operator's policy, bans and quotas.
+        self.gate = gate or Gate()
         #: Segments to be sent under another address than ours; whoever sends them empties it.
         self.syn_acks: list[SynAck] = []
         self._handlers: dict[type, Callable[[NodeRecord, ClientEnvelope, float], list[Datagram]]] = {
@@ -163,6 +191,9 @@ class BrokerCore:
             KeepAlive: self._keep_alive,
             Spoof: self._spoof,
             Bye: self._bye,
+            Outcome: self._outcome,
+            OfferRelay: self._offer_relay,
+            WithdrawRelay: self._withdraw_relay,
         }
         self._hot_path = HotPath(
             self._registry,
@@ -170,8 +201,11 @@ class BrokerCore:
             self._requests,
             self.counters,
             self._tickets,
+            self.relays,
+            self.gate,
             self._greetings,
             self.dropped,
+            is_alone=cluster is None,
         )
 
     def __len__(self) -> int:
@@ -191,10 +225,16 @@ class BrokerCore:
         """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
         return self._hot_path.answer(datagram, origin, now)
 
+    def keys(self) -> list[bytes]:
+        """Of all nodes that are here."""
+        return self._registry.keys()
+
     def receive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
         """Answer a datagram. Whatever is wrong with it is counted, never raised."""
         self._registry.expire(now)
         self.was_in_session = False
+        if self.gate.is_shut_for(source.host):
+            return self._drop("banned address")
         try:
             if datagram[:1] == bytes((KEY_REQUEST,)):
                 return self._key_request(datagram, source, now)
@@ -203,7 +243,7 @@ class BrokerCore:
             # The first argument is one of few texts; what follows it may be a stranger's.
             return self._drop(error.args[0])
         except sqlite3.Error:
-            # Disk full, file gone: names cannot be known now. The client asks again.
+            # File gone: names cannot be known now. The client asks again.
             return self._drop("name store failed")
 
     def _drop(self, reason: str) -> list[Datagram]:
@@ -255,6 +295,9 @@ class BrokerCore:
         if not self._is_fresh(hello.cookie, key, source, now):
             return self._challenge(datagram, key, envelope.request, source, now)
         self.round_trips.answered(source, now)
+        reason = self.gate.refuses(key, hello.token, self.key)
+        if reason is not None:
+            return self._turn_away(key, envelope.request, reason, source)
         node = self._registry.instance(key, hello.instance, now)
         if node is None:
             self.counters.sessions += 1
@@ -275,8 +318,15 @@ class BrokerCore:
         observed = endpoint_of(source)
         elsewhere = tuple(place for place in self._elsewhere if place.is_ipv6 != observed.is_ipv6)
         spoofs = self._spoofing is not None
-        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, self._relays)
+        edition, relays = self.relays.told(now)
+        welcome = Welcome(node.session, observed, self._stun, elsewhere, spoofs, relays, edition)
         return [self._to(node, envelope.request, welcome)]
+
+    def _turn_away(self, key: bytes, request: int, reason: Reason, source: Source) -> list[Datagram]:
+        """An answer to a Hello from a proved address: no session, and why."""
+        self.counters.refused[_words(reason)] += 1
+        frame = self._sealer.seal(key, encode_from_broker(NO_SESSION, 0, request, Refused(reason)))
+        return [(frame, source)]
 
     def _prove(
         self,
@@ -325,7 +375,7 @@ class BrokerCore:
         return self._sealer.seal_with(node.shared, node.key, payload), node.source
 
     def _refusal(self, node: NodeRecord, request: int, body: Refused | Unreachable) -> Datagram:
-        self.counters.refused[body.reason.name.lower().replace("_", " ")] += 1
+        self.counters.refused[_words(body.reason)] += 1
         return self._to(node, request, body)
 
     def _asker(self, node: NodeRecord) -> Asker:
@@ -339,47 +389,135 @@ class BrokerCore:
             return self._drop("old registration")
         if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
-        outcome, name = self._registry.names.claim(registration.names, node.key, registration.allow)
-        if outcome != "kept":
-            return [self._refusal(node, envelope.request, Refused(_REFUSALS[outcome], name))]
-        self.counters.registrations += 1
-        node.register(envelope.counter, registration)
-        self._registry.names_changed(node.key)
-        owned = self._registry.names.names_of(node.key)
-        node.show(owned[0] if owned else None)
-        self._registry.touch(node, now)
-        return [self._to(node, envelope.request, Registered())]
+        refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
+        if refusal is not None:
+            return [self._refusal(node, envelope.request, Refused(*refusal))]
+        counter, request, session = envelope.counter, envelope.request, node.session
+
+        def settle(outcome: Claim, name: str | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            if node is None:
+                return []
+            if outcome != "kept":
+                return [self._refusal(node, request, Refused(_REFUSALS[outcome], name))]
+            if counter >= node.registration:
+                self.counters.registrations += 1
+                node.register(counter, registration)
+                self._registry.names_changed(node.key)
+                if self.cluster is None:
+                    owned = self._registry.names.names_of(node.key)
+                    node.show(owned[0] if owned else None)
+                self._registry.touch(node, now)
+                if self.cluster is not None:
+                    return self.cluster.registered(node.key, node.instance, known, now)
+            return [self._to(node, request, Registered())]
+
+        def known(now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else [self._to(node, request, Registered())]
+
+        try:
+            if self.cluster is not None:
+                return self.cluster.claim(registration.names, node.key, registration.allow, settle, now)
+            outcome = self._registry.names.claim(registration.names, node.key, registration.allow)
+        except sqlite3.Error:
+            # The disk is full, perhaps: nobody gets a new name, and all else goes on.
+            self.unwritten += 1
+            return settle("unwritten", None, now)
+        return settle(*outcome, now)
 
     def _lookup(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Lookup)
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
         self.counters.lookups += 1
-        record = self._registry.visible_name(envelope.body.name, self._asker(node))
+        name, request, session = envelope.body.name, envelope.request, node.session
+        if self.cluster is None or self._registry.names.get(name) is not None:
+            return self._found(node, request, name)
+
+        def found(_: NameRecord | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else self._found(node, request, name)
+
+        return self.cluster.find(name, found, now)
+
+    def _found(self, node: NodeRecord, request: int, name: str) -> list[Datagram]:
+        record = self._registry.visible_name(name, self._asker(node))
         if record is None:
-            return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
-        return [self._to(node, envelope.request, Found(record.key))]
+            return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
+        return [self._to(node, request, Found(record.key))]
 
     def _introduce(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Introduce)
         offer = envelope.body
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
+        if not self.gate.may_introduce(node.key, node.host, now):
+            return self._drop("over quota")
+        if self.cluster is None or offer.name is None or self._registry.names.get(offer.name) is not None:
+            return self._meet(node, envelope.request, offer, now)
+        request, session = envelope.request, node.session
+
+        def found(_: NameRecord | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            return [] if node is None else self._meet(node, request, offer, now)
+
+        return self.cluster.find(offer.name, found, now)
+
+    def _meet(self, node: NodeRecord, request: int, offer: Introduce, now: float) -> list[Datagram]:
         asker = self._asker(node)
         if offer.name is not None:
             record = self._registry.visible_name(offer.name, asker)
             if record is None or record.key != offer.to:
-                return [self._refusal(node, envelope.request, Unreachable(Reason.NOT_FOUND))]
+                return [self._refusal(node, request, Unreachable(Reason.NOT_FOUND))]
         if offer.instance is not None:
             target = self._registry.instance(offer.to, offer.instance, now)
+            is_here = target is not None
         else:
             target = self._registry.route(offer.to, offer.port, asker, now)
+            is_here = target is not None and offer.port in target.ports
+        if self.cluster is None or is_here:
+            return self._meet_here(node, request, offer, target, now)
+        session, exact = node.session, target is not None
+
+        def met(there: Met | None, now: float) -> list[Datagram]:
+            node = self._registry.by_session(session, now)
+            if node is None:
+                return []
+            if there is None:
+                asker = self._asker(node)
+                target = None if offer.instance else self._registry.route(offer.to, offer.port, asker, now)
+                return self._meet_here(node, request, offer, target, now)
+            self.counters.introductions += 1
+            tickets = self._tickets(node.key, offer.to, now)
+            where = there.observed_host, there.also_observed
+            introduction = Introduced(offer.to, there.instance, there.card, *where, tickets)
+            return [self._to(node, request, introduction)]
+
+        where = node.whereabouts(now)
+        wanted = Offer(
+            self.cluster.broker,
+            0,
+            offer.to,
+            offer.port,
+            exact,
+            node.key,
+            node.instance,
+            offer.sealed,
+            offer.instance,
+            *where,
+        )
+        return self.cluster.forward(wanted, met, now)
+
+    def _meet_here(
+        self, node: NodeRecord, request: int, offer: Introduce, target: NodeRecord | None, now: float
+    ) -> list[Datagram]:
         if target is None:
-            return [self._refusal(node, envelope.request, Unreachable(Reason.OFFLINE))]
+            return [self._refusal(node, request, Unreachable(Reason.OFFLINE))]
         self.counters.introductions += 1
         # Both in the same instant: neither side waits for the other. An Introduce that is repeated is
         # delivered again, since nobody knows which of the two datagrams was lost.
-        name = asker.name_for(target.allow)
+        name = self._asker(node).name_for(target.allow)
         if target.allow is None:
             node.show(name)
         delivery = Deliver(node.key, node.instance, offer.sealed, name, *node.whereabouts(now))
@@ -388,13 +526,13 @@ class BrokerCore:
             target.instance,
             target.card,
             *target.whereabouts(now),
-            self._tickets(node.key, target.key),
+            self._tickets(node.key, target.key, now),
         )
-        return [self._to(target, 0, delivery), self._to(node, envelope.request, introduction)]
+        return [self._to(target, 0, delivery), self._to(node, request, introduction)]
 
-    def _tickets(self, dialer: bytes, listener: bytes) -> tuple[bytes, bytes] | None:
+    def _tickets(self, dialer: bytes, listener: bytes, now: float) -> tuple[bytes, bytes] | None:
         """Nothing is remembered of them, and most are never used."""
-        if not self._relays or self._relay_secret is None:
+        if self._relay_secret is None or not self.relays.told(now)[1]:
             return None
         session = self._random_bytes(RELAY_SESSION_LENGTH)
         return issue_pair(self._relay_secret, session, dialer, listener, self._wall_clock())
@@ -404,11 +542,26 @@ class BrokerCore:
         reply = envelope.body
         if not self._requests.take(node.host, now):
             return self._drop("too many requests")
+        name = node.names[0] if node.names else None
         target = self._registry.instance(reply.to, reply.instance, now)
         if target is None:
+            where = node.whereabouts(now)
+            if self.cluster is not None and self.cluster.answer(
+                Answer(
+                    self.cluster.broker,
+                    reply.to,
+                    reply.instance,
+                    node.key,
+                    node.instance,
+                    reply.sealed,
+                    name,
+                    *where,
+                )
+            ):
+                self.counters.replies += 1
+                return []
             return self._drop("reply to nobody")
         self.counters.replies += 1
-        name = node.names[0] if node.names else None
         delivery = Deliver(node.key, node.instance, reply.sealed, name, *node.whereabouts(now))
         return [self._to(target, 0, delivery)]
 
@@ -423,16 +576,48 @@ class BrokerCore:
         return [self._to(node, envelope.request, Spoofed(outcome))]
 
     def _keep_alive(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
-        return [self._to(node, envelope.request, KeepAliveAck())]
+        assert isinstance(envelope.body, KeepAlive)
+        edition, relays = self.relays.told(now)
+        ack = _ACK if envelope.body.relays == edition else KeepAliveAck(relays, edition)
+        return [self._to(node, envelope.request, ack)]
+
+    def _outcome(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, Outcome)
+        if not self._requests.take(node.host, now):
+            return self._drop("too many requests")
+        self.outcomes.note(envelope.body)
+        return []
+
+    def _offer_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        assert isinstance(envelope.body, OfferRelay)
+        secret = self.relays.offer(node.key, envelope.body, node.host, now)
+        if secret is None:
+            return [self._refusal(node, envelope.request, Refused(Reason.NOT_ADMITTED))]
+        return [self._to(node, envelope.request, RelayTaken(secret))]
+
+    def _withdraw_relay(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
+        self.relays.withdraw(node.key)
+        return [self._to(node, envelope.request, RelayTaken())]
 
     def _bye(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         node.leave(envelope.counter)
         self._registry.touch(node, now)
+        if self.cluster is not None:
+            self.cluster.left(node.key, now)
         return []
+
+
+_ACK = KeepAliveAck()
+
+
+def _words(reason: Reason) -> str:
+    return reason.name.lower().replace("_", " ")
 
 
 _REFUSALS: dict[Claim, Reason] = {
     "taken": Reason.NAME_TAKEN,
     "too many": Reason.TOO_MANY_NAMES,
     "full": Reason.BUSY,
+    "away": Reason.BUSY,
+    "unwritten": Reason.BUSY,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from ntcpsock._errors import ConfigurationError
@@ -20,6 +21,15 @@ class CertificateFiles:
     def reload(self) -> None:
         """Read both again. Raises ConfigurationError, and what was read before stays in use."""
         self.context = self._load()
+
+    def prepare(self) -> Callable[[], None]:
+        """Read both, and return what puts them in force. Raises ConfigurationError."""
+        fresh = self._load()
+
+        def commit() -> None:
+            self.context = fresh
+
+        return commit
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.node_record import HIDDEN, RECORD, REGISTERED, SHOWN, decode_offered
 from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.registry import Registry
+from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.sources import host_of
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.frame import (
     HEADER_LENGTH,
     KEY_LENGTH,
@@ -28,7 +31,6 @@ from ntcpsock._traversal.broker.frame import (
     SEALED,
 )
 from ntcpsock._traversal.broker.message import (
-    MAX_DATAGRAM,
     ClientEnvelope,
     Deliver,
     Introduce,
@@ -65,20 +67,28 @@ class HotPath:
         sealer: NodeSealer,
         requests: RateLimit,
         counters: BrokerCounters,
-        tickets: Callable[[bytes, bytes], tuple[bytes, bytes] | None],
+        tickets: Callable[[bytes, bytes, float], tuple[bytes, bytes] | None],
+        relays: RelayBook,
+        gate: Gate,
         greetings: RateLimit,
         dropped: Counter[str],
+        *,
+        is_alone: bool = True,
     ) -> None:
+        """is_alone: no other broker may have an instance that fits better."""
         self._registry = registry
         self._records = registry.records
         self._sealer = sealer
         self._requests = requests
         self._counters = counters
         self._tickets = tickets
+        self._relays = relays
+        self._gate = gate
         self._greetings = greetings
         #: By packed source, of those who come often.
         self._hosts: dict[bytes, str] = {}
         self._dropped = dropped
+        self._is_alone = is_alone
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Packed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
@@ -108,8 +118,10 @@ class HotPath:
             return None
         body = envelope.body
         if type(body) is KeepAlive:
+            edition, relays = self._relays.told(now)
+            told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
             answers: list[Packed] = []
-            ack = encode_from_broker(session, sent + 1, envelope.request, _ACK)
+            ack = encode_from_broker(session, sent + 1, envelope.request, told)
         elif type(body) is Introduce:
             introduced = self._introduce(place, record, envelope, body, now)
             if introduced is None:
@@ -155,8 +167,10 @@ class HotPath:
         now: float,
     ) -> tuple[Packed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
+        if self._gate.meters_introductions or offer.instance is not None:
+            return None
         target_place = self._registry.places.get(offer.to)
-        if target_place is None or target_place == place or offer.instance is not None:
+        if target_place is None or target_place == place:
             return None
         target = RECORD.unpack_from(self._records.packed, target_place * RECORD.size)
         key, shared, instance, session, source, _, _, sent, _, expires, _, older, _, flags = target
@@ -168,7 +182,7 @@ class HotPath:
         if packed is None or not own_flags & SHOWN:
             return None
         offered = decode_offered(packed)
-        if offered.allow is not None:
+        if offered.allow is not None or not (self._is_alone or offer.port in offered.ports):
             return None
         if offer.name is not None:
             name = self._registry.names.get(offer.name)
@@ -195,7 +209,7 @@ class HotPath:
             offered.card,
             "" if flags & HIDDEN else host,
             self._proved(target_place, flags, host, now),
-            self._tickets(own_key, key),
+            self._tickets(own_key, key, now),
         )
         _SENT.pack_into(self._records.packed, target_place * RECORD.size + _SENT_AT, sent + 1)
         delivery = self._sealer.seal_with(shared, key, encode_from_broker(session, sent + 1, 0, deliver))

@@ -8,18 +8,29 @@ from datetime import UTC, datetime
 
 from ntcpsock._errors import ConfigurationError
 
+_LEVELS = ("debug", "info", "warning", "error")
 
-def set_up(form: str) -> None:
-    """form: "text" or "json". Raises ConfigurationError for another one."""
+
+def check(form: str, level: str | None = None) -> None:
+    """Raises ConfigurationError for what `set_up` does not take."""
     if form not in ("text", "json"):
         raise ConfigurationError(f"log: must be text or json, not {form!r}")
+    if level is not None and level not in _LEVELS:
+        raise ConfigurationError(f"log_level: must be one of {', '.join(_LEVELS)}, not {level!r}")
+
+
+def set_up(form: str, level: str | None = None) -> None:
+    """form: "text" or "json"; level: None is "info" for JSON, "warning" for text. Raises ConfigurationError."""
+    check(form, level)
     handler = logging.StreamHandler()
     if form == "json":
         handler.setFormatter(JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
-        handlers=[handler], level=logging.INFO if form == "json" else logging.WARNING, force=True
+        handlers=[handler],
+        level=(level or ("info" if form == "json" else "warning")).upper(),
+        force=True,
     )
 
 

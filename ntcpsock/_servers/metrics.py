@@ -10,7 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.cluster.machine import ClusterMachine, State
+from ntcpsock._servers.outcomes import BOUNDS as OUTCOME_BOUNDS
+from ntcpsock._servers.outcomes import Outcomes
 from ntcpsock._servers.relay import RelayDesk
 from ntcpsock._servers.round_trips import BOUNDS
 from ntcpsock._servers.stun import StunCounters
@@ -67,8 +72,6 @@ def _collect(sources: Sources) -> Iterator[Metric]:
 
 
 def _broker(core: BrokerCore, unsent: Mapping[str, int]) -> Iterator[Metric]:
-    from prometheus_client.core import HistogramMetricFamily
-
     yield _gauge("ntcp_broker_nodes", "Instances of nodes that are connected.", len(core))
     yield _gauge("ntcp_broker_names", "Names that belong to a key.", core.name_count)
     yield _counter("ntcp_broker_sessions", "Sessions that were opened.", core.counters.sessions)
@@ -81,17 +84,57 @@ def _broker(core: BrokerCore, unsent: Mapping[str, int]) -> Iterator[Metric]:
     yield _by_reason("ntcp_broker_refused", "Requests with a refusal as answer.", core.counters.refused)
     yield _by_reason("ntcp_broker_dropped", "Frames without an answer.", core.dropped)
     yield _by_reason("ntcp_broker_unsent", "Frames that did not leave.", unsent)
+    yield _counter("ntcp_broker_unwritten", "Registrations that found the disk full.", core.unwritten)
+    if core.cluster is not None:
+        yield from _cluster(core.cluster)
+    yield _gauge("ntcp_broker_bans", "Keys, addresses and networks that are banned.", len(core.gate.bans))
+    places = core.relays.told(trio.current_time())[1]
+    yield _gauge("ntcp_broker_relays", "Relays that nodes are told.", len(places))
     trips = core.round_trips
-    family = HistogramMetricFamily(
-        "ntcp_broker_round_trip_seconds", "From a Challenge to the hello that answers it."
+    yield _histogram(
+        "ntcp_broker_round_trip_seconds",
+        "From a Challenge to the hello that answers it.",
+        BOUNDS,
+        trips.counts,
+        trips.sum,
     )
-    total = 0
-    buckets = []
-    for bound, count in zip((*map(str, BOUNDS), "+Inf"), trips.counts, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    family.add_metric([], buckets, trips.sum)
-    yield family
+    yield from _outcomes(core.outcomes)
+
+
+def _outcomes(outcomes: Outcomes) -> Iterator[Metric]:
+    yield _by_labels(
+        "ntcp_outcomes",
+        "Dials that have connected, as nodes tell it.",
+        ("technique", "kind"),
+        outcomes.connected,
+    )
+    yield _counter("ntcp_outcomes_failed", "Dials that nothing has connected.", outcomes.failed)
+    yield _by_labels(
+        "ntcp_outcomes_by_nat",
+        "Dials by how the NATs of both sides map, and by what came of them.",
+        ("dialer", "listener", "outcome"),
+        {
+            (*pair, word): count
+            for pair, counts in outcomes.by_pair.items()
+            for word, count in zip(("direct", "relay", "failed"), counts, strict=True)
+        },
+    )
+    yield _histogram(
+        "ntcp_connect_seconds",
+        "From a dial's call to its connection.",
+        OUTCOME_BOUNDS,
+        outcomes.counts,
+        outcomes.sum,
+    )
+
+
+def _cluster(cluster: ClusterMachine) -> Iterator[Metric]:
+    is_ready = cluster.state is State.READY
+    yield _gauge("ntcp_cluster_store_up", "1 while the store that brokers share is there.", is_ready)
+    yield _gauge("ntcp_cluster_waiting", "Requests that wait for it, or for another broker.", cluster.waiting)
+    yield _counter("ntcp_cluster_unwritten", "Names that our disk did not take.", cluster.names.unwritten)
+    yield _counter("ntcp_cluster_lost", "Names whose owner the store knew better.", cluster.names.lost)
+    yield _by_reason("ntcp_cluster_events", "What was done for and by other brokers.", cluster.counters)
 
 
 def _web(counters: WebCounters) -> Iterator[Metric]:
@@ -116,6 +159,7 @@ def _relay(relay: RelayDesk) -> Iterator[Metric]:
     yield _counter("ntcp_relay_resets", "Pairs that ended with a broken connection.", counters.resets)
     yield _counter("ntcp_relay_idle", "Pairs that were ended because they were silent.", counters.idle)
     yield _counter("ntcp_relay_bytes", "Bytes that were moved, both directions.", counters.bytes)
+    yield _gauge("ntcp_relay_load", "How full it is, in percent.", 100 if relay.load is None else relay.load)
     yield _by_reason("ntcp_relay_refused", "Seats that were not given.", counters.refused)
 
 
@@ -153,6 +197,30 @@ def _counter(name: str, text: str, value: float) -> Metric:
     from prometheus_client.core import CounterMetricFamily
 
     return CounterMetricFamily(name, text, value=value)
+
+
+def _histogram(
+    name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total_seconds: float
+) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text)
+    total = 0
+    buckets = []
+    for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    family.add_metric([], buckets, total_seconds)
+    return family
+
+
+def _by_labels(name: str, text: str, labels: Sequence[str], counts: Mapping[Any, int]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in sorted(counts.items()):
+        family.add_metric(values, count)
+    return family
 
 
 def _by_reason(name: str, text: str, counts: Mapping[Any, int]) -> Metric:

@@ -34,7 +34,8 @@ class NameRecord:
     allow: bytes | None
 
 
-Claim = Literal["kept", "taken", "too many", "full"]
+#: away: the store that decides does not answer. unwritten: the disk takes no more.
+Claim = Literal["kept", "taken", "too many", "full", "away", "unwritten"]
 
 
 class NameStore:
@@ -89,6 +90,32 @@ class NameStore:
         if new or changed:
             self._write(new, changed, key, allow)
         return "kept", None
+
+    def search(self, match: str, limit: int) -> list[tuple[str, bytes, int]]:
+        """Names that have `match` in them, in order, with their keys, and since when (Unix time)."""
+        escaped = match.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        return self._database.execute(
+            "SELECT name, key, claimed FROM names WHERE name LIKE ? ESCAPE '\\' ORDER BY name LIMIT ?",
+            (f"%{escaped}%", limit),
+        ).fetchall()
+
+    def assign(self, name: str, key: bytes) -> bytes | None:
+        """Bind `name` to `key`, whoever had it; whose it was. The operator's word has no quota."""
+        before = self.get(name)
+        if before is None:
+            self._write([name], [], key, None)
+        elif before.key != key:
+            self._database.execute("UPDATE names SET key = ?, allow = NULL WHERE name = ?", (key, name))
+        return None if before is None else before.key
+
+    def release(self, name: str) -> bytes | None:
+        """Bind `name` to nobody; whose it was, None where it was nobody's."""
+        before = self.get(name)
+        if before is None:
+            return None
+        self._database.execute("DELETE FROM names WHERE name = ?", (name,))
+        self._count -= 1
+        return before.key
 
     def _write(self, new: list[str], changed: list[str], key: bytes, allow: bytes | None) -> None:
         self._database.execute("BEGIN IMMEDIATE")

@@ -14,14 +14,9 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from ntcpsock._servers.sources import PACKED_LENGTH, Source, host_of, pack_source, unpack_source
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MAX_PROVED, MIN_TTL, SESSION_LENGTH
 from ntcpsock._traversal.broker.frame import KEY_LENGTH
-from ntcpsock._traversal.broker.message import (
-    INSTANCE_LENGTH,
-    MAX_PROVED,
-    MIN_TTL,
-    SESSION_LENGTH,
-    Register,
-)
+from ntcpsock._traversal.broker.message import Register
 from ntcpsock._traversal.broker.replay import NOTHING_SEEN, advance
 
 #: key | shared key | instance | session | source | highest counter | window | sent | registration | expires | due |

@@ -12,37 +12,33 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from ntcpsock._address import (
     DEFAULT_BROKER_PORT,
     DEFAULT_STUN_PORT,
     DEFAULT_TLS_PORT,
     Endpoint,
+    decode_node_id,
     parse_host_port,
 )
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
+from ntcpsock._servers.operator_options import (
+    ADMIN_OPTIONS,
+    BAN_OPTIONS,
+    POLICY_OPTIONS,
+    REGISTER_OPTIONS,
+    RELAY_OPTIONS,
+)
+from ntcpsock._servers.option import Option
 
 if TYPE_CHECKING:
-    from ntcpsock._traversal.broker.message import RelayPlace
-
-Kind = Literal["text", "list", "number", "integer", "switch", "path"]
+    from ntcpsock._traversal.broker.fields import RelayPlace
 
 _PREFIX: Final = "NTCP_SERVE_"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One setting. A switch with the default True has a flag `--no-NAME`."""
-
-    name: str
-    help: str
-    kind: Kind = "text"
-    metavar: str | None = None
-    default: Any = None
 
 
 def _table(*options: Option) -> dict[str, Option]:
@@ -72,6 +68,12 @@ OPTIONS: Final = _table(
         "RELAY",
     ),
     Option(
+        "store",
+        "redis://HOST:PORT, or rediss:// in TLS, of the cluster that this broker is one of; all of its brokers share "
+        "broker.key and relay.key",
+        metavar="URL",
+    ),
+    Option(
         "allow_spoofing",
         "let two nodes that both ask for it have a SYN-ACK under each other's address (tcp-stunt1); "
         "needs CAP_NET_RAW",
@@ -94,7 +96,7 @@ OPTIONS: Final = _table(
     ),
     Option(
         "metrics_from",
-        "who may read /metrics (address or network), beside this machine itself; may be repeated",
+        "who may read /metrics and the status page (address or network), beside this machine itself; may be repeated",
         "list",
         "ADDR",
     ),
@@ -145,10 +147,20 @@ OPTIONS: Final = _table(
         "integer",
     ),
     Option("connect_back", "connect to TCP clients that ask for it", "switch", default=True),
+    *POLICY_OPTIONS,
+    *RELAY_OPTIONS,
+    *REGISTER_OPTIONS,
+    *BAN_OPTIONS,
+    *ADMIN_OPTIONS,
 )
 
 #: What all servers have.
-COMMON: Final = ("log",)
+COMMON: Final = ("log", *(option.name for option in ADMIN_OPTIONS))
+#: What brokers have, and relays: who may do what there.
+POLICY: Final = tuple(option.name for option in (*POLICY_OPTIONS, *BAN_OPTIONS))
+RELAY_LIMITS: Final = ("sessions", "sessions_of_a_node", "rate")
+RELAY_POLICY: Final = tuple(option.name for option in (*RELAY_OPTIONS, *BAN_OPTIONS))
+REGISTER: Final = tuple(option.name for option in REGISTER_OPTIONS)
 #: What all have that speak HTTP.
 WEB: Final = ("certificate", "key", "behind", "metrics_from", "drain")
 
@@ -163,15 +175,29 @@ def parse_arguments(
         "--config",
         type=Path,
         metavar="FILE",
-        help="TOML file with these settings (SIGHUP reads no flag again)",
+        help="TOML file with these settings; SIGHUP reads it again, and flags still come first",
     )
     for option in options:
         _add(parser, option, defaults.get(option.name, option.default))
     given = vars(parser.parse_args(argv))
-    settled = {option.name: defaults.get(option.name, option.default) for option in options}
-    settled |= read_settings(given.pop("config", None), options)
-    settled |= given
-    return argparse.Namespace(**settled)
+    source = Source(options, given.pop("config", None), given, defaults)
+    return argparse.Namespace(**source.read(), source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the settings of a program come from, to be read again. path: the file; given: the flags; defaults: where
+    they differ from the table's."""
+
+    options: Sequence[Option]
+    path: Path | None
+    given: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    def read(self) -> dict[str, Any]:
+        """All of them by name, as they are now. Raises ConfigurationError."""
+        settled = {option.name: self.defaults.get(option.name, option.default) for option in self.options}
+        return settled | read_settings(self.path, self.options) | dict(self.given)
 
 
 def _add(parser: argparse.ArgumentParser, option: Option, default: object) -> None:
@@ -271,7 +297,7 @@ def stun_endpoints(texts: Sequence[str] | None) -> list[Endpoint]:
 
 def relay_places(texts: Sequence[str] | None) -> list[RelayPlace] | None:
     """`--relay`; None where none is given. Raises ConfigurationError."""
-    from ntcpsock._traversal.broker.message import RelayPlace
+    from ntcpsock._traversal.broker.fields import RelayPlace
 
     if not texts:
         return None
@@ -282,6 +308,17 @@ def relay_places(texts: Sequence[str] | None) -> list[RelayPlace] | None:
         host, port = parse_host_port(bare, DEFAULT_TLS_PORT if is_tls else DEFAULT_BROKER_PORT)
         places.append(RelayPlace(host, port, is_tls))
     return places
+
+
+def keys_of(where: str, texts: Sequence[str] | None) -> frozenset[bytes]:
+    """Node ids as keys. Raises ConfigurationError."""
+    keys = set()
+    for text in texts or ():
+        key = decode_node_id(text.lower().removesuffix(".ntcp"))
+        if key is None:
+            raise ConfigurationError(f"{where}: {text!r} is no node id")
+        keys.add(key)
+    return frozenset(keys)
 
 
 def state_dir(given: Path | None) -> Path:

@@ -22,7 +22,7 @@ from ntcpsock._servers.sources import (
     unpack_source,
 )
 from ntcpsock._servers.spoofer import Spoofer
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 # Datagrams that leave one socket with one call.
 _TOGETHER = 64
@@ -76,6 +76,11 @@ class Outlets:
         for way in ways:
             WAYS.remove(way.number)
             self._exits.pop(way.packed_number, None)
+
+    def send(self, frames: Iterable[Datagram]) -> None:
+        """Put them on their way: what nobody has asked for just now."""
+        self._send(frames)
+        self._flush()
 
     def _send(self, frames: Iterable[Datagram]) -> None:
         for frame, destination in frames:

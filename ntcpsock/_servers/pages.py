@@ -1,4 +1,4 @@
-"""What the TCP port says to whoever looks at it: a line of text, the list of servers for programs, and how it is.
+"""What the TCP port says to whoever looks at it: the list of servers for programs, and how it is.
 
 `/healthz` says that the process works, `/readyz` whether new work may be sent here, `/metrics` what it counts; that
 last one only to this machine and to those whom the operator names, since it tells how many nodes there are.
@@ -15,7 +15,7 @@ from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._servers.metrics import Sources, render
 from ntcpsock._servers.networks import Networks
 from ntcpsock._servers.visitor import Handler, Visitor
-from ntcpsock._traversal.broker.message import RelayPlace
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._version import __version__
 
 WELL_KNOWN: Final = "/.well-known/ntcp"
@@ -40,22 +40,16 @@ def make_pages(key: bytes, stun: Sequence[Endpoint], relays: Sequence[RelayPlace
     }
     return {
         WELL_KNOWN: page(json.dumps(document) + "\n", "application/json"),
-        "/": page(f"An ntcpsock broker, key {encode_node_id(key)}.\n"),
     }
 
 
 def make_operator_pages(
-    sources: Callable[[], Sources], readiness: Readiness, metrics_from: Collection[str] = ()
+    sources: Callable[[], Sources], readiness: Readiness, may_read: Callable[[Visitor], bool]
 ) -> dict[str, Handler]:
-    """Handlers by path. metrics_from: addresses and networks of those who may read /metrics, beside this machine.
-    Raises ValueError for what is neither."""
-    readers = Networks(metrics_from)
+    """Handlers by path. may_read: who sees /metrics."""
 
     async def metrics(visitor: Visitor) -> None:
-        host = visitor.source.host
-        # Whom a proxy brings that we were not told of is a stranger, wherever the proxy is.
-        is_local = ipaddress.ip_address(host.partition("%")[0]).is_loopback and not visitor.is_forwarded
-        if not is_local and host not in readers:
+        if not may_read(visitor):
             await visitor.answer(403, "Not for you: see --metrics-from.\n")
             return
         await visitor.answer(200, *render(sources()))
@@ -67,6 +61,19 @@ def make_operator_pages(
             await visitor.answer(503, readiness.reason + "\n")
 
     return {"/metrics": metrics, "/healthz": page("ok\n"), "/readyz": ready}
+
+
+def readers(metrics_from: Collection[str] = ()) -> Callable[[Visitor], bool]:
+    """Who may see numbers: this machine, and those addresses and networks. Raises ValueError for what is neither."""
+    networks = Networks(metrics_from)
+
+    def may_read(visitor: Visitor) -> bool:
+        host = visitor.source.host
+        # Whom a proxy brings that we were not told of is a stranger, wherever the proxy is.
+        is_local = ipaddress.ip_address(host.partition("%")[0]).is_loopback and not visitor.is_forwarded
+        return is_local or host in networks
+
+    return may_read
 
 
 def page(text: str, content_type: str = "text/plain; charset=utf-8") -> Handler:

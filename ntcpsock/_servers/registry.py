@@ -12,7 +12,8 @@ from ntcpsock._servers.key_index import KeyIndex
 from ntcpsock._servers.names import NameRecord, NameStore
 from ntcpsock._servers.node_record import MOST_RECORDS, PLACE_LENGTH, RECORD, SHOWN, NodeRecord, Records
 from ntcpsock._servers.sources import Source
-from ntcpsock._traversal.broker.message import MIN_TTL, allowed_digest, allows, key_digest
+from ntcpsock._traversal.broker.allow_list import allowed_digest, allows, key_digest
+from ntcpsock._traversal.broker.fields import MIN_TTL
 
 #: Instances of one key: processes that share a state directory.
 MAX_INSTANCES = 16
@@ -73,6 +74,19 @@ class Registry:
         """All records, those that are over but not yet swept included. Nothing may be added or removed meanwhile."""
         for place in self.places.values():
             yield from self._chain(place + 1)
+
+    def keys(self) -> list[bytes]:
+        """Those of which any instance is here."""
+        return [NodeRecord(self.records, place).key for place in self.places.values()]
+
+    def newest(self) -> list[int]:
+        """Where the newest instance of each key is now, for `living_at`: quick, for whoever looks at all in turns."""
+        return list(self.places.values())
+
+    def living_at(self, place: int, now: float) -> tuple[NodeRecord, ...]:
+        """The instance at a place and older ones of its key, as far as they are not over; those of another key by
+        then, or none, are no error."""
+        return tuple(node for node in self._chain(place + 1) if node.expires > now)
 
     def knows(self, key: bytes) -> bool:
         """Whether any instance of `key` is here."""

@@ -8,6 +8,7 @@ long a silent connection stays.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
 import struct
@@ -20,12 +21,16 @@ from typing import Final, NoReturn
 
 import trio
 
+from ntcpsock._address import site_of
 from ntcpsock._errors import BadMessage
+from ntcpsock._servers.bans import BanList, Network
 from ntcpsock._servers.limits import RateLimit
+from ntcpsock._servers.relay_seats import Allowance, Place
 from ntcpsock._servers.splice import End, Forwarder, Meter
 from ntcpsock._servers.tls_stream import KernelSocket
 from ntcpsock._servers.visitor import Visitor
 from ntcpsock._traversal.relay.message import (
+    LIFETIME,
     TICKET_HEADER,
     UPGRADE,
     Seat,
@@ -40,6 +45,7 @@ _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 _SWEEP_INTERVAL: Final = 10.0
 # Of refusals that no later try with the same ticket can change.
 _STATUS: Final = {
+    "banned": 403,
     "ticket was used": 409,
     "the other side has left": 410,
     "the relay is about to end": 503,
@@ -51,7 +57,8 @@ class RelayLimits:
     """sessions: joined or waiting, in all and of one node; used_tickets: how many are remembered; entry_rate,
     entry_burst: tickets that are taken of one address, per second and at once, so that nobody fills that memory.
 
-    bytes_per_second: of one node, all its connections and both directions; None: no limit. Seconds:
+    bytes_per_second: of one node, all its connections and both directions; None: no limit. The same two of one address,
+    or IPv6 /64. Seconds:
     pairing_deadline for the second side, idle_timeout without a byte in either direction.
     """
 
@@ -61,6 +68,8 @@ class RelayLimits:
     entry_rate: float = 200.0
     entry_burst: float = 5000.0
     bytes_per_second: float | None = None
+    sessions_of_an_address: int | None = None
+    bytes_per_second_of_an_address: float | None = None
     pairing_deadline: float = 15.0
     idle_timeout: float = 7200.0
 
@@ -78,88 +87,42 @@ class RelayCounters:
     open: int = 0  # nodes' connections, joined or waiting
 
 
-class _Place:
-    """One side that has come: it waits for the other one, and then until both are done."""
-
-    def __init__(self, visitor: Visitor, ticket: Ticket) -> None:
-        self.visitor = visitor
-        self.ticket = ticket
-        self.joined = trio.Event()
-        #: Nobody waits at its socket any more; `has_left` says whether that has ended.
-        self.released = trio.Event()
-        self.has_left = False
-        self.done = trio.Event()
-
-    async def wait(self) -> None:
-        """Until it is over: joined and done, or gone before the other side came."""
-        with trio.CancelScope() as gone:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch, gone)
-                await self.joined.wait()
-                nursery.cancel_scope.cancel()
-        if self.joined.is_set():
-            self.released.set()
-            await self.done.wait()
-
-    async def _watch(self, gone: trio.CancelScope) -> None:
-        """Cancel `gone` when the node leaves. What it says already is the other side's, and stays."""
-        try:
-            # Of TLS, too, an end of the connection is what tells: its records stay for whoever opens them.
-            if not await self.visitor.socket.recv(1, socket.MSG_PEEK):
-                gone.cancel()
-        except OSError:
-            gone.cancel()
-
-
-class _Allowance:
-    """A node's bytes: a bucket that holds one second's worth."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._left = rate
-        self._then = trio.current_time()
-
-    async def spend(self, count: int) -> None:
-        now = trio.current_time()
-        self._left = min(self._rate, self._left + (now - self._then) * self._rate) - count
-        self._then = now
-        if self._left < 0:
-            await trio.sleep(-self._left / self._rate)
-
-
 class RelayDesk:
     """The relayed connections of one server; `sweep` runs as its task."""
 
     def __init__(
         self,
-        secret: bytes,
+        secret: bytes | None,
         limits: RelayLimits | None = None,
         *,
         wall_clock: Callable[[], float] = time.time,
         forwarder: Forwarder | None = None,
     ) -> None:
         self.counters = RelayCounters()
-        self._secret = secret
-        self._limits = limits or RelayLimits()
+        #: What tickets are checked with: a relay may work for several brokers.
+        self.secrets = set() if secret is None else {secret}
+        self.limits = limits or RelayLimits()
+        #: Who gets no seat.
+        self.bans = BanList()
         self._wall_clock = wall_clock
         self._forwarder = forwarder or Forwarder()
-        self._entries = RateLimit(self._limits.entry_rate, self._limits.entry_burst)
-        self._used: OrderedDict[tuple[bytes, Seat], int] = OrderedDict()
-        self._waiting: dict[bytes, _Place] = {}
+        self._entries = RateLimit(self.limits.entry_rate, self.limits.entry_burst)
+        self._used: OrderedDict[tuple[bytes, Seat], float] = OrderedDict()
+        self._waiting: dict[bytes, Place] = {}
         self._of_node: Counter[bytes] = Counter()
-        self._allowances: dict[bytes, _Allowance] = {}
+        self._of_site: Counter[str] = Counter()
+        self._places: set[Place] = set()
+        self._allowances: dict[bytes | str, Allowance] = {}
         self._last_bytes: dict[trio.CancelScope, float] = {}
         self._is_draining = False
+        #: Set when no seats are given any more.
+        self.draining = trio.Event()
         self._changed = trio.Event()
 
     async def serve(self, visitor: Visitor) -> None:
         """One side's connection, until it ends."""
         try:
-            ticket = verify_untrusted(
-                self._secret,
-                from_header_untrusted(visitor.header(TICKET_HEADER) or b""),
-                self._wall_clock(),
-            )
+            ticket = self._verify_untrusted(from_header_untrusted(visitor.header(TICKET_HEADER) or b""))
         except BadMessage as error:
             await self._refuse(visitor, 403, error.args[0])
             return
@@ -174,8 +137,57 @@ class RelayDesk:
             await self._refuse(visitor, 400, "bytes before the answer")
             return
         visitor.proved()
-        with self._counted(ticket):
-            await self._seat(_Place(visitor, ticket))
+        place = Place(visitor, ticket)
+        with self._counted(place):
+            await self._seat(place)
+
+    def _verify_untrusted(self, data: bytes) -> Ticket:
+        """Raises BadMessage."""
+        failure = BadMessage("ticket of another issuer")
+        for secret in self.secrets:
+            try:
+                return verify_untrusted(secret, data, self._wall_clock())
+            except BadMessage as error:
+                failure = error if error.args[0] != "ticket of another issuer" else failure
+        raise failure
+
+    def configure(self, limits: RelayLimits) -> None:
+        """From now on, and for new connections."""
+        self.limits = limits
+        self._allowances.clear()
+
+    @property
+    def load(self) -> int | None:
+        """How full it is, in percent; None: it gives no seats any more."""
+        return None if self._is_draining else min(100, 100 * self.counters.open // (2 * self.limits.sessions))
+
+    def get_load(self) -> int | None:
+        """`load`, for whoever asks again and again."""
+        return self.load
+
+    def end_banned(self) -> int:
+        """Reset what belongs to those who are banned; how many connections that were."""
+        banned = [place for place in self._places if self._is_banned(place.ticket, place.visitor.source.host)]
+        for place in banned:
+            place.end()
+        return len(banned)
+
+    def end_in(self, network: Network) -> int:
+        """Reset the connections from an address or a network; how many those were."""
+        places = [place for place in self._places if _is_in(place.visitor.source.host, network)]
+        for place in places:
+            place.end()
+        return len(places)
+
+    def end_of(self, tag: bytes) -> int:
+        """Reset the connections of a node, by the tag of its tickets."""
+        places = [place for place in self._places if place.ticket.node == tag]
+        for place in places:
+            place.end()
+        return len(places)
+
+    def _is_banned(self, ticket: Ticket, host: str) -> bool:
+        return self.bans.has_tag(ticket.node) or (self.bans.has_networks and self.bans.has_host(host))
 
     @property
     def pairs(self) -> int:
@@ -185,6 +197,7 @@ class RelayDesk:
     async def drain(self) -> None:
         """Give no seats any more but those whose other side waits; return when nobody is here."""
         self._is_draining = True
+        self.draining.set()
         while self.counters.open:
             self._changed = trio.Event()
             await self._changed.wait()
@@ -192,10 +205,10 @@ class RelayDesk:
     async def sweep(self) -> NoReturn:
         """End what has been silent for too long; forget tickets whose time is over."""
         while True:
-            await trio.sleep(min(_SWEEP_INTERVAL, self._limits.idle_timeout / 2))
+            await trio.sleep(min(_SWEEP_INTERVAL, self.limits.idle_timeout / 2))
             now = trio.current_time()
             for scope, then in list(self._last_bytes.items()):
-                if now - then > self._limits.idle_timeout:
+                if now - then > self.limits.idle_timeout:
                     self.counters.idle += 1
                     scope.cancel()
             self._forget_used()
@@ -210,50 +223,66 @@ class RelayDesk:
 
     def _why_not(self, ticket: Ticket, host: str) -> str | None:
         """Why a good ticket does not get in, or None; from now on it is used."""
+        if self._is_banned(ticket, host):
+            return "banned"
         if (ticket.session, ticket.seat) in self._used:
             return "ticket was used"
         if self._is_draining and ticket.session not in self._waiting:
             return "the relay is about to end"
         if (ticket.session, Seat(1 - ticket.seat)) in self._used and ticket.session not in self._waiting:
             return "the other side has left"
-        if self._of_node[ticket.node] >= self._limits.sessions_of_a_node:
+        if self._of_node[ticket.node] >= self.limits.sessions_of_a_node:
             return "too many connections of this node"
-        if self.counters.open >= 2 * self._limits.sessions:
+        most = self.limits.sessions_of_an_address
+        if most is not None and self._of_site[site_of(host.partition("%")[0])] >= most:
+            return "too many connections of this address"
+        if self.counters.open >= 2 * self.limits.sessions:
             return "the relay is full"
         if not self._entries.take(host.partition("%")[0], trio.current_time()):
             return "too many tickets of this address lately"
         self._forget_used()
-        if len(self._used) >= self._limits.used_tickets:
+        if len(self._used) >= self.limits.used_tickets:
             return "too many tickets lately"
-        self._used[ticket.session, ticket.seat] = ticket.expires
+        # What is left of its time runs by a clock that never jumps: else a wall clock that is set back would have
+        # these fill the table.
+        left = min(ticket.expires - self._wall_clock(), LIFETIME)
+        self._used[ticket.session, ticket.seat] = trio.current_time() + left
         return None
 
     def _forget_used(self) -> None:
-        now = self._wall_clock()
+        now = trio.current_time()
         # Tickets come about in the order in which they expire; one that does not is forgotten a little late.
         while self._used and next(iter(self._used.values())) < now:
             self._used.popitem(last=False)
 
     @contextmanager
-    def _counted(self, ticket: Ticket) -> Iterator[None]:
+    def _counted(self, place: Place) -> Iterator[None]:
+        node, site = place.ticket.node, place.site
         self.counters.open += 1
-        self._of_node[ticket.node] += 1
+        self._of_node[node] += 1
+        self._of_site[site] += 1
+        self._places.add(place)
         try:
             yield
         finally:
+            self._places.discard(place)
             self.counters.open -= 1
             self._changed.set()
-            self._of_node[ticket.node] -= 1
-            if not self._of_node[ticket.node]:
-                del self._of_node[ticket.node]
-                self._allowances.pop(ticket.node, None)
+            self._of_node[node] -= 1
+            if not self._of_node[node]:
+                del self._of_node[node]
+                self._allowances.pop(node, None)
+            self._of_site[site] -= 1
+            if not self._of_site[site]:
+                del self._of_site[site]
+                self._allowances.pop(site, None)
 
-    async def _seat(self, place: _Place) -> None:
+    async def _seat(self, place: Place) -> None:
         visitor, session = place.visitor, place.ticket.session
         other = self._waiting.pop(session, None)
         if other is None:
             self._waiting[session] = place
-            visitor.scope.deadline = trio.current_time() + self._limits.pairing_deadline
+            visitor.scope.deadline = trio.current_time() + self.limits.pairing_deadline
             try:
                 await visitor.switch(UPGRADE)
                 await place.wait()
@@ -279,7 +308,7 @@ class RelayDesk:
             finally:
                 other.done.set()
 
-    async def _join(self, first: _Place, second: _Place) -> None:
+    async def _join(self, first: Place, second: Place) -> None:
         self.counters.joined += 1
         ends = [_end(place.visitor) for place in (first, second)]
         for end in ends:
@@ -295,7 +324,8 @@ class RelayDesk:
                 scope.cancel()
 
         with trio.CancelScope() as scope:
-            meter = self._meter(scope, first.ticket.node, second.ticket.node)
+            first.scope = second.scope = scope
+            meter = self._meter(scope, first, second)
             self._last_bytes[scope] = trio.current_time()
             try:
                 async with trio.open_nursery() as nursery:
@@ -309,13 +339,16 @@ class RelayDesk:
                 with suppress(OSError):
                     end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
-    def _meter(self, scope: trio.CancelScope, *nodes: bytes) -> Meter:
-        rate = self._limits.bytes_per_second
-        allowances = []
-        if rate is not None:
-            allowances = [
-                self._allowances.setdefault(node, _Allowance(rate)) for node in dict.fromkeys(nodes)
-            ]
+    def _meter(self, scope: trio.CancelScope, first: Place, second: Place) -> Meter:
+        rates: dict[bytes | str, float | None] = {}
+        for place in (first, second):
+            rates[place.ticket.node] = self.limits.bytes_per_second
+            rates[place.site] = self.limits.bytes_per_second_of_an_address
+        allowances = [
+            self._allowances.setdefault(who, Allowance(rate))
+            for who, rate in rates.items()
+            if rate is not None
+        ]
 
         async def meter(count: int) -> None:
             self.counters.bytes += count
@@ -324,6 +357,11 @@ class RelayDesk:
                 await allowance.spend(count)
 
         return meter
+
+
+def _is_in(host: str, network: Network) -> bool:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return address.version == network.version and address in network
 
 
 def _end(visitor: Visitor) -> End:

@@ -13,9 +13,10 @@ from ntcpsock._address import Endpoint
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.listener import open_listener
 from ntcpsock._servers.metrics import Sources
-from ntcpsock._servers.pages import Readiness, make_operator_pages, page
+from ntcpsock._servers.pages import Readiness, make_operator_pages, readers
 from ntcpsock._servers.places import all_listens
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
+from ntcpsock._servers.status_page.pages import StatusPage
 from ntcpsock._servers.web import WebLimits, WebServer
 
 
@@ -49,7 +50,7 @@ class RelayServer:
 async def serve_relay(
     listen: str | Sequence[str],
     port: int,
-    secret: bytes,
+    secret: bytes | None,
     *,
     limits: RelayLimits | None = None,
     web_limits: WebLimits | None = None,
@@ -58,15 +59,23 @@ async def serve_relay(
     metrics_from: Collection[str] = (),
     task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Serve until cancelled; `started` gets the RelayServer. Raises OSError where it cannot; arguments as those of
+    """Serve until cancelled; `started` gets the RelayServer. secret: None where brokers are to tell it.
+
+    Raises OSError where it cannot; arguments as those of
     `serve_broker`."""
     desk = RelayDesk(secret, limits)
     readiness = Readiness()
+    may_read = readers(metrics_from)
+
+    def sources() -> Sources:
+        return Sources(web=web.counters, relay=desk)
+
+    status = StatusPage("Relay", "An ntcpsock relay.\n", sources, readiness, may_read)
     web = WebServer(
         {
             "/relay": desk.serve,
-            "/": page("An ntcpsock relay.\n"),
-            **make_operator_pages(lambda: Sources(web=web.counters, relay=desk), readiness, metrics_from),
+            **make_operator_pages(sources, readiness, may_read),
+            **status.handlers(),
         },
         web_limits,
         behind=behind,
@@ -82,6 +91,7 @@ async def serve_relay(
             port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.sweep)
+            nursery.start_soon(status.run)
             nursery.start_soon(web.serve, listeners)
             address = Endpoint(*listeners[0].socket.getsockname()[:2])
             task_status.started(RelayServer(address, desk, web, readiness, certificate))

@@ -67,8 +67,9 @@ async def run_until_signalled(
     with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
             service = await start(nursery)
-            print(service.ready, flush=True)
-            _logger.info("serving: %s", service.ready)
+            # In one write: whoever reads a line and closes the pipe is not in the way of a second one.
+            print(f"{service.ready}\n", end="", flush=True)
+            _logger.info("serving: %s", service.ready.replace("\n", ", "))
             notify(b"READY=1")
             draining = False
             async for number in signals:

@@ -13,7 +13,7 @@ from ntcpsock._servers.broker_core import BrokerCore
 from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.sources import Connection
 from ntcpsock._servers.visitor import Visitor
-from ntcpsock._traversal.broker.message import MAX_TTL
+from ntcpsock._traversal.broker.fields import MAX_TTL
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
 
 _RECEIVE_SIZE: Final = 4096

@@ -13,7 +13,7 @@ from ntcpsock._servers.broker_core import BrokerCore
 from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, turn_round
 from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.sources import UdpSource, sources_by
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 _logger = logging.getLogger("ntcpsock.broker")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import h11
@@ -75,14 +75,21 @@ class Visitor:
         """Whether a proxy says that it brings somebody."""
         return any(key == b"x-forwarded-for" for key, _ in self.headers)
 
-    async def answer(self, status: int, text: str, content_type: str = "text/plain; charset=utf-8") -> None:
-        """A whole response; the connection ends with it."""
+    async def answer(
+        self,
+        status: int,
+        text: str,
+        content_type: str = "text/plain; charset=utf-8",
+        further: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """A whole response, with `further` headers; the connection ends with it."""
         body = text.encode()
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
             ("Connection", "close"),
+            *further,
         ]
         if self.connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return

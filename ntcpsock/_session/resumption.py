@@ -32,11 +32,11 @@ def _proof(secret: bytes, session_id: bytes, epoch: int, received: int, dial_id:
 
 
 class Resuming:
-    """The dialer's side of one stream. epoch: of its last attempt to move."""
+    """The dialer's side of one stream. epoch: of its last attempt to move; moved: of the last that succeeded."""
 
     def __init__(self, session_id: bytes, token: bytes) -> None:
         self.session_id = session_id
-        self.epoch = 0
+        self.epoch = self.moved = 0
         self._secret = _secret_of(token)
 
     def resume(self, received: int, dial_id: bytes) -> bytes:
@@ -44,6 +44,15 @@ class Resuming:
         self.epoch += 1
         proof = _proof(self._secret, self.session_id, self.epoch, received, dial_id)
         return encode_frame(Resume(received, self.session_id, self.epoch, proof))
+
+    def has_moved(self) -> None:
+        """The stream goes on over the carrier of the last attempt."""
+        self.moved = self.epoch
+
+    def is_late(self, epoch: int) -> bool:
+        """Whether the listener, which knows of moves up to `epoch`, speaks of a carrier before the present one. It need
+        not have heard of attempts that failed."""
+        return epoch < self.moved
 
 
 class Resumable:

@@ -138,6 +138,9 @@ class Acceptor:
             relayed="relay" in self._node.techniques,
             udp_profile=warm.udp_profile,
             turn=bool(self._node.turn_servers),
+            relay_times=tuple(
+                (word, min(60_000, round(seconds * 1000))) for word, seconds in self._node.relay_times.items()
+            ),
         )
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)

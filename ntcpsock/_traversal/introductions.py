@@ -168,7 +168,8 @@ class Introductions:
 
     def _answer(self, delivery: Delivery, payload: bytes) -> None:
         sealed = self._sealer.seal(delivery.sender, payload)
-        if delivery.answer is None or not delivery.answer(sealed):
+        # What came over a stream that has ended since was from no instance that the broker could find.
+        if (delivery.answer is None or not delivery.answer(sealed)) and delivery.sender_instance:
             self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
 
     async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -17,12 +18,15 @@ from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.message import Card
 from ntcpsock._traversal.race import Race
+from ntcpsock._traversal.relay_choice import order_relays
 from ntcpsock._traversal.relay_plan import has_to_predict, make_relay_plan
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.strategies.relay import RelayAccess
 
 #: Far from those of the direct and joint techniques; the last that an offer can name is the mapped port's.
 RELAY_ROUND = 15
+
+_chance = random.SystemRandom()
 
 
 class RelayContext(Protocol):
@@ -34,6 +38,8 @@ class RelayContext(Protocol):
     def encryption(self) -> Encryption: ...
     @property
     def relays(self) -> Sequence[Endpoint]: ...
+    @property
+    def relay_times(self) -> Mapping[str, float]: ...
     @property
     def broker_rtt(self) -> float: ...
     @property
@@ -74,9 +80,11 @@ async def run_relay_round(
         async def tickets() -> tuple[bytes, bytes] | None:
             return await node.introductions.take_tickets(dial, offer)
 
-        planned = PlannedAttempt("relay", node.relays[0], 0.0, budget - plan.prepare)
+        theirs = {} if dial.answer is None else {word: ms / 1000 for word, ms in dial.answer.relay_times}
+        relays = order_relays(node.relays, node.relay_times, theirs, _chance)
+        planned = PlannedAttempt("relay", relays[0], 0.0, budget - plan.prepare)
         talk = Talk(dial.dial_id, RELAY_ROUND, dial.mailbox, nursery, tell)
-        race.start_relay(planned, warm.port, talk, RelayAccess(node.relays, tickets), begin + plan.use)
+        race.start_relay(planned, warm.port, talk, RelayAccess(relays, tickets), begin + plan.use)
     # A datagram that nobody acknowledges, and all depends on it.
     for pause in (0.0, *REPEAT_PAUSES, *REPEAT_PAUSES):
         await trio.sleep(pause)

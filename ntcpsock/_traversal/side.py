@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -32,6 +32,8 @@ class SideContext(Protocol):
     def stun_servers(self) -> Sequence[Endpoint]: ...
     @property
     def relays(self) -> Sequence[Endpoint]: ...
+    @property
+    def relay_times(self) -> Mapping[str, float]: ...
     @property
     def turn_servers(self) -> Sequence[TurnServer]: ...
     @property

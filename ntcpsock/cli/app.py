@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ntcpsock._version import __version__
+from ntcpsock.cli.admin import admin_app
 from ntcpsock.cli.connect import connect
 from ntcpsock.cli.doctor import doctor
 from ntcpsock.cli.expose import expose
@@ -17,7 +18,7 @@ from ntcpsock.cli.listen import listen
 from ntcpsock.cli.proxy import proxy
 from ntcpsock.cli.run import HELP as RUN_HELP
 from ntcpsock.cli.run import main as run_main
-from ntcpsock.cli.serve import serve
+from ntcpsock.cli.serve import serve_command
 
 app = typer.Typer(
     help="Sockets that reach any peer by name, through any NAT.",
@@ -41,7 +42,7 @@ def run(context: typer.Context) -> None:
     run_main(list(context.args))
 
 
-app.command()(serve)
+app.command("serve")(serve_command)
 app.command()(listen)
 app.command()(connect)
 app.command()(expose)
@@ -54,4 +55,5 @@ app.command(
 )(run)
 app.command()(doctor)
 app.command("id")(identity)
+app.add_typer(admin_app, name="admin")
 app.add_typer(lab_app, name="lab")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,8 +24,19 @@ from ntcpsock._address import (
 from ntcpsock._config import default_state_dir
 from ntcpsock._errors import ConfigurationError
 from ntcpsock._servers import logs
-from ntcpsock._servers.options import OPTIONS, Option, read_settings, relay_places, stun_endpoints
+from ntcpsock._servers.operator_options import ADMIN_OPTIONS, BAN_OPTIONS, POLICY_OPTIONS, RELAY_OPTIONS
+from ntcpsock._servers.option import Option
+from ntcpsock._servers.options import (
+    OPTIONS,
+    RELAY_LIMITS,
+    Source,
+    keys_of,
+    read_settings,
+    relay_places,
+    stun_endpoints,
+)
 from ntcpsock._servers.places import all_listens, reachable_address, told_addresses, version_of
+from ntcpsock.cli.option_parameters import with_options
 from ntcpsock.cli.options import StateDir
 from ntcpsock.cli.output import Output, run_command
 
@@ -32,6 +45,8 @@ if TYPE_CHECKING:
 
     from ntcpsock._servers.broker import BrokerServer
     from ntcpsock._servers.certificate import CertificateFiles
+    from ntcpsock._servers.gate import Gate
+    from ntcpsock._servers.relay import RelayLimits
     from ntcpsock._servers.stun import StunAddresses, StunCounters
 
 DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
@@ -40,7 +55,13 @@ DEFAULT_OTHER_STUN_PORT = DEFAULT_STUN_PORT + 1
 MAX_LISTENS = 4
 
 
+#: Who may do what, how much, and where the operator finds the server; read again at SIGHUP, most of them.
+OPERATOR_OPTIONS = (*POLICY_OPTIONS, *BAN_OPTIONS, *RELAY_OPTIONS, *ADMIN_OPTIONS)
+_RELAY_LIMITS = tuple(OPTIONS[name] for name in RELAY_LIMITS)
+
 _SETTINGS = (
+    *OPERATOR_OPTIONS,
+    *_RELAY_LIMITS,
     *(
         OPTIONS[name]
         for name in (
@@ -48,6 +69,7 @@ _SETTINGS = (
             "state_dir",
             "stun",
             "relay",
+            "store",
             "certificate",
             "key",
             "behind",
@@ -81,6 +103,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def serve(
+    context: typer.Context,
     listen: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +145,7 @@ def serve(
         typer.Option("--stun", metavar="HOST:PORT", help="Further STUN server that nodes are told."),
     ] = None,
     relay: Annotated[list[str] | None, typer.Option("--relay", metavar="RELAY", help=_help("relay"))] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URL", help=_help("store"))] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help=_help("certificate"))
     ] = None,
@@ -147,12 +171,14 @@ def serve(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line as a JSON object.")] = False,
+    **operator: Any,
 ) -> None:
     """Run a STUN server, a broker and a relay until SIGINT or SIGTERM, which lets relayed connections end.
 
-    Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes. SIGHUP reads the
-    certificate again.
+    Prints one line when ready: `ready ntcp://ADDR:6060?key=KEY`, which is what NTCP_BROKER takes, and one that says
+    where `ntcp admin` finds it. SIGHUP reads the file and the certificate again.
     """
+    source = Source(_SETTINGS, config, _given(context), {})
     for option, addresses in (("--listen", listen), ("--other-address", other_address)):
         if not all(_is_address(address) for address in addresses or ()):
             raise typer.BadParameter("expected a numeric address", param_hint=option)
@@ -181,11 +207,12 @@ def serve(
         tuple(behind or ()),
         tuple(metrics_from or ()),
         drain,
+        store=store,
     )
 
     async def main() -> None:
-        logs.set_up(log)
-        await _serve(options, as_json)
+        logs.set_up(log, operator["log_level"])
+        await _serve(options, as_json, Namespace(**source.read(), source=source))
 
     run_command(Output(), main)
 
@@ -210,6 +237,10 @@ class Options:
     behind: tuple[str, ...] = ()
     metrics_from: tuple[str, ...] = ()
     drain: float = 30.0
+    gate: Gate | None = None
+    relay_nodes: frozenset[bytes] = frozenset()
+    relay_limits: RelayLimits | None = None
+    store: str | None = None
 
     def other_address(self, listen: str) -> str | None:
         """The second address for the STUN server at `listen`: only the first of its family has one."""
@@ -219,14 +250,38 @@ class Options:
         return next((other for other in self.other_addresses if version_of(other) == family), None)
 
 
-async def _serve(options: Options, as_json: bool) -> None:
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options of the command line itself."""
+    known = {option.name for option in _SETTINGS}
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name in known and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+async def _serve(options: Options, as_json: bool, settings: Namespace) -> None:
+    from ntcpsock._servers.bans import BanFile
     from ntcpsock._servers.descriptors import raise_descriptor_limit
+    from ntcpsock._servers.operated import Operated, Parts, make_gate, operate, relay_limits, stun_status
     from ntcpsock._servers.running import run_until_signalled
 
     raise_descriptor_limit()
+    ban_file = BanFile((options.state_dir or default_state_dir()) / "bans.json")
+    options = replace(
+        options,
+        gate=make_gate(vars(settings), ban_file),
+        relay_nodes=keys_of("relay_node", settings.relay_node),
+        relay_limits=relay_limits(vars(settings)),
+    )
 
-    async def start(nursery: trio.Nursery) -> Ready:
-        return replace(await start_servers(nursery, options), as_json=as_json)
+    async def start(nursery: trio.Nursery) -> Operated:
+        ready = await start_servers(nursery, options)
+        server = ready.server
+        parts = Parts(server.core, server.relay, server.certificate)
+        status = partial(stun_status, ready.counters)
+        operated = await operate(nursery, ready, settings, "serve", parts, ban_file=ban_file, status=status)
+        return replace(operated, service=replace(ready, as_json=as_json, admin=operated.admin))
 
     await run_until_signalled(start, drain=options.drain)
 
@@ -239,6 +294,8 @@ class Ready:
     stun: tuple[Endpoint, ...]
     server: BrokerServer
     as_json: bool = False
+    counters: Sequence[StunCounters] = ()
+    admin: Path | None = None
 
     @property
     def ready(self) -> str:
@@ -254,7 +311,12 @@ class Ready:
         self.server.reload()
 
     def to_event(self) -> dict[str, object]:
-        return {"event": "ready", "broker": str(self.broker), "stun": [str(server) for server in self.stun]}
+        event: dict[str, object] = {
+            "event": "ready",
+            "broker": str(self.broker),
+            "stun": [str(server) for server in self.stun],
+        }
+        return event if self.admin is None else event | {"admin": str(self.admin)}
 
 
 async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
@@ -286,6 +348,7 @@ async def start_servers(nursery: trio.Nursery, options: Options) -> Ready:
         BrokerAddress(host, broker.address.port, broker.key),
         tuple(Endpoint(reachable_address(server.host), server.port) for server in announced),
         broker,
+        counters=counters,
     )
 
 
@@ -333,6 +396,10 @@ async def _serve_broker(
         metrics_from=options.metrics_from,
         stun_counters=counters,
         allow_spoofing=options.allow_spoofing,
+        gate=options.gate,
+        relay_nodes=options.relay_nodes,
+        relay_limits=options.relay_limits,
+        store=options.store,
         task_status=task_status,
     )
 
@@ -360,3 +427,7 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+#: `serve` with the options of the operator, which are in the file's table alone.
+serve_command = with_options(serve, (*OPERATOR_OPTIONS, *_RELAY_LIMITS), "Who may do what, and how much")

@@ -57,8 +57,8 @@ class Dialer(End):
         self._dial()
 
     def asked_to_move(self, epoch: int) -> None:
-        """The listener has lost the path; a word from before the last attempt is out of date."""
-        if self.resuming.epoch == epoch and not self.suspended and self.error is None:
+        """The listener has lost the path; a word from before the last move is out of date."""
+        if not self.resuming.is_late(epoch) and not self.suspended and self.error is None:
             self.fail(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
     def climb(self) -> None:
@@ -117,6 +117,7 @@ class Dialer(End):
             return
         self._exchange = None
         self._attempt += 1
+        self.resuming.has_moved()
         try:
             self.attach(side, position)
         except BadMessage as error:

@@ -13,15 +13,16 @@ import trio
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import (
     BadMessage,
+    BrokerRefused,
     BrokerUnreachable,
     ConfigurationError,
     IdentityMismatch,
     NameNotFound,
-    NameTaken,
     PeerOffline,
 )
 from ntcpsock._identity import Identity
 from ntcpsock._state import Pins
+from ntcpsock._traversal.broker.allow_list import encode_allow
 from ntcpsock._traversal.broker.events import (
     Answered,
     Connected,
@@ -33,12 +34,14 @@ from ntcpsock._traversal.broker.events import (
     KeyShown,
     Moved,
     RegistrationLost,
+    Rejected,
+    RelaysChanged,
     TimedOut,
     WrongKeyShown,
 )
+from ntcpsock._traversal.broker.fields import MAX_PORTS, RelayPlace
 from ntcpsock._traversal.broker.link import Link
 from ntcpsock._traversal.broker.message import (
-    MAX_PORTS,
     Found,
     FromBroker,
     Introduce,
@@ -53,10 +56,12 @@ from ntcpsock._traversal.broker.message import (
     SpoofOutcome,
     Unreachable,
     Welcome,
-    encode_allow,
 )
 from ntcpsock._traversal.broker.observed import Observed
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 from ntcpsock._traversal.broker.reach import reach, ttl_for
+from ntcpsock._traversal.broker.refusal import registration_refused, relay_refused
+from ntcpsock._traversal.relay.message import relay_proof
 
 __all__ = ["MAX_DELIVERIES", "BrokerSession", "Delivery", "Introduction", "open_broker_session"]
 
@@ -77,6 +82,8 @@ class BrokerSession:
         self._is_connected = trio.Event()
         self._is_connected.set()
         self._wrong_key: bytes | None = None
+        #: Set when the broker tells of other relays; another one then.
+        self.relays_changed = trio.Event()
         self._send_delivery, self.deliveries = trio.open_memory_channel[Delivery](MAX_DELIVERIES)
         #: Deliveries that found no room.
         self.deliveries_dropped = 0
@@ -166,13 +173,10 @@ class BrokerSession:
         # One after the other: the last one said is the one that stands.
         async with self._registering:
             answer = await self._ask(lambda now: self._machine.register(registration, now), cancels=False)
-        if not isinstance(answer, Refused):
-            return
-        if answer.reason is Reason.NAME_TAKEN:
-            raise NameTaken(f"{answer.name}.ntcp belongs to another key")
-        if answer.reason is Reason.TOO_MANY_NAMES:
-            raise ConfigurationError(f"{answer.name}.ntcp: this key has as many names as the broker allows")
-        raise BrokerUnreachable("the broker takes no more registrations now")
+        if isinstance(answer, Refused):
+            where = f"{self._link.address.host}:{self._link.address.port}"
+            own_id = encode_node_id(self._machine.own_key)
+            raise registration_refused(where, answer.reason, answer.name, own_id)
 
     async def lookup(self, name: str) -> bytes:
         """The key of the node that has `name` (without suffix). Raises NameNotFound, BrokerUnreachable."""
@@ -219,6 +223,27 @@ class BrokerSession:
             raise ConfigurationError(": ".join(error.args)) from error
         self._link.flush()
 
+    async def offer_relay(self, place: RelayPlace, secret: bytes | None) -> bytes:
+        """Say, as a relay, where we are. secret: the relay.key that we share with the broker, None where it knows us by
+        our key. What tickets are to be checked with, empty where that is `secret`. Raises BrokerRefused,
+        BrokerUnreachable."""
+        broker, own = self._link.broker_key, self._machine.own_key
+        proof = b"" if secret is None else relay_proof(secret, broker, own)
+        offer = OfferRelay(place, proof)
+        answer = await self._ask(lambda now: self._machine.request(offer, now))
+        if isinstance(answer, RelayTaken):
+            return answer.secret
+        raise relay_refused(f"{self._link.address.host}:{self._link.address.port}", encode_node_id(own))
+
+    async def withdraw_relay(self) -> None:
+        """Say, as a relay, that we take no more connections. Raises BrokerUnreachable."""
+        await self._ask(lambda now: self._machine.request(WithdrawRelay(), now))
+
+    def tell_outcome(self, outcome: Outcome) -> None:
+        """How a dial has ended, once: it is a statistic, so one may be lost."""
+        if self._machine.connected and self._machine.reply(outcome):
+            self._link.flush()
+
     async def _ask(self, begin: Callable[[float], int], *, cancels: bool = True) -> FromBroker:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._machine.closed:
@@ -239,7 +264,9 @@ class BrokerSession:
             raise self._unreachable()
         return answer.body
 
-    def _unreachable(self) -> BrokerUnreachable | IdentityMismatch:
+    def _unreachable(self) -> BrokerUnreachable | BrokerRefused | IdentityMismatch:
+        if self._machine.rejection is not None:
+            return self._link.refusal(self._machine.rejection)
         if self._wrong_key is not None:
             return self._link.mismatch(self._wrong_key)
         return BrokerUnreachable(f"no answer from the broker {self._link.address}")
@@ -274,6 +301,8 @@ class BrokerSession:
                 if silent:
                     # The network may be another one now: a new socket finds its way in it.
                     self._link.reopen()
+            case Rejected(reason):
+                _logger.warning("%s", self._link.refusal(reason))
             case WrongKeyShown(key):
                 self._wrong_key = key
             case RegistrationLost(reason, name):
@@ -281,6 +310,9 @@ class BrokerSession:
             case Moved():
                 _logger.info("broker %s: back over %s", self._link.address, self._link.transport)
                 self._seen()
+            case RelaysChanged():
+                self.relays_changed.set()
+                self.relays_changed = trio.Event()
             case KeyShown():
                 pass
 
@@ -324,6 +356,7 @@ async def open_broker_session(
     timeout: float = 5.0,
     ca_file: Path | None = None,
     hidden: bool = False,
+    token: str | None = None,
 ) -> AsyncIterator[BrokerSession]:
     """A session with the broker at `address`, kept alive every `keep_alive_interval` seconds until the block ends.
 
@@ -331,10 +364,14 @@ async def open_broker_session(
     address over TLS alone, whose certificate is checked by the authorities of `ca_file` or of the system. hidden: the
     broker tells nobody where it sees us.
     Where `address` has no key, the pinned one is expected, and without a pin the first one seen is pinned.
-    Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route) and IdentityMismatch.
+    token: for a broker that takes nodes or names by token.
+    Raises BrokerUnreachable (no answer within `timeout` seconds, host unknown, no route), BrokerRefused (its operator
+    does not let this node in) and IdentityMismatch.
     What the block raises leaves as it is, not in a group.
     """
-    link = await reach(address, identity, pins, keep_alive_interval, timeout, ca_file=ca_file, hidden=hidden)
+    link = await reach(
+        address, identity, pins, keep_alive_interval, timeout, ca_file=ca_file, hidden=hidden, token=token
+    )
     link.prove_further_addresses()
     failure: BaseException | None = None
     try:

@@ -30,6 +30,18 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker gives us no session. The machine asks again, after a while."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class RelaysChanged:
+    """The broker tells of other relays, or of another load."""
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """The broker has welcomed us on the other way, and sends there from now on. The session goes on."""
 
@@ -78,6 +90,8 @@ Event = (
     KeyShown
     | WrongKeyShown
     | Connected
+    | Rejected
+    | RelaysChanged
     | Moved
     | Disconnected
     | Answered

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.broker.fields import NO_SESSION
 from ntcpsock._traversal.broker.frame import Sealer
-from ntcpsock._traversal.broker.message import NO_SESSION, BrokerEnvelope, Welcome, decode_from_broker
+from ntcpsock._traversal.broker.message import BrokerEnvelope, Welcome, decode_from_broker
 from ntcpsock._traversal.broker.replay import ReplayWindow
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,13 +15,16 @@ import trio
 from msgspec import structs
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
-from ntcpsock._errors import BrokerUnreachable, IdentityMismatch
+from ntcpsock._errors import BrokerRefused, BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.climb import Climb
-from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, WrongKeyShown
+from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, Rejected, WrongKeyShown
+from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.broker.machine import ClientMachine
-from ntcpsock._traversal.broker.message import RelayPlace, Welcome
+from ntcpsock._traversal.broker.message import Reason, Welcome
+from ntcpsock._traversal.broker.refusal import session_refused
 from ntcpsock._traversal.broker.side import Sides
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
+from ntcpsock._traversal.relay.told import ToldRelay
 from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
@@ -33,6 +37,12 @@ CONNECTION_PATIENCE = 5.0
 _MOVE_DEADLINE = 3.0
 _MOVE_GRACE = 1.0
 
+# Seconds between two ways over TCP where the first one fails at once, at least and at most: a broker that ends has
+# many nodes, and the next one need not meet them all in the same instant.
+_QUICK_PAUSE = 0.2, 1.0
+# Seconds to ask again where the broker's name leads.
+_RESOLVE_DEADLINE = 3.0
+
 _UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
@@ -43,7 +53,8 @@ class Link:
     """One machine and the ways to its broker, one of which is in use. `run` serves it; `flush` sends at once, from any
     task.
 
-    transports: the first is the one to begin with; the others' turn comes where it stays silent.
+    transports: the first is the one to begin with; the others' turn comes where it stays silent. find: more of them,
+    where the broker's name leads elsewhere by now; asked when none of the known ones answers.
     """
 
     def __init__(
@@ -52,7 +63,9 @@ class Link:
         address: BrokerAddress,
         transports: Sequence[Transport],
         ca_file: Path | None = None,
+        find: Callable[[], Awaitable[Sequence[Transport]]] | None = None,
     ) -> None:
+        self._find = find
         self.machine = machine
         self.address = address
         self.tunnels = Tunnels()
@@ -72,6 +85,9 @@ class Link:
         self._suspicious = trio.Event()
         self._lost = trio.Event()
         self._found = trio.Event()
+        self._failed = trio.Event()
+        # Where the broker was to which further addresses were proved.
+        self._proved_at: Destination | None = None
         self._error: Exception | None = None
 
     @property
@@ -110,17 +126,18 @@ class Link:
 
     @property
     def relays(self) -> tuple[Endpoint, ...]:
-        """Those of the latest Welcome, with the broker's host and port filled in; the host may be a name, for a proxy
+        """Those that the broker has told last, with its host and port filled in; the host may be a name, for a proxy
         or for TLS, which is spoken to those that are a TlsRelay."""
-        welcome = self.machine.welcome
-        assert welcome is not None
-        return tuple(self._relay(place) for place in welcome.relays)
+        return tuple(self._relay(place) for place in self.machine.relays)
 
     def _relay(self, place: RelayPlace) -> Endpoint:
         is_tls = place.tls or (self.address.tls and not place.port)
         is_ours = place.host in _UNSPECIFIED
         host, port = self._transport.host if is_ours else place.host, place.port or self.address.port
-        return TlsRelay.at(host, port, self._ca_file, self.tunnels) if is_tls else Endpoint(host, port)
+        told = str(place)
+        if is_tls:
+            return TlsRelay.at(host, port, self._ca_file, self.tunnels, told, place.load)
+        return ToldRelay.make(host, port, told, place.load)
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""
@@ -128,17 +145,21 @@ class Link:
         told = () if welcome is None else welcome.elsewhere
         # Through a proxy nothing of it can be reached, until UDP leads there.
         known = [] if self._transport.destination is None else [self._transport, *self._transports]
-        ways = (way.destination for way in known)
-        return [
-            *(place for place in ways if place is not None),
+        in_use, *others = [way.destination for way in known] or [None]
+        # What this broker says of itself comes before what the name stands for: that may be others of its cluster.
+        places = [
+            in_use,
             *((socket.AF_INET6 if place.is_ipv6 else socket.AF_INET, tuple(place)) for place in told),
+            *others,
         ]
+        return [place for place in places if place is not None]
 
     def prove_further_addresses(self) -> None:
         """Once greeted, and when the network has changed: have the broker see us in the other family too, and at other
         uplinks, where we have that."""
         if self.address.tls or self.machine.hidden:
             return  # where no UDP is spoken, and where nobody shall know
+        self._proved_at = self._transport.destination
         count = self._sides.replace(self._places(), self._transport.destination)
         self.machine.prove(count, trio.current_time())
 
@@ -150,6 +171,11 @@ class Link:
             f"the broker {self.address.host}:{self.address.port} shows key {encode_node_id(key)}, "
             f"expected is {known}"
         )
+
+    def refusal(self, reason: Reason) -> BrokerRefused:
+        """What to raise where the broker gives us no session."""
+        where = f"{self.address.host}:{self.address.port}"
+        return session_refused(where, reason, encode_node_id(self.machine.own_key))
 
     # Sending.
 
@@ -269,18 +295,48 @@ class Link:
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
-            datagram_patience = FALLBACK_DELAY
+            datagram_patience, tries = FALLBACK_DELAY, 0
             while not (self.machine.connected or self.machine.closed or self._lost.is_set()):
                 self._found = trio.Event()
                 is_udp = self._transport.name == "udp"
-                with trio.move_on_after(datagram_patience if is_udp else CONNECTION_PATIENCE):
-                    await self._found.wait()
+                if await self._is_found_within(datagram_patience if is_udp else CONNECTION_PATIENCE, is_udp):
                     break
-                if is_udp:
+                tries += 1
+                if tries % len(self._transports) == 0:
+                    await self._look_elsewhere()
                     # The path may be long, and no TCP lead out.
                     datagram_patience = min(2 * datagram_patience, CONNECTION_PATIENCE)
                 if len(self._transports) > 1:
                     self._switch()
+
+    async def _is_found_within(self, patience: float, is_udp: bool) -> bool:
+        """Whether the broker answers on the way in use; over TCP, no longer than that is refused."""
+        self._failed = trio.Event()
+        with trio.move_on_after(patience):
+            if is_udp:
+                await self._found.wait()
+                return True
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until, self._found, nursery.cancel_scope)
+                nursery.start_soon(self._until, self._failed, nursery.cancel_scope)
+            if not self._found.is_set():
+                with trio.move_on_after(random.uniform(*_QUICK_PAUSE)):
+                    await self._found.wait()
+        return self._found.is_set()
+
+    async def _until(self, event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    async def _look_elsewhere(self) -> None:
+        """None of the ways has led there: the broker's name may stand for another address by now."""
+        if self._find is None or self._found.is_set():
+            return
+        with trio.move_on_after(_RESOLVE_DEADLINE):
+            known = {(way.name, way.destination) for way in self._transports}
+            for way in await self._find():
+                if (way.name, way.destination) not in known:
+                    self._transports.append(way)
 
     async def _climb_back(self) -> None:
         """While the session goes over TCP: look now and then whether the broker answers over UDP, and move there."""
@@ -339,6 +395,9 @@ class Link:
         for event in self.machine.events():
             if isinstance(event, Connected):
                 self._found.set()
+                if self._proved_at is not None and self._proved_at != self._transport.destination:
+                    # The session may be with another broker of a cluster now.
+                    self.prove_further_addresses()
                 if self._transport.name != "udp":
                     self._climb.begin()
             elif isinstance(event, Moved) and self._other is not None:
@@ -359,10 +418,16 @@ class Link:
             case WrongKeyShown(key):
                 self._error = self.mismatch(key)
                 self._suspicious.set()
+            case Rejected(reason):
+                self._error = self.refusal(reason)
+                self._greeted.set()
             case Connected():
                 self._greeted.set()
 
     def _suspect(self, error: OSError) -> None:
+        self._failed.set()
+        self.machine.doubt(trio.current_time())
+        self._wake.set()
         if not isinstance(self._error, IdentityMismatch):
             self._error = error
         self._suspicious.set()

@@ -17,14 +17,15 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum, auto
 
+from msgspec import structs
+
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker import events
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MIN_TTL, NO_SESSION, RelayPlace
 from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, decode_key_reply_untrusted
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.inbox import Inbox
 from ntcpsock._traversal.broker.message import (
-    INSTANCE_LENGTH,
-    MIN_TTL,
     BrokerEnvelope,
     Bye,
     Challenge,
@@ -34,22 +35,29 @@ from ntcpsock._traversal.broker.message import (
     Hello,
     Introduce,
     KeepAlive,
+    KeepAliveAck,
     Lookup,
     Proved,
+    Reason,
+    Refused,
     Register,
     Reply,
     Spoof,
     Welcome,
 )
 from ntcpsock._traversal.broker.move import Move
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, WithdrawRelay
 from ntcpsock._traversal.broker.outbox import Outbox, check_message
 from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
 from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
+from ntcpsock._traversal.broker.token import token_proof
 
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
+#: Seconds before a broker that has refused us is asked again.
+REJECTION_PAUSE = 30.0
 
 #: Likewise for a keep-alive: nobody waits for it, and the way to the broker is another one where it fails.
 KEEP_ALIVE_TIMEOUT = 3.0
@@ -79,6 +87,7 @@ class ClientMachine:
         request_timeout: float = REQUEST_TIMEOUT,
         ttl: int = MIN_TTL,
         hidden: bool = False,
+        token: str | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._random_bytes = random_bytes
@@ -88,7 +97,15 @@ class ClientMachine:
         self.broker_key = broker_key
         self.instance = random_bytes(INSTANCE_LENGTH)
         self.hidden = hidden
+        self._token = token
+        #: Our public key.
+        self.own_key = sealer.public_key
+        #: Why the broker gives us no session, as it said last; None: it does, or has not answered.
+        self.rejection: Reason | None = None
         self.welcome: Welcome | None = None
+        #: Those that the broker has told last, and which list that is.
+        self.relays: tuple[RelayPlace, ...] = ()
+        self._relays_edition = 0
         self._state = _State.IDLE
         self._inbox = Inbox(sealer)
         self._outbox = Outbox(sealer, random_bytes)
@@ -123,6 +140,8 @@ class ClientMachine:
             return
         if isinstance(envelope.body, Challenge):
             self._receive_challenge(envelope.request, envelope.body, now)
+        elif isinstance(envelope.body, Refused) and envelope.session == NO_SESSION:
+            self._receive_rejection(envelope.request, envelope.body.reason, now)
         elif isinstance(envelope.body, Welcome):
             self._receive_welcome(envelope, envelope.body, now)
         else:
@@ -205,6 +224,18 @@ class ClientMachine:
             self._events.append(events.Disconnected(silent=False))
         self._begin_greeting(now)
 
+    def doubt(self, now: float) -> None:
+        """The network says that the broker is not there. Anybody can forge that, and may go on to: so the broker is
+        asked once, and has as long as with `probe`, however often it is said."""
+        if self._state is not _State.CONNECTED:
+            return
+        patience = max(PROBE_TIMEOUT, 4 * self.rtt)
+        pending = self._requests.get(self._keep_alive_request)
+        if pending is None:
+            self._keep_alive_request = self._keep_alive(patience, now)
+        else:
+            pending.deadline = min(pending.deadline, now + patience)
+
     def probe(self, now: float) -> None:
         """Doubt the way to the broker: ask there at once, and greet at once where that goes on already. A broker that
         sees us elsewhere challenges; where none answers for a moment, Disconnected follows."""
@@ -231,13 +262,14 @@ class ClientMachine:
 
         Raises BadMessage where it does not fit into one datagram.
         """
+        registration = structs.replace(registration, token=self._token_proof)
         self._check(registration)
         self._requests.remove(self._registration.request)
         self._registration.wish(registration)
         self._registration.request = self._request(registration, now)
         return self._registration.request
 
-    def request(self, body: Lookup | Introduce | Spoof, now: float) -> int:
+    def request(self, body: Lookup | Introduce | Spoof | OfferRelay | WithdrawRelay, now: float) -> int:
         """Ask; exactly one Answered or TimedOut with the returned number follows, unless cancelled.
 
         Raises BadMessage where a field is out of bounds.
@@ -249,8 +281,8 @@ class ClientMachine:
         """Stop to retransmit a request; no event comes for it."""
         self._requests.remove(number)
 
-    def reply(self, body: Reply) -> bool:
-        """Send an answer to an offer, once. False: no session, so it was not sent.
+    def reply(self, body: Reply | Outcome) -> bool:
+        """Send what gets no acknowledgement, once. False: no session, so it was not sent.
 
         Raises BadMessage where a field is out of bounds.
         """
@@ -271,7 +303,10 @@ class ClientMachine:
         nothing does where it does not answer, or where the session ends meanwhile."""
         if self._state is _State.CONNECTED and self.broker_key is not None:
             self._move.begin(
-                self.broker_key, Hello(self.instance, b"", self.hidden), self._round_trip.rto, now
+                self.broker_key,
+                Hello(self.instance, b"", self.hidden, self._token_proof),
+                self._round_trip.rto,
+                now,
             )
 
     def leave_way(self, now: float) -> None:
@@ -305,7 +340,7 @@ class ClientMachine:
             raise BadMessage("too many requests wait for an answer")
 
     def _keep_alive(self, timeout: float, now: float) -> int:
-        return self._request(KeepAlive(), now, min(timeout, self._request_timeout))
+        return self._request(KeepAlive(self._relays_edition), now, min(timeout, self._request_timeout))
 
     def _request(self, body: FromNode, now: float, timeout: float | None = None) -> int:
         number = self._outbox.new_number()
@@ -349,7 +384,13 @@ class ClientMachine:
     def _hello(self, greeting: Greeting, now: float) -> None:
         number = self._outbox.new_number()
         greeting.sent(number, now)
-        self._send(number, Hello(self.instance, greeting.cookie, self.hidden))
+        self._send(number, Hello(self.instance, greeting.cookie, self.hidden, self._token_proof))
+
+    @property
+    def _token_proof(self) -> bytes:
+        if self._token is None or self.broker_key is None:
+            return b""
+        return token_proof(self._token, self.broker_key, self.own_key)
 
     # Receiving.
 
@@ -387,6 +428,15 @@ class ClientMachine:
         else:
             self._inbox.drop("challenge to nothing")
 
+    def _receive_rejection(self, number: int, reason: Reason, now: float) -> None:
+        if self._greeting is None or self._greeting.answered(number) is None:
+            self._inbox.drop("refusal of no hello")
+            return
+        # The operator may change his mind; nobody need be asked every few seconds for that.
+        self._greeting.due = now + REJECTION_PAUSE
+        self.rejection = reason
+        self._events.append(events.Rejected(reason))
+
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
         moved = self._move.welcomed(envelope.request)
         sent = moved if self._greeting is None else self._greeting.answered(envelope.request)
@@ -397,7 +447,9 @@ class ClientMachine:
         if not self._inbox.accept_welcome(envelope, welcome):
             return
         self._round_trip.measure(now - sent)
+        self.rejection = None
         self.welcome = welcome
+        self._take_relays(welcome.relays, welcome.relays_edition)
         if moved is not None:
             self._events.append(events.Moved())
             if is_same:
@@ -415,6 +467,12 @@ class ClientMachine:
         self._events.append(events.Connected(welcome))
         for number, request in self._requests.restart(self._round_trip.rto):
             self._transmit(number, request, now)
+
+    def _take_relays(self, relays: tuple[RelayPlace, ...], edition: int) -> None:
+        changed = relays != self.relays
+        self.relays, self._relays_edition = relays, edition
+        if changed:
+            self._events.append(events.RelaysChanged())
 
     def _receive_in_session(self, envelope: BrokerEnvelope, now: float) -> None:
         if self._state is not _State.CONNECTED:
@@ -439,7 +497,9 @@ class ClientMachine:
             # Karn's rule: after a retransmission nobody knows which one was answered.
             self._round_trip.measure(now - request.first_sent)
         self._keep_alive_due = now + self._keep_alive_interval
-        if isinstance(request.body, KeepAlive):
+        if isinstance(body, KeepAliveAck):
+            if body.relays is not None:
+                self._take_relays(body.relays, body.relays_edition)
             return
         if isinstance(request.body, Register):
             lost = self._registration.settle(request.body, body)

@@ -5,70 +5,48 @@ An `Envelope` is the payload of each sealed frame. All frames fit into one datag
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import re
-from collections.abc import Iterable
 from enum import IntEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from ntcpsock._address import Endpoint, decode_node_id
+from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._raw.packet import Syn
+from ntcpsock._traversal.broker.fields import (
+    ALLOWED_DIGEST_LENGTH,
+    COOKIE_LENGTH,
+    DIAL_ID_LENGTH,
+    MAX_COUNTER,
+    MAX_ELSEWHERE,
+    MAX_NAMES,
+    MAX_PORTS,
+    MAX_STUN_SERVERS,
+    MAX_TTL,
+    MIN_CLIENT_DATAGRAM,
+    MIN_TTL,
+    AllowList,
+    AlsoObserved,
+    Body,
+    Card,
+    Edition,
+    Instance,
+    Name,
+    NodeKey,
+    ObservedHost,
+    Port,
+    Relays,
+    RequestId,
+    Sealed,
+    Session,
+    Ticket,
+    TokenProof,
+    check_endpoint,
+    check_relay,
+)
 from ntcpsock._traversal.broker.frame import OVERHEAD
-from ntcpsock._traversal.relay.message import TICKET_LENGTH
-
-#: With IPv6 and UDP headers still below 1280, the smallest MTU of IPv6 (RFC 8200 section 5).
-MAX_DATAGRAM = 1200
-#: Every client's frame is padded to this, so that a Challenge is never larger than what it answers.
-MIN_CLIENT_DATAGRAM = 128
-#: A node's public card, kept at the broker.
-MAX_CARD = 600
-#: A sealed offer or answer, as a whole frame (73 bytes of it are the frame's overhead).
-MAX_SEALED = 880
-MAX_NAME = 128
-MAX_NAMES = 8
-MAX_PORTS = 64
-MAX_STUN_SERVERS = 8
-#: Addresses of a broker beside the one that was reached.
-MAX_ELSEWHERE = 4
-#: Addresses of a node beside the one of its session.
-MAX_PROVED = 3
-MAX_RELAYS = 4
-MAX_RELAY_HOST = 100
-#: Entries of an allow list; each travels as a digest.
-MAX_ALLOWED = 48
-ALLOWED_DIGEST_LENGTH = 16
-COOKIE_LENGTH = 16
-SESSION_LENGTH = 8
-INSTANCE_LENGTH = 8
-DIAL_ID_LENGTH = 16
-#: Seconds after which a silent node is forgotten: at least longer than a cookie is good for, so that the
-#: counters that refuse a recorded Hello outlive it.
-MIN_TTL = 60
-MAX_TTL = 600
-#: The session of frames that belong to none: Hello and Challenge.
-NO_SESSION = bytes(SESSION_LENGTH)
-MAX_COUNTER = 2**63 - 1
-
-_HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?")
-_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=rf"^{_LABEL}(\.{_LABEL})*\Z")]
-NodeKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Instance = Annotated[bytes, Meta(min_length=INSTANCE_LENGTH, max_length=INSTANCE_LENGTH)]
-Session = Annotated[bytes, Meta(min_length=SESSION_LENGTH, max_length=SESSION_LENGTH)]
-Sealed = Annotated[bytes, Meta(min_length=OVERHEAD, max_length=MAX_SEALED)]
-Card = Annotated[bytes, Meta(min_length=1, max_length=MAX_CARD)]
-Port = Annotated[int, Meta(ge=1, le=65535)]
-#: Digests of the admitted, `ALLOWED_DIGEST_LENGTH` bytes each; see `allowed_digest`.
-AllowList = Annotated[bytes, Meta(max_length=MAX_ALLOWED * ALLOWED_DIGEST_LENGTH)]
-ObservedHost = Annotated[str, Meta(max_length=64)]
-AlsoObserved = Annotated[tuple[ObservedHost, ...], Meta(max_length=MAX_PROVED)]
-Ticket = Annotated[bytes, Meta(min_length=TICKET_LENGTH, max_length=TICKET_LENGTH)]
-RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
 
 
 class Reason(IntEnum):
@@ -84,6 +62,18 @@ class Reason(IntEnum):
     TOO_MANY_NAMES = 4
     #: The broker has reached a limit of its own; later it may work.
     BUSY = 5
+    #: The broker takes known nodes only, and this one's key is none of them.
+    NOT_ADMITTED = 6
+    #: What the node has shown is no token of this broker's.
+    BAD_TOKEN = 7
+    #: Names are for holders of a token.
+    TOKEN_NEEDED = 8
+    #: The name is not one that the operator has given to this key.
+    NAME_NOT_YOURS = 9
+    #: The operator has banned this key.
+    BANNED = 10
+    #: More registrations than the operator grants one node or one address; later it works.
+    OVER_QUOTA = 11
 
 
 class SpoofOutcome(IntEnum):
@@ -101,22 +91,19 @@ class SpoofOutcome(IntEnum):
     BUSY = 5
 
 
-class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Root of the messages."""
-
-
 # From the node
 
 
 class Hello(Body, frozen=True, tag=1):
     """Open a session. With the cookie of a Challenge it proves that the source address is the sender's.
 
-    hidden: nobody shall be told where this instance is.
+    hidden: nobody shall be told where this instance is. token: what a broker that admits by token asks for.
     """
 
     instance: Instance
     cookie: Annotated[bytes, Meta(max_length=COOKIE_LENGTH)] = b""
     hidden: bool = False
+    token: TokenProof = b""
 
 
 class Register(Body, frozen=True, tag=2):
@@ -131,6 +118,8 @@ class Register(Body, frozen=True, tag=2):
     ttl: Annotated[int, Meta(ge=MIN_TTL, le=MAX_TTL)]
     card: Card | None = None
     allow: AllowList | None = None
+    #: Where names are for holders of a token.
+    token: TokenProof = b""
 
     def __post_init__(self) -> None:
         if self.allow is not None:
@@ -169,7 +158,9 @@ class Reply(Body, frozen=True, tag=5):
 
 
 class KeepAlive(Body, frozen=True, tag=6):
-    """Keep the session and the NAT's mapping."""
+    """Keep the session and the NAT's mapping. relays: the edition of the list of relays that we have; 0: none."""
+
+    relays: Edition = 0
 
 
 class Bye(Body, frozen=True, tag=7):
@@ -193,7 +184,7 @@ class Spoof(Body, frozen=True, tag=9):
 
     def __post_init__(self) -> None:
         for endpoint in (self.local, self.remote):
-            _check_endpoint(endpoint)
+            check_endpoint(endpoint)
 
 
 class Prove(Body, frozen=True, tag=8):
@@ -214,18 +205,6 @@ class Challenge(Body, frozen=True, tag=32):
     cookie: Annotated[bytes, Meta(min_length=COOKIE_LENGTH, max_length=COOKIE_LENGTH)]
 
 
-class RelayPlace(NamedTuple):
-    """A relay as nodes are told it: `0.0.0.0` and `::` mean the host at which the broker was reached, port 0 that port,
-    in TLS where the broker was reached so. tls: speak TLS there; `host` may be a name then."""
-
-    host: str
-    port: int
-    tls: bool = False
-
-    def __str__(self) -> str:
-        return f"{'wss://' if self.tls else ''}{Endpoint(self.host, self.port)}"
-
-
 class Welcome(Body, frozen=True, tag=33):
     """A session is open.
 
@@ -239,11 +218,13 @@ class Welcome(Body, frozen=True, tag=33):
     elsewhere: Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_ELSEWHERE)] = ()
     #: Whether the operator allows Spoof.
     spoofs: bool = False
-    relays: Annotated[tuple[RelayPlace, ...], Meta(max_length=MAX_RELAYS)] = ()
+    relays: Relays = ()
+    #: Which list of relays this is; another number, another list.
+    relays_edition: Edition = 0
 
     def __post_init__(self) -> None:
         for endpoint in (self.observed, *self.stun, *self.elsewhere):
-            _check_endpoint(endpoint)
+            check_endpoint(endpoint)
         for relay in self.relays:
             check_relay(relay)
 
@@ -253,7 +234,8 @@ class Registered(Body, frozen=True, tag=34):
 
 
 class Refused(Body, frozen=True, tag=35):
-    """The registration, or a name of it, was refused; what stood before it still stands."""
+    """The registration, or a name of it, was refused; what stood before it still stands. To a Hello: there will be no
+    session."""
 
     reason: Reason
     name: Name | None = None
@@ -299,7 +281,14 @@ class Deliver(Body, frozen=True, tag=39):
 
 
 class KeepAliveAck(Body, frozen=True, tag=40):
-    """The broker has heard."""
+    """The broker has heard. relays: those of now, where the node has another edition of their list; else None."""
+
+    relays: Relays | None = None
+    relays_edition: Edition = 0
+
+    def __post_init__(self) -> None:
+        for relay in self.relays or ():
+            check_relay(relay)
 
 
 class Spoofed(Body, frozen=True, tag=42):
@@ -312,7 +301,20 @@ class Proved(Body, frozen=True, tag=41):
     """The broker takes the source address for the node's, and tells it to whom the node is introduced."""
 
 
-FromNode = Hello | Register | Lookup | Introduce | Reply | KeepAlive | Bye | Prove | Spoof
+FromNode = (
+    Hello
+    | Register
+    | Lookup
+    | Introduce
+    | Reply
+    | KeepAlive
+    | Bye
+    | Prove
+    | Spoof
+    | Outcome
+    | OfferRelay
+    | WithdrawRelay
+)
 FromBroker = (
     Challenge
     | Welcome
@@ -325,6 +327,7 @@ FromBroker = (
     | KeepAliveAck
     | Proved
     | Spoofed
+    | RelayTaken
 )
 
 
@@ -382,56 +385,3 @@ def decode_from_broker(payload: bytes) -> BrokerEnvelope:
         return _from_broker.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage("malformed message", str(error)) from None
-
-
-def allowed_digest(entry: str) -> bytes:
-    """What stands for a name or a node id in an allow list.
-
-    Digests make 48 entries fit into one registration, and the broker learns no names from them that
-    it does not know already.
-    """
-    key = decode_node_id(entry)
-    kind, value = (b"name:", entry.encode()) if key is None else (b"key:", key)
-    return hashlib.sha256(kind + value).digest()[:ALLOWED_DIGEST_LENGTH]
-
-
-def key_digest(key: bytes) -> bytes:
-    """`allowed_digest` of the key's node id, without spelling it."""
-    return hashlib.sha256(b"key:" + key).digest()[:ALLOWED_DIGEST_LENGTH]
-
-
-def encode_allow(entries: Iterable[str]) -> bytes:
-    """An allow list in its wire form, sorted and without doubles."""
-    return b"".join(sorted({allowed_digest(entry) for entry in entries}))
-
-
-def allows(allow: bytes, digest: bytes) -> bool:
-    """Whether `digest` is one of the list's."""
-    return any(
-        allow[start : start + ALLOWED_DIGEST_LENGTH] == digest
-        for start in range(0, len(allow), ALLOWED_DIGEST_LENGTH)
-    )
-
-
-def check_relay(relay: RelayPlace) -> None:
-    """Raises ValueError for one that cannot be told to nodes."""
-    if not 0 <= relay.port <= 65535:
-        raise ValueError("port out of range")
-    try:
-        address = ipaddress.ip_address(relay.host)
-    except ValueError:
-        # A certificate is made out to a name; without one, nobody need resolve anything.
-        if not relay.tls or not _HOST_NAME.fullmatch(relay.host) or len(relay.host) > MAX_RELAY_HOST:
-            raise
-        address = None
-    if not relay.port and (address is None or not address.is_unspecified):
-        raise ValueError("port out of range")
-
-
-def _check_endpoint(endpoint: Endpoint) -> None:
-    # Scoped addresses (fe80::1%2) are what a broker on the same link sees.
-    if len(endpoint.host) > 64:
-        raise ValueError("host is too long")
-    ipaddress.ip_address(endpoint.host)
-    if not 0 < endpoint.port <= 65535:
-        raise ValueError("port out of range")

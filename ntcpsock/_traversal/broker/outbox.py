@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.broker.fields import MAX_COUNTER, MAX_DATAGRAM, NO_SESSION
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer, encode_key_request
-from ntcpsock._traversal.broker.message import (
-    MAX_COUNTER,
-    MAX_DATAGRAM,
-    NO_SESSION,
-    FromNode,
-    Hello,
-    decode_from_node,
-    encode_from_node,
-)
+from ntcpsock._traversal.broker.message import FromNode, Hello, decode_from_node, encode_from_node
 
 _MAX_NUMBER = 2**32 - 1
 

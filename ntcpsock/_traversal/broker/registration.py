@@ -35,7 +35,7 @@ class KeptRegistration:
             if registration != self._accepted:
                 # A new wish was refused: what stood before it still stands.
                 self.wanted = self._accepted
-            elif answer.reason is Reason.BUSY:
+            elif answer.reason in (Reason.BUSY, Reason.OVER_QUOTA):
                 self._again_later = True
             else:
                 self.wanted = self._accepted = None

@@ -21,6 +21,7 @@ from ntcpsock._traversal.broker.message import (
     Spoofed,
     Unreachable,
 )
+from ntcpsock._traversal.broker.operation import OfferRelay, RelayTaken, WithdrawRelay
 
 MAX_PENDING = 1024
 # Somebody waits for the answer: one frame a second is no burden, and a long pause costs him a second.
@@ -34,6 +35,8 @@ _ANSWERS: dict[type[FromNode], tuple[type[FromBroker], ...]] = {
     Introduce: (Introduced, Unreachable),
     KeepAlive: (KeepAliveAck,),
     Spoof: (Spoofed,),
+    OfferRelay: (RelayTaken, Refused),
+    WithdrawRelay: (RelayTaken,),
 }
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.transport import Destination
 from ntcpsock._traversal.candidate import is_loopback
 from ntcpsock._traversal.interfaces import further_uplinks, prefer_lasting_source

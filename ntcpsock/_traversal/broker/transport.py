@@ -13,7 +13,7 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
 from ntcpsock._traversal.http.driver import Connection, open_connection, open_tls, send_at_once
 from ntcpsock._traversal.http.proxy import Proxy

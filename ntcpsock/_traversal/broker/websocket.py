@@ -22,7 +22,7 @@ from wsproto.events import (
 from wsproto.utilities import ProtocolError
 
 from ntcpsock._errors import BadMessage
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 PATH: Final = "/signal"
 

@@ -19,16 +19,17 @@ MAX_HEAD: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`CONNECT host:port` to a proxy, or an upgrade of `GET path`."""
+    """`CONNECT host:port` to a proxy, or an upgrade of `GET path`; expected: another status that says yes."""
 
     method: str
     target: str
     headers: Mapping[str, str]
+    expected: int | None = None
 
     @property
     def wanted(self) -> int:
         """The status that says yes."""
-        return 200 if self.method == "CONNECT" else 101
+        return self.expected or (200 if self.method == "CONNECT" else 101)
 
 
 @dataclass(frozen=True, slots=True)

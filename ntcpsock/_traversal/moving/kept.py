@@ -83,7 +83,8 @@ class KeptStream:
     def _on_lost(self, error: OSError) -> bool:
         if self._node.closing or not self._node.linger:
             return False
-        if is_loopback(self.stream.carrier.remote.host) and error.errno not in _SILENT:
+        carrier = self.stream.carrier
+        if is_loopback(carrier.remote.host) and error.errno not in _SILENT and not carrier.ended_cleanly:
             return False  # nothing lies between the two processes: the other one has died
         return self._soon(self._lost, error)
 

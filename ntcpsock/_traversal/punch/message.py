@@ -66,6 +66,13 @@ _Host = Annotated[str, msgspec.Meta(max_length=45)]
 _Fingerprint = Annotated[bytes, msgspec.Meta(min_length=FINGERPRINT_LENGTH, max_length=FINGERPRINT_LENGTH)]
 _DialId = Annotated[bytes, msgspec.Meta(min_length=DIAL_ID_LENGTH, max_length=DIAL_ID_LENGTH)]
 _Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_LENGTH, max_length=TOKEN_LENGTH)]
+RelayTimes = Annotated[
+    tuple[
+        tuple[Annotated[str, msgspec.Meta(max_length=128)], Annotated[int, msgspec.Meta(ge=0, le=60_000)]],
+        ...,
+    ],
+    msgspec.Meta(max_length=4),
+]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
@@ -155,6 +162,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     """The listener's side: whether it lets this dial in, and where it is.
 
     demands: the encryption without which the listener refuses this dial; None where that is not the reason.
+    relay_times: how far the broker's relays are, by the broker's words for them, in milliseconds.
     """
 
     dial_id: _DialId
@@ -168,6 +176,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     relayed: bool = True
     udp_profile: NATProfile | None = None
     turn: bool = False
+    relay_times: RelayTimes = ()
 
 
 class Signal(msgspec.Struct, frozen=True, array_like=True, tag="signal"):

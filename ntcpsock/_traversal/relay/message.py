@@ -33,6 +33,9 @@ _FIELDS: Final = struct.Struct(f">{SESSION_LENGTH}sIB{NODE_LENGTH}s")
 _MAC_LENGTH: Final = 16
 TICKET_LENGTH: Final = _FIELDS.size + _MAC_LENGTH
 
+#: Of `relay_proof`.
+PROOF_LENGTH: Final = 16
+
 #: What the upgrade of `GET /relay` asks for, and the header with the ticket.
 UPGRADE: Final = "ntcp-relay/1"
 TICKET_HEADER: Final = "ntcp-ticket"
@@ -65,9 +68,13 @@ def issue_pair(
 
 
 def _issue(secret: bytes, session: bytes, seat: Seat, key: bytes, now: float) -> bytes:
-    node = hashlib.blake2b(key, digest_size=NODE_LENGTH).digest()
-    fields = _FIELDS.pack(session, int(now) + LIFETIME, seat, node)
+    fields = _FIELDS.pack(session, int(now) + LIFETIME, seat, node_tag(key))
     return fields + _mac(secret, fields)
+
+
+def node_tag(key: bytes) -> bytes:
+    """What stands for a node's key in its tickets."""
+    return hashlib.blake2b(key, digest_size=NODE_LENGTH).digest()
 
 
 def _mac(secret: bytes, fields: bytes) -> bytes:
@@ -85,6 +92,13 @@ def verify_untrusted(secret: bytes, data: bytes, now: float) -> Ticket:
     if now > expires:
         raise BadMessage("ticket is too old")
     return Ticket(session, expires, Seat(seat), node)
+
+
+def relay_proof(secret: bytes, broker: bytes, relay: bytes) -> bytes:
+    """That a relay shares `secret` with a broker, for its own key at that broker's; both are public keys."""
+    return hashlib.blake2b(
+        broker + relay, key=secret, digest_size=PROOF_LENGTH, person=b"ntcp relay"
+    ).digest()
 
 
 def to_header(ticket: bytes) -> bytes:

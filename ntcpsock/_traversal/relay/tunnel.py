@@ -17,6 +17,7 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.http.tls import TlsConnection, client_context
+from ntcpsock._traversal.relay.told import ToldRelay
 
 _CHUNK: Final = 65536
 _RESET: Final = b"\1\0\0\0\0\0\0\0"
@@ -44,16 +45,25 @@ class Tunnels:
         return near
 
 
-class TlsRelay(Endpoint):
+class TlsRelay(ToldRelay):
     """A relay to which one speaks TLS. As an endpoint it is equal to the same one without."""
 
     context: ssl.SSLContext
     tunnels: Tunnels
 
     @classmethod
-    def at(cls, host: str, port: int, ca_file: Path | None, tunnels: Tunnels) -> TlsRelay:
+    def at(
+        cls,
+        host: str,
+        port: int,
+        ca_file: Path | None,
+        tunnels: Tunnels,
+        told: str | None = None,
+        load: int = 0,
+    ) -> TlsRelay:
         """Raises ConfigurationError for an unusable `ca_file`."""
         relay = cls(host, port)
+        relay.told, relay.load = told or f"wss://{Endpoint(host, port)}", load
         relay.context, relay.tunnels = client_context(ca_file), tunnels
         return relay
 

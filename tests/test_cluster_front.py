@@ -1,0 +1,170 @@
+"""The shipped files of a cluster: nginx before three brokers, as the real one, and what compose is told."""
+
+from __future__ import annotations
+
+import re
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import typer.main
+import yaml  # type: ignore[import-untyped]
+from certificates import Authority
+from redis_support import (
+    PATIENCE,
+    BrokerProcess,
+    free_port,
+    needs_redis,
+    running_redis,
+    share_keys,
+)
+from test_nginx import NGINX, start, wait_for
+from test_relay_connect import check_both_ways, connect
+
+from ntcpsock._address import BrokerAddress
+from ntcpsock._config import Config
+from ntcpsock.cli.app import app
+from ntcpsock.trio import open_node
+
+SERVERS = Path(__file__).parents[1] / "servers"
+CONFIG = SERVERS / "nginx-cluster.conf"
+COMPOSE = SERVERS / "container" / "cluster.yaml"
+PLACES = ("127.0.0.1:6060", "127.0.0.1:6061", "127.0.0.1:6062")
+
+
+def configuration(folder: Path, brokers: list[BrokerProcess], front: int, files: tuple[Path, Path]) -> Path:
+    """The shipped one with other places in it, so that it runs beside whatever else runs here, as any user."""
+    text = CONFIG.read_text(encoding="utf-8")
+    for place, broker in zip(PLACES, brokers, strict=True):
+        assert text.count(f"server {place} ") == 2  # signalling and relay
+        text = text.replace(f"server {place} ", f"server {broker.host}:{broker.port} ")
+    places = {
+        "listen 443 ssl;": f"listen 127.0.0.1:{front} ssl;",
+        "        listen [::]:443 ssl;\n": "",
+        "/etc/ssl/broker.example.org/fullchain.pem": str(files[0]),
+        "/etc/ssl/broker.example.org/privkey.pem": str(files[1]),
+        "worker_processes auto;": "master_process off;\ndaemon off;\nerror_log stderr;",
+        "    access_log off;\n": "    access_log off;\n"
+        + "".join(
+            f"    {name}_temp_path {folder}/{name};\n"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        ),
+    }
+    for ours, theirs in places.items():
+        assert text.count(ours) == 1, ours
+        text = text.replace(ours, theirs)
+    made = folder / "nginx.conf"
+    made.write_text(text, encoding="utf-8")
+    return made
+
+
+@needs_redis
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx-light)")
+@pytest.mark.parametrize("killed", [1, pytest.param(3, marks=pytest.mark.slow)])
+async def test_nodes_meet_through_a_front_and_outlive_its_brokers(tmp_path: Path, killed: int) -> None:
+    """Both of a relayed connection come to the same relay, whichever brokers they are at."""
+    authority = Authority(tmp_path)
+    with running_redis(tmp_path / "redis") as redis, ExitStack() as stack:
+        brokers = []
+        for number in range(3):
+            state = tmp_path / f"broker{number}"
+            share_keys(tmp_path, state)
+            store = ("--store", redis.url, "--behind", "127.0.0.1", "--drain", "0")
+            broker = BrokerProcess("tcp_broker.py", "127.0.0.1", free_port(), state, *store)
+            stack.callback(broker.kill)
+            brokers.append(broker)
+            await trio.to_thread.run_sync(broker.start)
+        front = free_port()
+        config = configuration(tmp_path, brokers, front, authority.issue(tmp_path, "localhost"))
+        nginx = start(tmp_path, config)
+        stack.callback(nginx.wait)
+        stack.callback(nginx.terminate)
+        await trio.to_thread.run_sync(wait_for, "127.0.0.1", front)
+        uri = str(BrokerAddress("localhost", front, brokers[0].address.key, tls=True))
+        settings = Config(
+            broker=uri, ca_file=authority.file, keep_alive="fixed", keep_alive_interval=1.0, relay="only"
+        )
+        async with (
+            open_node(settings, name="alice", state_dir=tmp_path / "alice") as alice,
+            open_node(settings, state_dir=tmp_path / "bob") as bob,
+            open_node(settings, state_dir=tmp_path / "carol") as carol,
+        ):
+            async with await alice.open_listener(8000) as listening:
+                for _ in range(4):
+                    for dialler in (bob, carol):
+                        mine, theirs = await connect(dialler, listening)
+                        assert mine.path.kind == "relay"
+                        await check_both_ways(mine, theirs)
+                assert sum(sessions(broker) > 0 for broker in brokers) == 3
+                for broker in brokers[:killed]:
+                    broker.kill()
+                    with trio.fail_after(PATIENCE):
+                        while True:
+                            try:
+                                mine = await bob.open_stream("alice", 8000)
+                                break
+                            except OSError:
+                                await trio.sleep(0.1)
+                        await check_both_ways(mine, await listening.accept())
+                    await trio.to_thread.run_sync(broker.start)
+
+
+def sessions(broker: BrokerProcess) -> int:
+    """How many it has opened."""
+    with socket.create_connection((broker.host, broker.port), PATIENCE) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        page = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    found = re.search(r"^ntcp_broker_sessions_total ([0-9.]+)$", page, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
+def test_the_compose_file_is_what_our_commands_and_its_own_parts_take() -> None:
+    document: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    assert set(document) == {"x-broker", "services", "volumes"}
+    services = document["services"]
+    brokers = {name: service for name, service in services.items() if name.startswith("broker")}
+    assert len(brokers) == 3
+    group: Any = typer.main.get_command(app)
+    serve = group.commands["serve"]
+    ports: list[int] = []
+    for name, service in brokers.items():
+        given = serve.make_context("serve", list(service["command"])).params
+        assert given["store"].startswith("redis://127.0.0.1:6379")
+        assert given["behind"] == ["127.0.0.1"]
+        ports += [given["broker_port"], given["stun_port"], given["other_stun_port"]]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["network_mode"] == "host"
+        assert f"state{name[-1]}:/var/lib/ntcp" in service["volumes"]
+        if name != "broker1":
+            # Its own state, with the first one's keys.
+            assert "state1:/keys:ro" in service["volumes"]
+            assert "cp -n /keys/broker.key /keys/relay.key /var/lib/ntcp/" in service["entrypoint"][2]
+    assert len(set(ports)) == 9
+    places = re.findall(r"server (127\.0\.0\.1:\d+) ", CONFIG.read_text(encoding="utf-8"))
+    assert places == [f"127.0.0.1:{port}" for port in ports[::3]] * 2
+    named = {
+        volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", ())
+    }
+    assert {name for name in named if not name.startswith(".")} == set(document["volumes"])
+    for name in named:
+        if name.startswith("..") or name == "./tls":
+            assert name == "./tls" or (COMPOSE.parent / name).is_file()
+    for service in services.values():
+        for other in service.get("depends_on", ()):
+            assert other in services
+        if build := service.get("build"):
+            assert (COMPOSE.parent / build["context"] / build["dockerfile"]).is_file()
+
+
+@needs_redis
+def test_redis_takes_what_compose_tells_it(tmp_path: Path) -> None:
+    words = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["redis"]["command"]
+    assert words[0] == "redis-server"
+    options = [str(word) for word in words[1:]]
+    options[options.index("--port") + 1] = str(free_port())
+    with running_redis(tmp_path / "redis", arguments=options) as redis:
+        assert redis.ask("CONFIG", "GET", "appendfsync") == "2"
