@@ -11,10 +11,10 @@ from ntcpsock._address import Endpoint, decode_node_id
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
 from ntcpsock._traversal.broker.events import Connected
+from ntcpsock._traversal.broker.fields import MAX_TTL
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import (
-    MAX_TTL,
     BrokerEnvelope,
     Deliver,
     FromNode,

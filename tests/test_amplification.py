@@ -23,9 +23,9 @@ from stun_support import serving
 from benchmarks.hostile_senders import garbage
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.sources import endpoint_of, pack_source, unpack_source
+from ntcpsock._traversal.broker.fields import COOKIE_LENGTH, RelayPlace
 from ntcpsock._traversal.broker.frame import Sealer, encode_key_request
 from ntcpsock._traversal.broker.message import (
-    COOKIE_LENGTH,
     Bye,
     FromNode,
     Hello,
@@ -38,6 +38,7 @@ from ntcpsock._traversal.broker.message import (
     Spoof,
     encode_from_node,
 )
+from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, WithdrawRelay
 from ntcpsock._traversal.stun.attributes import Attribute, Software, Username
 from ntcpsock._traversal.stun.credentials import Fingerprint
 from ntcpsock._traversal.stun.message import Message, binding_request, decode_message, encode_message
@@ -109,6 +110,9 @@ def from_nodes(keys: list[bytes]) -> st.SearchStrategy[FromNode]:
         st.just(KeepAlive()),
         st.just(Bye()),
         st.builds(Prove, st.binary(max_size=COOKIE_LENGTH)),
+        st.just(Outcome("tcp-open", "tcp", "none", "unknown", 5)),
+        st.just(OfferRelay(RelayPlace("192.0.2.1", 6061))),
+        st.just(WithdrawRelay()),
     )
 
 
@@ -154,7 +158,19 @@ def test_a_broker_gives_an_unproven_address_no_more_than_came_from_there(data: s
 
 
 def test_every_message_is_among_those_that_were_tried() -> None:
-    tried = {Hello, Register, Lookup, Introduce, Reply, KeepAlive, Bye, Prove}
+    tried = {
+        Hello,
+        Register,
+        Lookup,
+        Introduce,
+        Reply,
+        KeepAlive,
+        Bye,
+        Prove,
+        Outcome,
+        OfferRelay,
+        WithdrawRelay,
+    }
     # Asks for a SYN-ACK, of 40 octets on the wire, towards addresses that both ends have proved; see test_spoofing.
     assert tried | {Spoof} == set(get_args(FromNode))
 

@@ -410,8 +410,9 @@ class BrokerCore:
                 self.counters.registrations += 1
                 node.register(counter, registration)
                 self._registry.names_changed(node.key)
-                owned = self._registry.names.names_of(node.key)
-                node.show(owned[0] if owned else None)
+                if self.cluster is None:
+                    owned = self._registry.names.names_of(node.key)
+                    node.show(owned[0] if owned else None)
                 self._registry.touch(node, now)
                 if self.cluster is not None:
                     return self.cluster.registered(node.key, node.instance, known, now)

@@ -170,7 +170,7 @@ class HotPath:
         if self._gate.meters_introductions:
             return None
         target_place = self._registry.places.get(offer.to)
-        if target_place is None or target_place == place or offer.instance is not None:
+        if target_place is None or target_place == place:
             return None
         target = RECORD.unpack_from(self._records.packed, target_place * RECORD.size)
         key, shared, instance, session, source, _, _, sent, _, expires, _, older, _, flags = target
