@@ -22,7 +22,8 @@ from ntcpsock._errors import ConfigurationError, TraversalFailed
 from ntcpsock._node import Node
 from ntcpsock._servers.pages import WELL_KNOWN
 from ntcpsock._servers.turn_desk import TurnDesk, turn_desk
-from ntcpsock._traversal.broker.message import MAX_DATAGRAM, TurnPlace, encode_from_broker
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
+from ntcpsock._traversal.broker.message import TurnPlace, encode_from_broker
 from ntcpsock._traversal.turn.allocation import TurnAllocation
 from ntcpsock._traversal.turn.credentials import TurnServer
 
