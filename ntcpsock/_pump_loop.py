@@ -263,9 +263,12 @@ class LoopPump:
     async def run(self) -> bool:
         """Pump until the end. Owns both ends: they are closed, or reset, on every way out but one: True, where the
         stream is to go on over another carrier."""
-        self._loop.add(self._link)
-        self.stream.holder = self
+        self.stream.is_held = True
         try:
+            await self.stream.driver.acquire()
+            self.stream.driver.lock.release()  # no task is amid a frame
+            self._loop.add(self._link)
+            self.stream.holder = self
             await self._ended.wait()
             if self._link.left:
                 return True

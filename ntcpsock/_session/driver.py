@@ -84,6 +84,10 @@ class SessionDriver(SendingDriver):
         if interrupted is not None:
             raise interrupted
 
+    async def catch_up(self) -> None:
+        """After `attach`, where perhaps nobody sends or receives: what the carrier before has lost goes out."""
+        await self._finish_quietly()
+
     async def _finish_quietly(self) -> None:
         try:
             async with self.lock:

@@ -96,6 +96,8 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.close_timeout = CLOSE_TIMEOUT
         #: Whoever moves the frames in a thread of his own lets go of them when asked to.
         self.holder: Holder | None = None
+        #: Whether that is done for all of its life, but for the moments between two carriers.
+        self.is_held = False
         #: Seconds that its user would wait for another carrier at most, whatever the node's `linger` is.
         self.linger = math.inf
         self._driver = SessionDriver(carrier, received, window)

@@ -96,8 +96,9 @@ class DirectRace:
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
                 raise race.verdict
-            if connection is not None and (dial.port not in course.card.ports or dial.kind == "datagram"):
-                # The card does not say that anybody listens there.
+            is_open = dial.port in course.card.ports and dial.kind == "stream" and dial.resume is None
+            if connection is not None and not is_open:
+                # The card does not say that anybody listens there, or has the stream that is to move.
                 await dial.wait_accepted()
         except BaseException:
             if race is not None:

@@ -154,6 +154,8 @@ class KeptStream:
         """Go on over `carrier`. Raises BadMessage."""
         now = trio.current_time()
         self.stream.attach(carrier, position, path)
+        if not self.stream.is_held:
+            self._node.nursery.start_soon(self.stream.driver.catch_up)
         report = self.stream.report
         pause = 0.0 if self._lost_at is None else now - self._lost_at
         self._lost_at = None
