@@ -70,6 +70,7 @@ def test_small_messages_share_pieces() -> None:
     buffer = SendBuffer()
     for _ in range(100_000):
         buffer.append(b"ten bytes.")
+    assert buffer._pieces is not None
     assert len(buffer._pieces) <= 1_000_000 // SMALL + 1
 
 
