@@ -29,7 +29,7 @@ class SessionDriver(SendingDriver):
         before is closed. Raises BadMessage where that cannot be."""
         self.machine.reattach(peer_position)
         before, self.carrier = self.carrier, carrier
-        before.close()
+        before.close(abort=True)  # in order it might look like the end of the stream: see `fail`
         self._early, self._tail = b"", b""
         self._in_frame = False
         self.taken = self.heard = self.answers = 0

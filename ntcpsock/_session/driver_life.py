@@ -84,7 +84,8 @@ class DriverLife:
         if isinstance(error, OSError) and self.can_move and self.on_lost is not None:
             self.suspend()
             if self.on_lost(error):
-                self.carrier.close()
+                # Closed in order it would look, to a peer that has our FIN, like one who has said all and leaves.
+                self.carrier.close(abort=True)
                 return
             self.suspended = False
         self.end(error)

@@ -185,9 +185,8 @@ class SendingDriver(ReceivingDriver):
         """FIN, as far as it goes now; see `finish_nowait`."""
         if self.finish_nowait():
             self._tail = self.machine.send_eof()
-        elif self.suspended:
-            self.machine.send_eof()  # kept by the machine for the next carrier
         else:
-            # Behind what waits: a frame boundary is where the tail ends.
+            # Behind what waits: a frame boundary is where the tail ends. Another carrier starts without the tail, and
+            # gets FIN from the machine; where it comes to none the stream goes on with this one.
             self._tail = bytes(self._tail) + self.machine.send_eof()
         return self.finish_nowait()

@@ -98,10 +98,8 @@ class DialledStream(KeptStream):
 
     def asked(self, signal: Signal) -> None:
         """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
-        if (
-            self._resuming.epoch == int.from_bytes(signal.body[:8], "big")
-            and not self.stream.driver.suspended
-        ):
+        is_late = self._resuming.is_late(int.from_bytes(signal.body[:8], "big"))
+        if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
     # -- a carrier that was lost
@@ -195,6 +193,7 @@ class DialledStream(KeptStream):
             if driver.error is not None:  # meanwhile
                 raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
             self.moved(carrier, position, path, reason)
+            self._resuming.has_moved()
         except BadMessage as error:
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, f"the peer broke the protocol: {error}"

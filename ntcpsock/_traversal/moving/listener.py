@@ -64,7 +64,8 @@ class AcceptedStream(KeptStream):
             await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
 
     async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
-        """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError."""
+        """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError, or
+        BadMessage where that cannot be; then nothing has changed."""
         driver = self.stream.driver
         async with self._lock:
             await self.stream.suspend()
@@ -72,11 +73,15 @@ class AcceptedStream(KeptStream):
                 if driver.error is not None or driver.machine.is_reset:
                     await greeting.refuse(carrier)
                     return
+                try:
+                    driver.machine.check_position(position)
+                except BadMessage as error:
+                    # It may have been under way for long, and its dialer has said more since by the carrier that it
+                    # kept: no reason to end the stream.
+                    raise BadMessage("RESUME: out of date, or a lie") from error
                 await greeting.grant(carrier, driver.machine.position)
                 reason = "its path was lost" if self._lost_at is not None else "a better path"
                 self.moved(carrier, position, make_path(carrier, technique), reason)
-            except BadMessage as lie:
-                driver.end(lie)
             finally:
                 if driver.suspended and self._lost_at is None:
                     self.stream.go_on()

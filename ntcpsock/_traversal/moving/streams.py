@@ -51,7 +51,10 @@ class MovingStreams:
                 now = trio.current_time()
                 for kept in books:
                     if kept.stream.holder is None:
-                        kept.stream.driver.look(now, kept.stream.path.rtt or 0.0)
+                        driver = kept.stream.driver
+                        if not driver.receivers:
+                            driver.read_ahead()  # a question may lie behind what the application does not take
+                        driver.look(now, kept.stream.path.rtt or 0.0)
 
     def network_changed(self, change: NetworkChange) -> None:
         """Streams from an address that is gone need another path at once."""
