@@ -249,3 +249,21 @@ async def test_an_idle_stream_says_nothing(autojump_clock: trio.testing.MockCloc
         assert said == [stream.driver.taken for stream in pair.streams]
         nursery.cancel_scope.cancel()
     assert not pair.lost
+
+
+async def test_a_writer_that_waits_for_room_sends_again_what_was_lost() -> None:
+    """The peer cannot confirm what it has never got."""
+    pair = Pair()
+    data = bytes(2 * WINDOW)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, pair.left, data)
+        nursery.start_soon(partial(receive_all, pair.left, bytearray()))  # so that the writer leaves reading to others
+        pair.carriers[1].incoming.capacity = 2**30
+        await wait_all_tasks_blocked()
+        assert pair.left.driver.machine.room < 2**18
+        pair.cut()
+        await pair.bring()
+        there = bytearray()
+        await receive_all(pair.right, there)
+        await pair.right.send_eof()
+    assert there == data

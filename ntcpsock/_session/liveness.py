@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 #: Seconds without a sign of life, of a stream at work, after which the peer is asked.
-QUIET: Final = 1.0
+QUIET: Final = 0.75
 #: Seconds that the answer may take, or so many round trips of the path where they are longer.
 PATIENCE: Final = 1.5
 ROUND_TRIPS: Final = 3.0
@@ -55,7 +55,8 @@ class Liveness:
         progress = 0 if unacknowledged is None else taken - unacknowledged
         moved = (heard - aside[0], taken - aside[1])
         works = moved != self._moved
-        if (heard, progress) != (self._heard, self._progress):
+        # Less is none: QUIC counts what it sends again.
+        if heard != self._heard or progress > self._progress:
             self._alive = now
         if works:
             self._idle = False
@@ -64,7 +65,8 @@ class Liveness:
             self._asked = None
             # What went out behind the question is not confirmed by its answer.
             self._idle = not self._works_since_asked
-        self._heard, self._moved, self._progress, self._answers = heard, moved, progress, answers
+        self._heard, self._moved, self._answers = heard, moved, answers
+        self._progress = max(progress, self._progress)
         if self._idle:
             return "idle"
         if self._asked is None:

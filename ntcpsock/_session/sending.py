@@ -49,8 +49,11 @@ class SendingDriver(ReceivingDriver):
                 return  # nothing has happened to the carrier while we waited
 
     async def _wait_room(self, length: int) -> None:
-        """Until the peer has confirmed enough. Where nobody else reads, its word is looked for here."""
-        while self.machine.room < length:
+        """Until the peer has confirmed enough. Where nobody else reads, its word is looked for here.
+
+        Not while something is to be sent again: it would wait for that.
+        """
+        while self.machine.room < length and self._uses(self.carrier) and not self.machine.is_behind:
             if self.send_error is not None:
                 raise self.send_error
             if self.machine.is_reset:
