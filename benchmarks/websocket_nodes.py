@@ -110,7 +110,7 @@ def measure(count: int) -> harness.Series:
         finally:
             for process in processes:
                 process.terminate()
-                process.wait()
+                process.communicate()  # which closes its pipe as well
     each = (full["resident"] - base["resident"]) / (full["nodes"] - base["nodes"])
     print(
         f"{full['nodes']:.0f} nodes over TCP: {each / 1024:.1f} KiB each in user space, {share:.3f} of a core "

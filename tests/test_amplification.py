@@ -26,6 +26,7 @@ from ntcpsock._servers.sources import endpoint_of, pack_source, unpack_source
 from ntcpsock._traversal.broker.fields import COOKIE_LENGTH, RelayPlace
 from ntcpsock._traversal.broker.frame import Sealer, encode_key_request
 from ntcpsock._traversal.broker.message import (
+    AskTurn,
     Bye,
     FromNode,
     Hello,
@@ -113,6 +114,7 @@ def from_nodes(keys: list[bytes]) -> st.SearchStrategy[FromNode]:
         st.just(Outcome("tcp-open", "tcp", "none", "unknown", 5)),
         st.just(OfferRelay(RelayPlace("192.0.2.1", 6061))),
         st.just(WithdrawRelay()),
+        st.just(AskTurn()),
     )
 
 
@@ -170,6 +172,7 @@ def test_every_message_is_among_those_that_were_tried() -> None:
         Outcome,
         OfferRelay,
         WithdrawRelay,
+        AskTurn,
     }
     # Asks for a SYN-ACK, of 40 octets on the wire, towards addresses that both ends have proved; see test_spoofing.
     assert tried | {Spoof} == set(get_args(FromNode))

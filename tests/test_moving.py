@@ -56,17 +56,17 @@ async def answer_to(carrier: Carrier, frame: bytes) -> int | None:
         return None
 
 
-@pytest.mark.parametrize("loser", ["dialler", "listener", "both"])
+@pytest.mark.parametrize("loser", ["dialler", "both"])
 async def test_a_lost_path_is_replaced(tmp_path: Path, loser: str) -> None:
-    """Nobody listens on the port any more: it is the stream that is asked for."""
+    """Nobody listens on the port any more: it is the stream that is asked for. (What the listener alone notices is for
+    the lab: over loopback a reset is the peer's end.)"""
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
         dialled, accepted = await connect(bob, alice)
         async with dialled, accepted:
             await echo_byte(dialled, accepted)
             before = dialled.path.local
-            if loser != "listener":
-                dialled.lose(silent())
-            if loser != "dialler":
+            dialled.lose(silent())
+            if loser == "both":
                 accepted.lose(silent())
             await echo_byte(dialled, accepted)
             await echo_byte(accepted, dialled)

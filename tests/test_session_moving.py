@@ -257,7 +257,9 @@ async def test_a_writer_that_waits_for_room_sends_again_what_was_lost() -> None:
     data = bytes(2 * WINDOW)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_and_end, pair.left, data)
-        nursery.start_soon(partial(receive_all, pair.left, bytearray()))  # so that the writer leaves reading to others
+        nursery.start_soon(
+            partial(receive_all, pair.left, bytearray())
+        )  # so that the writer leaves reading to others
         pair.carriers[1].incoming.capacity = 2**30
         await wait_all_tasks_blocked()
         assert pair.left.driver.machine.room < 2**18
