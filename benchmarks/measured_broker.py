@@ -22,7 +22,7 @@ import trio
 from benchmarks.fleet import made_up
 from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker import BrokerServer, serve_broker
-from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._servers.descriptors import raise_descriptor_limit
 from ntcpsock._servers.sources import WAYS
 from ntcpsock._servers.web import WebLimits

@@ -14,7 +14,7 @@ from broker_support import make_identity
 from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.broker import BrokerServer, serve_udp_broker
-from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._state import Pins
 from ntcpsock._traversal.broker.driver import (
     BrokerSession,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from ntcpsock._address import Endpoint
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.sources import endpoint_of
 from ntcpsock._servers.spoofing import SpoofingDesk

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ntcpsock._address import Endpoint, encode_node_id
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker_core import BrokerLimits
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._traversal.broker.fields import NO_SESSION
 from ntcpsock._traversal.broker.frame import KEY_REPLY_LENGTH, Sealer, encode_key_request
 from ntcpsock._traversal.broker.message import (

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntcpsock._address import Endpoint
-from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._servers.names import NameStore
 from ntcpsock._servers.node_record import RECORD, NodeRecord, Records
 from ntcpsock._servers.policy import Policy

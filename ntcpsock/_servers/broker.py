@@ -20,7 +20,8 @@ import trio
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._identity import Identity
-from ntcpsock._servers.broker_core import BrokerCore, BrokerLimits
+from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._servers.certificate import CertificateFiles
 from ntcpsock._servers.cluster.start import Membership, open_names
 from ntcpsock._servers.datagrams import DatagramSocket

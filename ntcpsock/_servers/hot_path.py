@@ -43,7 +43,7 @@ from ntcpsock._traversal.broker.message import (
 from ntcpsock._traversal.broker.replay import advance
 
 if TYPE_CHECKING:
-    from ntcpsock._servers.broker_core import BrokerCounters
+    from ntcpsock._servers.broker_state import BrokerCounters
 
 #: A frame, and the packed source to send it to.
 Packed = tuple[bytes, bytes]
