@@ -117,3 +117,12 @@ def test_connect_time_keeps_its_promise() -> None:
     series = measure("private", "default", PRIVATE)
     assert series.failures == 0
     assert series.median <= 3.3
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(namespaces_available() is not None, reason=str(namespaces_available()))
+def test_a_short_soak_has_no_complaint() -> None:
+    from benchmarks.soak import run
+
+    assert run(0.5, seed=3, connections=4) == []
