@@ -128,7 +128,12 @@ class Listener:
     def __init__(self) -> None:
         carrier, self.peer = memory_carriers()
         self.stream = moving_stream(carrier)
-        context = SimpleNamespace(closing=False, linger=60.0, introductions=None, nursery=None)
+        context = SimpleNamespace(
+            closing=False,
+            linger=60.0,
+            introductions=None,
+            nursery=SimpleNamespace(start_soon=lambda *_: None),
+        )
         self.book = AcceptedStreams(cast(KeptContext, context))
         pending = SimpleNamespace(
             offer=SimpleNamespace(dial_id=SESSION, token=TOKEN),

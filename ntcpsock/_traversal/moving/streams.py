@@ -52,7 +52,7 @@ class MovingStreams:
                 for kept in books:
                     if kept.stream.holder is None:
                         driver = kept.stream.driver
-                        if not driver.receivers:
+                        if not driver.receivers and not driver.closed:
                             driver.read_ahead()  # a question may lie behind what the application does not take
                         driver.look(now, kept.stream.path.rtt or 0.0)
 
