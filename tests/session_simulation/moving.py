@@ -25,7 +25,7 @@ from session_simulation.network import Carrier, Side, World
 DEADLINE = 5.0
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2)
+ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)  # the last one repeats
 
 
 class Dialer(End):
@@ -163,14 +163,13 @@ class Listener(End):
         self.tell_dialer: Callable[[int], None] = _nobody
 
     def keep(self) -> None:
-        wait = 0.0
-        for pause in ASK_PAUSES:
-            wait += pause
-            self.world.after(wait, self._ask, self.moves)
+        self.world.after(ASK_PAUSES[0], self._ask, self.moves, 1)
 
-    def _ask(self, moves: int) -> None:
+    def _ask(self, moves: int, number: int) -> None:
         if self.is_lost and self.moves == moves:
             self.tell_dialer(self.resumable.epoch)
+            pause = ASK_PAUSES[min(number, len(ASK_PAUSES) - 1)]
+            self.world.after(pause, self._ask, moves, number + 1)
 
     def arrived(self, carrier: Carrier, peer: bytes) -> None:
         """A carrier whose dialer is the node `peer`, proven."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 
 import trio
 
@@ -22,8 +23,9 @@ from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
 
-#: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges.
-ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2)
+#: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges, so the last pause
+#: repeats as long as the stream waits.
+ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 log = logging.getLogger("ntcpsock")
 
@@ -48,13 +50,11 @@ class AcceptedStream(KeptStream):
         """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
         broker."""
         with trio.move_on_after(self.patience(error)):
-            for pause in ASK_PAUSES:
+            for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
                 with trio.move_on_after(pause):
                     await self.stream.wait_usable()
                     return
                 await self._ask()
-            await self.stream.wait_usable()
-            return
         self.stream.give_up(error)
 
     async def _ask(self) -> None:
