@@ -250,7 +250,8 @@ async def test_a_broken_relay_breaks_the_stream_as_a_reset(tmp_path: Path) -> No
                     stream.reset()
 
 
-@pytest.mark.slow  # beside other tests a TLS socket is left to the collector now and then; whose it is, is not known yet
+# Beside other tests a TLS socket is left to the collector now and then; whose it is, is not known yet.
+@pytest.mark.slow
 async def test_a_cancelled_connect_leaves_nothing_at_the_relay(tmp_path: Path) -> None:
     async with open_world(tmp_path, tcp=True) as world:
         async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
