@@ -75,7 +75,7 @@ class SessionDriver(SendingDriver):
             return
         interrupted: trio.ClosedResourceError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._finish_quietly)
+            nursery.start_soon(self.catch_up)
             try:
                 await self._wait_readable()
             except trio.ClosedResourceError as error:
@@ -86,9 +86,6 @@ class SessionDriver(SendingDriver):
 
     async def catch_up(self) -> None:
         """After `attach`, where perhaps nobody sends or receives: what the carrier before has lost goes out."""
-        await self._finish_quietly()
-
-    async def _finish_quietly(self) -> None:
         try:
             async with self.lock:
                 await self.finish()

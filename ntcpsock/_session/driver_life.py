@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import trio
@@ -15,7 +16,7 @@ from ntcpsock._session.liveness import Liveness
 from ntcpsock._session.machine import Session
 
 
-class DriverLife:
+class DriverLife(ABC):
     """machine, carrier: the two it joins; error: what ended receiving (and with it everything), or
     None; send_error: what ended sending, or None.
 
@@ -54,9 +55,9 @@ class DriverLife:
         self._is_read = False  # somebody waits for the carrier
         self._liveness: Liveness | None = None
 
+    @abstractmethod
     def read_ahead(self) -> None:
         """See `ntcpsock._session.receiving`."""
-        raise NotImplementedError
 
     @property
     def can_move(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from abc import ABC, abstractmethod
 from collections import deque
 
 from ntcpsock._errors import BadMessage
@@ -23,7 +24,7 @@ from session_simulation.network import Side, World
 LINGER = 60.0
 
 
-class End:
+class End(ABC):
     """outgoing: what its writer may write; want: how much of that it would have written by now; written: how much it
     has; got: bytes that its reader has taken; error: what ended the stream here.
 
@@ -311,9 +312,9 @@ class End:
         if self.is_lost and self.moves == moves:
             self.end(error)
 
+    @abstractmethod
     def keep(self) -> None:
         """See to it that there will be another carrier."""
-        raise NotImplementedError
 
     def end(self, error: OSError) -> None:
         if self.error is None:

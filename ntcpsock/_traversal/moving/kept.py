@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -59,7 +60,7 @@ class KeptContext(Protocol):
     def network(self) -> Network: ...
 
 
-class KeptStream:
+class KeptStream(ABC):
     """One stream at one end. The hooks are called in whatever thread moves its frames, all else in trio's.
 
     key: of the node at the other end.
@@ -117,9 +118,9 @@ class KeptStream:
             self._node.network.suspect()
         self._node.nursery.start_soon(self._keep, error)
 
+    @abstractmethod
     async def _keep(self, error: OSError) -> None:
         """See to it that the stream gets another carrier, or ends with `error`."""
-        raise NotImplementedError
 
     def patience(self, error: OSError) -> float:
         """Seconds to wait for another carrier."""
@@ -146,9 +147,9 @@ class KeptStream:
         self._node.introductions.take(delivery)
 
     @property
+    @abstractmethod
     def observed_host(self) -> str:
         """Where the broker saw the other end last."""
-        raise NotImplementedError
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         """Go on over `carrier`. Raises BadMessage."""
