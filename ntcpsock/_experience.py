@@ -64,7 +64,7 @@ class Experience:
     def note(self, network: str, technique: str, node_key: bytes, worked: bool) -> None:
         """A technique has connected us with a node, or failed to."""
         if technique not in _NOT_REMEMBERED:
-            noted = (network, technique, _hash(node_key), worked, self._clock())
+            noted = (network, technique, hashed(node_key), worked, self._clock())
             if _apply(self._networks, noted):
                 self._noted.append(noted)
 
@@ -78,7 +78,7 @@ class Experience:
             _apply(networks, entry)
         self._networks = self._pruned(networks)
         with suppress(OSError):
-            _replace(self._path, msgspec.json.format(msgspec.json.encode(self._networks), indent=1))
+            replace_file(self._path, msgspec.json.format(msgspec.json.encode(self._networks), indent=1))
 
     def _read(self) -> _Networks:
         if self._path is None:
@@ -118,7 +118,7 @@ def network_id(observed: str) -> str:
     """A name for the network that this machine is in: a hash of its gateway, or, where the system does not tell all of
     that, of the address as which the broker sees us, `observed`."""
     gateway, hardware = _gateway()
-    return _hash((f"{gateway} {hardware}" if hardware else f"{gateway} {observed}").encode())
+    return hashed((f"{gateway} {hardware}" if hardware else f"{gateway} {observed}").encode())
 
 
 def _gateway() -> tuple[str, str]:
@@ -133,13 +133,15 @@ def _gateway() -> tuple[str, str]:
     return "", ""
 
 
-def _hash(data: bytes) -> str:
+def hashed(data: bytes) -> str:
+    """What a file may say of a network or a node: the same for the same one, and nothing else."""
     return hashlib.blake2b(data, digest_size=12, person=b"ntcp network").hexdigest()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write the whole file, or leave the one before. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".networks.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

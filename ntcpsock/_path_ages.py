@@ -9,9 +9,6 @@ and one path that outlives the rest is enough to doubt.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from ntcpsock._experience import hashed, replace_file
 
 PathTransport = Literal["udp", "tcp"]
 
@@ -109,12 +108,12 @@ class PathAges:
         is_alone = not 0 <= now - self._last_death < TOGETHER
         self._last_death = now
         if is_alone and now >= self._ignored_until and SHORTEST_AGE <= age <= LONGEST_AGE:
-            self._note((network, transport, _hash(peer_key), age, now, True))
+            self._note((network, transport, hashed(peer_key), age, now, True))
 
     def note_survival(self, network: str, transport: PathTransport, peer_key: bytes, age: float) -> None:
         """A path has come to an age of `age` seconds and was alive: at its orderly end, or now and then."""
         if age > SHORTEST_AGE:
-            self._note((network, transport, _hash(peer_key), age, self._clock(), False))
+            self._note((network, transport, hashed(peer_key), age, self._clock(), False))
 
     def network_changed(self) -> None:
         """Paths that die now, or have just died, did so for a reason."""
@@ -131,7 +130,7 @@ class PathAges:
         ages = self._networks.get(network, {}).get(transport)
         if ages is None:
             return None
-        now, peer = self._clock(), _hash(peer_key)
+        now, peer = self._clock(), hashed(peer_key)
         deaths = [death for death in ages.deaths if _is_fresh(death.at, now)]
         survived = {name: entry for name, entry in ages.survived.items() if _is_fresh(entry.at, now)}
         of_all = lifetime(deaths, survived.values())
@@ -150,7 +149,7 @@ class PathAges:
             _apply(networks, note)
         self._networks = self._pruned(networks)
         with suppress(OSError):
-            _replace(self._path, msgspec.json.format(msgspec.json.encode(self._networks), indent=1))
+            replace_file(self._path, msgspec.json.format(msgspec.json.encode(self._networks), indent=1))
 
     def _note(self, note: tuple[str, PathTransport, str, float, float, bool]) -> None:
         if _apply(self._networks, note):
@@ -211,20 +210,3 @@ def _is_fresh(at: float, now: float) -> bool:
 
 def _is_recent(at: float, now: float) -> bool:
     return now - TOGETHER < at <= now
-
-
-def _hash(key: bytes) -> str:
-    return hashlib.blake2b(key, digest_size=12, person=b"ntcp network").hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".paths.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise

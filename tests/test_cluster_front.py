@@ -21,7 +21,7 @@ from redis_support import (
     running_redis,
     share_keys,
 )
-from test_nginx import NGINX, start, wait_for
+from test_nginx import NGINX, placed, start, wait_for
 from test_relay_connect import check_both_ways, connect
 
 from ntcpsock._address import BrokerAddress
@@ -41,24 +41,7 @@ def configuration(folder: Path, brokers: list[BrokerProcess], front: int, files:
     for place, broker in zip(PLACES, brokers, strict=True):
         assert text.count(f"server {place} ") == 2  # signalling and relay
         text = text.replace(f"server {place} ", f"server {broker.host}:{broker.port} ")
-    places = {
-        "listen 443 ssl;": f"listen 127.0.0.1:{front} ssl;",
-        "        listen [::]:443 ssl;\n": "",
-        "/etc/ssl/broker.example.org/fullchain.pem": str(files[0]),
-        "/etc/ssl/broker.example.org/privkey.pem": str(files[1]),
-        "worker_processes auto;": "master_process off;\ndaemon off;\nerror_log stderr;",
-        "    access_log off;\n": "    access_log off;\n"
-        + "".join(
-            f"    {name}_temp_path {folder}/{name};\n"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        ),
-    }
-    for ours, theirs in places.items():
-        assert text.count(ours) == 1, ours
-        text = text.replace(ours, theirs)
-    made = folder / "nginx.conf"
-    made.write_text(text, encoding="utf-8")
-    return made
+    return placed(text, folder, f"127.0.0.1:{front}", files)
 
 
 @needs_redis

@@ -46,7 +46,7 @@ FLOORS = (
     Floor(
         "F2 state",
         ("_experience", "_lifetimes", "_path_ages", "_state"),
-        frozenset({"F0 words"}),
+        frozenset({"F0 words", "F2 state"}),
         "keys and pins in files are of use to nodes, servers and commands alike",
         frozenset({"trio", "socket", "ssl", "select", "asyncio"}),
         "files do not wait",

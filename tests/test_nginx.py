@@ -34,8 +34,13 @@ def configuration(folder: Path, broker: str, front: str, files: tuple[Path, Path
     """The shipped one with other places in it (ADDR:PORT), so that it runs beside whatever else runs here, as any
     user."""
     text = CONFIG.read_text(encoding="utf-8")
+    assert text.count("server 127.0.0.1:6060;") == 1
+    return placed(text.replace("server 127.0.0.1:6060;", f"server {broker};"), folder, front, files)
+
+
+def placed(text: str, folder: Path, front: str, files: tuple[Path, Path]) -> Path:
+    """A shipped configuration for any user in `folder`, listening at `front` (ADDR:PORT) with a certificate and key."""
     places = {
-        "server 127.0.0.1:6060;": f"server {broker};",
         "listen 443 ssl;": f"listen {front} ssl;",
         "        listen [::]:443 ssl;\n": "",
         "/etc/ssl/broker.example.org/fullchain.pem": str(files[0]),
