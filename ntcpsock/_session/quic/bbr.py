@@ -319,9 +319,12 @@ class Bbr:
             self._probe_step = self._next_step()
 
     def _room_for_others(self) -> float:
+        """Room is left above what the path holds without a queue; less in flight would be less than it delivers."""
         if math.isinf(self._most_in_flight):
             return math.inf
-        return max((1 - HEADROOM) * self._most_in_flight, MINIMUM_PACKETS * self.datagram_size)
+        needed = self._product(1.0) + max(self._extra)
+        bound = max((1 - HEADROOM) * self._most_in_flight, min(self._most_in_flight, needed))
+        return max(bound, MINIMUM_PACKETS * self.datagram_size)
 
     # -- the round-trip time: section 5.3.4
 

@@ -51,6 +51,7 @@ class Sending:
         self._probed_at = -math.inf
         self._round_trip = 0.0
         self._more = False  # whether the core may have something that waits for a budget
+        self._blocked = False  # whether the peer has given no credit for more of the stream
         self._silent = False  # whether anything waits for the end of the silence behind the window's PINGs
         self._paced = False  # whether something waits for the pacer, and for nothing else
 
@@ -151,6 +152,7 @@ class Sending:
             if packets > 0:
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
+                self._blocked = not self._more and core.get_send_buffer_size(STREAM) > 0
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
@@ -208,7 +210,8 @@ class Sending:
         self._paced = (
             has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
         )
-        if has_room and not has_work:
+        if has_room and (self._blocked or not has_work):
+            # Flow control is the peer's application.
             self._measure.limited_by_application(in_flight)
 
     def _feed(self, core: QuicConnectionCore, packets: int, datagram_size: int) -> None:
