@@ -49,9 +49,13 @@ class CoreWindow:
         self.silent_until = -math.inf
         self._silence = FIRST_SILENCE
         self._ping = _FIRST_PING
-        self._retry_at = 0.0
+        self._retry_at = math.inf
         self._window = sys.maxsize
         self._waits = self._answered = False
+
+    def start(self, now: float, round_trip: float) -> None:
+        """The handshake is done. The first words are not to wait for the silence."""
+        self._retry_at = now + max(_RETRY, 3 * round_trip)
 
     def wants_pings(self, core: QuicConnectionCore, now: float) -> bool:
         """Whether it is time to try; again where the window has shrunk since."""
@@ -84,15 +88,14 @@ class CoreWindow:
         if ping == self._ping:
             self._answered = True
 
-    def release(self, core: QuicConnectionCore, lost: int, may: bool) -> None:
-        """After the core has received one datagram, in which it has noticed the loss of `lost` packets: if it was the
-        answer, and the other PING is still to be missed.
+    def release(self, core: QuicConnectionCore, may: bool) -> None:
+        """After the core has received one datagram: if it was the answer, and the other PING is still to be missed.
 
         may: False while the core tries a larger datagram, which would count as lost, too."""
         if not self._answered:
             return
         self._answered = self._waits = False
-        if lost or not may:
+        if not may:
             return
         before = core.congestion_window
         core.handle_timer(FAR)

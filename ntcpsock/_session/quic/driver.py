@@ -146,10 +146,10 @@ class QuicDriver:
         machine, accepted = self.machine, 0
         if self._batches is not None:
             for data, size in self._batches():
-                accepted += machine.receive(data, size, now)
+                accepted += machine.receive_in_order(data, size, now)
         else:
             for data in self.path.try_receive():
-                accepted += machine.receive(data, len(data) or 1, now)
+                accepted += machine.receive_in_order(data, len(data) or 1, now)
         if accepted:
             self._heard = now
             self._lost_since = None
