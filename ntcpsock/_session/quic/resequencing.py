@@ -5,8 +5,8 @@ section 6.1.1), and no setting of it allows for more. So it is the receiver that
 than that again and again, it keeps what is early until the gap before it is filled, or has lasted longer than the path
 lets expect. Nothing is held where order is kept.
 
-For that it reads packet numbers, which only the two ends can (RFC 9001 section 5.4). Who forges packets may at most undo
-what is gained here: whatever is read, every packet goes on to the core within `LONGEST_PATIENCE`.
+For that it reads packet numbers, which only the two ends can (RFC 9001 section 5.4). Who forges packets may at most
+undo what is gained here: whatever is read, every packet goes on to the core within `LONGEST_PATIENCE`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class PacketNumbers:
             len(sample) == _SAMPLE and not packet[0] & 0x80 and packet.startswith(self._connection_id, 1)
             for packet, sample in zip(packets, samples, strict=True)
         ]
-        masks = self._mask.update(b"".join(sample for sample, good in zip(samples, readable, strict=True) if good))
+        masks = self._mask.update(
+            b"".join(sample for sample, good in zip(samples, readable, strict=True) if good)
+        )
         numbers: list[int | None] = []
         position = 0
         for packet, good in zip(packets, readable, strict=True):

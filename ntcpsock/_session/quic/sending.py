@@ -162,11 +162,7 @@ class Sending:
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
-            if (
-                self.window.wants_pings(core, now)
-                and self._is_size_settled(now)
-                and len(datagrams) < most
-            ):
+            if self._is_size_settled(now) and self.window.wants_pings(core, now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
