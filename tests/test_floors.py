@@ -155,6 +155,7 @@ FLOORS = (
             "_traversal.observe_udp",
             "_traversal.ports",
             "_traversal.relay_times",
+            "_traversal.round_port",
             "_traversal.signals",
             "_traversal.strategies",
             "_traversal.strategies.*",
