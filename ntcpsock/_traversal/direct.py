@@ -198,11 +198,14 @@ class DirectRace:
             plan = self._datagram_plan(local, decode_candidates_untrusted(word), round_number)
         except BadMessage:
             return
-        for target in sorted(race.allowed(plan.targets if plan else ()), key=lambda target: target.delay):
+        targets = race.allowed(plan.targets) if plan is not None else ()
+        for target in sorted(targets, key=lambda target: target.delay):
             await trio.sleep_until(begin + target.delay)
             base = port.base_for(target.remote)
             if base is not None:
                 path.check(base, target.remote, target.kind, target.tries)
+                if plan is not None and target.remote in plan.guesses:
+                    path.guess([(base, target.remote)])
 
     def _waiting_time(self, ours: NATProfile, theirs: NATProfile, round_number: int) -> float:
         course = self._course
