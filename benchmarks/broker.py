@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.fleet import Fleet, open_sockets
+from benchmarks.fleet import Fleet, Prepared, open_sockets
 from benchmarks.good_clients import Introductions
 from benchmarks.hostile import Tries, trying
 from ntcpsock._address import Endpoint, encode_node_id, parse_broker
@@ -31,6 +31,8 @@ KEEP_ALIVE_INTERVAL = 20.0
 INTRODUCTIONS = 30_000
 # Each part of a measurement, in seconds.
 _SPAN = 5.0
+# The same for the last ones: every node has its turn.
+_LONG_SPAN = KEEP_ALIVE_INTERVAL + 2.0
 
 
 @dataclass
@@ -77,10 +79,16 @@ class Load:
 def run_load(
     broker: MeasuredBroker, fleet: Fleet, keep_alives: float, introductions: float, seconds: float = _SPAN
 ) -> Load:
+    prepared = fleet.prepare(seconds, keep_alives, introductions)
+    return fire(broker, fleet, prepared)
+
+
+def fire(broker: MeasuredBroker, fleet: Fleet, prepared: Prepared) -> Load:
+    """Let a load go."""
     before, heard, sent = broker.ask(), fleet.heard, fleet.sent_keep_alives
     introduced, answered = fleet.sent_introductions, heard.introductions
     start = time.monotonic()
-    fleet.load(seconds, keep_alives, introductions)
+    fleet.load(prepared)
     elapsed = time.monotonic() - start
     # What is still in the queues.
     time.sleep(0.3)
@@ -173,8 +181,9 @@ def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
     print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
     rate = len(fleet) / KEEP_ALIVE_INTERVAL
     for fraction in (0.0, 0.5, 1.0):
+        prepared = fleet.prepare(_LONG_SPAN, rate, fraction * INTRODUCTIONS)
         with trying(probe.ask) as tries:
-            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
+            load = fire(broker, fleet, prepared)
         print(
             f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
             f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",

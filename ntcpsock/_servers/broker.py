@@ -163,7 +163,7 @@ async def serve_broker(
                 turn=turn,
             )
             core.relays.trusted = frozenset(relay_nodes)
-            outlets = Outlets(spoofer)
+            outlets = Outlets(core.key, spoofer)
             async with trio.open_nursery() as nursery:
                 if membership is not None:
                     await nursery.start(membership.driver(core.keys, outlets.send).run)

@@ -121,7 +121,7 @@ class BrokerState:
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
         self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
-        self._sealer = NodeSealer(identity, self._registry, random_bytes)
+        self._sealer = self.sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)

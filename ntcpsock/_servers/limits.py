@@ -28,7 +28,7 @@ class RateLimit:
 
     def take(self, host: str, now: float) -> bool:
         """Whether `host` may once more."""
-        source = site_of(host)
+        source = host if ":" not in host else site_of(host)
         tokens, then = self._buckets.pop(source, (self._burst, now))
         tokens = min(self._burst, tokens + (now - then) * self._rate)
         allowed = tokens >= 1.0

@@ -17,8 +17,9 @@ from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 _logger = logging.getLogger("ntcpsock.broker")
 
-# Read in a row before other tasks get their turn.
+# Read with one call, and so many calls in a row before other tasks get their turn.
 _BATCH: Final = 128
+_BATCHES: Final = 4
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.
@@ -54,9 +55,12 @@ class UdpDesk:
         while True:
             await trio.lowlevel.wait_readable(self._sock.fileno())
             began = trio.current_time()
-            count = batch.receive(self._sock.fileno())
-            if count:
-                self._outlets.answer_all(self._core, self._frames(batch, count))
+            for _ in range(_BATCHES):
+                count = batch.receive(self._sock.fileno())
+                if count:
+                    self._outlets.answer_all(self._core, self._frames(batch, count))
+                if count < _BATCH:
+                    break
             if pause := moderation.pause(began, trio.current_time(), full=count == _BATCH):
                 await trio.sleep(pause)
 
