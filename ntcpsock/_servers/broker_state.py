@@ -54,6 +54,8 @@ class BrokerLimits:
     #: Lookup, Introduce and Reply.
     request_rate: float = 2000.0
     request_burst: float = 4000.0
+    #: Datagrams of one address and port, while more come than can be looked at. A node has some a minute.
+    datagram_rate: float = 1000.0
     #: Registrations, which may write to the disk.
     register_rate: float = 50.0
     register_burst: float = 500.0
@@ -94,7 +96,7 @@ class BrokerState:
         """relays: those that nodes are told; relay_secret: what these check our tickets with. cluster: our part
         in one, whose replica `names` is. `wall_clock` is Unix time, which tickets need because a relay may be
         another machine."""
-        limits = limits or BrokerLimits()
+        self.limits = limits = limits or BrokerLimits()
         random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
