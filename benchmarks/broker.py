@@ -23,10 +23,11 @@ from benchmarks.fleet import Fleet, Prepared, open_sockets
 from benchmarks.good_clients import Introductions
 from benchmarks.hostile import Tries, trying
 from ntcpsock._address import Endpoint, encode_node_id, parse_broker
+from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD
 
 _SOCKETS = 200
 #: Seconds between two keep-alives of a node, as `open_broker_session` has it.
-KEEP_ALIVE_INTERVAL = 20.0
+KEEP_ALIVE_INTERVAL = 20.0 - KEEP_ALIVE_LEAD
 #: Introductions a second of the full load.
 INTRODUCTIONS = 30_000
 # Each part of a measurement, in seconds.
