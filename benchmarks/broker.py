@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import harness
+from benchmarks import harness, hostile
 from benchmarks.fleet import Fleet, Prepared, open_sockets
 from benchmarks.good_clients import Introductions
-from benchmarks.hostile import Tries, trying
+from benchmarks.hostile import Tries, trying, undisturb
 from ntcpsock._address import Endpoint, encode_node_id, parse_broker
 from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD
 
@@ -62,6 +62,7 @@ def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
         assert process.stdout is not None
         uri = parse_broker(process.stdout.readline().split()[1])
         assert uri.key is not None
+        undisturb(process.pid)
         yield MeasuredBroker(process, Endpoint(uri.host, uri.port), uri.key)
         assert process.stdin is not None
         process.stdin.close()
@@ -122,8 +123,15 @@ def main() -> None:
         help="put the nodes into the registry instead of registering them, which takes a million half an hour here",
     )
     parser.add_argument("--nameless", action="store_true", help="nodes without names")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--undisturbed",
+        action="store_true",
+        help="the broker, and who asks how long it takes, before all other programs (needs CAP_SYS_NICE)",
+    )
+    parser.add_argument("--only-last", action="store_true", help="no costs of smaller numbers of nodes")
+    arguments = parser.parse_args(namespace=hostile._options)
     sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
+    sizes = [] if arguments.only_last else sizes
     sizes.append(arguments.nodes)
     rows: list[tuple[int, float, float, float]] = []
     with (

@@ -48,9 +48,10 @@ class BrokerLimits:
     #: Frames of keys without a session, and requests for ours: a stranger's first costs a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
-    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most.
+    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most, and no more at
+    #: once than a node may wait for.
     strangers_rate: float = 10_000.0
-    strangers_burst: float = 1000.0
+    strangers_burst: float = 100.0
     #: Lookup, Introduce and Reply.
     request_rate: float = 2000.0
     request_burst: float = 4000.0

@@ -59,13 +59,15 @@ class Outlets:
             self._spoofer.put(core.syn_acks)
 
     def answer_all(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
-        """The same for many frames with their packed sources; the answers leave together."""
+        """The same for many frames with their packed sources; the answers leave together. Known nodes come first, so
+        that they do not wait for the Diffie-Hellmans of strangers."""
         now = trio.current_time()
         answer_known, exits = core.answer_known, self._exits
-        for frame, origin in frames:
-            answers = answer_known(frame, origin, now)
+        others: list[tuple[bytes, bytes]] = []
+        for entry in frames:
+            answers = answer_known(*entry, now)
             if answers is None:
-                self._send(core.receive(frame, unpack_source(origin), now))
+                others.append(entry)
                 continue
             for payload, key, shared, destination in answers:
                 way = exits.get(destination[:2]) or self._exit_to(destination)
@@ -76,6 +78,10 @@ class Outlets:
                 if refused:
                     self._count(refused)
         self._flush()
+        if others:
+            for frame, origin in others:
+                self._send(core.receive(frame, unpack_source(origin), now))
+            self._flush()
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
 
