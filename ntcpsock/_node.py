@@ -402,6 +402,7 @@ class Node(NodeSettings):
         self.turn.start()
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
+        self._nursery.start_soon(self.moving.mind_ages)
 
     def _heard(self, delivery: Delivery, signal: Signal) -> None:
         if not self.moving.dialled_streams.heard(delivery, signal):

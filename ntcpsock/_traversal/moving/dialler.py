@@ -26,6 +26,7 @@ from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.ages import PathAge
 from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
@@ -80,6 +81,7 @@ class DialledStream(KeptStream):
             dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
         )
         self._resuming = Resuming(dial.dial_id, dial.token)
+        self.age = PathAge(node.surroundings, self.key, stream.path, dial.since)
         self._climbing: trio.CancelScope | None = None
         if self._useless():
             node.nursery.start_soon(self._climb)
@@ -89,6 +91,7 @@ class DialledStream(KeptStream):
         return self._first.observed_host
 
     def _ended(self) -> None:
+        self.age.ended(trio.current_time(), self.stream.driver.silence)
         super()._ended()
         self._stop_climbing()
 
@@ -102,7 +105,32 @@ class DialledStream(KeptStream):
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
+    # -- one that is about to be lost
+
+    def mind_age(self) -> None:
+        """Have another path before this one is dropped, where it is known when it will be."""
+        driver = self.stream.driver
+        if driver.suspended or not driver.can_move or driver.closed:
+            return
+        if self.age.wants_successor(trio.current_time(), driver.silence):
+            self._dialler.nursery.start_soon(self._renew)
+
+    async def _renew(self) -> None:
+        if self.stream.driver.suspended:
+            return
+        self._stop_climbing()
+        useless = frozenset() if self.stream.path.kind == "relay" else _RELAYED
+        with trio.CancelScope() as self._climbing:
+            with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
+                await self._move("it grew old", useless)
+            await self._climb_on()
+
     # -- a carrier that was lost
+
+    def _lost(self, error: OSError) -> None:
+        if self._lost_at is None:
+            self.age.lost(trio.current_time(), error, self.stream.driver.silence)
+        super()._lost(error)
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
@@ -146,17 +174,20 @@ class DialledStream(KeptStream):
 
     async def _climb(self) -> None:
         """To a better path, as soon as there is one."""
-        driver = self.stream.driver
         with trio.CancelScope() as self._climbing:
-            for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
-                with trio.move_on_after(pause):
-                    await self._dialler.wait_network_changed()
-                useless = self._useless()
-                if driver.error is not None or not useless:
-                    return
-                reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
-                with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
-                    await self._move(reason, useless)
+            await self._climb_on()
+
+    async def _climb_on(self) -> None:
+        driver = self.stream.driver
+        for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
+            with trio.move_on_after(pause):
+                await self._dialler.wait_network_changed()
+            useless = self._useless()
+            if driver.error is not None or not useless:
+                return
+            reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
+            with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
+                await self._move(reason, useless)
 
     # -- both
 
@@ -175,12 +206,15 @@ class DialledStream(KeptStream):
         carrier = connection.carrier
         assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
         try:
-            await self._exchange(carrier, dial.dial_id, make_path(carrier, connection.technique), reason)
+            path = make_path(carrier, connection.technique)
+            await self._exchange(carrier, dial.dial_id, path, reason, dial.since)
         except BaseException:
             carrier.close(abort=True)
             raise
 
-    async def _exchange(self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str) -> None:
+    async def _exchange(
+        self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str, since: float
+    ) -> None:
         driver = self.stream.driver
         was_lost = driver.suspended
         await self.stream.suspend()
@@ -192,8 +226,10 @@ class DialledStream(KeptStream):
                 raise PeerRefused("the peer does not know this connection any more")
             if driver.error is not None:  # meanwhile
                 raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
+            silence = driver.silence
             self.moved(carrier, position, path, reason)
             self._resuming.has_moved()
+            self.age.replaced(path, since, trio.current_time(), silence)
         except BadMessage as error:
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, f"the peer broke the protocol: {error}"
