@@ -32,7 +32,6 @@ from ntcpsock._traversal.moving.ages import (
 )
 from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.streams import MovingStreams
-from ntcpsock._traversal.network.machine import NetworkChange
 from ntcpsock._traversal.pending import PendingDial
 
 KEY = b"k" * 32
@@ -259,12 +258,11 @@ async def test_where_the_rule_has_gone_it_is_given_up(autojump_clock: trio.testi
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("reason", ["reset", "an address", "a sleep", "the peer is elsewhere", "an outage"])
+@pytest.mark.parametrize("reason", ["reset", "the network", "the peer is elsewhere", "an outage"])
 async def test_what_explains_itself_is_no_death(autojump_clock: trio.testing.MockClock, reason: str) -> None:
     async with trio.open_nursery() as nursery:
         network = Network(nursery, math.inf)
         one, other = network.open()
-        moving = network.dialling_end
         for _ in range(DEATHS_NEEDED + 1):
             await work(one, other, LIFETIME)
             if reason == "reset":
@@ -274,16 +272,8 @@ async def test_what_explains_itself_is_no_death(autojump_clock: trio.testing.Moc
                     cast(MappedCarrier, stream.carrier).ends = trio.current_time()
                 nursery.start_soon(partial(work, one, other, 1.0))
                 await trio.sleep(1.0)
-                if reason == "an address":
-                    moving.network_changed(
-                        NetworkChange(
-                            frozenset({"192.0.2.1"}), frozenset(), True, False, trio.current_time()
-                        )
-                    )
-                elif reason == "a sleep":
-                    moving.network_changed(
-                        NetworkChange(frozenset(), frozenset(), False, True, trio.current_time())
-                    )
+                if reason == "the network":
+                    network.surroundings.disturbed()
                 elif reason == "the peer is elsewhere":
                     network.peer = f"192.0.2.{random.randrange(10, 250)}"
                 else:

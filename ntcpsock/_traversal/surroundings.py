@@ -17,6 +17,8 @@ from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 # Seconds for which what the system says of our addresses and our gateway is taken to hold.
 LOOK_AROUND_INTERVAL = 1.0
 
+_TRANSPORTS: tuple[PathTransport, ...] = ("udp", "tcp")
+
 # Nodes whose last dials failed; the oldest is forgotten first.
 MAX_FAILING = 256
 
@@ -67,6 +69,12 @@ class Surroundings:
         if not self._path_ages.knows_deaths:
             return None
         return self._path_ages.expected_lifetime(self._look_around()[1], transport, key)
+
+    @property
+    def mapping_lifetime(self) -> float | None:
+        """The least of that which holds here for paths to anybody."""
+        found = [self.expected_lifetime(transport, b"") for transport in _TRANSPORTS]
+        return min((lifetime for lifetime in found if lifetime is not None), default=None)
 
     def set_servers(self, servers: Sequence[Endpoint]) -> None:
         """Other STUN servers."""

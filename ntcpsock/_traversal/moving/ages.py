@@ -2,8 +2,8 @@
 
 Some NATs drop a mapping at an age, however much it is used (`ntcpsock._path_ages` learns at which). What such a death
 looks like from here: the path falls silent while the stream is at work, and the peer is found again at once, where it
-was, from where we were. Whatever else ends a path explains itself: a reset, an address or a route that changed, a
-machine that slept, a peer that is elsewhere or stays away.
+was, from where we were. Whatever else ends a path explains itself: a reset, a peer that is elsewhere or stays away, an
+address or a route that changed, a machine that slept (`Surroundings.disturbed`).
 
 Only the dialer learns of deaths: its port is its own, and its mapping as old as it says, while all that a listener
 accepts came by one port.
@@ -62,10 +62,6 @@ class PathAge:
             self._died_at, self._lost_at = now - silence, now
         else:
             self._survived(now - silence)
-
-    def disturbed(self) -> None:
-        """Something happened that explains a death: the network has changed, or the machine has slept."""
-        self._died_at = None
 
     def replaced(self, path: PathInfo, since: float, now: float, silence: float | None) -> None:
         """The stream goes on by `path`. silence: of the one before, where it was not lost."""

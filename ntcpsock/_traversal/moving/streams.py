@@ -73,9 +73,6 @@ class MovingStreams:
 
     def network_changed(self, change: NetworkChange) -> None:
         """Streams from an address that is gone need another path at once."""
-        self._node.surroundings.disturbed()
-        for dialled in self.dialled_streams:
-            dialled.age.disturbed()
         for kept in (*self.dialled_streams, *self.accepted_streams):
             if kept.stream.path.local[0] in change.gone and not kept.stream.driver.suspended:
                 kept.stream.lose(OSError(errno.EADDRNOTAVAIL, "this address of the machine is gone"))
