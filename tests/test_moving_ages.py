@@ -30,6 +30,7 @@ from ntcpsock._traversal.moving.ages import (
     RETRY_AFTER,
     PathAge,
 )
+from ntcpsock._traversal.moving.climbing import Seekers
 from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pending import PendingDial
@@ -153,7 +154,7 @@ class Network:
         dial = Dial(KEY, "peer", 80, since=trio.current_time())
         dial.observed_host = self.peer
         book = self.dialling_end.dialled_streams._streams
-        book[dial.dial_id] = Stream(cast(Any, self), dialled, dial, cast(Any, book))
+        book[dial.dial_id] = Stream(cast(Any, self), dialled, dial, cast(Any, book), Seekers())
         self.dialling_end._some.set()
         self.dialling_end._some_dialled.set()
         offer = SimpleNamespace(dial_id=dial.dial_id, token=dial.token)

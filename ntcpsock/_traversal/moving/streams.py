@@ -76,6 +76,10 @@ class MovingStreams:
         for kept in (*self.dialled_streams, *self.accepted_streams):
             if kept.stream.path.local[0] in change.gone and not kept.stream.driver.suspended:
                 kept.stream.lose(OSError(errno.EADDRNOTAVAIL, "this address of the machine is gone"))
+        if change.moved:
+            for accepted in self.accepted_streams:
+                if accepted.stream.path.kind == "relay" and not accepted.stream.driver.suspended:
+                    self._node.nursery.start_soon(accepted.tell_changed)
 
     def close(self) -> None:
         """The node ends."""
