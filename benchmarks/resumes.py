@@ -33,6 +33,7 @@ from benchmarks.harness import Series, save, show
 from benchmarks.hostile_senders import flood_datagrams
 from ntcpsock._address import Endpoint, parse_node_address
 from ntcpsock._config import Config
+from ntcpsock._identity import Identity
 from ntcpsock._session.frames import Resume, encode_frame
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.punch.message import Offer
@@ -51,6 +52,7 @@ LEAST_CONNECTS = 0.9
 OFFERS = 20_000
 
 _FORK = multiprocessing.get_context("fork")
+_STRANGER = Identity.generate()
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -156,7 +158,7 @@ async def listen(name: str, port: int) -> None:
                 before = sum(node._acceptor.refused.values())
                 began = time.perf_counter()
                 for _ in range(OFFERS):
-                    await node._acceptor.offered(*_offer(port))
+                    await node._acceptor.offered(*offer_of_a_stranger(port))
                 seconds = time.perf_counter() - began
                 _say(
                     "offers",
@@ -169,12 +171,12 @@ async def listen(name: str, port: int) -> None:
             )
 
 
-def _offer(port: int) -> tuple[Delivery, Offer]:
+def offer_of_a_stranger(port: int) -> tuple[Delivery, Offer]:
     """A stranger's, opened, for a stream that it says is its own."""
     offer = Offer(
         secrets.token_bytes(16), secrets.token_bytes(32), port, 1, (), resume=secrets.token_bytes(16)
     )
-    delivery = Delivery(secrets.token_bytes(32), b"", None, b"", "192.0.2.7", (), lambda _: True)
+    delivery = Delivery(_STRANGER.public_key, b"", None, b"", "192.0.2.7", (), lambda _: True)
     return delivery, offer
 
 
