@@ -84,7 +84,8 @@ class CoreWindow:
         self._waits = True
         self.silent_until = now + self._silence
         self._silence = min(4 * self._silence, LONGEST_SILENCE)
-        return transmit[0]
+        ping: bytes = transmit[0]
+        return ping
 
     @property
     def waits(self) -> bool:

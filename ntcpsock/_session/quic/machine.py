@@ -184,6 +184,9 @@ class QuicMachine:
         core = self._connection._core
         if core is None:
             return []
+        # What the core has got already it cannot make smaller.
+        if self._sending.size_check.is_failed and not self._sending.has_more:
+            self.lower_datagram_size()
         try:
             datagrams = self._sending.poll(core, now, most, self.datagram_size)
         except (RuntimeError, ValueError) as error:
@@ -458,6 +461,7 @@ class QuicMachine:
 
     def on_ping_acknowledged(self, ping: int) -> None:
         self._sending.window.on_ping_acknowledged(ping)
+        self._sending.size_check.answered(ping)
         if ping in self._pings:
             self._pings[ping] = True
 

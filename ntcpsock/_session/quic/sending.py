@@ -17,6 +17,7 @@ from ntcpsock._session.quic.core_window import CoreWindow
 from ntcpsock._session.quic.datagram_queues import DatagramQueues
 from ntcpsock._session.quic.delivery_rate import DeliveryRate
 from ntcpsock._session.quic.pacer import Pacer
+from ntcpsock._session.quic.size_check import SizeCheck
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
@@ -38,6 +39,7 @@ class Sending:
     def __init__(self, datagrams: DatagramQueues) -> None:
         self.clock = CoreClock()
         self.window = CoreWindow()
+        self.size_check = SizeCheck()
         self.control: Bbr | None = None
         self.closing = False  # whether only the last word is to be said
         self.is_probing = False  # whether a datagram larger than all before has been sent
@@ -48,6 +50,7 @@ class Sending:
         self._pacer: Pacer
         self._free = 0
         self._losses = 0
+        self._heard_at = -math.inf
         self._probed_at = -math.inf
         self._round_trip = 0.0
         self._more = False  # whether the core may have something that waits for a budget
@@ -74,6 +77,11 @@ class Sending:
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the core may hold something that waits for a budget."""
+        return self._more
+
     def hurry(self) -> None:
         """Something small has been given to the core that is not to wait for a budget."""
         self._free = FREE
@@ -86,6 +94,7 @@ class Sending:
         if self.closing:
             return
         self._free = FREE
+        self._heard_at = now
         if core.bytes_in_flight < in_flight_before:
             self.clock.acknowledged(now)
             self._feed_back(core, now)
@@ -152,8 +161,12 @@ class Sending:
             if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
                 packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
+                size = min(self._datagrams.next_size, datagram_size)
+                is_checked = self.size_check.join(core, size, now, self._heard_at, self._round_trip)
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
+                if is_checked and datagrams:
+                    self.size_check.left(len(datagrams[0]))
                 self._blocked = not self._more and core.get_send_buffer_size(STREAM) > 0
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
