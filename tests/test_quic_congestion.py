@@ -273,9 +273,8 @@ def test_what_the_start_has_overdone_is_paid_once() -> None:
     rounds = Rounds()
     rounds.round(100_000, [0] * 10)
     rounds.round(200_000, [6000] * 10)
-    rounds.round(200_000, [6000] * 10)  # sent before it was known
-    rounds.round(50_000, [2000] * 10)
-    rounds.round(25_000, [0] * 10)
+    rounds.round(200_000, [6000] * 10, 0.6 * RATE)  # sent before it was known
+    rounds.round(25_000, [0] * 10, 0.6 * RATE)
     assert rounds.control.state is not State.STARTUP
     assert rounds.control.rate == RATE
 
