@@ -283,7 +283,7 @@ def test_loss_that_no_reduction_ends_reduces_once() -> None:
     rounds = Rounds()
     rounds.start_up()
     for _ in range(12):
-        rounds.round(200_000, [1200] * 10, 0.95 * rounds.control.rate)
+        rounds.round(200_000, [900] * 10, 0.95 * rounds.control.rate)
     assert 0.9 * RATE < rounds.control.rate < RATE
 
 
