@@ -115,6 +115,24 @@ def test_the_window_of_a_busy_end_stands_still_soon() -> None:
     assert window(pair.client) > core_window.VAST >> 20
 
 
+def test_an_answer_may_come_in_no_time() -> None:
+    pair, buffer = Pair(1400), memoryview(bytearray(1 << 20))
+    for _ in range(400):
+        pair.now += 0.001
+        pair.client.send(bytes(50_000))
+        for _ in range(3):
+            for source, target in (pair.machines, pair.machines[::-1]):
+                for datagram in source.datagrams_to_send(pair.now, 1000):
+                    if pair.rng.random() >= 0.01:
+                        target.receive(datagram, len(datagram), pair.now)
+        pair.server.receive_into(buffer)
+        for machine in pair.machines:
+            timer = machine.next_timer()
+            if timer is not None and timer <= pair.now:
+                machine.handle_timer(pair.now)
+            assert machine.error is None
+
+
 def test_neither_loss_nor_acknowledgement_moves_the_window() -> None:
     pair = Pair()
     pair.settle()

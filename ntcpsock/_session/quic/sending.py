@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ntcpsock._session.quic.bbr import Bbr
 from ntcpsock._session.quic.core_clock import CoreClock
-from ntcpsock._session.quic.core_window import CoreWindow
+from ntcpsock._session.quic.core_window import LATER, CoreWindow
 from ntcpsock._session.quic.datagram_queues import DatagramQueues
 from ntcpsock._session.quic.delivery_rate import DeliveryRate
 from ntcpsock._session.quic.pacer import Pacer
@@ -178,6 +178,9 @@ class Sending:
             if self._is_size_settled(now) and self.window.wants_pings(core, now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
+                time += (
+                    2 * LATER
+                )  # so late it is now, or an answer at this very moment would come before its question
         self._account(core, now, time, in_flight)
         return datagrams
 
