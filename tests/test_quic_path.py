@@ -346,6 +346,9 @@ async def test_a_forged_source_gets_no_more_than_three_times_what_it_sent() -> N
 
         client_path.try_send = catch  # type: ignore[method-assign, assignment]
         client.try_send(b"x" * 5000)
+        with trio.fail_after(60):
+            while not caught:  # right after the handshake nothing leaves for some milliseconds
+                await trio.sleep(0.001)
         for datagram in caught:
             victim.sendto(datagram, server.local)
         await trio.testing.wait_all_tasks_blocked(0.1)

@@ -54,6 +54,8 @@ class Sending:
         self._probed_at = -math.inf
         self._round_trip = 0.0
         self._more = False  # whether the core may have something that waits for a budget
+        self._blocked = False  # whether the peer has given no credit for more of the stream
+        self._silent = False  # whether anything waits for the end of the silence behind the window's PINGs
         self._paced = False  # whether something waits for the pacer, and for nothing else
 
     def start(self, core: QuicConnectionCore, now: float, datagram_size: int, round_trip: float) -> None:
@@ -91,10 +93,17 @@ class Sending:
             return
         self._free = FREE
         self._heard_at = now
-        self.window.release(core, may=now > self._probed_at + PROBE_TIME + 4 * self._round_trip)
         if core.bytes_in_flight < in_flight_before:
             self.clock.acknowledged(now)
             self._feed_back(core, now)
+
+    def release_window(self, core: QuicConnectionCore, now: float, lost: int) -> None:
+        """After the core has got one datagram, where `window.waits`. lost: packets that it has missed for that."""
+        self.window.release(core, lost, may=self._is_size_settled(now))
+
+    def _is_size_settled(self, now: float) -> bool:
+        """Whether no larger datagram is being tried."""
+        return now > self._probed_at + PROBE_TIME + 4 * self._round_trip
 
     def timer_fired(self, core: QuicConnectionCore, now: float) -> None:
         if self.closing:
@@ -131,6 +140,9 @@ class Sending:
             datagrams: list[bytes] = []
             self._take(core, self.clock.time(now), most, datagrams)
             return datagrams
+        self._silent = now < self.window.silent_until
+        if self._silent:
+            return []
         in_flight = core.bytes_in_flight
         time = self.clock.time_of_sending(now, in_flight, self._round_trip)
         self._hasten_acknowledgement(core, now, time)
@@ -153,6 +165,7 @@ class Sending:
                 self._more = self._take(core, time, packets, datagrams)
                 if is_checked and datagrams:
                     self.size_check.left(len(datagrams[0]))
+                self._blocked = not self._more and core.get_send_buffer_size(STREAM) > 0
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
@@ -160,7 +173,7 @@ class Sending:
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
-            if self.window.wants_pings(core, now) and len(datagrams) < most:
+            if self.window.wants_pings(core, now) and self._is_size_settled(now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
@@ -206,7 +219,8 @@ class Sending:
         self._paced = (
             has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
         )
-        if has_room and not has_work:
+        if has_room and (self._blocked or not has_work):
+            # Flow control is the peer's application.
             self._measure.limited_by_application(in_flight)
 
     def _feed(self, core: QuicConnectionCore, packets: int, datagram_size: int) -> None:
@@ -229,5 +243,7 @@ class Sending:
             room -= len(chunk)
 
     def next_time(self) -> float | None:
-        """When the pacer lets more go, None where nothing waits for it."""
+        """When silence is over or the pacer lets more go, None where nothing waits for it."""
+        if self._silent:
+            return self.window.silent_until
         return self._pacer.ready_at() if self._paced else None
