@@ -182,6 +182,13 @@ class PunchedPath:
         self._turn()
         self._notify()
 
+    def guess(self, ways: Sequence[Way]) -> None:
+        """Send by these ways, once more what was sent by others, as long as the peer was not heard from."""
+        if self._current is None:
+            self._guesses = tuple(ways)[:MAX_GUESSES]
+            for way in self._guesses:
+                self._send_again(way)
+
     def fail(self, error: OSError) -> None:
         """The way out is lost, for good."""
         self._fail(error)
@@ -203,7 +210,11 @@ class PunchedPath:
             await self._readable.wait()
 
     def settle(self) -> None:
-        """The peer is authenticated: give it a socket of its own as soon as the checks have ended."""
+        """The peer is authenticated: give it a socket of its own as soon as the checks have ended.
+
+        Its word may have been the last before the path was closed: then there is nothing to give."""
+        if self._closed:
+            return
         self._settled = True
         if self.machine.selected is not None:
             self._connect(self.machine.selected)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, repeat
 from typing import NamedTuple, Protocol
 
 import trio
@@ -26,7 +24,9 @@ from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.ages import PathAge
+from ntcpsock._traversal.moving.climbing import BUDGET, LEFT_OUT, LOOK, Climbing, Seekers
+from ntcpsock._traversal.moving.kept import CHANGED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.time_limit import limited
@@ -36,11 +36,6 @@ log = logging.getLogger("ntcpsock")
 #: Seconds between two attempts to find a lost peer: the first pause, and the longest.
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-#: Seconds from one attempt for a better path to the next. An attempt that fails has looked for seconds; after the last
-#: of these only a change of the network is a reason for another one.
-CLIMB_PAUSES = (0.0, 0.5, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
-#: Seconds that such an attempt may take.
-CLIMB_BUDGET = 8.0
 
 _RELAYED = frozenset({"relay", "turn"})
 
@@ -72,7 +67,12 @@ class DialledStream(KeptStream):
     """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
 
     def __init__(
-        self, node: DiallerContext, stream: NTCPStream, dial: Dial, book: dict[bytes, DialledStream]
+        self,
+        node: DiallerContext,
+        stream: NTCPStream,
+        dial: Dial,
+        book: dict[bytes, DialledStream],
+        seekers: Seekers[DialledStream],
     ) -> None:
         super().__init__(node, stream, dial.key, partial(book.pop, dial.dial_id, None))
         self._dialler = node
@@ -80,7 +80,11 @@ class DialledStream(KeptStream):
             dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
         )
         self._resuming = Resuming(dial.dial_id, dial.token)
+        self.age = PathAge(node.surroundings, self.key, stream.path, dial.since)
         self._climbing: trio.CancelScope | None = None
+        self._changed_there = trio.Event()
+        self._book = book
+        self._seekers = seekers
         if self._useless():
             node.nursery.start_soon(self._climb)
 
@@ -89,6 +93,7 @@ class DialledStream(KeptStream):
         return self._first.observed_host
 
     def _ended(self) -> None:
+        self.age.ended(trio.current_time(), self.stream.driver.silence)
         super()._ended()
         self._stop_climbing()
 
@@ -102,7 +107,32 @@ class DialledStream(KeptStream):
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
+    # -- one that is about to be lost
+
+    def mind_age(self) -> None:
+        """Have another path before this one is dropped, where it is known when it will be."""
+        driver = self.stream.driver
+        if driver.suspended or not driver.can_move or driver.closed:
+            return
+        if self.age.wants_successor(trio.current_time(), driver.silence):
+            self._dialler.nursery.start_soon(self._renew)
+
+    async def _renew(self) -> None:
+        if self.stream.driver.suspended:
+            return
+        self._stop_climbing()
+        useless = frozenset() if self.stream.path.kind == "relay" else _RELAYED
+        with trio.CancelScope() as self._climbing:
+            with suppress(OSError), trio.move_on_after(BUDGET):
+                await self._move("it grew old", useless)
+            await self._climb_on()
+
     # -- a carrier that was lost
+
+    def _lost(self, error: OSError) -> None:
+        if self._lost_at is None:
+            self.age.lost(trio.current_time(), error, self.stream.driver.silence)
+        super()._lost(error)
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
@@ -146,17 +176,55 @@ class DialledStream(KeptStream):
 
     async def _climb(self) -> None:
         """To a better path, as soon as there is one."""
-        driver = self.stream.driver
         with trio.CancelScope() as self._climbing:
-            for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
-                with trio.move_on_after(pause):
-                    await self._dialler.wait_network_changed()
-                useless = self._useless()
-                if driver.error is not None or not useless:
-                    return
-                reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
-                with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
-                    await self._move(reason, useless)
+            await self._climb_on()
+
+    async def _climb_on(self) -> None:
+        driver, machine = self.stream.driver, self.stream.driver.machine
+        climbing: Climbing | None = None
+        while driver.error is None and (useless := self._useless()):
+            now, carried = trio.current_time(), machine.sent + machine.received
+            has_light = bool(set(self._dialler.techniques) - useless - LEFT_OUT)
+            climbing = climbing or Climbing(now, carried, has_light=has_light)
+            kind, seconds = climbing.next(now, carried)
+            if kind != "wait" and not self._seekers.enter(self.key, self):
+                kind, seconds = "wait", LOOK
+            if kind == "wait":
+                with trio.move_on_after(seconds) as waiting:
+                    await self._wait_changed()
+                climbing = climbing if waiting.cancelled_caught else None
+                continue
+            reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
+            try:
+                with suppress(OSError), trio.move_on_after(seconds):
+                    await self._move(reason, useless if kind == "full" else useless | LEFT_OUT)
+                    self._tell_others()
+            finally:
+                self._seekers.leave(self.key, self)
+            climbing.tried(kind, trio.current_time(), machine.sent + machine.received)
+
+    def _tell_others(self) -> None:
+        """Streams to the same node may go where this one has gone."""
+        for stream in self._book.values():
+            if stream.key == self.key and stream is not self:
+                stream.changed_there()
+
+    async def _wait_changed(self) -> None:
+        """Until the network is another one, at either end."""
+        there = self._changed_there
+        async with trio.open_nursery() as nursery:
+
+            async def wait(event: Callable[[], Awaitable[None]]) -> None:
+                await event()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self._dialler.wait_network_changed)
+            nursery.start_soon(wait, there.wait)
+
+    def changed_there(self) -> None:
+        """The listener's network is another one."""
+        self._changed_there.set()
+        self._changed_there = trio.Event()
 
     # -- both
 
@@ -175,12 +243,15 @@ class DialledStream(KeptStream):
         carrier = connection.carrier
         assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
         try:
-            await self._exchange(carrier, dial.dial_id, make_path(carrier, connection.technique), reason)
+            path = make_path(carrier, connection.technique)
+            await self._exchange(carrier, dial.dial_id, path, reason, dial.since)
         except BaseException:
             carrier.close(abort=True)
             raise
 
-    async def _exchange(self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str) -> None:
+    async def _exchange(
+        self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str, since: float
+    ) -> None:
         driver = self.stream.driver
         was_lost = driver.suspended
         await self.stream.suspend()
@@ -192,8 +263,10 @@ class DialledStream(KeptStream):
                 raise PeerRefused("the peer does not know this connection any more")
             if driver.error is not None:  # meanwhile
                 raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
+            silence = driver.silence
             self.moved(carrier, position, path, reason)
             self._resuming.has_moved()
+            self.age.replaced(path, since, trio.current_time(), silence)
         except BadMessage as error:
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, f"the peer broke the protocol: {error}"
@@ -211,13 +284,17 @@ class DialledStreams:
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
+        self._seekers: Seekers[DialledStream] = Seekers()
 
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
         stream = self._streams.get(signal.dial_id)
-        if stream is None or stream.key != delivery.sender or signal.name != MOVE:
+        if stream is None or stream.key != delivery.sender or signal.name not in (MOVE, CHANGED):
             return False
-        stream.asked(signal)
+        if signal.name == MOVE:
+            stream.asked(signal)
+        else:
+            stream.changed_there()
         return True
 
     def __iter__(self) -> Iterator[DialledStream]:
@@ -226,7 +303,9 @@ class DialledStreams:
     def dialled(self, stream: NTCPStream, dial: Dial) -> None:
         """Look after a stream from now on."""
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
-            self._streams[dial.dial_id] = DialledStream(self._node, stream, dial, self._streams)
+            self._streams[dial.dial_id] = DialledStream(
+                self._node, stream, dial, self._streams, self._seekers
+            )
 
     def close(self) -> None:
         """The node ends: whoever waits for another carrier waits in vain."""

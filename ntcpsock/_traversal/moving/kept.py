@@ -23,6 +23,9 @@ ABRUPT_LINGER = 10.0
 #: The listener's word to the dialer that a stream should move. Its body is the epoch of the last move that it knows.
 MOVE = "move"
 
+#: The listener's word that its network has changed: there may be a better path now.
+CHANGED = "changed"
+
 #: How a path fails without a word.
 _SILENT = frozenset(
     {

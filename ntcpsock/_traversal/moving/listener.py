@@ -18,7 +18,7 @@ from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.resumption import Resumable
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import CHANGED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
@@ -62,6 +62,13 @@ class AcceptedStream(KeptStream):
         word = Signal(self.resumable.session_id, 1, MOVE, epoch)
         with suppress(OSError):
             await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
+
+    async def tell_changed(self) -> None:
+        """The dialer may find a better path than the relay's: our network is another one."""
+        word = Signal(self.resumable.session_id, 1, CHANGED, b"")
+        with suppress(OSError):
+            dialler = replace(self._dialler, answer=self.say)
+            await self._node.introductions.tell_dialer(dialler, encode_sealed_payload(word))
 
     async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
         """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError, or
