@@ -60,11 +60,11 @@ class UdpDesk:
         unread = Unread(self._sock)
         while True:
             await trio.lowlevel.wait_readable(self._sock.fileno())
-            if lost := unread.new():
-                # By the first octets, or because the buffer was full.
-                self._core.dropped["unread"] += lost
             # Under load the next batch is there after a pause, and nobody need be asked whether it is.
             while True:
+                if lost := unread.new():
+                    # By the first octets, or because the buffer was full.
+                    self._core.dropped["unread"] += lost
                 began = trio.current_time()
                 count = self._read(batch, began)
                 pause = moderation.pause(began, trio.current_time(), full=count == _BATCH)
