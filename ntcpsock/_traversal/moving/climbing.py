@@ -13,7 +13,7 @@ a tenth of it. A change of the network begins anew, at whichever end it happened
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES
 
@@ -81,43 +81,21 @@ class Climbing:
         self._carried = carried
 
 
-class Seeker(Protocol):
-    """A stream that looks for a better path, or would."""
-
-    def changed_there(self) -> None: ...
+_S = TypeVar("_S")
 
 
-class Seekers:
-    """Whose tries are under way, of one node's streams, and who waits for their outcome."""
+class Seekers(Generic[_S]):
+    """Whose tries are under way, of one node's streams."""
 
     def __init__(self) -> None:
-        self._by_key: dict[bytes, Seeker] = {}
-        self._waiting: dict[bytes, set[Seeker]] = {}
+        self._by_key: dict[bytes, _S] = {}
 
-    def enter(self, key: bytes, seeker: Seeker) -> bool:
-        """Whether `seeker` may look for a path to the node `key` now; `leave` when it has. Else it is told when
-        another one has found one."""
+    def enter(self, key: bytes, seeker: _S) -> bool:
+        """Whether `seeker` may look for a path to the node `key` now; `leave` when it has."""
         if key not in self._by_key and len(self._by_key) < MAX_SEEKERS:
             self._by_key[key] = seeker
-        if self._by_key.get(key) is seeker:
-            self.forget(key, seeker)
-            return True
-        self._waiting.setdefault(key, set()).add(seeker)
-        return False
+        return self._by_key.get(key) is seeker
 
-    def leave(self, key: bytes, seeker: Seeker) -> None:
+    def leave(self, key: bytes, seeker: _S) -> None:
         if self._by_key.get(key) is seeker:
             del self._by_key[key]
-
-    def found(self, key: bytes) -> None:
-        """A stream has a better path to that node: others may go there too."""
-        for seeker in self._waiting.pop(key, ()):
-            seeker.changed_there()
-
-    def forget(self, key: bytes, seeker: Seeker) -> None:
-        """It does not wait any more."""
-        waiting = self._waiting.get(key)
-        if waiting is not None:
-            waiting.discard(seeker)
-            if not waiting:
-                del self._waiting[key]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import trio
 
+from ntcpsock._config import UDP_TECHNIQUES
 from ntcpsock._errors import BadMessage, EncryptionMismatch, IdentityMismatch, PeerRefused
 from ntcpsock._report import PathInfo, Report
 from ntcpsock._session.carrier import Carrier
@@ -19,11 +21,12 @@ from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.connect import dial_for
+from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.climber import ClimbContext, ClimbingStream
-from ntcpsock._traversal.moving.climbing import Seekers
-from ntcpsock._traversal.moving.kept import CHANGED, MOVE
+from ntcpsock._traversal.moving.ages import PathAge
+from ntcpsock._traversal.moving.climbing import BUDGET, LEFT_OUT, LOOK, Climbing, Seekers
+from ntcpsock._traversal.moving.kept import CHANGED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.time_limit import limited
@@ -34,14 +37,19 @@ log = logging.getLogger("ntcpsock")
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 
+_RELAYED = frozenset({"relay", "turn"})
 
-class DiallerContext(ClimbContext, Protocol):
+
+class DiallerContext(DialContext, KeptContext, Protocol):
     """What these streams need of their node."""
 
     @property
     def connect_timeout(self) -> float: ...
     @property
     def dialling(self) -> trio.CapacityLimiter: ...
+    async def wait_network_changed(self) -> None:
+        """Until an address or a route has changed, or the machine has slept."""
+        ...
 
 
 class _First(NamedTuple):
@@ -55,7 +63,7 @@ class _First(NamedTuple):
     also_observed: tuple[str, ...]
 
 
-class DialledStream(ClimbingStream):
+class DialledStream(KeptStream):
     """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
 
     def __init__(
@@ -64,18 +72,34 @@ class DialledStream(ClimbingStream):
         stream: NTCPStream,
         dial: Dial,
         book: dict[bytes, DialledStream],
-        seekers: Seekers,
+        seekers: Seekers[DialledStream],
     ) -> None:
-        super().__init__(node, stream, dial, partial(book.pop, dial.dial_id, None), seekers)
+        super().__init__(node, stream, dial.key, partial(book.pop, dial.dial_id, None))
         self._dialler = node
         self._first = _First(
             dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
         )
         self._resuming = Resuming(dial.dial_id, dial.token)
+        self.age = PathAge(node.surroundings, self.key, stream.path, dial.since)
+        self._climbing: trio.CancelScope | None = None
+        self._changed_there = trio.Event()
+        self._book = book
+        self._seekers = seekers
+        if self._useless():
+            node.nursery.start_soon(self._climb)
 
     @property
     def observed_host(self) -> str:
         return self._first.observed_host
+
+    def _ended(self) -> None:
+        self.age.ended(trio.current_time(), self.stream.driver.silence)
+        super()._ended()
+        self._stop_climbing()
+
+    def _stop_climbing(self) -> None:
+        if self._climbing is not None:
+            self._climbing.cancel()
 
     def asked(self, signal: Signal) -> None:
         """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
@@ -83,7 +107,32 @@ class DialledStream(ClimbingStream):
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
+    # -- one that is about to be lost
+
+    def mind_age(self) -> None:
+        """Have another path before this one is dropped, where it is known when it will be."""
+        driver = self.stream.driver
+        if driver.suspended or not driver.can_move or driver.closed:
+            return
+        if self.age.wants_successor(trio.current_time(), driver.silence):
+            self._dialler.nursery.start_soon(self._renew)
+
+    async def _renew(self) -> None:
+        if self.stream.driver.suspended:
+            return
+        self._stop_climbing()
+        useless = frozenset() if self.stream.path.kind == "relay" else _RELAYED
+        with trio.CancelScope() as self._climbing:
+            with suppress(OSError), trio.move_on_after(BUDGET):
+                await self._move("it grew old", useless)
+            await self._climb_on()
+
     # -- a carrier that was lost
+
+    def _lost(self, error: OSError) -> None:
+        if self._lost_at is None:
+            self.age.lost(trio.current_time(), error, self.stream.driver.silence)
+        super()._lost(error)
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
@@ -109,7 +158,73 @@ class DialledStream(ClimbingStream):
             with trio.move_on_at(min(deadline, trio.current_time() + pause)):
                 await node.wait_network_changed()
             pause = min(2 * pause, LONGEST_PAUSE)
-        self.start_climbing()
+        if self.stream.driver.error is None and self._useless():
+            node.nursery.start_soon(self._climb)
+
+    # -- a better one
+
+    def _useless(self) -> frozenset[str]:
+        """What brings no better path than this one; empty where there is no better one. Direct ones are better than a
+        relay, and where the first one has won, TCP, whose bytes the kernel moves, is better than UDP."""
+        node, path = self._dialler, self.stream.path
+        useless: frozenset[str] = frozenset()
+        if path.kind == "relay":
+            useless = _RELAYED
+        elif path.kind == "udp" and node.prefer == "first":
+            useless = _RELAYED | set(UDP_TECHNIQUES)
+        return useless if set(node.techniques) - useless else frozenset()
+
+    async def _climb(self) -> None:
+        """To a better path, as soon as there is one."""
+        with trio.CancelScope() as self._climbing:
+            await self._climb_on()
+
+    async def _climb_on(self) -> None:
+        driver, machine = self.stream.driver, self.stream.driver.machine
+        climbing: Climbing | None = None
+        while driver.error is None and (useless := self._useless()):
+            now, carried = trio.current_time(), machine.sent + machine.received
+            has_light = bool(set(self._dialler.techniques) - useless - LEFT_OUT)
+            climbing = climbing or Climbing(now, carried, has_light=has_light)
+            kind, seconds = climbing.next(now, carried)
+            if kind != "wait" and not self._seekers.enter(self.key, self):
+                kind, seconds = "wait", LOOK
+            if kind == "wait":
+                with trio.move_on_after(seconds) as waiting:
+                    await self._wait_changed()
+                climbing = climbing if waiting.cancelled_caught else None
+                continue
+            reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
+            try:
+                with suppress(OSError), trio.move_on_after(seconds):
+                    await self._move(reason, useless if kind == "full" else useless | LEFT_OUT)
+                    self._tell_others()
+            finally:
+                self._seekers.leave(self.key, self)
+            climbing.tried(kind, trio.current_time(), machine.sent + machine.received)
+
+    def _tell_others(self) -> None:
+        """Streams to the same node may go where this one has gone."""
+        for stream in self._book.values():
+            if stream.key == self.key and stream is not self:
+                stream.changed_there()
+
+    async def _wait_changed(self) -> None:
+        """Until the network is another one, at either end."""
+        there = self._changed_there
+        async with trio.open_nursery() as nursery:
+
+            async def wait(event: Callable[[], Awaitable[None]]) -> None:
+                await event()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self._dialler.wait_network_changed)
+            nursery.start_soon(wait, there.wait)
+
+    def changed_there(self) -> None:
+        """The listener's network is another one."""
+        self._changed_there.set()
+        self._changed_there = trio.Event()
 
     # -- both
 
@@ -169,7 +284,7 @@ class DialledStreams:
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
-        self._seekers = Seekers()
+        self._seekers: Seekers[DialledStream] = Seekers()
 
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
