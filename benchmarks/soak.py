@@ -7,57 +7,22 @@ mappings, or one transport or everything is blocked for a while. The seed that i
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
+from benchmarks.lab_end import End
+from benchmarks.lab_faults import block, new_address, unblock
 from ntcpsock.cli.lab import enter_namespaces, open_lab_stage
-from ntcpsock.cli.stage import Stage
-from ntcpsock.testing.natlab import Host, Lab, Router
+from ntcpsock.testing.natlab import Lab
 
+ENDS = "benchmarks.soak_ends"
 CONNECTIONS = 20
 #: What may be held at the end, of what was held after the first fifth: memory and descriptors breathe.
 GROWTH = 1.3
-
-
-class End:
-    """One process of `benchmarks.soak_ends`, and what it has told."""
-
-    def __init__(self, stack: ExitStack, host: Host, stage: Stage, name: str, *arguments: str) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self._process = host.popen(
-            [sys.executable, "-m", "benchmarks.soak_ends", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=stage.environment(name),
-        )
-        stack.callback(self._end)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.communicate()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(json.loads(line))
-
-    def first(self) -> dict[str, Any]:
-        """Its first line; TimeoutError after a minute."""
-        deadline = time.monotonic() + 60
-        while not self.lines:
-            if time.monotonic() > deadline:
-                raise TimeoutError("an end of the soak does not begin")
-            time.sleep(0.05)
-        return self.lines[0]
 
 
 class Faults:
@@ -84,18 +49,9 @@ class Faults:
     def new_address(self) -> None:
         host = self._chance.choice([self._lab.host_a, self._lab.host_b])
         before = self._leases[host.name]
-        network = before.rpartition(".")[0]
-        after = f"{network}.{self._chance.randrange(50, 200)}"
-        if after == before:
-            return
-        for command in (
-            f"address add {after}/24 dev eth0",
-            f"address del {before}/24 dev eth0",
-            f"address replace {after}/24 dev eth0",
-            f"route replace default via {network}.1",
-        ):
-            host.run(["ip", *command.split()], check=True)
-        self._leases[host.name] = after
+        last = self._chance.randrange(50, 200)
+        if int(before.rpartition(".")[2]) != last:
+            self._leases[host.name] = new_address(host, before, last)
 
     def forgotten_mappings(self) -> None:
         self._chance.choice([self._lab.nat_a, self._lab.nat_b]).flush_mappings()
@@ -110,20 +66,9 @@ class Faults:
         self._blocked("drop", 6)
 
     def _blocked(self, rule: str, seconds: float) -> None:
-        """Between the two networks, not towards the server."""
-        sides: list[tuple[Host, Router]] = [
-            (self._lab.host_a, self._lab.nat_b),
-            (self._lab.host_b, self._lab.nat_a),
-        ]
-        for host, router in sides:
-            rules = (
-                "add table ip soak; add chain ip soak out { type filter hook output priority 0; };"
-                f" add rule ip soak out ip daddr {router.public_address} {rule}"
-            )
-            host.run(["nft", rules], check=True)
+        block(self._lab, rule)
         time.sleep(seconds)
-        for host, _ in sides:
-            host.run(["nft", "delete table ip soak"], check=True)
+        unblock(self._lab)
 
 
 @contextmanager
@@ -131,9 +76,9 @@ def soaking(chance: random.Random, connections: int) -> Iterator[tuple[Faults, E
     """A lab with both ends at work."""
     with ExitStack() as stack:
         lab, stage = stack.enter_context(open_lab_stage("default", "default", 0.01))
-        listener = End(stack, lab.host_b, stage, "soak-b", "listen")
+        listener = End(stack, lab.host_b, stage, "soak-b", ENDS, "listen")
         name = listener.first()["node"]
-        dialler = End(stack, lab.host_a, stage, "soak-a", "dial", name, str(connections))
+        dialler = End(stack, lab.host_a, stage, "soak-a", ENDS, "dial", name, str(connections))
         dialler.first()
         yield Faults(lab, chance), dialler, listener
 
