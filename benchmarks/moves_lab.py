@@ -178,6 +178,7 @@ def _start_relay(stack: ExitStack, lab: Lab, stage: Stage, port: int) -> subproc
         str(key),
     ]
     process = lab.server.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
     stack.callback(process.stdout.close)
     stack.callback(stop, process)
     assert process.stdout.readline().startswith("ready")

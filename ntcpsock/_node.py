@@ -106,7 +106,7 @@ class Node(NodeSettings):
             nursery,
             pace,
             incoming=self._acceptor.doorkeeper.incoming,
-            on_change=self.registration.card_changed,
+            on_change=self._candidates_changed,
         )
         self._relay_times = RelayTimes(session)
         self.turn = NodeTurn(self, session, nursery, self.registration.card_changed)
@@ -286,6 +286,10 @@ class Node(NodeSettings):
     def _closed(self, port: int) -> None:
         if self.registration.listeners.pop(port, None) is not None and not self._closing:
             self._nursery.start_soon(self.registration.send_quietly)
+
+    async def _candidates_changed(self) -> None:
+        self.moving.candidates_changed()
+        await self.registration.card_changed()
 
     # The acceptor's and the dials' view of the node (AcceptContext, DialContext).
 

@@ -36,7 +36,8 @@ class Dial:
 
     resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
     gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
-    useless: techniques that would bring no better path than there is.
+    useless: techniques that would bring no better path than there is. standing: the listener has agreed to it before,
+    and both ends go by that alone: nothing is said while it is dialled.
     """
 
     key: bytes
@@ -50,6 +51,7 @@ class Dial:
     resume: bytes | None = None
     say: Callable[[bytes], bool] | None = None
     useless: frozenset[str] = frozenset()
+    standing: bool = False
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None
@@ -84,6 +86,7 @@ class Dial:
                 self.kind,
                 self.prefer,
                 self.resume,
+                self.standing,
             )
         )
 

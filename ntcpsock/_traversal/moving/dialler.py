@@ -26,9 +26,11 @@ from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.agreed import DELAY, Agreed, may_agree
 from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
+from ntcpsock._traversal.strategies.base import Connection
 from ntcpsock._traversal.time_limit import limited
 
 log = logging.getLogger("ntcpsock")
@@ -41,6 +43,11 @@ LONGEST_PAUSE = 5.0
 CLIMB_PAUSES = (0.0, 0.5, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
 #: Seconds that such an attempt may take.
 CLIMB_BUDGET = 8.0
+
+#: Seconds between two attempts to go where both ends agreed to, while there is no other way.
+AGREED_PAUSE = 0.5
+#: Why a stream without a path has moved.
+LOST = "its path was lost"
 
 _RELAYED = frozenset({"relay", "turn"})
 
@@ -81,6 +88,9 @@ class DialledStream(KeptStream):
         )
         self._resuming = Resuming(dial.dial_id, dial.token)
         self._climbing: trio.CancelScope | None = None
+        self._exchanging = trio.Lock()
+        self._agreed: Agreed | None = None
+        self._agree_at = trio.current_time() + DELAY if may_agree(node) else math.inf
         if self._useless():
             node.nursery.start_soon(self._climb)
 
@@ -91,6 +101,8 @@ class DialledStream(KeptStream):
     def _ended(self) -> None:
         super()._ended()
         self._stop_climbing()
+        self._agree_at = math.inf
+        self._forget_agreed()
 
     def _stop_climbing(self) -> None:
         if self._climbing is not None:
@@ -102,17 +114,64 @@ class DialledStream(KeptStream):
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
+    # -- what both ends will do when there is no path
+
+    def tend(self, now: float) -> None:
+        """Called a few times a second: agree with the listener when it is time."""
+        if now >= self._agree_at and not self.stream.driver.suspended:
+            self._agree_at = math.inf
+            self._forget_agreed()
+            with suppress(OSError):  # no port is free
+                self._agreed = Agreed(self._dialler, self._make_dial())
+                self._agreed.offer()
+
+    def _forget_agreed(self) -> None:
+        if self._agreed is not None:
+            self._agreed.forget()
+            self._agreed = None
+
+    def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
+        super().moved(carrier, position, path, reason)
+        self._forget_agreed()
+        if may_agree(self._dialler):
+            self._agree_at = trio.current_time() + DELAY
+
     # -- a carrier that was lost
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
-        node = self._dialler
         deadline = trio.current_time() + self.patience(error)
+        async with trio.open_nursery() as nursery:
+            if self._agreed is not None and self._agreed.is_answered:
+                nursery.start_soon(self._move_as_agreed, self._agreed, deadline, nursery.cancel_scope)
+            await self._move_anew(error, deadline)
+            nursery.cancel_scope.cancel()
+        if self.stream.driver.error is None and self._useless():
+            self._dialler.nursery.start_soon(self._climb)
+
+    async def _move_as_agreed(self, agreed: Agreed, deadline: float, both: trio.CancelScope) -> None:
+        """Without the broker, which may be gone. both: is cancelled when the stream has moved."""
+        while self.is_lost() and trio.current_time() < deadline:
+            report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
+            try:
+                connection = await agreed.connect(report)
+                await self._take(connection, agreed.dial_id, LOST)
+            except OSError as failure:
+                log.debug("no path as agreed: %s", failure)
+            else:
+                both.cancel()
+                return
+            with trio.move_on_after(AGREED_PAUSE):
+                await self._dialler.wait_network_changed()
+
+    async def _move_anew(self, error: OSError, deadline: float) -> None:
+        """By a dial like the first one; until the stream has moved, or has ended."""
+        node = self._dialler
         pause = FIRST_PAUSE
         while self.is_lost():
             try:
                 with trio.move_on_at(deadline):
-                    await self._move("its path was lost")
+                    await self._move(LOST)
             except (PeerRefused, IdentityMismatch, EncryptionMismatch) as refusal:
                 # It answers, and has no such stream: its process is another one.
                 gone = ConnectionResetError(errno.ECONNRESET, f"the peer has lost the connection: {refusal}")
@@ -128,8 +187,6 @@ class DialledStream(KeptStream):
             with trio.move_on_at(min(deadline, trio.current_time() + pause)):
                 await node.wait_network_changed()
             pause = min(2 * pause, LONGEST_PAUSE)
-        if self.stream.driver.error is None and self._useless():
-            node.nursery.start_soon(self._climb)
 
     # -- a better one
 
@@ -163,19 +220,31 @@ class DialledStream(KeptStream):
     async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
         """Dial again, and go on over what that gives. Raises OSError."""
         node, first = self._dialler, self._first
-        dial = Dial(self.key, first.label, first.port, first.source_port, resume=self._resuming.session_id)
-        dial.instance, dial.say, dial.useless = first.instance, self.say, useless
-        path = self.stream.path
-        dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host
-        dial.also_observed = first.also_observed
+        dial = self._make_dial()
+        dial.useless = useless
         report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())
         with limited(first.label, first.port, node.connect_timeout, report):
             async with node.dialling:
                 connection = await dial_for(node, dial, report)
+        await self._take(connection, dial.dial_id, reason)
+
+    def _make_dial(self) -> Dial:
+        first, path = self._first, self.stream.path
+        dial = Dial(self.key, first.label, first.port, first.source_port, resume=self._resuming.session_id)
+        dial.instance, dial.say = first.instance, self.say
+        dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host
+        dial.also_observed = first.also_observed
+        return dial
+
+    async def _take(self, connection: Connection, dial_id: bytes, reason: str) -> None:
+        """Go on over what was dialled. Raises OSError."""
         carrier = connection.carrier
         assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
         try:
-            await self._exchange(carrier, dial.dial_id, make_path(carrier, connection.technique), reason)
+            async with self._exchanging:
+                if reason == LOST and not self.is_lost():
+                    raise ConnectionAbortedError(errno.ECONNABORTED, "another path was first")
+                await self._exchange(carrier, dial_id, make_path(carrier, connection.technique), reason)
         except BaseException:
             carrier.close(abort=True)
             raise

@@ -13,6 +13,7 @@ from itertools import chain, repeat
 import trio
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._report import PathInfo
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.resumption import Resumable
@@ -22,6 +23,7 @@ from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
+from ntcpsock._traversal.standing import StandingOffer
 
 #: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges, so the last pause
 #: repeats as long as the stream waits.
@@ -41,6 +43,7 @@ class AcceptedStream(KeptStream):
         self.resumable = Resumable(session_id, pending.offer.token, pending.delivery.sender)
         self._dialler = replace(pending.delivery, sealed=b"", answer=None)
         self._lock = trio.Lock()
+        self._standing: StandingOffer | None = None
 
     @property
     def observed_host(self) -> str:
@@ -50,18 +53,45 @@ class AcceptedStream(KeptStream):
         """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
         broker."""
         with trio.move_on_after(self.patience(error)):
-            for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
-                with trio.move_on_after(pause):
-                    await self.stream.wait_usable()
-                    return
-                await self._ask()
-        self.stream.give_up(error)
+            async with trio.open_nursery() as nursery:
+                if self._standing is not None:
+                    nursery.start_soon(self._standing.follow)
+                await self._ask_until_usable()
+                nursery.cancel_scope.cancel()
+        if self.is_lost():
+            self.stream.give_up(error)
+
+    async def _ask_until_usable(self) -> None:
+        for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
+            with trio.move_on_after(pause):
+                await self.stream.wait_usable()
+                return
+            await self._ask()
 
     async def _ask(self) -> None:
         epoch = self.resumable.epoch.to_bytes(8, "big")
         word = Signal(self.resumable.session_id, 1, MOVE, epoch)
         with suppress(OSError):
             await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
+
+    def stands(self, standing: StandingOffer | None) -> None:
+        """Keep the dialer's newest offer for when there is no path."""
+        if self._standing is not None:
+            self._standing.withdraw()
+        self._standing = standing
+
+    def answer_again(self) -> None:
+        """We are to be reached elsewhere than the dialer knows."""
+        if self._standing is not None:
+            self._standing.answer()
+
+    def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
+        super().moved(carrier, position, path, reason)
+        self.stands(None)  # it was for the carrier before
+
+    def _ended(self) -> None:
+        super()._ended()
+        self.stands(None)
 
     async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
         """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError, or
@@ -107,6 +137,10 @@ class AcceptedStreams:
         """Whether the node `key` has such a stream here."""
         stream = self._streams.get(session_id)
         return stream is not None and stream.key == key
+
+    def stands(self, session_id: bytes, standing: StandingOffer) -> None:
+        """Keep an offer for a stream; whose that is the caller has seen."""
+        self._streams[session_id].stands(standing)
 
     async def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
         """A proven connection, whose dialer says that a stream shall move to it."""

@@ -14,6 +14,7 @@ from ntcpsock._traversal.moving.dialler import DialledStreams, DiallerContext
 from ntcpsock._traversal.moving.listener import AcceptedStreams
 from ntcpsock._traversal.network.machine import NetworkChange
 from ntcpsock._traversal.pending import PendingDial
+from ntcpsock._traversal.standing import StandingOffer
 
 
 class MovingStreams:
@@ -37,6 +38,15 @@ class MovingStreams:
         """Whether the node `key` has such an accepted stream here."""
         return self.accepted_streams.knows(session_id, key)
 
+    def stands(self, session_id: bytes, standing: StandingOffer) -> None:
+        """An offer of a stream's dialer, for when it has no path."""
+        self.accepted_streams.stands(session_id, standing)
+
+    def candidates_changed(self) -> None:
+        """This node is to be reached elsewhere: whoever has our answer for later gets a new one."""
+        for stream in self.accepted_streams:
+            stream.answer_again()
+
     def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
         """A proven connection to which a stream shall move; it is worked on in the background."""
         self._node.nursery.start_soon(self.accepted_streams.arrived, carrier, dial_id, key, technique)
@@ -49,6 +59,8 @@ class MovingStreams:
             while books := (*self.dialled_streams, *self.accepted_streams):
                 await trio.sleep(INTERVAL)
                 now = trio.current_time()
+                for stream in tuple(self.dialled_streams):
+                    stream.tend(now)
                 for kept in books:
                     if kept.stream.holder is None:
                         driver = kept.stream.driver
