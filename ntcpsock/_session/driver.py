@@ -61,6 +61,11 @@ class SessionDriver(SendingDriver):
             self.fail(TimeoutError(errno.ETIMEDOUT, "the path went silent"))
         return verdict
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the carrier seems to be lost, though that is not certain yet."""
+        return self._liveness is not None and self._liveness.silent and not self.suspended
+
     def _ask(self) -> None:
         if self._in_frame or self._tail or self.carrier.has_unsent or self.send_error is not None:
             return  # it takes nothing now: that it does later is a sign as good as an answer

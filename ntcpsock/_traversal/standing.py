@@ -50,12 +50,15 @@ class StandingOffer:
         self._delivery = delivery
         self._offer = offer
         self._number = number
-        self._is_followed = False
-        parts.dials.standing[offer.dial_id] = self._begin
+        self._following: trio.CancelScope | None = None
+        self._is_wanted = False
+        parts.dials.standing[offer.dial_id] = self._dialer_is_here
 
     def withdraw(self) -> None:
-        """It does not hold any more; whoever follows it just now goes on."""
+        """It does not hold any more."""
         self._parts.dials.standing.pop(self._offer.dial_id, None)
+        if self._following is not None:
+            self._following.cancel()
 
     def answer(self) -> None:
         """Tell the dialer where we are now."""
@@ -64,23 +67,40 @@ class StandingOffer:
             self._number = warm.port
             self._parts.node.introductions.reply(self._delivery, self._parts.accepting(self._offer, warm))
 
-    def _begin(self) -> None:
-        """Its dialer is here already: it knows of the loss before us."""
-        if not self._is_followed:
-            self._parts.node.nursery.start_soon(self._follow_once)
+    def begin(self) -> None:
+        """Go towards the dialer for a while: the path is silent, or lost."""
+        if self._following is None:
+            self._following = trio.CancelScope()
+            self._parts.node.nursery.start_soon(self._follow, self._following)
+
+    def rest(self) -> None:
+        """The path is alive, as far as we know."""
+        if self._following is not None and not self._is_wanted:
+            self._following.cancel()
+
+    def _dialer_is_here(self) -> None:
+        """It knew before us that it is time."""
+        self._is_wanted = True
+        self.begin()
 
     async def follow(self) -> None:
         """Towards the dialer, until cancelled."""
-        while True:
-            if not self._is_followed:
-                await self._follow_once()
-            await trio.sleep(_PAUSE)
+        try:
+            while True:
+                self.begin()
+                await trio.sleep(_PAUSE)
+        finally:
+            self.rest()
+
+    async def _follow(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._follow_once()
+        self._following, self._is_wanted = None, False
 
     async def _follow_once(self) -> None:
         parts, offer = self._parts, self._offer
         listening = parts.node.listening_port
         own: WarmPort | None = None
-        self._is_followed = True
         try:
             if listening is None or listening.port != self._number:
                 # We have been elsewhere since, and it is the number that the dialer knows.
@@ -94,7 +114,6 @@ class StandingOffer:
         except OSError:
             return  # the port is somebody else's now
         finally:
-            self._is_followed = False
             if own is not None:
                 own.close()
 

@@ -46,8 +46,9 @@ CLIMB_BUDGET = 8.0
 
 #: Seconds between two attempts to go where both ends agreed to, while there is no other way.
 AGREED_PAUSE = 0.5
-#: Why a stream without a path has moved.
+#: Why a stream has moved that had no path any more, or none that answered.
 LOST = "its path was lost"
+SILENT = "its path was silent"
 
 _RELAYED = frozenset({"relay", "turn"})
 
@@ -90,6 +91,11 @@ class DialledStream(KeptStream):
         self._climbing: trio.CancelScope | None = None
         self._exchanging = trio.Lock()
         self._agreed: Agreed | None = None
+        #: What looks for another carrier just now.
+        self._ahead: trio.CancelScope | None = None
+        self._ahead_ended = trio.Event()
+        self._going_as_agreed: trio.CancelScope | None = None
+        self._going_anew: trio.CancelScope | None = None
         self._agree_at = trio.current_time() + DELAY if may_agree(node) else math.inf
         if self._useless():
             node.nursery.start_soon(self._climb)
@@ -102,6 +108,7 @@ class DialledStream(KeptStream):
         super()._ended()
         self._stop_climbing()
         self._agree_at = math.inf
+        self._stop_searching()
         self._forget_agreed()
 
     def _stop_climbing(self) -> None:
@@ -116,8 +123,7 @@ class DialledStream(KeptStream):
 
     # -- what both ends will do when there is no path
 
-    def tend(self, now: float) -> None:
-        """Called a few times a second: agree with the listener when it is time."""
+    def _agree_when_due(self, now: float) -> None:
         if now >= self._agree_at and not self.stream.driver.suspended:
             self._agree_at = math.inf
             self._forget_agreed()
@@ -132,37 +138,78 @@ class DialledStream(KeptStream):
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
+        self._stop_searching()
         self._forget_agreed()
         if may_agree(self._dialler):
             self._agree_at = trio.current_time() + DELAY
 
-    # -- a carrier that was lost
+    # -- a carrier that is silent, or was lost
+
+    def tend(self, now: float) -> None:
+        """Called a few times a second: agree with the listener when it is time, and look for another carrier as soon
+        as the present one is silent."""
+        self._agree_when_due(now)
+        if self.stream.driver.is_silent:
+            self._start_agreed()
+            if self._ahead is None:
+                self._dialler.nursery.start_soon(self._move_ahead)
+        elif not self.is_lost():
+            self._stop_searching()
+
+    async def _move_ahead(self) -> None:
+        """One dial, which goes on when the carrier is lost meanwhile, and ends where that is alive again."""
+        self._ahead_ended = trio.Event()
+        try:
+            with trio.CancelScope() as self._ahead:
+                await self._move(SILENT)
+        except OSError as failure:
+            log.debug("no other path yet: %s", failure)
+        finally:
+            self._ahead = None
+            self._ahead_ended.set()
+
+    def _start_agreed(self) -> None:
+        if self._agreed is not None and self._agreed.is_answered and self._going_as_agreed is None:
+            self._going_as_agreed = trio.CancelScope()
+            self._dialler.nursery.start_soon(self._move_as_agreed, self._agreed, self._going_as_agreed)
+
+    async def _move_as_agreed(self, agreed: Agreed, scope: trio.CancelScope) -> None:
+        """Without the broker, which may be gone; until the stream has moved, or has ended."""
+        try:
+            with scope:
+                while True:
+                    report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
+                    try:
+                        moved = self._resuming.moved
+                        await self._take(await agreed.connect(report), agreed.dial_id, LOST, moved)
+                    except OSError as failure:
+                        log.debug("no path as agreed: %s", failure)
+                    with trio.move_on_after(AGREED_PAUSE):
+                        await self._dialler.wait_network_changed()
+        finally:
+            self._going_as_agreed = None
+
+    def _stop_searching(self) -> None:
+        """The stream has a path that is alive."""
+        for scope in (self._ahead, self._going_as_agreed, self._going_anew):
+            if scope is not None:
+                scope.cancel()
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
         deadline = trio.current_time() + self.patience(error)
-        async with trio.open_nursery() as nursery:
-            if self._agreed is not None and self._agreed.is_answered:
-                nursery.start_soon(self._move_as_agreed, self._agreed, deadline, nursery.cancel_scope)
+        if error.errno == errno.EADDRNOTAVAIL and self._ahead is not None:
+            self._ahead.cancel()  # it comes from where we are not any more
+        self._start_agreed()
+        with trio.CancelScope() as self._going_anew:
+            if self._ahead is not None:
+                with trio.move_on_at(deadline):
+                    await self._ahead_ended.wait()
             await self._move_anew(error, deadline)
-            nursery.cancel_scope.cancel()
+        self._going_anew = None
+        self._stop_searching()
         if self.stream.driver.error is None and self._useless():
             self._dialler.nursery.start_soon(self._climb)
-
-    async def _move_as_agreed(self, agreed: Agreed, deadline: float, both: trio.CancelScope) -> None:
-        """Without the broker, which may be gone. both: is cancelled when the stream has moved."""
-        while self.is_lost() and trio.current_time() < deadline:
-            report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
-            try:
-                connection = await agreed.connect(report)
-                await self._take(connection, agreed.dial_id, LOST)
-            except OSError as failure:
-                log.debug("no path as agreed: %s", failure)
-            else:
-                both.cancel()
-                return
-            with trio.move_on_after(AGREED_PAUSE):
-                await self._dialler.wait_network_changed()
 
     async def _move_anew(self, error: OSError, deadline: float) -> None:
         """By a dial like the first one; until the stream has moved, or has ended."""
@@ -220,13 +267,16 @@ class DialledStream(KeptStream):
     async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
         """Dial again, and go on over what that gives. Raises OSError."""
         node, first = self._dialler, self._first
+        moved = self._resuming.moved
         dial = self._make_dial()
         dial.useless = useless
+        if reason == SILENT:
+            dial.say = None
         report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())
         with limited(first.label, first.port, node.connect_timeout, report):
             async with node.dialling:
                 connection = await dial_for(node, dial, report)
-        await self._take(connection, dial.dial_id, reason)
+        await self._take(connection, dial.dial_id, reason, moved)
 
     def _make_dial(self) -> Dial:
         first, path = self._first, self.stream.path
@@ -236,13 +286,13 @@ class DialledStream(KeptStream):
         dial.also_observed = first.also_observed
         return dial
 
-    async def _take(self, connection: Connection, dial_id: bytes, reason: str) -> None:
-        """Go on over what was dialled. Raises OSError."""
+    async def _take(self, connection: Connection, dial_id: bytes, reason: str, moved: int) -> None:
+        """Go on over what was dialled, unless the stream is not where it was at the move `moved`. Raises OSError."""
         carrier = connection.carrier
         assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
         try:
             async with self._exchanging:
-                if reason == LOST and not self.is_lost():
+                if self._resuming.moved != moved:
                     raise ConnectionAbortedError(errno.ECONNABORTED, "another path was first")
                 await self._exchange(carrier, dial_id, make_path(carrier, connection.technique), reason)
         except BaseException:

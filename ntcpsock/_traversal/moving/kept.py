@@ -122,6 +122,10 @@ class KeptStream(ABC):
     async def _keep(self, error: OSError) -> None:
         """See to it that the stream gets another carrier, or ends with `error`."""
 
+    @abstractmethod
+    def tend(self, now: float) -> None:
+        """Called a few times a second, with the time."""
+
     def patience(self, error: OSError) -> float:
         """Seconds to wait for another carrier."""
         linger = min(self._node.linger, self.stream.linger)

@@ -61,6 +61,13 @@ class AcceptedStream(KeptStream):
         if self.is_lost():
             self.stream.give_up(error)
 
+    def tend(self, now: float) -> None:
+        if self._standing is not None and not self.is_lost():
+            if self.stream.driver.is_silent:
+                self._standing.begin()
+            else:
+                self._standing.rest()
+
     async def _ask_until_usable(self) -> None:
         for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
             with trio.move_on_after(pause):
@@ -81,8 +88,8 @@ class AcceptedStream(KeptStream):
         self._standing = standing
 
     def answer_again(self) -> None:
-        """We are to be reached elsewhere than the dialer knows."""
-        if self._standing is not None:
+        """We are to be reached elsewhere than the dialer knows. Where it cannot hear that, it goes by what it knows."""
+        if self._standing is not None and not (self.is_lost() or self.stream.driver.is_silent):
             self._standing.answer()
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:

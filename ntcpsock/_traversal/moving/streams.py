@@ -59,9 +59,8 @@ class MovingStreams:
             while books := (*self.dialled_streams, *self.accepted_streams):
                 await trio.sleep(INTERVAL)
                 now = trio.current_time()
-                for stream in tuple(self.dialled_streams):
-                    stream.tend(now)
                 for kept in books:
+                    kept.tend(now)
                     if kept.stream.holder is None:
                         driver = kept.stream.driver
                         if not driver.receivers and not driver.closed:
