@@ -408,7 +408,7 @@ class Node(NodeSettings):
         self._nursery.start_soon(self.moving.watch)
 
     def _heard(self, delivery: Delivery, signal: Signal) -> None:
-        if not self.moving.dialled_streams.heard(delivery, signal):
+        if not self.moving.heard(delivery, signal):
             self._acceptor.heard(delivery, signal)
 
     def close(self) -> None:

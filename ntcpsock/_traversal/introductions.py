@@ -177,6 +177,10 @@ class Introductions:
         if (delivery.answer is None or not delivery.answer(sealed)) and delivery.sender_instance:
             self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
 
+    def tell(self, key: bytes, instance: bytes, word: Signal) -> None:
+        """Send a word to one process of a node by the broker, once."""
+        self._session.send_reply(key, instance, self._sealer.seal(key, encode_sealed_payload(word)))
+
     async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
         """Ask the broker for a SYN-ACK from `remote`, the peer's, to `local`, ours, that answers our `syn`. It is out
         only when both sides have asked.

@@ -27,7 +27,7 @@ from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
 from ntcpsock._traversal.moving.agreed import DELAY, Agreed, may_agree
-from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.strategies.base import Connection
@@ -110,6 +110,11 @@ class DialledStream(KeptStream):
         self._agree_at = math.inf
         self._stop_searching()
         self._forget_agreed()
+
+    def _tell_closed(self) -> None:
+        if self._first.instance is not None:
+            word = Signal(self._resuming.session_id, 1, CLOSED, b"")
+            self._node.introductions.tell(self.key, self._first.instance, word)
 
     def _stop_climbing(self) -> None:
         if self._climbing is not None:
@@ -334,9 +339,17 @@ class DialledStreams:
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
         stream = self._streams.get(signal.dial_id)
-        if stream is None or stream.key != delivery.sender or signal.name != MOVE:
+        if stream is None:
+            if signal.name == MOVE and delivery.sender_instance:
+                answer = Signal(signal.dial_id, 1, CLOSED, b"")
+                self._node.introductions.tell(delivery.sender, delivery.sender_instance, answer)
+            return signal.name == MOVE
+        if stream.key != delivery.sender or signal.name not in (MOVE, CLOSED):
             return False
-        stream.asked(signal)
+        if signal.name == MOVE:
+            stream.asked(signal)
+        else:
+            stream.closed_there()
         return True
 
     def __iter__(self) -> Iterator[DialledStream]:

@@ -18,11 +18,12 @@ from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.resumption import Resumable
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
-from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
+from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.standing import StandingOffer
 
 #: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges, so the last pause
@@ -73,13 +74,18 @@ class AcceptedStream(KeptStream):
             with trio.move_on_after(pause):
                 await self.stream.wait_usable()
                 return
-            await self._ask()
+            self._ask()
 
-    async def _ask(self) -> None:
-        epoch = self.resumable.epoch.to_bytes(8, "big")
-        word = Signal(self.resumable.session_id, 1, MOVE, epoch)
+    def _ask(self) -> None:
         with suppress(OSError):
-            await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
+            self._say_by_broker(MOVE, self.resumable.epoch.to_bytes(8, "big"))
+
+    def _tell_closed(self) -> None:
+        self._say_by_broker(CLOSED, b"")
+
+    def _say_by_broker(self, name: str, body: bytes) -> None:
+        word = Signal(self.resumable.session_id, 1, name, body)
+        self._node.introductions.tell(self.key, self._dialler.sender_instance, word)
 
     def stands(self, standing: StandingOffer | None) -> None:
         """Keep the dialer's newest offer for when there is no path."""
@@ -139,6 +145,14 @@ class AcceptedStreams:
         """Look after a stream from now on."""
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
             self._streams[pending.offer.dial_id] = AcceptedStream(self._node, stream, pending, self._streams)
+
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take a dialer's word; whether it was one of a stream's."""
+        stream = self._streams.get(signal.dial_id)
+        if stream is None or stream.key != delivery.sender or signal.name != CLOSED:
+            return False
+        stream.closed_there()
+        return True
 
     def knows(self, session_id: bytes, key: bytes) -> bool:
         """Whether the node `key` has such a stream here."""

@@ -9,11 +9,13 @@ import trio
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.liveness import INTERVAL
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving.dialler import DialledStreams, DiallerContext
 from ntcpsock._traversal.moving.listener import AcceptedStreams
 from ntcpsock._traversal.network.machine import NetworkChange
 from ntcpsock._traversal.pending import PendingDial
+from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.standing import StandingOffer
 
 
@@ -33,6 +35,10 @@ class MovingStreams:
     def accepted(self, stream: NTCPStream, pending: PendingDial) -> None:
         self.accepted_streams.accepted(stream, pending)
         self._some.set()
+
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take the word of a node at the other end of a stream; whether it was one."""
+        return self.accepted_streams.heard(delivery, signal) or self.dialled_streams.heard(delivery, signal)
 
     def knows(self, session_id: bytes, key: bytes) -> bool:
         """Whether the node `key` has such an accepted stream here."""
