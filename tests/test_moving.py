@@ -21,6 +21,8 @@ from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.agreed import Agreed
+from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.kept import CLOSED
 from ntcpsock._traversal.punch.message import Signal
 
@@ -181,14 +183,13 @@ async def test_books_are_empty_when_streams_have_ended(tmp_path: Path) -> None:
             assert not list(bob.moving.dialled_streams)
 
 
-async def agreed(dialler: Node, listener: Node) -> None:
-    """Until both ends know where to go without a word."""
+async def agreed(dialler: Node, listener: Node, before: dict[DialledStream, Agreed | None]) -> None:
+    """Until both ends know where to go without a word, anew since `before`."""
     with trio.fail_after(30):
-        while not all(
-            stream._agreed is not None and stream._agreed.is_answered
-            for stream in dialler.moving.dialled_streams
-        ):
-            await trio.sleep(0.01)
+        for stream in dialler.moving.dialled_streams:
+            while stream._agreed is before.get(stream):
+                await trio.sleep(0.01)
+            before[stream] = stream._agreed
     assert len(listener._acceptor.dials.standing) == len(list(dialler.moving.dialled_streams))
 
 
@@ -199,8 +200,9 @@ async def test_without_a_broker_a_stream_goes_where_both_ends_agreed(tmp_path: P
         dialled, accepted = await connect(bob, alice)
         async with dialled, accepted:
             world.broker_scope.cancel()
+            before: dict[DialledStream, Agreed | None] = {}
             for count in (1, 2):
-                await agreed(bob, alice)
+                await agreed(bob, alice, before)
                 dialled.lose(silent())
                 if loser == "both":
                     accepted.lose(silent())
@@ -217,7 +219,7 @@ async def test_the_listener_goes_by_the_port_that_it_has_told(tmp_path: Path) ->
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
         dialled, accepted = await connect(bob, alice)
         async with dialled, accepted:
-            await agreed(bob, alice)
+            await agreed(bob, alice, {})
             world.broker_scope.cancel()
             before = alice._ports.listening.warm
             accepted.lose(silent())
@@ -236,7 +238,7 @@ async def test_a_listener_that_is_reached_elsewhere_says_so(tmp_path: Path) -> N
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
         dialled, accepted = await connect(bob, alice)
         async with dialled, accepted:
-            await agreed(bob, alice)
+            await agreed(bob, alice, {})
             before = alice._ports.listening.warm
             assert before is not None
             alice._ports.listening.renew()
@@ -255,7 +257,7 @@ async def test_another_path_is_looked_for_while_the_present_one_is_silent(tmp_pa
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
         dialled, accepted = await connect(bob, alice)
         async with dialled, accepted:
-            await agreed(bob, alice)
+            await agreed(bob, alice, {})
             (kept,) = bob.moving.dialled_streams
             await echo_byte(dialled, accepted)
             liveness = dialled.driver._liveness = Liveness(trio.current_time())

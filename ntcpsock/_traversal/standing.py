@@ -57,8 +57,7 @@ class StandingOffer:
     def withdraw(self) -> None:
         """It does not hold any more."""
         self._parts.dials.standing.pop(self._offer.dial_id, None)
-        if self._following is not None:
-            self._following.cancel()
+        self.stop()
 
     def answer(self) -> None:
         """Tell the dialer where we are now."""
@@ -76,6 +75,11 @@ class StandingOffer:
     def rest(self) -> None:
         """The path is alive, as far as we know."""
         if self._following is not None and not self._is_wanted:
+            self._following.cancel()
+
+    def stop(self) -> None:
+        """There is another path."""
+        if self._following is not None:
             self._following.cancel()
 
     def _dialer_is_here(self) -> None:

@@ -90,7 +90,9 @@ class DialledStream(KeptStream):
         self._resuming = Resuming(dial.dial_id, dial.token)
         self._climbing: trio.CancelScope | None = None
         self._exchanging = trio.Lock()
+        #: The newest agreement that holds, and the next one.
         self._agreed: Agreed | None = None
+        self._agreeing: Agreed | None = None
         #: What looks for another carrier just now.
         self._ahead: trio.CancelScope | None = None
         self._ahead_ended = trio.Event()
@@ -109,7 +111,10 @@ class DialledStream(KeptStream):
         self._stop_climbing()
         self._agree_at = math.inf
         self._stop_searching()
-        self._forget_agreed()
+        for agreed in (self._agreed, self._agreeing):
+            if agreed is not None:
+                agreed.forget()
+        self._agreed = self._agreeing = None
 
     def _tell_closed(self) -> None:
         if self._first.instance is not None:
@@ -131,20 +136,20 @@ class DialledStream(KeptStream):
     def _agree_when_due(self, now: float) -> None:
         if now >= self._agree_at and not self.stream.driver.suspended:
             self._agree_at = math.inf
-            self._forget_agreed()
+            if self._agreeing is not None:
+                self._agreeing.forget()
+                self._agreeing = None
             with suppress(OSError):  # no port is free
-                self._agreed = Agreed(self._dialler, self._make_dial())
-                self._agreed.offer()
-
-    def _forget_agreed(self) -> None:
-        if self._agreed is not None:
-            self._agreed.forget()
-            self._agreed = None
+                self._agreeing = Agreed(self._dialler, self._make_dial())
+                self._agreeing.offer()
+        if self._agreeing is not None and self._agreeing.is_answered:
+            if self._agreed is not None:
+                self._agreed.forget()
+            self._agreed, self._agreeing = self._agreeing, None
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
         self._stop_searching()
-        self._forget_agreed()
         if may_agree(self._dialler):
             self._agree_at = trio.current_time() + DELAY
 
@@ -158,7 +163,7 @@ class DialledStream(KeptStream):
             self._start_agreed()
             if self._ahead is None:
                 self._dialler.nursery.start_soon(self._move_ahead)
-        elif not self.is_lost():
+        elif not self.stream.driver.suspended:
             self._stop_searching()
 
     async def _move_ahead(self) -> None:
@@ -174,7 +179,7 @@ class DialledStream(KeptStream):
             self._ahead_ended.set()
 
     def _start_agreed(self) -> None:
-        if self._agreed is not None and self._agreed.is_answered and self._going_as_agreed is None:
+        if self._agreed is not None and self._going_as_agreed is None:
             self._going_as_agreed = trio.CancelScope()
             self._dialler.nursery.start_soon(self._move_as_agreed, self._agreed, self._going_as_agreed)
 

@@ -100,7 +100,8 @@ class AcceptedStream(KeptStream):
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
-        self.stands(None)  # it was for the carrier before
+        if self._standing is not None:
+            self._standing.stop()
 
     def _ended(self) -> None:
         super()._ended()
