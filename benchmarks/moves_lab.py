@@ -133,13 +133,14 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One transfer. pause: seconds beyond the outage; first: the path's technique before; moves: at the dialler,
+    """One transfer. pause: seconds beyond the outage; after: from the fault to its begin, in seconds; first: the path's technique before; moves: at the dialler,
     each with technique, reason and the seconds without a path; complaint: what went wrong, or ""."""
 
     fault: str
     megabytes: int
     intact: bool
     pause: float
+    after: float
     seconds: float
     first: str
     moves: list[list[Any]]
@@ -199,18 +200,19 @@ def run_once(name: str, megabytes: int) -> Run:
         try:
             outcomes = [end.first("sent", PATIENCE) for end in (dialler, listener)]
         except TimeoutError as error:
-            return Run(name, megabytes, False, PATIENCE, PATIENCE, "", [], str(error))
+            return Run(name, megabytes, False, PATIENCE, 0.0, PATIENCE, "", [], str(error))
     here, there = outcomes
     assert min(here["ended"], there["ended"]) > at, "the transfer was over before the fault"
     intact = (here["sent"], there["sent"]) == (there["received"], here["received"])
-    pause = max(end["pause"][1] - end["pause"][0] for end in outcomes) - fault.outage
+    begin, end = max((end["pause"] for end in outcomes), key=lambda pause: pause[1] - pause[0])
+    pause = max(0.0, end - begin - fault.outage)
     complaint = here["error"] or there["error"]
     if fault.moves and not here["moves"] and not complaint:
         complaint = "it did not move"
     if not intact and not complaint:
         complaint = "bytes were changed"
     seconds = max(end["ended"] for end in outcomes) - here["began"]
-    return Run(name, megabytes, intact, max(0.0, pause), seconds, here["first"], here["moves"], complaint)
+    return Run(name, megabytes, intact, pause, begin - at, seconds, here["first"], here["moves"], complaint)
 
 
 def limit(delay: float = DELAY) -> float:
@@ -278,7 +280,7 @@ def main() -> None:
                 continue
             run = run_once(name, arguments.megabytes)
             print(
-                f"{name}: {run.pause:.2f} s, {run.seconds:.1f} s in all, {run.first} {run.moves} {run.complaint}"
+                f"{name}: {run.pause:.2f} s after {run.after:.2f} s, {run.seconds:.1f} s in all, {run.first} {run.moves} {run.complaint}"
             )
             sys.stdout.flush()
             runs.append(run)

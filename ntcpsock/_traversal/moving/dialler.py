@@ -191,7 +191,9 @@ class DialledStream(KeptStream):
                     report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
                     try:
                         moved = self._resuming.moved
-                        await self._take(await agreed.connect(report), agreed.dial_id, LOST, moved)
+                        connection = await agreed.connect(report)
+                        reason = LOST if self.is_lost() else SILENT
+                        await self._take(connection, agreed.dial_id, reason, moved)
                     except OSError as failure:
                         log.debug("no path as agreed: %s", failure)
                     with trio.move_on_after(AGREED_PAUSE):
