@@ -133,8 +133,9 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One transfer. pause: seconds beyond the outage; after: from the fault to its begin, in seconds; first: the path's technique before; moves: at the dialler,
-    each with technique, reason and the seconds without a path; complaint: what went wrong, or ""."""
+    """One transfer. pause: seconds beyond the outage; after: seconds from the fault until it began; first: the path's
+    technique before; moves: at the dialler, each with technique, reason and the seconds without a path; complaint: what
+    went wrong, or ""."""
 
     fault: str
     megabytes: int
@@ -280,7 +281,8 @@ def main() -> None:
                 continue
             run = run_once(name, arguments.megabytes)
             print(
-                f"{name}: {run.pause:.2f} s after {run.after:.2f} s, {run.seconds:.1f} s in all, {run.first} {run.moves} {run.complaint}"
+                f"{name}: {run.pause:.2f} s after {run.after:.2f} s, {run.seconds:.1f} s in all,"
+                f" {run.first} {run.moves} {run.complaint}"
             )
             sys.stdout.flush()
             runs.append(run)
