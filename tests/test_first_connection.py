@@ -144,3 +144,20 @@ async def test_strangers_are_bounded(silent: Endpoint) -> None:
     assert len(waiting) == MAX_TAKEN
     for client in clients:
         client.close()
+
+
+async def test_one_that_is_found_when_all_is_cancelled_is_closed(answering: Endpoint) -> None:
+    made: list[FakeCarrier] = []
+
+    async def authenticate(sock: Any) -> Any:
+        made.append(FakeCarrier(sock))
+        scope.cancel()
+        return made[0]
+
+    ours = choose_port()
+    with trio.CancelScope() as scope:
+        await first_connection(
+            context(authenticate), [(ours, answering)], tries=1, pace=0.0, patience=50.0, listen=[ours]
+        )
+    assert scope.cancelled_caught
+    assert made[0].closed

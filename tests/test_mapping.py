@@ -104,6 +104,34 @@ async def test_the_first_that_maps_is_used_and_no_other_is_asked_to(
     assert fast.times("unmap") == [5.0]
 
 
+async def test_one_that_answers_when_another_has_just_mapped_is_not_asked_to() -> None:
+    mapped = trio.Event()
+
+    class Quick(Router):
+        async def map(self, port: int, external_port: int, lifetime: int) -> Grant:
+            grant = await super().map(port, external_port, lifetime)
+            mapped.set()
+            return grant
+
+    class AtThatMoment(Router):
+        async def probe(self) -> str | None:
+            await mapped.wait()
+            return None
+
+    quick, other = Quick("pcp"), AtThatMoment("upnp")
+    mapper, heard = mapper_of(quick, other), Heard()
+    with trio.CancelScope() as scope:
+
+        async def changed(mapping: Mapping | None) -> None:
+            await heard(mapping)
+            scope.cancel()
+
+        await mapper.keep(PORT, changed)
+    assert heard.mappings == [Mapping("pcp", EXTERNAL)]
+    assert other.times("map") == []
+    assert quick.table == set()
+
+
 async def test_the_next_is_asked_where_the_first_refuses(autojump_clock: trio.testing.MockClock) -> None:
     first, second = Router("pcp", 0.01), Router("upnp", 0.5)
     first.refuses = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -17,7 +18,7 @@ from ntcpsock._traversal.relay.message import TICKET_LENGTH
 from ntcpsock._traversal.signals import Mailbox, Talk
 from ntcpsock._traversal.strategies import STRATEGIES
 from ntcpsock._traversal.strategies import relay as relay_module
-from ntcpsock._traversal.strategies.base import AttemptContext, Connection
+from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection
 from ntcpsock._traversal.strategies.relay import RelayAccess
 
 RELAY = 9  # the scripted port that stands for it
@@ -157,3 +158,28 @@ async def test_a_dialers_word_sends_us_nowhere_but_to_our_brokers_relays(
         with pytest.raises(OSError, match="no such relay"):
             await relay_module.attempt(follower(0, mailbox, nursery))
         assert len(seen) == 4
+
+
+async def test_one_that_is_met_when_all_is_cancelled_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    carrier = FakeCarrier()
+
+    async def take_seat(relay: Endpoint, ticket: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def authenticate(_: object) -> FakeCarrier:
+        scope.cancel()
+        return carrier
+
+    async def tickets() -> tuple[bytes, bytes]:
+        return bytes(TICKET_LENGTH), bytes(TICKET_LENGTH)
+
+    monkeypatch.setattr(relay_module, "take_seat", take_seat)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            made = follower(1, Mailbox(), nursery)
+            assert made.relay is not None
+            access = RelayAccess(made.relay.relays, tickets)
+            made = replace(made, role="leader", authenticate=cast("Authenticate", authenticate), relay=access)
+            await relay_module.attempt(made)
+    assert scope.cancelled_caught
+    assert carrier.closed

@@ -149,7 +149,7 @@ def username_of(check: bytes) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """dropped: at the listening port, by reason; refused: by the checks of all paths; remotes: where the streams'
+    """dropped: at the listening ports, by reason; refused: by the checks of all paths; remotes: where the streams'
     peers are, in the end; ways: candidate ways that the checks of one path hold at most; kept: datagrams that wait at
     the port for a dial; grown: bytes of memory at most, since the file `before`."""
 
@@ -162,7 +162,8 @@ class Counted:
 
 
 def listen_and_count(config: Config, before: str, stop: str) -> Counted:
-    """As `peer_programs.run_listener`, until the file `stop` exists."""
+    """As `peer_programs.run_listener`, until the file `stop` exists. From the file `before` on the number of its UDP
+    port is in the file `before`.port: it may have another than at its begin."""
     return trio.run(_listen_and_count, config, Path(before), Path(stop))
 
 
@@ -177,6 +178,7 @@ async def _listen_and_count(config: Config, before: Path, stop: Path) -> Counted
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, answer, [listener])
             await _until(before)
+            _tell(before.with_suffix(".port"), _port(node).number)
             memory = programs._peak_memory()
             await _until(stop)
             counted = _count(node, streams, programs._peak_memory() - memory)
@@ -236,10 +238,15 @@ async def _hold(config: Config, name: str, flag: Path, turns: int) -> list[str]:
                 path = stream.path
                 ends = {"local": path.local, "remote": path.remote, "seen": stream.carrier.remote}
                 done = flag.with_suffix(f".{number}.done")
-                fresh = done.with_suffix(".fresh")
-                fresh.write_text(json.dumps({key: tuple(value) for key, value in ends.items()}))
-                fresh.rename(done)
+                _tell(done, {key: tuple(value) for key, value in ends.items()})
             return [stream.path.technique]
+
+
+def _tell(path: Path, what: object) -> None:
+    """Whoever finds the file finds it whole."""
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(what))
+    fresh.rename(path)
 
 
 def ends_of(flag: Path, number: int) -> dict[str, list[object]]:

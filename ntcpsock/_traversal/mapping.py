@@ -151,7 +151,8 @@ class PortMapper:
                 except OSError as error:
                     failures[protocol.name] = words(error)
                 else:
-                    speaking.send_nowait(protocol)
+                    with suppress(trio.BrokenResourceError):  # another one was as quick, and has mapped
+                        speaking.send_nowait(protocol)
 
         try:
             protocols = self._find()

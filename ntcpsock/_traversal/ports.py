@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -157,6 +157,7 @@ class ListeningPort:
     """The port at which a node's listeners are reached. `keep` runs as a task from the first listener on.
 
     servers: STUN servers. pace: as of `DialPorts`. mapper: what asks the router for the port; None: nobody does.
+    dropped: how often something was dropped at its UDP ports, one after the other, by reason.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class ListeningPort:
         self._patience = patience
         self._changed = changed
         self.warm: WarmPort | None = None
+        self.dropped: Counter[str] = Counter()
         self._wake = trio.Event()
         self._doubt_datagram = trio.Event()
         self._elsewhere = False
@@ -197,8 +199,7 @@ class ListeningPort:
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Gather, serve, refresh; gather anew and report `changed` when the NAT sees us differently."""
-        udp = self._nursery is not None
-        self.warm = await gather(self.servers, patience=self._patience, udp=udp)
+        self.warm = await self._gather(self._patience)
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:
@@ -232,7 +233,7 @@ class ListeningPort:
             self._wake = trio.Event()
             fresh: WarmPort | None = None
             with suppress(OSError), trio.CancelScope() as self._gathering:
-                fresh = await gather(self.servers, udp=self._nursery is not None)
+                fresh = await self._gather(STUN_DEADLINE)
             # Elsewhere the old candidates are worth nothing, so those of the own addresses are better.
             if fresh is not None and (fresh.stun_sockets or not self.servers or is_elsewhere):
                 return fresh
@@ -240,6 +241,12 @@ class ListeningPort:
                 fresh.close()
             with trio.move_on_after(GATHER_RETRY):
                 await self._wake.wait()
+
+    async def _gather(self, patience: float) -> WarmPort:
+        fresh = await gather(self.servers, patience=patience, udp=self._nursery is not None)
+        if fresh.datagram is not None:
+            fresh.datagram.port.dropped = self.dropped
+        return fresh
 
     async def _serve_port(self, warm: WarmPort, scope: trio.CancelScope) -> None:
         try:

@@ -203,7 +203,11 @@ class PunchedPath:
             await self._readable.wait()
 
     def settle(self) -> None:
-        """The peer is authenticated: give it a socket of its own as soon as the checks have ended."""
+        """The peer is authenticated: give it a socket of its own as soon as the checks have ended.
+
+        Its word may have been the last before the path was closed: then there is nothing to give."""
+        if self._closed:
+            return
         self._settled = True
         if self.machine.selected is not None:
             self._connect(self.machine.selected)

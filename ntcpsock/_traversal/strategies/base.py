@@ -171,6 +171,11 @@ async def first_connection(
                 listeners.append(open_punch_listener(port))
                 accepting.start_soon(accept_connections, listeners[-1], take)
             punching.start_soon(_close_when, begin + patience, listeners)
+    except BaseException:
+        # Cancelled while the nurseries ended: nobody gets it any more.
+        for connection in found:
+            connection.carrier.close(abort=True)
+        raise
     finally:
         for listener in listeners:
             listener.close()

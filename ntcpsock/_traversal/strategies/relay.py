@@ -93,18 +93,24 @@ async def _meet_unless_refused(
     failure: OSError = ConnectionRefusedError(
         errno.ECONNREFUSED, f"the other side cannot be met at the relay {relay}"
     )
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def listen() -> None:
-            await talk.hear(_refusal(number))
+            async def listen() -> None:
+                await talk.hear(_refusal(number))
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            try:
+                connection = await _meet(context, relay, ticket)
+            except OSError as error:
+                failure = error
             nursery.cancel_scope.cancel()
-
-        nursery.start_soon(listen)
-        try:
-            connection = await _meet(context, relay, ticket)
-        except OSError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
+    except BaseException:
+        # Cancelled while the nursery ended: nobody gets it any more.
+        if connection is not None:
+            connection.carrier.close(abort=True)
+        raise
     if connection is None:
         raise failure
     return connection
