@@ -187,9 +187,9 @@ async def agreed(dialler: Node, listener: Node, before: dict[DialledStream, Agre
     """Until both ends know where to go without a word, anew since `before`."""
     with trio.fail_after(30):
         for stream in dialler.moving.dialled_streams:
-            while stream._agreed is before.get(stream):
+            while stream._agreements.current is before.get(stream):
                 await trio.sleep(0.01)
-            before[stream] = stream._agreed
+            before[stream] = stream._agreements.current
     assert len(listener._acceptor.dials.standing) == len(list(dialler.moving.dialled_streams))
 
 
@@ -243,9 +243,10 @@ async def test_a_listener_that_is_reached_elsewhere_says_so(tmp_path: Path) -> N
             assert before is not None
             alice._ports.listening.renew()
             (kept,) = bob.moving.dialled_streams
-            assert kept._agreed is not None
+            agreement = kept._agreements.current
+            assert agreement is not None
             with trio.fail_after(30):
-                while kept._agreed._dial.answer.candidates == before.offered:  # type: ignore[union-attr]
+                while agreement._dial.answer.candidates == before.offered:  # type: ignore[union-attr]
                     await trio.sleep(0.01)
             world.broker_scope.cancel()
             dialled.lose(silent())

@@ -5,6 +5,12 @@ See `ntcpsock._traversal.standing`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
 from ntcpsock._report import Report
 from ntcpsock._traversal.candidate import DIRECT_TECHNIQUES, is_loopback
 from ntcpsock._traversal.connect import dial_as_agreed
@@ -67,3 +73,41 @@ class Agreed:
     async def connect(self, report: Report) -> Connection:
         """A carrier as it was agreed. Raises OSError."""
         return await dial_as_agreed(self._node, self._dial, self._number, report)
+
+
+class Agreements:
+    """The one of a stream that holds, and the next one. make_dial: makes a dial that would resume the stream."""
+
+    def __init__(self, node: DialContext, make_dial: Callable[[], Dial]) -> None:
+        self._node = node
+        self._make_dial = make_dial
+        self.current: Agreed | None = None
+        self._next: Agreed | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """The stream has another carrier: agree anew, in a moment."""
+        self._due = trio.current_time() + DELAY if may_agree(self._node) else math.inf
+
+    def tend(self, now: float) -> None:
+        """Called a few times a second while there is a carrier."""
+        if now >= self._due:
+            self._due = math.inf
+            if self._next is not None:
+                self._next.forget()
+                self._next = None
+            with suppress(OSError):  # no port is free
+                self._next = Agreed(self._node, self._make_dial())
+                self._next.offer()
+        if self._next is not None and self._next.is_answered:
+            if self.current is not None:
+                self.current.forget()
+            self.current, self._next = self._next, None
+
+    def forget(self) -> None:
+        """The stream is over."""
+        for agreed in (self.current, self._next):
+            if agreed is not None:
+                agreed.forget()
+        self.current = self._next = None
+        self._due = math.inf

@@ -26,7 +26,7 @@ from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.agreed import DELAY, Agreed, may_agree
+from ntcpsock._traversal.moving.agreed import Agreed, Agreements
 from ntcpsock._traversal.moving.kept import CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
@@ -90,17 +90,13 @@ class DialledStream(KeptStream):
         self._resuming = Resuming(dial.dial_id, dial.token)
         self._climbing: trio.CancelScope | None = None
         self._exchanging = trio.Lock()
-        #: The newest agreement that holds, and the next one.
-        self._agreed: Agreed | None = None
-        self._agreeing: Agreed | None = None
+        self._agreements = Agreements(node, self._make_dial)
         #: What looks for another carrier just now.
         self._ahead: trio.CancelScope | None = None
         self._ahead_ended = trio.Event()
         self._going_as_agreed: trio.CancelScope | None = None
         self._going_anew: trio.CancelScope | None = None
-        self._agree_at = trio.current_time() + DELAY if may_agree(node) else math.inf
-        if self._useless():
-            node.nursery.start_soon(self._climb)
+        self._start_climbing()
 
     @property
     def observed_host(self) -> str:
@@ -109,12 +105,8 @@ class DialledStream(KeptStream):
     def _ended(self) -> None:
         super()._ended()
         self._stop_climbing()
-        self._agree_at = math.inf
         self._stop_searching()
-        for agreed in (self._agreed, self._agreeing):
-            if agreed is not None:
-                agreed.forget()
-        self._agreed = self._agreeing = None
+        self._agreements.forget()
 
     def _tell_closed(self) -> None:
         if self._first.instance is not None:
@@ -124,6 +116,7 @@ class DialledStream(KeptStream):
     def _stop_climbing(self) -> None:
         if self._climbing is not None:
             self._climbing.cancel()
+            self._climbing = None
 
     def asked(self, signal: Signal) -> None:
         """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
@@ -131,34 +124,19 @@ class DialledStream(KeptStream):
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
 
-    # -- what both ends will do when there is no path
-
-    def _agree_when_due(self, now: float) -> None:
-        if now >= self._agree_at and not self.stream.driver.suspended:
-            self._agree_at = math.inf
-            if self._agreeing is not None:
-                self._agreeing.forget()
-                self._agreeing = None
-            with suppress(OSError):  # no port is free
-                self._agreeing = Agreed(self._dialler, self._make_dial())
-                self._agreeing.offer()
-        if self._agreeing is not None and self._agreeing.is_answered:
-            if self._agreed is not None:
-                self._agreed.forget()
-            self._agreed, self._agreeing = self._agreeing, None
-
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
         self._stop_searching()
-        if may_agree(self._dialler):
-            self._agree_at = trio.current_time() + DELAY
+        self._agreements.renew()
+        self._start_climbing()
 
     # -- a carrier that is silent, or was lost
 
     def tend(self, now: float) -> None:
         """Called a few times a second: agree with the listener when it is time, and look for another carrier as soon
         as the present one is silent."""
-        self._agree_when_due(now)
+        if not self.stream.driver.suspended:
+            self._agreements.tend(now)
         if self.stream.driver.is_silent:
             self._start_agreed()
             if self._ahead is None:
@@ -179,9 +157,10 @@ class DialledStream(KeptStream):
             self._ahead_ended.set()
 
     def _start_agreed(self) -> None:
-        if self._agreed is not None and self._going_as_agreed is None:
+        agreed = self._agreements.current
+        if agreed is not None and self._going_as_agreed is None:
             self._going_as_agreed = trio.CancelScope()
-            self._dialler.nursery.start_soon(self._move_as_agreed, self._agreed, self._going_as_agreed)
+            self._dialler.nursery.start_soon(self._move_as_agreed, agreed, self._going_as_agreed)
 
     async def _move_as_agreed(self, agreed: Agreed, scope: trio.CancelScope) -> None:
         """Without the broker, which may be gone; until the stream has moved, or has ended."""
@@ -220,8 +199,6 @@ class DialledStream(KeptStream):
             await self._move_anew(error, deadline)
         self._going_anew = None
         self._stop_searching()
-        if self.stream.driver.error is None and self._useless():
-            self._dialler.nursery.start_soon(self._climb)
 
     async def _move_anew(self, error: OSError, deadline: float) -> None:
         """By a dial like the first one; until the stream has moved, or has ended."""
@@ -260,19 +237,31 @@ class DialledStream(KeptStream):
             useless = _RELAYED | set(UDP_TECHNIQUES)
         return useless if set(node.techniques) - useless else frozenset()
 
-    async def _climb(self) -> None:
+    def _start_climbing(self) -> None:
+        if self._climbing is None and self.stream.driver.error is None and self._useless():
+            self._climbing = trio.CancelScope()
+            self._dialler.nursery.start_soon(self._climb, self._climbing)
+
+    async def _climb(self, scope: trio.CancelScope) -> None:
         """To a better path, as soon as there is one."""
+        try:
+            with scope:
+                await self._climb_until_best()
+        finally:
+            if self._climbing is scope:
+                self._climbing = None
+
+    async def _climb_until_best(self) -> None:
         driver = self.stream.driver
-        with trio.CancelScope() as self._climbing:
-            for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
-                with trio.move_on_after(pause):
-                    await self._dialler.wait_network_changed()
-                useless = self._useless()
-                if driver.error is not None or not useless:
-                    return
-                reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
-                with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
-                    await self._move(reason, useless)
+        for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
+            with trio.move_on_after(pause):
+                await self._dialler.wait_network_changed()
+            useless = self._useless()
+            if driver.error is not None or not useless:
+                return
+            reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
+            with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
+                await self._move(reason, useless)
 
     # -- both
 
