@@ -7,12 +7,14 @@ mappings, or one transport or everything is blocked for a while. The seed that i
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from benchmarks.lab_end import End
 from benchmarks.lab_faults import block, new_address, unblock
@@ -99,8 +101,8 @@ def judge(end: End, what: str) -> list[str]:
     return complaints
 
 
-def run(minutes: float, seed: int, connections: int = CONNECTIONS) -> list[str]:
-    """So many minutes; the complaints."""
+def run(minutes: float, seed: int, connections: int = CONNECTIONS, lines: Path | None = None) -> list[str]:
+    """So many minutes; the complaints. lines: where all is written that the ends have told."""
     chance = random.Random(seed)
     print(f"seed {seed}, {connections} connections, {minutes:g} minutes")
     deadline = time.monotonic() + 60 * minutes
@@ -115,6 +117,8 @@ def run(minutes: float, seed: int, connections: int = CONNECTIONS) -> list[str]:
         time.sleep(12)
         last = dialler.lines[-1]
         print(f"faults: {count}; {last['rounds']} blocks back whole, {last['moves']} moves at the dialler")
+        if lines is not None:
+            lines.write_text(json.dumps({"dialler": dialler.lines, "listener": listener.lines}))
         complaints = judge(dialler, "dialler") + judge(listener, "listener")
         if last["rounds"] - before < connections:
             complaints.append("nothing goes on after the last fault")
@@ -125,9 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--lines", type=Path, help="write there what the ends have told")
     arguments = parser.parse_args()
     enter_namespaces()
-    complaints = run(arguments.minutes, arguments.seed)
+    complaints = run(arguments.minutes, arguments.seed, lines=arguments.lines)
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     raise SystemExit(bool(complaints))
