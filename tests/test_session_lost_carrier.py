@@ -106,7 +106,7 @@ async def test_an_application_that_does_not_read_is_alive(autojump_clock: trio.t
     async with trio.open_nursery() as nursery:
         moving = MovingStreams(cast(DiallerContext, SimpleNamespace(nursery=nursery)))
         for number, stream in enumerate((left, right)):
-            kept = cast(DialledStream, SimpleNamespace(stream=stream))
+            kept = cast(DialledStream, SimpleNamespace(stream=stream, tend=lambda now: None))
             moving.dialled_streams._streams[bytes((number,))] = kept
         moving._some.set()
         nursery.start_soon(moving.watch)
