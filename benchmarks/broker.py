@@ -18,19 +18,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import harness
-from benchmarks.fleet import Fleet, open_sockets
+from benchmarks import harness, hostile
+from benchmarks.fleet import Fleet, Prepared, open_sockets
 from benchmarks.good_clients import Introductions
-from benchmarks.hostile import Tries, trying
+from benchmarks.hostile import Tries, trying, undisturb
 from ntcpsock._address import Endpoint, encode_node_id, parse_broker
+from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD
 
 _SOCKETS = 200
 #: Seconds between two keep-alives of a node, as `open_broker_session` has it.
-KEEP_ALIVE_INTERVAL = 20.0
+KEEP_ALIVE_INTERVAL = 20.0 - KEEP_ALIVE_LEAD
 #: Introductions a second of the full load.
 INTRODUCTIONS = 30_000
 # Each part of a measurement, in seconds.
 _SPAN = 5.0
+# The same for the last ones: every node has its turn.
+_LONG_SPAN = KEEP_ALIVE_INTERVAL + 2.0
 
 
 @dataclass
@@ -59,6 +62,7 @@ def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
         assert process.stdout is not None
         uri = parse_broker(process.stdout.readline().split()[1])
         assert uri.key is not None
+        undisturb(process.pid)
         yield MeasuredBroker(process, Endpoint(uri.host, uri.port), uri.key)
         assert process.stdin is not None
         process.stdin.close()
@@ -77,10 +81,16 @@ class Load:
 def run_load(
     broker: MeasuredBroker, fleet: Fleet, keep_alives: float, introductions: float, seconds: float = _SPAN
 ) -> Load:
+    prepared = fleet.prepare(seconds, keep_alives, introductions)
+    return fire(broker, fleet, prepared)
+
+
+def fire(broker: MeasuredBroker, fleet: Fleet, prepared: Prepared) -> Load:
+    """Let a load go."""
     before, heard, sent = broker.ask(), fleet.heard, fleet.sent_keep_alives
     introduced, answered = fleet.sent_introductions, heard.introductions
     start = time.monotonic()
-    fleet.load(seconds, keep_alives, introductions)
+    fleet.load(prepared)
     elapsed = time.monotonic() - start
     # What is still in the queues.
     time.sleep(0.3)
@@ -113,8 +123,15 @@ def main() -> None:
         help="put the nodes into the registry instead of registering them, which takes a million half an hour here",
     )
     parser.add_argument("--nameless", action="store_true", help="nodes without names")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--undisturbed",
+        action="store_true",
+        help="the broker, and who asks how long it takes, before all other programs (needs CAP_SYS_NICE)",
+    )
+    parser.add_argument("--only-last", action="store_true", help="no costs of smaller numbers of nodes")
+    arguments = parser.parse_args(namespace=hostile._options)
     sizes = [size for size in (1000, 10_000, 100_000, 1_000_000) if size < arguments.nodes]
+    sizes = [] if arguments.only_last else sizes
     sizes.append(arguments.nodes)
     rows: list[tuple[int, float, float, float]] = []
     with (
@@ -173,8 +190,9 @@ def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
     print(f"nothing else: an introduction arrives after {told(tries)}", flush=True)
     rate = len(fleet) / KEEP_ALIVE_INTERVAL
     for fraction in (0.0, 0.5, 1.0):
+        prepared = fleet.prepare(_LONG_SPAN, rate, fraction * INTRODUCTIONS)
         with trying(probe.ask) as tries:
-            load = run_load(broker, fleet, rate, fraction * INTRODUCTIONS, 1.5 * KEEP_ALIVE_INTERVAL)
+            load = fire(broker, fleet, prepared)
         print(
             f"all kept alive ({load.keep_alives:.0f}/s), {load.introductions:.0f} introductions/s: "
             f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",

@@ -18,7 +18,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._identity import Identity
 from ntcpsock._servers.datagrams import pack_address
-from ntcpsock._servers.mmsg import Batch, Outbox
+from ntcpsock._servers.mmsg import Batch, Headers, Outbox
 from ntcpsock._servers.random_pool import RandomPool
 from ntcpsock._traversal.broker.boxes import Boxes
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM, NO_SESSION
@@ -39,6 +39,8 @@ from ntcpsock._traversal.broker.message import (
 from ntcpsock._traversal.punch.message import Candidate, Card, NATProfile, encode_card
 
 _TOGETHER = 64
+# Seconds between two looks at what has come, under load: a socket has room for a thousand answers.
+_DRAINED_EVERY = 0.02
 # An ack has 92 octets, an Introduced and a Deliver four times as many.
 _LONGEST_ACK = 150
 # Frames between two looks at what has come.
@@ -90,6 +92,57 @@ class Heard:
 _CARD = example_card(1, Identity.generate())
 
 
+class Train:
+    """Frames that wait for their time, in the order of each socket: one after the other has its turn."""
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], frames: Sequence[list[bytes]], address: bytes
+    ) -> None:
+        self.sent = 0
+        self._descriptors = [sock.fileno() for sock in sockets]
+        self._total = sum(map(len, frames))
+        self._cars: list[tuple[int, Headers, int]] = []
+        names = bytearray(address.ljust(32, b"\0"))
+        rows = [
+            [row[at : at + _TOGETHER] for at in range(0, len(row), _TOGETHER)] for row in map(list, frames)
+        ]
+        for number in range(max(map(len, rows), default=0)):
+            for descriptor, row in zip(self._descriptors, rows, strict=True):
+                if number < len(row):
+                    self._cars.append((descriptor, _headers(row[number], names), len(row[number])))
+        self._next = 0
+        self._at = 0
+
+    def advance(self, fraction: float) -> None:
+        """Send as many as are due by now."""
+        due = int(fraction * self._total) - self._at
+        while due > 0 and self._next < len(self._cars):
+            descriptor, headers, count = self._cars[self._next]
+            headers.send(descriptor, 0, count)
+            self._next += 1
+            self._at += count
+            self.sent += count
+            due -= count
+
+
+def _headers(frames: Sequence[bytes], names: bytearray) -> Headers:
+    stride = max(map(len, frames))
+    octets = bytearray(b"".join(frame.ljust(stride, b"\0") for frame in frames))
+    headers = Headers(len(frames), [(octets, stride, stride)], (names, 0, 16), None)
+    for index, frame in enumerate(frames):
+        headers.sizes[index] = len(frame)
+    return headers
+
+
+@dataclass
+class Prepared:
+    """A load that is ready to go."""
+
+    seconds: float
+    keep_alives: Train
+    introductions: Train
+
+
 @dataclass
 class Fleet:
     """Nodes number 0 to `len(self) - 1`, over a few sockets at 127.1.0.0/16."""
@@ -131,7 +184,7 @@ class Fleet:
             self.keys.append(node.key)
             self._shared.append(node.shared)
             self._sessions.append(node.session)
-            self._counters.append(1)
+            self._counters.append(0)
 
     def close(self) -> None:
         """Its sockets."""
@@ -186,16 +239,20 @@ class Fleet:
                     continue
                 said.pop(number, None)
 
-    def say(self, number: int, word: FromNode) -> None:
-        """Queue a frame of a node."""
+    def frame(self, number: int, word: FromNode) -> bytes:
+        """The next one of a node."""
         self._counters[number] += 1
         payload = encode_from_node(self._sessions[number], self._counters[number], 1, word)
         key = self.keys[number]
         nonce = directed_nonce(self._random_bytes(24), key, self.broker_key)
         box = self._boxes.seal(payload, nonce, self._shared[number])
+        return b"".join((b"\x01", key, nonce, box))
+
+    def say(self, number: int, word: FromNode) -> None:
+        """Queue a frame of a node."""
         where = number % len(self.sockets)
         self._outboxes[where].queue(
-            self.sockets[where].fileno(), b"".join((b"\x01", key, nonce, box)), self._address, b""
+            self.sockets[where].fileno(), self.frame(number, word), self._address, b""
         )
 
     def flush(self) -> None:
@@ -207,10 +264,6 @@ class Fleet:
         """What the broker says to a node. Raises BadMessage."""
         box, nonce = frame[HEADER_LENGTH:], frame[HEADER_LENGTH - 24 : HEADER_LENGTH]
         return decode_from_broker(self._boxes.open_untrusted(box, nonce, self._shared[number]))
-
-    def introduce(self, dialer: int, listener: int) -> None:
-        """Queue an Introduce."""
-        self.say(dialer, Introduce(self.keys[listener], 80, self._offer))
 
     def drain(self) -> None:
         """Count what has come."""
@@ -234,23 +287,38 @@ class Fleet:
                 self.drain()
         self.flush()
 
-    def load(self, seconds: float, keep_alives: float, introductions: float) -> None:
-        """So many of each a second: every node keeps itself alive in its turn, pairs are drawn at random."""
+    def prepare(self, seconds: float, keep_alives: float, introductions: float) -> Prepared:
+        """Frames for so many seconds with so many of each: every node keeps itself alive in its turn, pairs are drawn
+        at random. Made and laid out before the load begins, so that sending them costs next to nothing."""
+        alive: list[list[bytes]] = [[] for _ in self.sockets]
+        for _ in range(int(seconds * keep_alives)):
+            alive[self._turn % len(self.sockets)].append(self.frame(self._turn, KeepAlive()))
+            self._turn = (self._turn + 1) % len(self)
+        dialling: list[list[bytes]] = [[] for _ in self.sockets]
+        for _ in range(int(seconds * introductions)):
+            dialer, listener = self._random.randrange(len(self)), self._random.randrange(len(self))
+            word = Introduce(self.keys[listener], 80, self._offer)
+            dialling[dialer % len(self.sockets)].append(self.frame(dialer, word))
+        return Prepared(
+            seconds, *(Train(self.sockets, frames, self._address) for frames in (alive, dialling))
+        )
+
+    def load(self, prepared: Prepared) -> None:
+        """Send them, evenly over their time."""
         start = time.monotonic()
-        said = dialled = 0
-        while (elapsed := time.monotonic() - start) < seconds:
-            for _ in range(min(int(elapsed * keep_alives) - said, _MOST_AT_ONCE)):
-                self.say(self._turn, KeepAlive())
-                self._turn = (self._turn + 1) % len(self)
-                said += 1
-            for _ in range(min(int(elapsed * introductions) - dialled, _MOST_AT_ONCE)):
-                self.introduce(self._random.randrange(len(self)), self._random.randrange(len(self)))
-                dialled += 1
-            self.flush()
-            self.drain()
-            time.sleep(0.0005)
-        self.sent_keep_alives += said
-        self.sent_introductions += dialled
+        trains = prepared.keep_alives, prepared.introductions
+        drained = start
+        while (now := time.monotonic()) - start < prepared.seconds:
+            fraction = (now - start) / prepared.seconds
+            for train in trains:
+                train.advance(fraction)
+            if now - drained > _DRAINED_EVERY:
+                drained = now
+                self.drain()
+            time.sleep(0.0003)
+        self.drain()
+        self.sent_keep_alives += trains[0].sent
+        self.sent_introductions += trains[1].sent
 
     def _frames(self, timeout: float) -> list[tuple[int, bytes]]:
         """What has come, or comes within `timeout` seconds, and to which socket."""

@@ -1,8 +1,9 @@
 """Hostile load on each server, while a good client goes on: how often it succeeds, how fast, and what memory grows.
 
 `python -m benchmarks.hostile --datagrams 10000000 --connections 100000`: the servers are the scripts of `servers/`, on
-loopback. Over UDP garbage comes first, then a flood of valid requests; over TCP connections that are malformed, huge,
-out of order or reset half-way, beside a thousand that are slow. Ends with 1 where a bound does not hold.
+loopback. Over UDP garbage comes first, then a flood of valid requests; coturn has the same in the same run, where it is
+installed. Over TCP connections that are malformed, huge, out of order or reset half-way come beside a thousand that are
+slow. Ends with 1 where a bound does not hold.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.good_clients import BrokerNode, GoodClient, RelayedPair, StunClient, StunStream, WebSocketNode
 from benchmarks.hostile_senders import flood_datagrams, garbage, hostile_connections, slow_connections
+from benchmarks.stun import coturn
 from ntcpsock._address import Endpoint
 from ntcpsock._identity import Identity
 from ntcpsock._servers.descriptors import raise_descriptor_limit
@@ -61,13 +64,31 @@ class Server:
 
     def memory(self) -> int:
         """Its own bytes in memory."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        raise ProcessLookupError("the server has ended")
+        return resident(self.process.pid)
 
     def complaints(self) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if "Traceback" in line or "Error" in line]
+
+
+@dataclass
+class Coturn:
+    """Another server, to compare with."""
+
+    pid: int
+
+    def memory(self) -> int:
+        return resident(self.pid)
+
+    def complaints(self) -> list[str]:
+        return []
+
+
+def resident(pid: int) -> int:
+    """A process's own bytes in memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError("the server has ended")
 
 
 @contextmanager
@@ -176,6 +197,8 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
+        if not self.least:
+            return True
         fast = self.least < 1 or self.tries.p99 <= LONGEST_P99
         return self.tries.success >= self.least and fast and self.growth < MOST_GROWTH and not self.complaints
 
@@ -189,7 +212,12 @@ class Outcome:
 
 
 def measure(
-    server: Server, name: str, load: str, ask: Callable[[], bool], attack: Callable[[], int], least: float
+    server: Server | Coturn,
+    name: str,
+    load: str,
+    ask: Callable[[], bool],
+    attack: Callable[[], int],
+    least: float,
 ) -> Outcome:
     """One load, between two looks at the memory."""
     for _ in range(50):
@@ -205,10 +233,12 @@ def measure(
 
 def stun_over_udp(datagrams: int) -> list[Outcome]:
     request = encode_message(binding_request(bytes(12)))
+    reference = coturn_over_udp(request, datagrams) if shutil.which("turnserver") is not None else []
     with running("stun_server.py") as server, closing(StunClient(server.address, PATIENCE)) as client:
         ask = client.ask
         kinds = garbage([request])
         return [
+            *reference,
             measure(
                 server, "stun", "garbage", ask,
                 lambda: flood_datagrams(server.address, kinds, datagrams, GARBAGE_RATE), 1,
@@ -216,6 +246,24 @@ def stun_over_udp(datagrams: int) -> list[Outcome]:
             measure(
                 server, "stun", "flood", ask, lambda: flood_datagrams(server.address, [request], datagrams),
                 LEAST_UNDER_FLOOD,
+            ),
+        ]  # fmt: skip
+
+
+def coturn_over_udp(request: bytes, datagrams: int) -> list[Outcome]:
+    """The same loads at coturn, in the same run, a million of each. Nothing is asked of it."""
+    datagrams = min(datagrams, 1_000_000)
+    with coturn() as (address, (pid, *_)), closing(StunClient(address, PATIENCE)) as client:
+        undisturb(pid)
+        kinds = garbage([request])
+        return [
+            measure(
+                Coturn(pid), "coturn", "garbage", client.ask,
+                lambda: flood_datagrams(address, kinds, datagrams, GARBAGE_RATE), 0,
+            ),
+            measure(
+                Coturn(pid), "coturn", "flood", client.ask,
+                lambda: flood_datagrams(address, [request], datagrams), 0,
             ),
         ]  # fmt: skip
 

@@ -38,6 +38,7 @@ LIMITS = BrokerLimits(
     strangers_burst=1e9,
     request_rate=1e9,
     request_burst=1e9,
+    datagram_rate=1e9,
     register_rate=1e9,
     register_burst=1e9,
 )

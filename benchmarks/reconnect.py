@@ -145,8 +145,10 @@ class Crowd:
             body = decode_from_broker(
                 bindings.crypto_box_open_afternm(frame[HEADER_LENGTH:], nonce, node.shared)
             ).body
-            if isinstance(body, Challenge) and node.session == NO_SESSION and not node.cookie:
-                node.cookie, node.pause = body.cookie, FIRST_PAUSE
+            if isinstance(body, Challenge) and body.cookie != node.cookie:
+                # Its first, or the last one is too old, or the session: it has waited for that long.
+                self.counts["challenged again"] += bool(node.cookie)
+                node.session, node.cookie, node.pause = NO_SESSION, body.cookie, FIRST_PAUSE
                 self.send(node, now)
             elif isinstance(body, Welcome) and node.session == NO_SESSION:
                 node.session, node.pause = body.session, FIRST_PAUSE

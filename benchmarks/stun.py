@@ -44,7 +44,8 @@ def free_port() -> int:
 def our_server(processes: int = 1, *, listen: str = "127.0.0.1") -> Iterator[tuple[Endpoint, list[int]]]:
     """`servers/stun_server.py`, and the ids of its processes."""
     command = [sys.executable, str(ROOT / "servers" / "stun_server.py"), "--listen", listen]
-    command += ["--port", "0", "--processes", str(processes)]
+    # All requests come from one address here.
+    command += ["--port", "0", "--processes", str(processes), "--requests-of-an-address", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().split()[1].rpartition(":")[2])

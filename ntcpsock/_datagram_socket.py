@@ -41,7 +41,8 @@ Refuse = Callable[[str, int, OSError], None]
 class NTCPDatagramSocket:
     """A port for datagrams to and from other nodes. Made by `Node.open_datagram_socket`.
 
-    name: what its node is called; port: its number; dropped: datagrams that found the queue full.
+    name: what its node is called; port: its number; dropped: datagrams that found the queue full; dont_fragment: set
+    it, and what does not go in one packet raises EMSGSIZE (see `largest`), instead of going in several.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class NTCPDatagramSocket:
         self.allow = allow
         self.is_bound = is_bound
         self.dropped = 0
+        self.dont_fragment = False
         self._hub = hub
         self._deliver = deliver
         self._refuse = refuse
@@ -82,7 +84,8 @@ class NTCPDatagramSocket:
         newest 64: it does not keep the caller. That it arrives is not promised, as with UDP. Waits where the path
         has no room for more; cancelled, the datagram was not sent.
 
-        Raises OSError: EMSGSIZE above 65,507 bytes; NameNotFound, where that is known already.
+        Raises OSError: EMSGSIZE above 65,507 bytes, with `dont_fragment` above `largest`; NameNotFound, where that is
+        known already.
         """
         label, port = normalize_name(address[0]), check_port(address[1])
         await trio.lowlevel.checkpoint()
@@ -98,10 +101,30 @@ class NTCPDatagramSocket:
         self._check_open()
         payload = bytes(data)
         if len(payload) > MAX_PAYLOAD:
-            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+            raise OSError(
+                errno.EMSGSIZE, f"{os.strerror(errno.EMSGSIZE)}: UDP carries {MAX_PAYLOAD} bytes at most"
+            )
+        if self.dont_fragment:
+            self.check_size(len(payload), address)
         if not address[1]:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return self._hub.send(self, *address, payload, more=more)
+
+    def largest(self, host: str, port: int | None = None) -> int | None:
+        """Bytes of the largest datagram that goes to a node, or a port of it, in one packet; None without a path.
+        Every path takes 1,151. It grows when one turns out to carry more, and falls again where what is larger does not
+        get through any more. Any thread may ask."""
+        return self._hub.largest(normalize_name(host), port)
+
+    def check_size(self, size: int, address: tuple[str, int]) -> None:
+        """Raise OSError (EMSGSIZE) where so many bytes do not go to (label, port) in one packet. Any thread may ask."""
+        largest = self._hub.largest(*address)
+        if largest is not None and size > largest:
+            raise OSError(
+                errno.EMSGSIZE,
+                f"{os.strerror(errno.EMSGSIZE)}: {size} bytes; {largest} go to {full_name(address[0])} in one packet. "
+                "Send no more, or let datagrams be fragmented",
+            )
 
     def flush(self) -> None:
         """Send what `try_send_to` was told that more follows."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from ntcpsock._address import encode_node_id
 from ntcpsock._report import PathInfo, Report
-from ntcpsock._session.datagram_frames import encode_datagram
+from ntcpsock._session.datagram_frames import HEADER_LENGTH, MAX_PAYLOAD, encode_datagram
 from ntcpsock._session.datagram_road import DatagramRoad
 from ntcpsock._session.reassembly import Reassembly
 
@@ -138,6 +138,15 @@ class Way:
         own and a road of its own."""
         road = self._road_of_port.get(port)
         return self.roads[-1] if road is None else road
+
+    def largest(self, port: int | None) -> int | None:
+        """Bytes of the largest datagram that goes to a port of the peer, or over the newest road, uncut; None without a
+        road. Any thread may ask."""
+        roads = tuple(self.roads)
+        if not roads:
+            return None
+        road = self._road_of_port.get(port, roads[-1]) if port is not None else roads[-1]
+        return min(MAX_PAYLOAD, road.max_datagram_payload - HEADER_LENGTH)
 
     def heard(self, port: int, road: DatagramRoad) -> None:
         """Something has come from a port of the peer."""

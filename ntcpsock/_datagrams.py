@@ -21,6 +21,7 @@ from ntcpsock._datagram_socket import Deliver, NTCPDatagramSocket, Refuse
 from ntcpsock._datagram_way import OpenRoad, Queued, Way
 from ntcpsock._errors import BadMessage, NameNotFound, PeerRefused
 from ntcpsock._session.datagram_frames import (
+    MAX_PAYLOAD,
     Close,
     Datagram,
     Refused,
@@ -188,6 +189,13 @@ class Datagrams:
 
     def has_queued(self, sock: NTCPDatagramSocket) -> bool:
         return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)
+
+    def largest(self, label: str, port: int | None) -> int | None:
+        """As `Way.largest`, for a label."""
+        if label in self._node.own_labels:
+            return MAX_PAYLOAD
+        way = self._ways.get(label)
+        return None if way is None else way.largest(port)
 
     def way_of(self, label: str) -> Way | None:
         return self._ways.get(label)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +29,7 @@ from ntcpsock._node_ports import NodePorts
 from ntcpsock._node_settings import NodeSettings
 from ntcpsock._node_turn import NodeTurn
 from ntcpsock._nursery import Background
-from ntcpsock._path_ages import PathAges
+from ntcpsock._path_ages import MOVE_AT, PathAges
 from ntcpsock._registration import Registration
 from ntcpsock._report import Report
 from ntcpsock._session.plain import PlainStream
@@ -58,6 +59,9 @@ LINGER_DEADLINE = 5.0
 # Dials under way at once; more wait their turn. Each holds a port and its connections to the STUN servers, of
 # which a server allows one address so many (256 for ours).
 MAX_DIALLING = 64
+
+# Where mappings end at an age: the part of it that a dial's port has behind it at most.
+YOUNG = MOVE_AT / 2
 
 # Where port 0 of a listener is chosen: the dynamic ports of RFC 6335 section 6.
 _DYNAMIC_PORTS = (49152, 65535)
@@ -382,7 +386,8 @@ class Node(NodeSettings):
 
     async def take_port(self) -> WarmPort:
         """A port for one dial, gathered; the dial closes it."""
-        return await self._ports.take()
+        lifetime = self.surroundings.mapping_lifetime
+        return await self._ports.take(math.inf if lifetime is None else YOUNG * lifetime)
 
     @property
     def port_mapping_refusal(self) -> str | None:
@@ -406,6 +411,7 @@ class Node(NodeSettings):
         self.turn.start()
         self._nursery.start_soon(self.network.run)
         self._nursery.start_soon(self.moving.watch)
+        self._nursery.start_soon(self.moving.mind_ages)
 
     def _heard(self, delivery: Delivery, signal: Signal) -> None:
         if not self.moving.heard(delivery, signal):

@@ -115,6 +115,8 @@ class NodeNetwork:
         self._session.renew(moved=change.moved)
         if change.moved:
             self._surroundings.moved()
+        else:
+            self._surroundings.disturbed()
         self._take(change)
 
     def _seen_by_broker(self, difference: Difference | None) -> None:
@@ -127,6 +129,8 @@ class NodeNetwork:
             # No router is restarted so often: it forgets sooner than we keep alive, and paths do better.
             self._ports.check()
             return
+        if difference != "port":  # paths of one age may take the broker's mapping with them
+            self._surroundings.disturbed()
         # Nothing has changed here: the router was restarted, or has another address.
         self._take(NetworkChange(frozenset(), frozenset(), True, False, now))
 

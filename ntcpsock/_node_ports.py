@@ -171,8 +171,9 @@ class NodePorts:
         warm = [*self.for_dials.ready, *([] if self.listening.warm is None else [self.listening.warm])]
         return [port for each in warm for port in each.mapped_ports(transport)]
 
-    async def take(self) -> WarmPort:
-        """A port for one dial, gathered; the dial closes it."""
+    async def take(self, oldest: float = math.inf) -> WarmPort:
+        """A port for one dial, gathered, at most so many seconds ago; the dial closes it."""
+        self.for_dials.drop_older(trio.current_time() - oldest)
         warm: WarmPort | None = None
         with trio.move_on_after(self._stun_patience):
             warm = await self.for_dials.take()

@@ -124,6 +124,11 @@ class PathAges:
             for ages in transports.values():
                 ages.deaths = [death for death in ages.deaths if not _is_recent(death.at, now)]
 
+    @property
+    def knows_deaths(self) -> bool:
+        """Whether there is anything to expect, anywhere."""
+        return any(ages.deaths for transports in self._networks.values() for ages in transports.values())
+
     def expected_lifetime(self, network: str, transport: PathTransport, peer_key: bytes) -> float | None:
         """Seconds after which a path to that node will be dropped though it is used; None where it will not, as far
         as anybody knows. It may be our own router's doing, or theirs: what is true of one peer need not be of all."""

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ntcpsock import (
+    _datagram_sizes,
     _datagram_table,
     _forwarding,
     _known,
@@ -78,6 +79,8 @@ class NTCPSocket(_stdlib.socket):
     _parked: Parked | None = None
     # Datagrams by name.
     _channel: _socket_datagrams.Channel | None = None
+    # Whether no datagram is to be cut.
+    _is_whole = False
     _config: Config | None = None
     _finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -156,8 +159,11 @@ class NTCPSocket(_stdlib.socket):
 
     def setsockopt(self, *args: Any) -> None:
         """As `socket.setsockopt`. SO_KEEPALIVE, TCP_KEEP*, TCP_USER_TIMEOUT and small buffers of a connection by
-        name reach the connection to the peer."""
+        name reach the connection to the peer. With IP_MTU_DISCOVER (IP_PMTUDISC_DO) no datagram by name is cut."""
         _plain_setsockopt(self, *args)
+        if args[:2] in _datagram_sizes.CUTTING and _socket_datagrams.is_datagram(self):
+            _socket_datagrams.heed_sizes(self)
+            return
         named = self._named or self._published
         if named is None or args[:2] not in _forwarding.FORWARDED:
             return
@@ -167,7 +173,12 @@ class NTCPSocket(_stdlib.socket):
             _forwarding.forward(self)
 
     def getsockopt(self, *args: Any) -> Any:
-        """As `socket.getsockopt`; SO_ERROR tells why a non-blocking connect by name failed."""
+        """As `socket.getsockopt`; SO_ERROR tells why a non-blocking connect by name failed, IP_MTU how large a datagram
+        goes to the name in one packet, 28 bytes of headers (IPV6_MTU: 48) added."""
+        if self._channel is not None and args in _datagram_sizes.PATH_MTU:
+            path_mtu = _socket_datagrams.path_mtu(self, _datagram_sizes.PATH_MTU[args])
+            if path_mtu is not None:
+                return path_mtu
         parked = self._parked
         if parked is None or args != (_stdlib.SOL_SOCKET, _stdlib.SO_ERROR) or parked.pending:
             return super().getsockopt(*args)
@@ -333,18 +344,28 @@ class NTCPSocket(_stdlib.socket):
 
         The first datagram to a node dials, and waits for that in the engine (the newest 64 do). A name that is not
         known raises NameNotFound, as one that does not resolve; that a node is not reached is told as UDP tells it, to
-        connected sockets. More than 65,507 bytes: EMSGSIZE.
+        connected sockets. More than 65,507 bytes, or where none is to be cut (IP_MTU_DISCOVER) than the path carries in
+        one packet: EMSGSIZE.
         """
         label = _names.label_of_address(args[-1]) if args else None
         if label is not None and _socket_datagrams.is_datagram(self):
-            args = (*args[:-1], _socket_datagrams.destination(self, label, args[-1]))
+            kernel = _socket_datagrams.destination(self, label, args[-1])
+            if self._is_whole:
+                _socket_datagrams.check_size(self, memoryview(data).nbytes, (label, args[-1][1]))
+            args = (*args[:-1], kernel)
         return int(_plain_sendto(self, data, *args))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         """As `socket.sendmsg`, to a `.ntcp` name (or its number) too; see `sendto`."""
         label = _names.label_of_address(address)
+        target = None if self._channel is None or address is not None else self._channel.target
         if label is not None and _socket_datagrams.is_datagram(self):
+            target = label, address[1]
             address = _socket_datagrams.destination(self, label, address)
+        if self._is_whole and target is not None:
+            buffers = tuple(buffers)
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            _socket_datagrams.check_size(self, size, target)
         if address is None:
             return int(_plain_sendmsg(self, buffers, ancdata, flags))
         return int(_plain_sendmsg(self, buffers, ancdata, flags, address))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntcpsock import _datagram_table, _known, _names, _portal, _publish
 from ntcpsock._datagram_filter import numbers_only_from_port, only_from_port, remove
+from ntcpsock._datagram_sizes import SURELY_WHOLE, is_whole
 
 if TYPE_CHECKING:
     from ntcpsock._datagram_local import Local
@@ -142,6 +143,48 @@ def connect(sock: NTCPSocket, label: str, address: tuple[Any, ...]) -> None:
     remove(sock)
     channel.target = label, port
     channel.heed(label, port, address[0])
+
+
+def check_size(sock: NTCPSocket, size: int, target: Address | None) -> None:
+    """Raise OSError (EMSGSIZE) where so many bytes do not go to (label, port) in one packet. Before there is a path,
+    and in a forked child, nobody knows."""
+    channel = sock._channel
+    if target is not None and channel is not None and channel.is_own and channel.local.port is not None:
+        channel.local.port.check_size(size, target)
+
+
+def path_mtu(sock: NTCPSocket, headers: int) -> int | None:
+    """What IP_MTU says of a connected socket, headers included; None of one that is not connected by name."""
+    channel = sock._channel
+    if channel is None or channel.target is None:
+        return None
+    port = channel.local.port if channel.is_own else None
+    largest = None if port is None else port.largest(*channel.target)
+    return (largest or SURELY_WHOLE) + headers
+
+
+class _SendWhole:
+    """In place of the kernel's `send`, where a datagram is not to be cut. It does not keep its socket alive."""
+
+    def __init__(self, sock: NTCPSocket) -> None:
+        self._sock = weakref.ref(sock)
+
+    def __call__(self, data: Any, *flags: int) -> int:
+        sock = self._sock()
+        if sock is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if sock._channel is not None:
+            check_size(sock, memoryview(data).nbytes, sock._channel.target)
+        return _plain.send(sock, data, *flags)
+
+
+def heed_sizes(sock: NTCPSocket) -> None:
+    """The program may have said that no datagram is to be cut, or that any may."""
+    sock._is_whole = is_whole(sock)
+    if sock._is_whole:
+        sock.__dict__["send"] = _SendWhole(sock)
+    else:
+        sock.__dict__.pop("send", None)
 
 
 def disconnected(sock: NTCPSocket) -> None:
@@ -280,6 +323,8 @@ def _open(sock: NTCPSocket, portal: _portal.Portal) -> Channel:
 def _hold(sock: NTCPSocket, channel: Channel) -> None:
     sock._channel = channel
     channel.holders += 1
+    if not sock._is_whole:
+        heed_sizes(sock)
     # Collected without close(): the C destructor closes the descriptor and calls nothing of ours.
     sock._finalizer = weakref.finalize(sock, channel.release)
     sock._finalizer.atexit = False

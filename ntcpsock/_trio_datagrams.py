@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from ntcpsock import _names
+from ntcpsock._datagram_sizes import SURELY_WHOLE, is_whole
 from ntcpsock._datagram_socket import DatagramAddress, NTCPDatagramSocket
 from ntcpsock._node import Node
 from ntcpsock._report import PathInfo, PeerInfo, Report
@@ -78,12 +79,19 @@ class Datagrams:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if label not in self._node.own_labels:
             await self._node.resolve(label)
+        self.port.dont_fragment = is_whole(self._inner)
         await self._translated(lambda: self.port.send_to(payload, (label, port)))
         return len(payload)
 
     async def send(self, data: Any) -> int:
         assert self.target is not None
         return await self.send_to(data, *self.target)
+
+    def path_mtu(self, headers: int) -> int | None:
+        """What IP_MTU says of a connected socket, headers included; None of one that is not connected by name."""
+        if self.target is None:
+            return None
+        return (self.port.largest(*self.target) or SURELY_WHOLE) + headers
 
     async def _translated(self, operation: Callable[[], Any]) -> Any:
         try:

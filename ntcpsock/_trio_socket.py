@@ -15,6 +15,7 @@ import trio
 
 from ntcpsock import _names
 from ntcpsock._address import check_port
+from ntcpsock._datagram_sizes import PATH_MTU
 from ntcpsock._listener import NTCPListener
 from ntcpsock._node import Node
 from ntcpsock._report import PathInfo, PeerInfo, Report
@@ -311,6 +312,10 @@ class NTCPSocket(trio.socket.SocketType):
         return self._inner.proto
 
     def getsockopt(self, *args: Any) -> Any:
+        if self._datagrams is not None and args in PATH_MTU:
+            path_mtu = self._datagrams.path_mtu(PATH_MTU[args])
+            if path_mtu is not None:
+                return path_mtu
         return self._inner.getsockopt(*args)
 
     def setsockopt(self, *args: Any) -> None:

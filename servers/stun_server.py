@@ -36,6 +36,7 @@ SETTINGS = (
     "metrics",
     "metrics_from",
     "processes",
+    "requests_of_an_address",
 )
 
 
@@ -78,6 +79,7 @@ async def main() -> None:
                 certificate=certificate,
                 tls_port=arguments.tls_port,
                 share=not alone,
+                requests_of_an_address=arguments.requests_of_an_address,
             )
             addresses: StunAddresses = await nursery.start(serve)
             counters.append(addresses.counters)

@@ -153,7 +153,11 @@ def test_a_broker_gives_an_unproven_address_no_more_than_came_from_there(data: s
                 for answer, target in network.core.receive(frame, VICTIM, network.now)
             ]
         else:
-            answers = [(answer, endpoint_of(unpack_source(target))) for answer, target in packed]
+            seal = network.core.sealer.seal_with
+            answers = [
+                (seal(shared, key, payload), endpoint_of(unpack_source(target)))
+                for payload, key, shared, target in packed
+            ]
         for _, target in answers:
             assert target == VICTIM or target in proved
         assert sum(len(answer) for answer, target in answers if target == VICTIM) <= len(frame)

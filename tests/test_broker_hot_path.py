@@ -13,7 +13,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._servers.broker_core import BrokerCore
 from ntcpsock._servers.broker_state import BrokerLimits
 from ntcpsock._servers.names import NameStore
-from ntcpsock._servers.node_record import RECORD, NodeRecord, Records
+from ntcpsock._servers.node_record import ALL_SEEN, RECORD, NodeRecord, Records
 from ntcpsock._servers.policy import Policy
 from ntcpsock._servers.quotas import Quotas
 from ntcpsock._servers.sources import Connection, pack_source, unpack_source
@@ -57,7 +57,10 @@ class Twins:
             hot = second.receive(datagram, source, self.now)
         else:
             self.taken += 1
-            hot = [(frame, unpack_source(target)) for frame, target in packed]
+            hot = [
+                (second.sealer.seal_with(shared, key, payload), unpack_source(target))
+                for payload, key, shared, target in packed
+            ]
         assert plain == hot
         assert first.counters == second.counters
         assert first.dropped == second.dropped
@@ -249,7 +252,7 @@ def test_the_fields_of_a_record_are_where_the_whole_has_them() -> None:
     assert not node.accept(9)
     fields = RECORD.unpack_from(records.packed, RECORD.size)
     assert fields[:5] == (b"k" * 32, b"s" * 32, b"i" * 8, b"n" * 8, pack_source(source))
-    assert fields[5:] == (9, (1 | 1 << 9).to_bytes(16, "little"), 3, 4, 5.5, 6, 8, 60, 2)
+    assert fields[5:] == (9, ALL_SEEN, 3, 5.5, 4, 6, 8, 60, 2)
     assert RECORD.unpack_from(records.packed, 0) == RECORD.unpack(bytes(RECORD.size))
 
 

@@ -143,7 +143,7 @@ def test_what_was_offered_goes_with_its_record() -> None:
     registry = Registry(NameStore(None), max_nodes=1000)
     add(registry, 1, 0.0)
     (node,) = registry.instances(key_of(1), 0.0)
-    node.offered = Offered(("alice",), (80,), b"card")
+    node.offered = Offered(names=("alice",), ports=(80,), card=b"card")
     node.prove("192.0.2.7", 0.0)
     registry.remove(node)
     add(registry, 2, 0.0)

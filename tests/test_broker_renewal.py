@@ -25,7 +25,7 @@ from ntcpsock._servers.node_record import NodeRecord
 from ntcpsock._traversal.broker import climb, link, machine, reach, side, transport
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected
-from ntcpsock._traversal.broker.machine import KEEP_ALIVE_TIMEOUT, PROBE_TIMEOUT
+from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD, PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import Found, Lookup
 from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.transport import UdpTransport
@@ -74,7 +74,7 @@ def test_where_nothing_has_changed_nothing_does() -> None:
     assert len(network.log) - sent == 6
     # The next keep-alive is as far as ever.
     sent = len(network.log)
-    network.run(seconds=18.9)
+    network.run(seconds=18.9 - KEEP_ALIVE_LEAD)
     assert len(network.log) == sent
     network.run(seconds=0.2)
     assert len(network.log) > sent
@@ -107,7 +107,7 @@ def test_a_keep_alive_without_an_answer_is_a_reason_too() -> None:
     network = SimulatedNetwork()
     node = network.add(1)
     network.broker_is_up = False
-    network.run(seconds=20 + KEEP_ALIVE_TIMEOUT - 0.1)
+    network.run(seconds=20 - KEEP_ALIVE_LEAD + PROBE_TIMEOUT - 0.1)
     assert node.machine.connected
     network.run(seconds=0.2)
     assert not node.machine.connected

@@ -92,6 +92,23 @@ async def test_what_is_sent_first_arrives_with_the_first_check() -> None:
         assert dialer.local == at(near)
 
 
+async def test_what_was_sent_goes_once_more_to_a_place_that_is_heard_of_later() -> None:
+    async with two_ports() as (near, far, nursery):
+        elsewhere = open_udp_port()
+        listener = new_path(far, "listener")
+        dialer = new_path(near, "dialer", at(elsewhere))
+        listener.start()
+        dialer.start()
+        dialer.try_send([b"\x40first"])
+        for path in (listener, dialer):
+            nursery.start_soon(path.run)
+        dialer.check(0, at(far), "srflx", 16)
+        dialer.guess([(0, at(far))])
+        assert await received(listener) == [b"\x40first"]
+        assert dialer.remote == at(far)
+        elsewhere.close()
+
+
 @pytest.mark.parametrize("settles", [(), ("dialer",), ("listener",), ("dialer", "listener")])
 async def test_a_settled_path_has_a_socket_of_its_own(settles: tuple[str, ...]) -> None:
     """The kernel tells it from the port's other traffic; nothing is lost on the way there, nor waits for ever."""

@@ -34,7 +34,7 @@ def test_sessions_names_and_introductions_do_not_notice() -> None:
     network = SimulatedNetwork()
     clock = WallClock()
     network.core._wall_clock = clock
-    network.core.relays = network.core._hot_path._relays = RelayBook(
+    network.core.relays = RelayBook(
         (RelayPlace("192.0.2.1", 6061),), secret=SECRET, broker_key=network.core.key, edition=1
     )
     network.core._relay_secret = SECRET

@@ -20,6 +20,7 @@ from ntcpsock._traversal.datagram_plan import (
     head_start_of_tcp,
     make_datagram_plan,
     make_joint_datagram_plan,
+    opening_plan,
     preference,
     udp_profile,
 )
@@ -84,6 +85,20 @@ def test_who_is_early_opens_its_own_nat_only() -> None:
     low = {target.kind: target.low_for for target in made.targets}
     assert low == {"host": 0.0, "srflx": 0.3}
     assert made.attempt.delay == 0.0
+
+
+@pytest.mark.parametrize(("rtt", "low_for"), [(0.02, 0.5), (0.6, 1.2)])
+def test_a_port_that_its_word_makes_known_opens_its_own_nat_first(rtt: float, low_for: float) -> None:
+    """Until the other side can have heard of it; a check that comes before is answered all the same."""
+    remote = (*THEIRS, candidate("srflx", "203.0.113.5"))
+    usual = checked(remote)
+    opening = opening_plan(usual, rtt)
+    assert [
+        target.low_for for target in opening.targets if target.kind == "srflx" and not target.is_check
+    ] == [low_for]
+    assert all(not target.low_for for target in opening.targets if target.kind == "host" or target.is_check)
+    assert [target.remote for target in opening.targets] == [target.remote for target in usual.targets]
+    assert (opening.attempt, opening.guesses) == (usual.attempt, usual.guesses)
 
 
 def test_a_private_address_of_another_network_waits() -> None:

@@ -80,6 +80,34 @@ async def test_sockets_of_two_nodes_share_a_road() -> None:
         assert len(net.dials) == 1
 
 
+async def test_how_large_a_datagram_goes_uncut() -> None:
+    async with open_net() as net:
+        alice, bob = pair(net)
+        server, client = alice.bind(53), bob.bind()
+        client.dont_fragment = True
+        assert client.largest("alice.ntcp") is None
+        # Before there is a path nobody knows, and it goes in fragments.
+        await client.send_to(bytes(9000), ("alice", 53))
+        assert len((await server.receive_from())[0]) == 9000
+        largest = client.largest("alice.ntcp")
+        assert largest == client.largest("alice", 53) == 1195
+        await client.send_to(bytes(largest), ("alice", 53))
+        assert len((await server.receive_from())[0]) == largest
+        with pytest.raises(OSError, match=r"1196 bytes; 1195 go to alice\.ntcp in one packet") as caught:
+            await client.send_to(bytes(largest + 1), ("alice", 53))
+        assert caught.value.errno == errno.EMSGSIZE
+        # The path turns out to carry more.
+        (road,) = bob.datagrams._ways["alice"].roads
+        road.path.max_datagram_size = 1452  # type: ignore[attr-defined]
+        assert client.largest("alice.ntcp") == 1447
+        await client.send_to(bytes(1447), ("alice", 53))
+        assert len((await server.receive_from())[0]) == 1447
+        client.dont_fragment = False
+        await client.send_to(bytes(1448), ("alice", 53))
+        assert len((await server.receive_from())[0]) == 1448
+        assert client.largest(bob.name) == MAX_PAYLOAD
+
+
 async def test_sizes() -> None:
     async with open_net() as net:
         alice, bob = pair(net)

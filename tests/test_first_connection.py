@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +14,7 @@ import trio.testing
 
 from ntcpsock._address import Endpoint
 from ntcpsock._report import Attempt
+from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import choose_port, open_punch_socket
 from ntcpsock._traversal.strategies.base import MAX_TAKEN, AttemptContext, Authenticate, first_connection
@@ -146,7 +147,9 @@ async def test_strangers_are_bounded(silent: Endpoint) -> None:
         client.close()
 
 
-async def test_one_that_is_found_when_all_is_cancelled_is_closed(answering: Endpoint) -> None:
+@pytest.mark.parametrize("role", ["leader", "follower"])
+async def test_one_that_is_found_when_all_is_cancelled(answering: Endpoint, role: Role) -> None:
+    """The leader's is closed. The follower's is in other hands since it was authenticated: the leader has chosen it."""
     made: list[FakeCarrier] = []
 
     async def authenticate(sock: Any) -> Any:
@@ -157,7 +160,13 @@ async def test_one_that_is_found_when_all_is_cancelled_is_closed(answering: Endp
     ours = choose_port()
     with trio.CancelScope() as scope:
         await first_connection(
-            context(authenticate), [(ours, answering)], tries=1, pace=0.0, patience=50.0, listen=[ours]
+            replace(context(authenticate), role=role),
+            [(ours, answering)],
+            tries=1,
+            pace=0.0,
+            patience=50.0,
+            listen=[ours],
         )
     assert scope.cancelled_caught
-    assert made[0].closed
+    assert made[0].closed is (role == "leader")
+    made[0].close()

@@ -155,6 +155,7 @@ FLOORS = (
             "_traversal.observe_udp",
             "_traversal.ports",
             "_traversal.relay_times",
+            "_traversal.round_port",
             "_traversal.signals",
             "_traversal.strategies",
             "_traversal.strategies.*",
@@ -285,7 +286,7 @@ FLOORS = (
     ),
     Floor(
         "F5 trio face",
-        ("trio", "_trio_datagrams", "_trio_socket"),
+        ("trio", "_datagram_sizes", "_trio_datagrams", "_trio_socket"),
         frozenset({"F0 words", "F2 state", "F2 names", "F2 drivers", "F4 orchestration", "F5 trio face"}),
         "the trio face shows nodes, listeners and streams to users; how they come about is below",
     ),

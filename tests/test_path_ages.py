@@ -235,7 +235,7 @@ def test_a_node_learns_and_saves(tmp_path: Path) -> None:
             clock.now += 100.0
             here.path_died("udp", ALICE, age)
         here.path_survived("udp", ALICE, 40.0)
-        assert here.expected_lifetime("udp", ALICE) == 60.0
+        assert here.expected_lifetime("udp", ALICE) == here.mapping_lifetime == 60.0
         here.save()
         assert surroundings().expected_lifetime("udp", BOB) == 60.0
         clock.now += 1.0

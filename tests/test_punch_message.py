@@ -12,15 +12,19 @@ from ntcpsock._traversal.broker.fields import MAX_CARD, MAX_SEALED
 from ntcpsock._traversal.broker.frame import OVERHEAD
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES,
+    MAX_CANDIDATES_OF_TRANSPORT,
     MAX_CARD_PORTS,
+    MAX_SIGNAL,
     Answer,
     Candidate,
     Card,
     NATProfile,
     Offer,
+    decode_candidates_untrusted,
     decode_card_body_untrusted,
     decode_card_untrusted,
     decode_sealed_payload_untrusted,
+    encode_candidates,
     encode_card,
     encode_card_within,
     encode_sealed_payload,
@@ -146,6 +150,13 @@ def test_ten_thousand_candidates_are_refused() -> None:
         decode_sealed_payload_untrusted(encode_sealed_payload(Offer(bytes(16), bytes(32), 80, 1, crowd)))
 
 
+@given(candidates)
+def test_candidates_in_a_word(several: tuple[Candidate, ...]) -> None:
+    body = encode_candidates(several[:MAX_CANDIDATES_OF_TRANSPORT])
+    assert len(body) <= MAX_SIGNAL
+    assert decode_candidates_untrusted(body) == several[:MAX_CANDIDATES_OF_TRANSPORT]
+
+
 SEEDS = [
     encode_sealed_payload(Offer(bytes(16), bytes(32), 80, 1, (Candidate("srflx", "tcp", "192.0.2.1", 5),))),
     encode_sealed_payload(Answer(bytes(16), "accepted", bytes(32), (Candidate("host", "tcp", "::1", 5),))),
@@ -156,6 +167,8 @@ def test_mutations_leave_only_bad_message() -> None:
     check_decoder(decode_sealed_payload_untrusted, SEEDS, 20_000, 1)
     card = encode_card(Card(bytes(32), ()), IDENTITY)
     check_decoder(lambda data: decode_card_untrusted(data, IDENTITY.public_key), [card], 2_000, 1)
+    word = encode_candidates((Candidate("srflx", "udp", "192.0.2.1", 5), Candidate("host", "udp", "::1", 5)))
+    check_decoder(decode_candidates_untrusted, [word], 20_000, 1)
 
 
 @pytest.mark.slow

@@ -118,6 +118,59 @@ async def test_large_datagrams_that_get_lost_become_small_ones(
         nursery.cancel_scope.cancel()
 
 
+async def send_datagrams(source: QuicCarrier, target: QuicCarrier, seconds: float) -> int:
+    """The largest that go uncut, for so long, 20 a second; how many of the last 20 arrived."""
+    arrived = 0
+    for number in range(int(20 * seconds)):
+        source.try_send_datagram(bytes(source.max_datagram_payload))
+        await trio.sleep(0.05)
+        received = len(target.try_receive_datagrams())
+        arrived = received if number % 20 == 0 else arrived + received
+    return arrived
+
+
+@pytest.mark.parametrize("from_client", [True, False])
+async def test_datagrams_of_the_application_that_get_lost_for_their_size_become_smaller(
+    from_client: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nobody sends them again, and what else there is comes through."""
+    weather = Weather(largest=1460)
+    near, far = wire_paths(weather)
+    near.max_datagram_size = far.max_datagram_size = 1400
+    async with trio.open_nursery() as nursery:
+        client, server = await handshake(nursery, near, far)
+        source, target = (client, server) if from_client else (server, client)
+        assert await send_datagrams(source, target, 3) >= 19
+        before = source.max_datagram_payload
+        assert before > 1300
+        weather.largest = 1250
+        assert await send_datagrams(source, target, 8) >= 19
+        assert source.max_datagram_payload < 1200
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("bad", [{"loss": 0.1}, {"delay": 0.3, "jitter": 0.2}, {"copies": 0.5}])
+async def test_datagrams_that_get_lost_for_other_reasons_stay_large(
+    bad: dict[str, float], autojump_clock: trio.testing.MockClock
+) -> None:
+    weather = Weather()
+    async with trio.open_nursery() as nursery:
+        client, server = await handshake(nursery, *wire_paths(weather))
+        await trio.sleep(5)
+        assert client.max_datagram_payload > 1300
+        for name, value in bad.items():
+            setattr(weather, name, value)
+        await send_datagrams(client, server, 60)
+        assert client.max_datagram_payload > 1300
+        # Where nothing at all arrives for a while, size is not why.
+        loss, weather.loss = weather.loss, 1.0
+        await send_datagrams(client, server, 0.5)
+        weather.loss = loss
+        await send_datagrams(client, server, 5)
+        assert client.max_datagram_payload > 1300
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_client_finds_out_that_larger_datagrams_fit(autojump_clock: trio.testing.MockClock) -> None:
     near, far = wire_paths(Weather(largest=1460))
     async with trio.open_nursery() as nursery:

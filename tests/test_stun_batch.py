@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -30,7 +31,9 @@ COUNT = 16
 class Pair:
     """A server's socket with its batch, and a client's."""
 
-    def __init__(self, host: str, *, bind: str | None = None, other: str | None = None) -> None:
+    def __init__(
+        self, host: str, *, bind: str | None = None, other: str | None = None, rate: float = math.inf
+    ) -> None:
         self.ipv6 = ":" in host
         family = socket.AF_INET6 if self.ipv6 else socket.AF_INET
         bound = socket.socket(family, socket.SOCK_DGRAM)
@@ -45,7 +48,7 @@ class Pair:
         pattern = Pattern.of(self.answer, ipv6=self.ipv6)
         assert pattern is not None
         self.batch = StunBatch(
-            pattern, count=COUNT, longest=2048, ipv6=self.ipv6, wildcard=self.server.is_wildcard
+            pattern, count=COUNT, longest=2048, ipv6=self.ipv6, wildcard=self.server.is_wildcard, rate=rate
         )
 
     def answer(self, request: bytes, source: Endpoint) -> bytes | None:
@@ -64,14 +67,14 @@ class Pair:
         rest: list[Rest] = []
         dropped = 0
         while answered + dropped + len(rest) < len(datagrams):
-            done = self.batch.exchange(self.server.fileno())
+            done = self.batch.exchange(self.server.fileno(), 0.0)
             calls += 1
             assert done is not None
             assert done.refused == 0
             answered += done.answered
             dropped += done.dropped
             rest += done.rest
-        assert self.batch.exchange(self.server.fileno()) is None
+        assert self.batch.exchange(self.server.fileno(), 0.0) is None
         plain = [d for d in datagrams if len(d) == 20 and d[:8] == b"\0\1\0\0\x21\x12\xa4\x42"]
         assert answered == len(plain)
         for datagram in plain:
@@ -188,7 +191,7 @@ async def test_the_server_answers_all_kinds_alike(available: bool, monkeypatch: 
                 assert number % 5
                 assert Endpoint(*source) == (addresses.endpoints[1 if number % 3 == 0 else 0])
         assert addresses.counters.udp_requests == 32
-        assert addresses.counters.udp_dropped == 8
+        assert addresses.counters.udp_dropped + addresses.counters.udp_unread == 8
 
 
 async def test_what_the_kernel_refuses_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,3 +241,44 @@ def test_datagrams_gather_under_load_and_no_sooner() -> None:
     assert moderation.pause(13.41, 13.5, full=False) == 1.0
     # The load is over.
     assert moderation.pause(15.0, 15.1, full=False) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_of_a_flood_so_much_is_answered(host: str) -> None:
+    """While whole batches come: what is beyond is read, and gets nothing."""
+    pair = Pair(host, rate=10 * COUNT)
+    try:
+        for _ in range(4 * COUNT):
+            pair.client.sendto(plain_request(bytes(12)), pair.asked)
+        done = [pair.batch.exchange(pair.server.fileno(), 5.0) for _ in range(4)]
+        assert [(one.answered, one.excessive) for one in done if one is not None] == [
+            (COUNT, 0),
+            *[(0, COUNT)] * 3,
+        ]
+        # The next moment, and what does not fill a batch.
+        pair.client.sendto(plain_request(bytes(12)), pair.asked)
+        later = pair.batch.exchange(pair.server.fileno(), 5.01)
+        assert later is not None
+        assert (later.answered, later.excessive) == (1, 0)
+    finally:
+        pair.close()
+
+
+def test_a_flood_leaves_others_their_answers() -> None:
+    pair = Pair("127.0.0.1", rate=30.0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        try:
+            other.bind(("127.0.0.2", 0))
+            other.settimeout(30)
+            others = {3: plain_request(b"one of a few"), 9: plain_request(bytes(12))[:-1]}
+            for index in range(COUNT):
+                if index in others:
+                    other.sendto(others[index], pair.asked)
+                else:
+                    pair.client.sendto(plain_request(bytes(12)), pair.asked)
+            done = pair.batch.exchange(pair.server.fileno(), 5.0)
+            assert done is not None
+            assert (done.answered, done.excessive, done.dropped, done.rest) == (1, COUNT - 2, 1, [])
+            assert decode_message(other.recv(2048)).transaction_id == b"one of a few"
+        finally:
+            pair.close()

@@ -180,7 +180,8 @@ async def test_noise_is_dropped_and_counted() -> None:
             for noise in (b"", b"noise", REQUEST[:-1], bytes(5000), REQUEST + bytes(3000)):
                 await sock.sendto(noise, addresses.primary)
             assert (await binding_over_udp(sock, addresses.primary)).mapped == own_endpoint(sock)
-            assert addresses.counters.udp_dropped == 5
+            # Some of it by the kernel, where that looks first.
+            assert addresses.counters.udp_dropped + addresses.counters.udp_unread == 5
 
 
 async def test_an_answer_that_cannot_be_sent_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

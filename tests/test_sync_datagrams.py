@@ -10,6 +10,7 @@ import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from sync_support import PATIENCE, fake_network, wait_until
 
 import ntcpsock
 from ntcpsock import NTCPSocket, _names
+from ntcpsock._datagram_sizes import IP_MTU, IP_MTU_DISCOVER, IPV6_DONTFRAG, IPV6_MTU_DISCOVER
 from ntcpsock._errors import BrokerUnreachable, NameNotFound, PeerOffline
 from ntcpsock._report import Report
 
@@ -70,6 +72,75 @@ def test_between_sockets_of_one_process(network: FakeNetwork) -> None:
         assert sender == (_names.number("alice"), client.getsockname()[1])
         for number in range(50):
             assert client.recv(100) == b"%d!" % number
+
+
+@pytest.mark.parametrize(
+    ("family", "level", "option", "value"),
+    [
+        (socket.AF_INET, socket.IPPROTO_IP, IP_MTU_DISCOVER, 2),
+        (socket.AF_INET, socket.IPPROTO_IP, IP_MTU_DISCOVER, 3),
+        (socket.AF_INET6, socket.IPPROTO_IP, IP_MTU_DISCOVER, 2),
+        (socket.AF_INET6, socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, 2),
+        (socket.AF_INET6, socket.IPPROTO_IPV6, IPV6_DONTFRAG, 1),
+    ],
+)
+def test_a_datagram_that_is_not_to_be_cut(
+    network: FakeNetwork, family: socket.AddressFamily, level: int, option: int, value: int
+) -> None:
+    add_peer(network, "bob", 53)
+    with datagram_socket(family) as sock:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        before = sock.getsockopt(level, option)
+        sock.setsockopt(level, option, value)
+        with pytest.raises(OSError, match="not connected"):
+            sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+        # Before there is a path nobody knows how large one may be.
+        sock.sendto(bytes(1500), (BOB, 53))
+        assert len(sock.recv(2000)) == 1500
+        sock.connect((BOB, 53))
+        largest = sock.getsockopt(socket.IPPROTO_IP, IP_MTU) - 28
+        assert largest == 1195
+        assert sock.send(bytes(largest)) == largest
+        assert len(sock.recv(2000)) == largest
+        with closing(sock.dup()) as other:
+            for send in (
+                partial(sock.send, bytes(1196)),
+                partial(sock.sendto, bytes(1196), (BOB, 53)),
+                partial(sock.sendmsg, [bytes(1000), bytes(196)]),
+                partial(other.send, bytes(1196)),
+            ):
+                with pytest.raises(
+                    OSError, match=r"Message too long: 1196 bytes; 1195 go to bob\.ntcp"
+                ) as caught:
+                    send()
+                assert caught.value.errno == errno.EMSGSIZE
+        sock.setsockopt(level, option, before)
+        assert sock.send(bytes(1500)) == 1500
+        assert len(sock.recv(2000)) == 1500
+
+
+def test_to_ordinary_addresses_the_kernel_knows_how_large(network: FakeNetwork) -> None:
+    """The option is the kernel's own, and so is what comes of it."""
+    with datagram_socket() as sock, datagram_socket() as other:
+        other.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 2)
+        sock.connect(other.getsockname())
+        assert sock.send(bytes(2000)) == 2000
+        assert len(other.recv(3000)) == 2000
+        assert sock.getsockopt(socket.IPPROTO_IP, IP_MTU) == Plain.getsockopt(sock, socket.IPPROTO_IP, IP_MTU)
+
+
+def test_a_socket_that_cuts_nothing_ends_with_its_last_name(network: FakeNetwork) -> None:
+    sock = datagram_socket()
+    sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 2)
+    descriptor, send = sock.fileno(), sock.send
+    with pytest.warns(ResourceWarning):
+        del sock
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        send(b"x")
 
 
 def test_connected(network: FakeNetwork) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from world import open_world
 
 import ntcpsock.trio
 from ntcpsock import _names
+from ntcpsock._datagram_sizes import IP_MTU, IP_MTU_DISCOVER, SURELY_WHOLE
 from ntcpsock._errors import NameNotFound
 from ntcpsock._node import Node
 from ntcpsock._trio_socket import Factory, NTCPSocket
@@ -22,6 +25,7 @@ from ntcpsock._trio_socket import Factory, NTCPSocket
 DEADLINE = 30.0
 ALICE = "alice.ntcp"
 NUMBER = _names.number("alice")
+IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 1, 2
 
 
 def udp(node: Node, family: int = stdlib.AF_INET) -> NTCPSocket:
@@ -67,6 +71,35 @@ async def test_every_method(tmp_path: Path) -> None:
         assert client.peer.name == "alice"
         assert client.path is not None
         assert client.report is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option has another number elsewhere")
+async def test_never_to_be_cut(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (server, client):
+        client.setsockopt(stdlib.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        with pytest.raises(OSError, match="not connected"):
+            client.getsockopt(stdlib.IPPROTO_IP, IP_MTU)
+        await client.connect((ALICE, 53))
+        assert client.getsockopt(stdlib.IPPROTO_IP, IP_MTU) == SURELY_WHOLE + 28  # there is no path yet
+        await client.send(bytes(1500))
+        assert len(await server.recv(2000)) == 1500
+        largest = client.getsockopt(stdlib.IPPROTO_IP, IP_MTU) - 28
+        assert largest >= SURELY_WHOLE
+        await client.send(bytes(largest))
+        assert len(await server.recv(2000)) == largest
+        for send in (
+            partial(client.send, bytes(1500)),
+            partial(client.sendto, bytes(1500), (ALICE, 53)),
+            partial(client.sendmsg, [bytes(750), bytes(750)]),
+        ):
+            with pytest.raises(
+                OSError, match=r"Message too long: 1500 bytes; [0-9]+ go to alice\.ntcp"
+            ) as caught:
+                await send()
+            assert caught.value.errno == errno.EMSGSIZE
+        client.setsockopt(stdlib.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
+        await client.send(bytes(1500))
+        assert len(await server.recv(2000)) == 1500
 
 
 async def test_errors(tmp_path: Path) -> None:

@@ -37,10 +37,12 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
         delay: float = PATH_RTT / 4,
         there: dict[str, Any] | None = None,
         tcp: bool = False,
+        listens: bool = True,
         **lab: Any,
     ) -> Stage:
         made = start_servers(nat_lab(nat_a, nat_b, delay=delay, **lab), tmp_path, tcp=tcp)
-        made.listen(**(there or {}))
+        if listens:
+            made.listen(**(there or {}))
         return made
 
     return make
@@ -67,6 +69,14 @@ def stage(nat_lab: NatLabFactory, tmp_path: Path) -> MakeStage:
 )
 def test_pairs_that_meet_over_udp(stage: MakeStage, nat_a: str, nat_b: str) -> None:
     assert ways(stage(nat_a, nat_b).dial(3, techniques=UDP_ONLY)) == {("udp", "udp-punch", "udp-punch")}
+
+
+def test_a_port_that_was_poisoned_by_an_early_packet(stage: MakeStage) -> None:
+    """The dialer's checks come before the listener's, and its router shows that port as another one from then on,
+    to everybody: so the listener has another port for the next round."""
+    made = stage("accept", "accept", listens=False)
+    made.lab.host_b.start(udp_programs.listen_late, made.config("bob"))
+    assert ways(made.dial(3, techniques=UDP_ONLY)) == {("udp", "udp-punch", "udp-punch")}
 
 
 @pytest.mark.slow

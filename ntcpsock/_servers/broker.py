@@ -33,6 +33,7 @@ from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.pages import Readiness, make_operator_pages, make_pages, readers
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.signal_desk import SignalDesk
+from ntcpsock._servers.socket_filter import enlarge, only_frames
 from ntcpsock._servers.spoofer import Spoofer
 from ntcpsock._servers.spoofing import SpoofingDesk
 from ntcpsock._servers.status_page.pages import StatusPage
@@ -45,7 +46,7 @@ from ntcpsock._traversal.broker.fields import MAX_RELAYS, MAX_STUN_SERVERS, Rela
 
 _logger = logging.getLogger("ntcpsock.broker")
 
-# Some seconds of keep-alives of many nodes may arrive while a batch is worked on. The kernel caps it.
+# Some seconds of keep-alives of many nodes may arrive while a batch is worked on.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _EXPIRY_INTERVAL = 5.0
 # Tries to find a port that is free for UDP and TCP, when the kernel may choose.
@@ -163,7 +164,7 @@ async def serve_broker(
                 turn=turn,
             )
             core.relays.trusted = frozenset(relay_nodes)
-            outlets = Outlets(spoofer)
+            outlets = Outlets(core.key, spoofer)
             async with trio.open_nursery() as nursery:
                 if membership is not None:
                     await nursery.start(membership.driver(core.keys, outlets.send).run)
@@ -299,7 +300,8 @@ def _bind_datagrams(listen: str, port: int, *, dual: bool) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        enlarge(sock, _RECEIVE_BUFFER)
+        only_frames(sock)
         sock.bind((listen, port))
     except BaseException:
         sock.close()

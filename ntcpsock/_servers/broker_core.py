@@ -67,7 +67,7 @@ class BrokerCore(Greetings, NameRequests, Meetings):
             OfferRelay: self._offer_relay,
             WithdrawRelay: self._withdraw_relay,
         }
-        self._hot_path = HotPath(
+        hot_path = HotPath(
             self._registry,
             self._sealer,
             self._requests,
@@ -79,6 +79,8 @@ class BrokerCore(Greetings, NameRequests, Meetings):
             self.dropped,
             is_alone=self.cluster is None,
         )
+        #: What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`.
+        self.answer_known = hot_path.answer
 
     def __len__(self) -> int:
         """How many instances are connected."""
@@ -92,10 +94,6 @@ class BrokerCore(Greetings, NameRequests, Meetings):
     def expire(self, now: float) -> None:
         """Forget the silent; to be called now and then where nothing arrives."""
         self._registry.expire(now, _MOST_SWEPT)
-
-    def answer_known(self, datagram: bytes, origin: bytes, now: float) -> list[tuple[bytes, bytes]] | None:
-        """What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`."""
-        return self._hot_path.answer(datagram, origin, now)
 
     def keys(self) -> list[bytes]:
         """Of all nodes that are here."""

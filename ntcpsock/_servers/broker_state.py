@@ -48,12 +48,15 @@ class BrokerLimits:
     #: Frames of keys without a session, and requests for ours: a stranger's first costs a Diffie-Hellman, 34 us.
     greeting_rate: float = 200.0
     greeting_burst: float = 1000.0
-    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most.
+    #: Diffie-Hellmans for all addresses together, which may be invented: half of a processor at most, and no more at
+    #: once than a node may wait for.
     strangers_rate: float = 10_000.0
-    strangers_burst: float = 1000.0
+    strangers_burst: float = 100.0
     #: Lookup, Introduce and Reply.
     request_rate: float = 2000.0
     request_burst: float = 4000.0
+    #: Datagrams of one address and port, while more come than can be looked at. A node has some a minute.
+    datagram_rate: float = 1000.0
     #: Registrations, which may write to the disk.
     register_rate: float = 50.0
     register_burst: float = 500.0
@@ -94,7 +97,7 @@ class BrokerState:
         """relays: those that nodes are told; relay_secret: what these check our tickets with. cluster: our part
         in one, whose replica `names` is. `wall_clock` is Unix time, which tickets need because a relay may be
         another machine."""
-        limits = limits or BrokerLimits()
+        self.limits = limits = limits or BrokerLimits()
         random_bytes = random_bytes or RandomPool()
         self.key = identity.public_key
         #: Datagrams that got no answer, by reason.
@@ -121,7 +124,7 @@ class BrokerState:
         #: Whether what was received last was of a node with a session.
         self.was_in_session = False
         self._registry = self.registry = Registry(names, max_nodes=limits.nodes)
-        self._sealer = NodeSealer(identity, self._registry, random_bytes)
+        self._sealer = self.sealer = NodeSealer(identity, self._registry, random_bytes)
         self._greetings = RateLimit(limits.greeting_rate, limits.greeting_burst)
         self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)

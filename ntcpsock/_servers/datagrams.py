@@ -54,6 +54,10 @@ class DatagramSocket:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    def get_option(self, level: int, option: int, size: int) -> bytes:
+        """`getsockopt`."""
+        return self._sock.getsockopt(level, option, size)
+
     def receive(self, size: int) -> Datagram:
         """The next datagram, cut to `size`. Raises BlockingIOError when there is none, and OSError."""
         if not self.is_wildcard:

@@ -4,6 +4,8 @@
 time: one read of each packed record, no objects for what is only passed on. It takes nothing but the plain case, and
 changes nothing before it is sure of that; whatever else there is (a replay, a stranger, a changed address, an allow
 list, a limit) is None here, and goes the long way.
+
+What goes out is not sealed yet: whoever sends it does that in the very memory from which it leaves.
 """
 
 from __future__ import annotations
@@ -11,17 +13,26 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._servers.gate import Gate
 from ntcpsock._servers.limits import RateLimit
-from ntcpsock._servers.node_record import HIDDEN, RECORD, REGISTERED, SHOWN, decode_offered
+from ntcpsock._servers.node_record import (
+    ALL_SEEN,
+    HIDDEN,
+    RECORD,
+    REGISTERED,
+    SHOWN,
+    decode_offered,
+    decode_shared,
+    decode_shown,
+)
 from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.registry import Registry
 from ntcpsock._servers.relay_book import RelayBook
-from ntcpsock._servers.sources import host_of
-from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
+from ntcpsock._servers.sources import PACKED_LENGTH, host_of
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MAX_DATAGRAM, SESSION_LENGTH
 from ntcpsock._traversal.broker.frame import (
     HEADER_LENGTH,
     KEY_LENGTH,
@@ -31,7 +42,6 @@ from ntcpsock._traversal.broker.frame import (
     SEALED,
 )
 from ntcpsock._traversal.broker.message import (
-    ClientEnvelope,
     Deliver,
     Introduce,
     Introduced,
@@ -45,12 +55,24 @@ from ntcpsock._traversal.broker.replay import advance
 if TYPE_CHECKING:
     from ntcpsock._servers.broker_state import BrokerCounters
 
-#: A frame, and the packed source to send it to.
-Packed = tuple[bytes, bytes]
 
-# Of the record: highest counter, window, sent, registration, expires.
-_COUNTERS: Final = struct.Struct("<Q16sQQd")
-_COUNTERS_AT: Final = 110
+#: A frame to be: its payload, the key and the shared key of its receiver, and the packed source to send it to.
+Unsealed = tuple[bytes, bytes, bytes, bytes]
+
+
+# Of the record, without its key and what only the registry reads: shared key, session, source | highest counter,
+# window, sent, expires | next, ttl, flags.
+_SENDER: Final = struct.Struct(
+    f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}x{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQd12xIHB"
+)
+# shared key, instance, session, source | sent, expires | next, flags
+_TARGET: Final = struct.Struct(
+    f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}s24xQd12xI2xB"
+)
+_SIZE: Final = RECORD.size
+_INSTANCE_AT: Final = KEY_LENGTH + 32
+_COUNTERS_AT: Final = _INSTANCE_AT + INSTANCE_LENGTH + SESSION_LENGTH + PACKED_LENGTH
+_COUNTERS: Final = struct.Struct("<Q16sQd")
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
 _ACK: Final = KeepAliveAck()
@@ -78,7 +100,9 @@ class HotPath:
         """is_alone: no other broker may have an instance that fits better."""
         self._registry = registry
         self._records = registry.records
-        self._sealer = sealer
+        self._place_of = registry.places.get
+        self._own_key = sealer.public_key
+        self._open = sealer.boxes.open_untrusted
         self._requests = requests
         self._counters = counters
         self._tickets = tickets
@@ -90,60 +114,60 @@ class HotPath:
         self._dropped = dropped
         self._is_alone = is_alone
 
-    def answer(self, frame: bytes, origin: bytes, now: float) -> list[Packed] | None:
+    def answer(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
         if now >= self._registry.next_sweep:
             self._registry.expire(now)
-        claimed = frame[1 : 1 + KEY_LENGTH]
-        place = self._registry.places.get(claimed)
+        key = frame[1 : 1 + KEY_LENGTH]
+        place = self._place_of(key)
         if place is None:
-            return self._stranger(frame, claimed, origin, now)
+            return self._stranger(frame, key, origin, now)
         if not OVERHEAD <= len(frame) <= MAX_DATAGRAM or frame[0] != SEALED:
             return None
-        record = RECORD.unpack_from(self._records.packed, place * RECORD.size)
-        key, shared, _, session, source, highest, seen, sent, registration, expires, _, older, ttl, _ = record
+        packed = self._records.packed
+        at = place * _SIZE
+        shared, session, source, highest, seen, sent, expires, older, ttl, flags = _SENDER.unpack_from(
+            packed, at
+        )
         if older or source != origin or expires <= now:
             return None
+        # A frame of ours that came back would open.
+        if frame[1 + KEY_LENGTH] & 1 != (key > self._own_key):
+            return None
         try:
-            payload = self._sealer.open_with(
-                shared, key, frame[1 + KEY_LENGTH : HEADER_LENGTH], frame[HEADER_LENGTH:]
+            envelope = decode_from_node(
+                self._open(frame[HEADER_LENGTH:], frame[1 + KEY_LENGTH : HEADER_LENGTH], shared)
             )
-            envelope = decode_from_node(payload)
         except BadMessage:
             return None
         if envelope.session != session:
             return None
-        window = advance(highest, int.from_bytes(seen, "little"), envelope.counter)
-        if window is None:
-            return None
+        counter = envelope.counter
+        # The next one of somebody of whom nothing has got lost lately changes nothing but the highest.
+        if counter != highest + 1 or seen != ALL_SEEN:
+            window = advance(highest, int.from_bytes(seen, "little"), counter)
+            if window is None:
+                return None
+            counter, seen = window[0], window[1].to_bytes(16, "little")
         body = envelope.body
         if type(body) is KeepAlive:
             edition, relays = self._relays.told(now)
             told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
-            answers: list[Packed] = []
             ack = encode_from_broker(session, sent + 1, envelope.request, told)
+            answers: list[Unsealed] = [(ack, key, shared, source)]
         elif type(body) is Introduce:
-            introduced = self._introduce(place, record, envelope, body, now)
+            introduced = self._introduce(place, key, source, flags, body, now)
             if introduced is None:
                 return None
             delivery, introduction = introduced
-            answers = [delivery]
             ack = encode_from_broker(session, sent + 1, envelope.request, introduction)
+            answers = [delivery, (ack, key, shared, source)]
         else:
             return None
-        _COUNTERS.pack_into(
-            self._records.packed,
-            place * RECORD.size + _COUNTERS_AT,
-            window[0],
-            window[1].to_bytes(16, "little"),
-            sent + 1,
-            registration,
-            now + ttl,
-        )
-        answers.append((self._sealer.seal_with(shared, key, ack), source))
+        _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent + 1, now + ttl)
         return answers
 
-    def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Packed] | None:
+    def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
         length = len(frame)
         if length > MAX_DATAGRAM or (frame[:1] == _KEY_REQUEST and length != KEY_REQUEST_LENGTH):
@@ -159,30 +183,29 @@ class HotPath:
         return None
 
     def _introduce(
-        self,
-        place: int,
-        dialer: tuple[Any, ...],
-        envelope: ClientEnvelope,
-        offer: Introduce,
-        now: float,
-    ) -> tuple[Packed, Introduced] | None:
+        self, place: int, own_key: bytes, own_source: bytes, own_flags: int, offer: Introduce, now: float
+    ) -> tuple[Unsealed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
-        if self._gate.meters_introductions:
+        if not own_flags & SHOWN or self._gate.meters_introductions:
             return None
-        target_place = self._registry.places.get(offer.to)
+        key = offer.to
+        target_place = self._place_of(key)
         if target_place is None or target_place == place:
             return None
-        target = RECORD.unpack_from(self._records.packed, target_place * RECORD.size)
-        key, shared, instance, session, source, _, _, sent, _, expires, _, older, _, flags = target
+        records = self._records
+        at = target_place * _SIZE
+        shared, instance, session, source, sent, expires, older, flags = _TARGET.unpack_from(
+            records.packed, at
+        )
         if older or not flags & REGISTERED or expires <= now:
             return None
-        packed = self._records.offered[target_place]
-        own = self._records.offered[place]
-        own_key, _, own_instance, _, own_source, *_, own_flags = dialer
-        if packed is None or not own_flags & SHOWN:
+        packed = records.offered[target_place]
+        if packed is None:
             return None
-        offered = decode_offered(packed)
-        if offered.allow is not None or not (self._is_alone or offer.port in offered.ports):
+        offered = decode_shared(packed)
+        if offered.allow is not None:
+            return None
+        if not self._is_alone and offer.port not in decode_offered(packed).ports:
             return None
         if offer.name is not None:
             name = self._registry.names.get(offer.name)
@@ -193,14 +216,15 @@ class HotPath:
         if not self._requests.take(own_host, now):
             return None
         self._counters.introductions += 1
-        shown = None if own is None else decode_offered(own).shown
+        own = records.offered[place]
+        own_at = place * _SIZE + _INSTANCE_AT
         deliver = Deliver(
             own_key,
-            own_instance,
+            bytes(records.packed[own_at : own_at + INSTANCE_LENGTH]),
             offer.sealed,
-            shown,
+            None if own is None else decode_shown(own).shown,
             "" if own_flags & HIDDEN else own_host,
-            self._proved(place, own_flags, own_host, now),
+            self._proved(place, own_flags, own_host, now) if records.proved else (),
         )
         host = host_of(source)
         introduced = Introduced(
@@ -208,12 +232,12 @@ class HotPath:
             instance,
             offered.card,
             "" if flags & HIDDEN else host,
-            self._proved(target_place, flags, host, now),
+            self._proved(target_place, flags, host, now) if records.proved else (),
             self._tickets(own_key, key, now),
         )
-        _SENT.pack_into(self._records.packed, target_place * RECORD.size + _SENT_AT, sent + 1)
-        delivery = self._sealer.seal_with(shared, key, encode_from_broker(session, sent + 1, 0, deliver))
-        return (delivery, source), introduced
+        _SENT.pack_into(records.packed, at + _SENT_AT, sent + 1)
+        payload = encode_from_broker(session, sent + 1, 0, deliver)
+        return (payload, key, shared, source), introduced
 
     def _proved(self, place: int, flags: int, here: str, now: float) -> tuple[str, ...]:
         """As `NodeRecord.whereabouts` tells it."""

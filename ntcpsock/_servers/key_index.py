@@ -17,6 +17,7 @@ _TABLE_BITS: Final = 10
 _TABLES: Final = 1 << _TABLE_BITS
 _TABLE_MASK: Final = _TABLES - 1
 _SMALLEST: Final = 8
+_SIZE: Final = RECORD.size
 
 
 class KeyIndex:
@@ -33,14 +34,14 @@ class KeyIndex:
 
     def get(self, key: bytes) -> int | None:
         """Where its record is."""
+        if len(key) != KEY_LENGTH:
+            return None
         number = hash(key)
         table = self._tables[number & _TABLE_MASK]
         mask = len(table) - 1
         at = number >> _TABLE_BITS & mask
-        packed = self._packed
         while entry := table[at]:
-            start = (entry - 1) * RECORD.size
-            if packed[start : start + KEY_LENGTH] == key:
+            if self._packed.startswith(key, (entry - 1) * _SIZE):
                 return entry - 1
             at = at + 1 & mask
         return None

@@ -28,8 +28,15 @@ class RateLimit:
 
     def take(self, host: str, now: float) -> bool:
         """Whether `host` may once more."""
-        source = site_of(host)
-        tokens, then = self._buckets.pop(source, (self._burst, now))
+        source = host if ":" not in host else site_of(host)
+        # The order matters only where some will have to go.
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            tokens, then = self._burst, now
+        else:
+            tokens, then = bucket
+            if len(self._buckets) > self._size // 2:
+                del self._buckets[source]
         tokens = min(self._burst, tokens + (now - then) * self._rate)
         allowed = tokens >= 1.0
         self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)

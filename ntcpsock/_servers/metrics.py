@@ -177,6 +177,8 @@ def _stun(servers: Sequence[StunCounters]) -> Iterator[Metric]:
 _STUN_TEXTS = {
     "udp_requests": "Binding requests over UDP that were answered.",
     "udp_dropped": "Datagrams that were no valid Binding request.",
+    "udp_unread": "Datagrams that the kernel dropped: no Binding request by their first octets, or no room.",
+    "udp_excessive": "Requests of addresses that sent too many while more came than could be answered.",
     "udp_errors": "Of the answers over UDP, error responses.",
     "udp_unsent": "Answers that the kernel would not take.",
     "tcp_requests": "Binding requests over TCP.",

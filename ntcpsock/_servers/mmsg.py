@@ -14,7 +14,7 @@ from typing import Any, Final
 
 #: Octets for one address: its way's number (2), the kernel's struct (28); see `sources.py`.
 NAME_LENGTH: Final = 30
-_NAME_STRIDE: Final = 32
+NAME_STRIDE: Final = 32
 _NAME_AT: Final = 2
 #: Room for ancillary data of one datagram: an in_pktinfo or an in6_pktinfo with its header takes 28 or 40.
 CONTROL_LENGTH: Final = 64
@@ -168,12 +168,12 @@ class Batch(Headers):
 
     def __init__(self, count: int, size: int, *, ipv6: bool, control: bool = False) -> None:
         self.datagrams = bytearray(count * size)
-        self.names = bytearray(count * _NAME_STRIDE)
+        self.names = bytearray(count * NAME_STRIDE)
         self.controls = bytearray(count * CONTROL_LENGTH)
         super().__init__(
             count,
             [(self.datagrams, size, size)],
-            (self.names, _NAME_STRIDE, 28 if ipv6 else 16),
+            (self.names, NAME_STRIDE, 28 if ipv6 else 16),
             self.controls if control else None,
             _NAME_AT,
         )
@@ -183,13 +183,13 @@ class Batch(Headers):
 
     def origin(self, index: int) -> bytes:
         """The way's number, as it was put there, and the address of a received datagram."""
-        at = index * _NAME_STRIDE
+        at = index * NAME_STRIDE
         origin: bytes = self._name_octets[at : at + NAME_LENGTH]
         return origin
 
     def set_way(self, index: int, number: bytes) -> None:
         """Put the way's number before an address."""
-        at = index * _NAME_STRIDE
+        at = index * NAME_STRIDE
         self.names[at : at + _NAME_AT] = number
 
     def control(self, index: int) -> bytes:
@@ -221,15 +221,19 @@ class Outbox:
         at = index * self._stride
         batch.datagrams[at : at + len(datagram)] = datagram
         batch.sizes[index] = len(datagram)
-        at = index * _NAME_STRIDE + _NAME_AT
+        at = index * NAME_STRIDE + _NAME_AT
         batch.names[at : at + len(address)] = address
         if self._controls[index] != control:
-            self._controls[index] = control
-            at = index * CONTROL_LENGTH
-            batch.controls[at : at + len(control)] = control
-            batch.control_lengths[index] = len(control)
+            self._control(index, control)
         self._queued = index + 1
         return refused
+
+    def _control(self, index: int, control: bytes) -> None:
+        """Ancillary data of the datagram in a place."""
+        self._controls[index] = control
+        at = index * CONTROL_LENGTH
+        self._batch.controls[at : at + len(control)] = control
+        self._batch.control_lengths[index] = len(control)
 
     def flush(self, descriptor: int) -> list[int]:
         """Send what is queued; the errnos of those that did not leave."""

@@ -17,13 +17,16 @@ from ntcpsock._servers.sources import PACKED_LENGTH, Source, host_of, pack_sourc
 from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MAX_PROVED, MIN_TTL, SESSION_LENGTH
 from ntcpsock._traversal.broker.frame import KEY_LENGTH
 from ntcpsock._traversal.broker.message import Register
-from ntcpsock._traversal.broker.replay import NOTHING_SEEN, advance
+from ntcpsock._traversal.broker.replay import WINDOW, advance
 
-#: key | shared key | instance | session | source | highest counter | window | sent | registration | expires | due |
+#: key | shared key | instance | session | source | highest counter | window | sent | expires | registration | due |
 #: next | ttl | flags
 RECORD: Final = struct.Struct(
-    f"<{KEY_LENGTH}s32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQQdIIHB"
+    f"<{KEY_LENGTH}s32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQdQIIHB"
 )
+
+#: A window without gaps, as that of most nodes is at most times.
+ALL_SEEN: Final = b"\xff" * (WINDOW // 8)
 
 HIDDEN: Final = 1
 REGISTERED: Final = 2
@@ -40,16 +43,32 @@ _T = TypeVar("_T")
 class Offered(msgspec.Struct, frozen=True, array_like=True):
     """The part of a record whose length varies, kept in MessagePack. shown: the first of all names of its key."""
 
-    names: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()
-    card: bytes | None = None
-    allow: bytes | None = None
     shown: str | None = None
+    allow: bytes | None = None
+    card: bytes | None = None
+    ports: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class Shown(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The beginning of `Offered`, for whoever needs no more."""
+
+    shown: str | None
+
+
+class Shared(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Some more of it."""
+
+    shown: str | None
+    allow: bytes | None
+    card: bytes | None
 
 
 NOTHING_OFFERED: Final = Offered()
 encode_offered: Final = msgspec.msgpack.Encoder().encode
 decode_offered: Final = msgspec.msgpack.Decoder(Offered).decode
+decode_shown: Final = msgspec.msgpack.Decoder(Shown).decode
+decode_shared: Final = msgspec.msgpack.Decoder(Shared).decode
 
 
 @dataclass(slots=True)
@@ -74,7 +93,7 @@ class Records:
         """A new record."""
         RECORD.pack_into(
             self.packed, place * RECORD.size, key, shared, instance, session, pack_source(source), 0,
-            NOTHING_SEEN.to_bytes(16, "little"), 0, 0, expires, 0, 0, MIN_TTL, 0,
+            ALL_SEEN, 0, expires, 0, 0, 0, MIN_TTL, 0,
         )  # fmt: skip
         self.clear(place)
 
@@ -87,7 +106,7 @@ class _Field(Generic[_T]):
     """One field of the packed record."""
 
     def __init__(self, index: int) -> None:
-        codes = ("32s", "32s", "8s", "8s", "30s", "Q", "16s", "Q", "Q", "d", "I", "I", "H", "B")
+        codes = ("32s", "32s", "8s", "8s", "30s", "Q", "16s", "Q", "d", "Q", "I", "I", "H", "B")
         self.offset = struct.calcsize("<" + "".join(codes[:index]))
         self._struct = struct.Struct("<" + codes[index])
 
@@ -114,9 +133,9 @@ class NodeRecord:
     _seen = _Field[bytes](6)
     #: The counter of our last frame to it.
     sent = _Field[int](7)
+    expires = _Field[float](8)
     #: The counter of the latest Register or Bye: one that was overtaken on the way is void.
-    registration = _Field[int](8)
-    expires = _Field[float](9)
+    registration = _Field[int](9)
     #: The second in which the registry looks at it next.
     due = _Field[int](10)
     #: One more than the place of the next older instance of its key; 0: there is none.
@@ -196,11 +215,15 @@ class NodeRecord:
 
     def accept(self, counter: int) -> bool:
         """Whether this counter of a frame of its is new, over all its hellos; from then on it is old."""
+        if not self._highest and counter:
+            # Its first: what it has sent before that it has sent in vain.
+            self._highest, self._seen = counter, ALL_SEEN
+            return True
         window = advance(self._highest, int.from_bytes(self._seen, "little"), counter)
         if window is None:
             return False
         self._highest, seen = window
-        self._seen = seen.to_bytes(16, "little")
+        self._seen = seen.to_bytes(WINDOW // 8, "little")
         return True
 
     def prove(self, host: str, now: float) -> None:
@@ -220,7 +243,7 @@ class NodeRecord:
         self.flags |= REGISTERED
         self.registration = counter
         self.offered = Offered(
-            registration.names, registration.ports, registration.card, registration.allow, self.offered.shown
+            self.offered.shown, registration.allow, registration.card, registration.ports, registration.names
         )
         self.ttl = registration.ttl
 

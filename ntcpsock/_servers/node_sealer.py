@@ -33,7 +33,8 @@ class NodeSealer:
         self._registry = registry
         self._random_bytes = random_bytes
         self._strangers = Sealer(identity, cache_size=_MOST_STRANGERS, random_bytes=random_bytes)
-        self._boxes = Boxes(_LONGEST_FRAME)
+        #: For whoever has a shared key at hand.
+        self.boxes = Boxes(_LONGEST_FRAME)
 
     def knows(self, key: bytes) -> bool:
         """Whether a frame of `key` can be opened or refused without a Diffie-Hellman."""
@@ -55,7 +56,7 @@ class NodeSealer:
     def seal_with(self, shared: bytes, key: bytes, payload: bytes) -> bytes:
         """The same, where their shared key is at hand."""
         nonce = directed_nonce(self._random_bytes(NONCE_LENGTH), self.public_key, key)
-        return b"".join((self._prefix, nonce, self._boxes.seal(payload, nonce, shared)))
+        return b"".join((self._prefix, nonce, self.boxes.seal(payload, nonce, shared)))
 
     def open_untrusted(self, frame: bytes) -> tuple[bytes, bytes]:
         """The proved sender key and the payload. Raises BadMessage."""
@@ -69,4 +70,4 @@ class NodeSealer:
         """The payload, where the shared key is at hand. Raises BadMessage."""
         if nonce[0] & 1 != (sender > self.public_key):
             raise BadMessage("a frame of ours that came back")
-        return self._boxes.open_untrusted(box, nonce, shared)
+        return self.boxes.open_untrusted(box, nonce, shared)

@@ -148,6 +148,14 @@ OPTIONS: Final = _table(
         "N",
         1,
     ),
+    Option(
+        "requests_of_an_address",
+        "requests a second of one address (IPv6: of a /64) that are answered over UDP while more come than can be "
+        "(0: all)",
+        "number",
+        "N",
+        2000.0,
+    ),
     Option("other_port", "second port (3479 beside --other-address)", "integer", "PORT2"),
     Option(
         "tls_port",

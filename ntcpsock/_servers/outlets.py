@@ -12,6 +12,7 @@ import trio
 from ntcpsock._servers import mmsg
 from ntcpsock._servers.broker_core import BrokerCore
 from ntcpsock._servers.datagrams import DatagramSocket, socket_address
+from ntcpsock._servers.sealed_outbox import SealedOutbox
 from ntcpsock._servers.sources import (
     WAYS,
     Connection,
@@ -22,7 +23,6 @@ from ntcpsock._servers.sources import (
     unpack_source,
 )
 from ntcpsock._servers.spoofer import Spoofer
-from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 # Datagrams that leave one socket with one call.
 _TOGETHER = 64
@@ -32,21 +32,23 @@ _TOGETHER = 64
 class _Exit:
     """How datagrams leave by one way."""
 
-    sock: DatagramSocket
-    outbox: mmsg.Outbox
+    descriptor: int
+    outbox: SealedOutbox
     control: bytes
 
 
 class Outlets:
     """Sends each frame where it belongs, without waiting. What cannot leave is lost as a datagram is, and counted."""
 
-    def __init__(self, spoofer: Spoofer | None) -> None:
+    def __init__(self, own_key: bytes, spoofer: Spoofer | None) -> None:
+        """own_key: the broker's."""
+        self._own_key = own_key
         self._spoofer = spoofer
         #: Queues a frame for one connection; False where that has no room.
         self.connections: dict[Connection, Callable[[bytes], bool]] = {}
         #: Frames that did not leave, by reason.
         self.unsent: Counter[str] = Counter()
-        self._outboxes: dict[DatagramSocket, mmsg.Outbox] = {}
+        self._outboxes: dict[DatagramSocket, SealedOutbox] = {}
         self._exits: dict[bytes, _Exit] = {}
 
     def answer(self, core: BrokerCore, frame: bytes, source: Source) -> None:
@@ -57,16 +59,29 @@ class Outlets:
             self._spoofer.put(core.syn_acks)
 
     def answer_all(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
-        """The same for many frames with their packed sources; the answers leave together."""
+        """The same for many frames with their packed sources; the answers leave together. Known nodes come first, so
+        that they do not wait for the Diffie-Hellmans of strangers."""
         now = trio.current_time()
-        for frame, origin in frames:
-            answers = core.answer_known(frame, origin, now)
+        answer_known, exits = core.answer_known, self._exits
+        others: list[tuple[bytes, bytes]] = []
+        for entry in frames:
+            answers = answer_known(*entry, now)
             if answers is None:
-                self._send(core.receive(frame, unpack_source(origin), now))
+                others.append(entry)
                 continue
-            for answer, destination in answers:
-                self._queue(answer, destination)
+            for payload, key, shared, destination in answers:
+                way = exits.get(destination[:2]) or self._exit_to(destination)
+                if way is None:
+                    self._send_elsewhere(core.sealer.seal_with(shared, key, payload), destination)
+                    continue
+                refused = way.outbox.seal(payload, key, shared, destination, way.control)
+                if refused:
+                    self._count(refused)
         self._flush()
+        if others:
+            for frame, origin in others:
+                self._send(core.receive(frame, unpack_source(origin), now))
+            self._flush()
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
 
@@ -110,26 +125,34 @@ class Outlets:
 
     def _queue(self, frame: bytes, destination: bytes) -> None:
         """destination: packed."""
-        way = self._exits.get(destination[:2])
+        way = self._exits.get(destination[:2]) or self._exit_to(destination)
         if way is None:
-            source = unpack_source(destination)
-            if isinstance(source, Connection):
-                self._send_over(frame, source)
-                return
-            if not isinstance(source, UdpSource):
-                self.unsent["socket is gone"] += 1
-                return
-            way = self._new_exit(source)
-        refused = way.outbox.queue(way.sock.fileno(), frame, destination[2:], way.control)
+            self._send_elsewhere(frame, destination)
+            return
+        refused = way.outbox.queue(way.descriptor, frame, destination[2:], way.control)
         if refused:
             self._count(refused)
 
-    def _new_exit(self, source: UdpSource) -> _Exit:
+    def _send_elsewhere(self, frame: bytes, destination: bytes) -> None:
+        """Where no UDP socket leads."""
+        source = unpack_source(destination)
+        if isinstance(source, Connection):
+            self._send_over(frame, source)
+        else:
+            self.unsent["socket is gone"] += 1
+
+    def _exit_to(self, destination: bytes) -> _Exit | None:
+        """A new way out, if that is one over UDP, and there."""
+        source = unpack_source(destination)
+        if not isinstance(source, UdpSource):
+            return None
         sock, own_address = source.way
         outbox = self._outboxes.get(sock)
         if outbox is None:
-            outbox = self._outboxes[sock] = mmsg.Outbox(_TOGETHER, MAX_DATAGRAM, ipv6=sock.ipv6)
-        new = self._exits[source.packed_number] = _Exit(sock, outbox, mmsg.pack_control(own_address))
+            outbox = self._outboxes[sock] = SealedOutbox(
+                sock.fileno(), _TOGETHER, self._own_key, ipv6=sock.ipv6
+            )
+        new = self._exits[source.packed_number] = _Exit(sock.fileno(), outbox, mmsg.pack_control(own_address))
         return new
 
     def _flush(self) -> None:

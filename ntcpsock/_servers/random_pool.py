@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 import weakref
+from collections.abc import Callable
+from typing import Final
+
+from ntcpsock._traversal.broker.frame import NONCE_LENGTH
 
 _DRAWN = 8192
 
@@ -32,7 +37,31 @@ class RandomPool:
         self._at = 0
 
 
-_pools: weakref.WeakSet[RandomPool] = weakref.WeakSet()
+class NoncePool:
+    """Random nonces, each given once, whose lowest bit of the first byte is as `frame.directed_nonce` makes it."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._nonces: tuple[list[bytes], list[bytes]] = ([], [])
+        _pools.add(self)
+
+    def take(self, bit: bool) -> bytes:
+        """The next one; bit: whether the sender's key is the larger one."""
+        nonces = self._nonces[bit]
+        if not nonces:
+            octets = bytearray(self._random_bytes(_NONCES.size))
+            octets[::NONCE_LENGTH] = octets[::NONCE_LENGTH].translate(_WITH_BIT[bit])
+            nonces.extend(_NONCES.unpack(octets))
+        return nonces.pop()
+
+    def empty(self) -> None:
+        """Draw anew."""
+        self._nonces = [], []
+
+
+_NONCES: Final = struct.Struct(f"{NONCE_LENGTH}s" * 256)
+_WITH_BIT: Final = [bytes(first & 0xFE | bit for first in range(256)) for bit in (0, 1)]
+_pools: weakref.WeakSet[RandomPool | NoncePool] = weakref.WeakSet()
 
 
 def _empty_all() -> None:

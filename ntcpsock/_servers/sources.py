@@ -130,10 +130,15 @@ def unpack_source(packed: bytes) -> Source:
 
 def host_of(packed: bytes) -> str:
     """The host of a packed source."""
-    if packed[2:4] == _PACKED_INET and packed[:2] != _PACKED_CONNECTION:
+    # Both forms of an IPv4 address have it in the same place.
+    if packed.startswith(_PACKED_INET, 2):
         return socket.inet_ntoa(packed[6:10])
+    # A socket for both families has IPv4 as a part of IPv6.
+    if packed.startswith(_MAPPED, 10) and packed[:2] != _PACKED_CONNECTION:
+        return socket.inet_ntoa(packed[22:26])
     return unpack_source(packed).host
 
 
 _PACKED_INET: Final = _WAY.pack(socket.AF_INET)
 _PACKED_CONNECTION: Final = _WAY.pack(_CONNECTION)
+_MAPPED: Final = bytes(10) + b"\xff\xff"

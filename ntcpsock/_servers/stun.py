@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import socket
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from ntcpsock._servers.datagrams import (
 from ntcpsock._servers.descriptors import descriptor_limit
 from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.listener import open_listener
+from ntcpsock._servers.socket_filter import Unread, enlarge, only_binding_requests
 from ntcpsock._servers.stun_batch import Pattern, StunBatch
 from ntcpsock._servers.tls_stream import TLS_HANDSHAKE, TlsStream
 from ntcpsock._traversal.stun.connect_back import ConnectBackOutcome
@@ -46,7 +48,7 @@ _UDP_BATCH = 64
 # The same where many come with one call: so many calls, of so many datagrams each.
 _MMSG_BATCHES = 8
 _MMSG_BATCH = 128
-# What waits while a batch is worked on. The kernel caps it.
+# What waits while a batch is worked on.
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _TCP_RECEIVE_SIZE = 4096
 _LONGEST_TCP_REQUEST = 2048
@@ -57,6 +59,8 @@ IDLE_TIMEOUT = 120.0
 _SEND_TIMEOUT = 10.0
 _MOST_CONNECTIONS = 10_000
 _MOST_CONNECTIONS_OF_A_HOST = 256
+#: A second, over UDP, while more come than can be answered: a great many users behind one address.
+REQUESTS_OF_AN_ADDRESS = 2000.0
 _ORDER = bytes((FIRST_OCTET,))
 # Answers from the other server's address, for each client address: many users may be behind one NAT.
 _LINK_RATE, _LINK_BURST = 8.0, 64.0
@@ -70,6 +74,8 @@ class StunCounters:
 
     udp_requests: int = 0
     udp_dropped: int = 0  # no valid Binding request
+    udp_unread: int = 0  # no Binding request by their first octets, or no room: the kernel dropped them
+    udp_excessive: int = 0  # of addresses that sent too many
     udp_errors: int = 0  # error responses
     udp_unsent: int = 0  # the kernel would not take the answer
     tcp_requests: int = 0
@@ -115,6 +121,7 @@ async def serve_stun(
     certificate: CertificateFiles | None = None,
     tls_port: int | None = None,
     share: bool = False,
+    requests_of_an_address: float = REQUESTS_OF_AN_ADDRESS,
     task_status: trio.TaskStatus[StunAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve STUN on the numeric address `listen`, UDP and TCP, until cancelled.
@@ -127,6 +134,8 @@ async def serve_stun(
     where the same runs with the same key, the same two ports, and our address as its other one; the clocks of both are
     right within some seconds. `certificate`: the TCP ports speak TLS, too, to whoever begins with it, and `tls_port`
     (RFC 8489 section 6.2.3: 5349) is one more of them. `share`: other processes of this user may serve the same port.
+    `requests_of_an_address`: so many a second are answered over UDP while more come than can be, of an IPv4 address or
+    an IPv6 /64; 0: all.
 
     Started with a StunAddresses. Raises ConfigurationError for impossible addresses, OSError for those that
     cannot be bound.
@@ -137,7 +146,10 @@ async def serve_stun(
     if link_key is not None and (other_address is None or not port or not other_port):
         raise ConfigurationError("a link needs the other server's address, and ports that both know")
     own_other = None if link_key is not None else other_address
-    with _bound(listen, port, own_other, other_port, share) as (datagram_sockets, listeners):
+    with _bound(listen, port, own_other, other_port, share, link_key is not None) as (
+        datagram_sockets,
+        listeners,
+    ):
         first, last = datagram_sockets[0].local, datagram_sockets[-1].local
         if link_key is not None and other_address is not None:
             last = Endpoint(other_address, last.port)
@@ -155,6 +167,7 @@ async def serve_stun(
             most_connections or min(_MOST_CONNECTIONS, descriptor_limit() // 2),
             link_key,
             certificate,
+            requests_of_an_address or math.inf,
         )
         endpoints = tuple(sock.local for sock in datagram_sockets)
         async with trio.open_nursery() as nursery:
@@ -179,7 +192,9 @@ class _StunServer:
         most_connections: int,
         link_key: bytes | None = None,
         certificate: CertificateFiles | None = None,
+        requests_of_an_address: float = math.inf,
     ) -> None:
+        self._requests_of_an_address = requests_of_an_address
         self.counters = StunCounters()
         self._core = core
         self._by_endpoint = {sock.local: sock for sock in datagram_sockets}
@@ -196,8 +211,10 @@ class _StunServer:
         if pattern is not None:
             await self._serve_batches(sock, pattern)
         # One wait, many datagrams: a trip through the scheduler costs more than an answer.
+        unread = Unread(sock)
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
+            self.counters.udp_unread += unread.new()
             for _ in range(_UDP_BATCH):
                 try:
                     data, source, asked = sock.receive(_LONGEST_DATAGRAM)
@@ -223,18 +240,22 @@ class _StunServer:
             ipv6=sock.ipv6,
             wildcard=sock.is_wildcard,
             kept=kept,
+            rate=self._requests_of_an_address,
         )
         moderation = mmsg.Moderation()
+        unread = Unread(sock)
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
+            self.counters.udp_unread += unread.new()
             began = trio.current_time()
             for _ in range(_MMSG_BATCHES):
-                done = batch.exchange(sock.fileno())
+                done = batch.exchange(sock.fileno(), began)
                 if done is None:
                     break
                 self.counters.udp_requests += done.answered
                 self.counters.udp_unsent += done.refused
                 self.counters.udp_dropped += done.dropped
+                self.counters.udp_excessive += done.excessive
                 for datagram, source, control in done.rest:
                     asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
                     self._answer_datagram(sock, datagram, endpoint_of(unpack_address(source)), asked)
@@ -370,7 +391,7 @@ def _check_addresses(listen: str, port: int, other_address: str | None, other_po
 
 @contextmanager
 def _bound(
-    listen: str, port: int, other_address: str | None, other_port: int | None, share: bool
+    listen: str, port: int, other_address: str | None, other_port: int | None, share: bool, linked: bool
 ) -> Iterator[tuple[list[DatagramSocket], list[trio.SocketListener]]]:
     """The sockets of every endpoint, the primary first, the other one last; closed at the end."""
     for attempt in range(_BIND_ATTEMPTS):
@@ -383,11 +404,13 @@ def _bound(
                 for host in hosts:
                     for index, number in enumerate(ports):
                         sock = DatagramSocket(
-                            stack.enter_context(_open(host, number, socket.SOCK_DGRAM, share))
+                            stack.enter_context(
+                                _open(host, number, socket.SOCK_DGRAM, share=share, linked=linked)
+                            )
                         )
                         ports[index] = sock.local.port
                         listener = stack.enter_context(
-                            _open(host, sock.local.port, socket.SOCK_STREAM, share)
+                            _open(host, sock.local.port, socket.SOCK_STREAM, share=share, linked=False)
                         )
                         listener.listen(_TCP_BACKLOG)
                         datagram_sockets.append(sock)
@@ -401,18 +424,20 @@ def _bound(
             return
 
 
-def _open(host: str, port: int, kind: socket.SocketKind, share: bool) -> socket.socket:
+def _open(host: str, port: int, kind: socket.SocketKind, *, share: bool, linked: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            enlarge(sock, _RECEIVE_BUFFER)
         if share:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_DGRAM:
+            only_binding_requests(sock, _ORDER if linked else b"")
         sock.bind((host, port))
     except BaseException:
         sock.close()

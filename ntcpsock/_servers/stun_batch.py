@@ -8,6 +8,7 @@ gave; a test compares the others with its as well. Every datagram of another kin
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Final, NamedTuple
 
 from ntcpsock._address import Endpoint
 from ntcpsock._servers import mmsg
+from ntcpsock._servers.crowds import Crowds
 from ntcpsock._traversal.stun.constants import HEADER_LENGTH, MAGIC_COOKIE
 from ntcpsock._traversal.stun.message import binding_request, encode_message
 
@@ -46,11 +48,12 @@ class Rest(NamedTuple):
 
 class Done(NamedTuple):
     """answered: how many were plain and have their answer; refused: of these, how many the kernel did not take;
-    dropped: how many were no STUN at all."""
+    dropped: how many were no STUN at all; excessive: how many came from addresses that send too many."""
 
     answered: int
     refused: int
     dropped: int
+    excessive: int
     rest: list[Rest]
 
 
@@ -81,13 +84,22 @@ class Pattern(NamedTuple):
 
 class StunBatch:
     """The memory of one socket's batches. wildcard: the socket tells which address was asked; kept: first octets of
-    what is no STUN and not to be dropped."""
+    what is no STUN and not to be dropped; rate: what one address gets answered a second, while whole batches come."""
 
     def __init__(
-        self, pattern: Pattern, *, count: int, longest: int, ipv6: bool, wildcard: bool, kept: bytes = b""
+        self,
+        pattern: Pattern,
+        *,
+        count: int,
+        longest: int,
+        ipv6: bool,
+        wildcard: bool,
+        kept: bytes = b"",
+        rate: float = math.inf,
     ) -> None:
         self.count = count
         self._kept = frozenset(kept)
+        self._crowds = None if rate == math.inf else Crowds[int](rate)
         self._ipv6 = ipv6
         self._stride = stride = _STRIDE_V6 if ipv6 else _STRIDE_V4
         self._longest = longest
@@ -148,16 +160,28 @@ class StunBatch:
         self._copies = [(words[to::step], names[source::name_step]) for to, source in copied]
         self._heads = words[::step]
         self._sources = memoryview(self._names).cast("Q")[:: _NAME_STRIDE // 8]
+        # An IPv4 address, or the first half of an IPv6 one.
+        self._hosts = (
+            memoryview(self._names).cast("Q")[1 :: _NAME_STRIDE // 8] if self._ipv6 else names[1::name_step]
+        )
         self._mapped = memoryview(self._answers).cast("Q")[_FAMILY_AT // 8 :: stride // 8]
         self._first = memoryview(self._answers).cast("Q")[:: stride // 8]
         self._interfaces = memoryview(self._controls).cast("I")[_INTERFACE_AT :: mmsg.CONTROL_LENGTH // 4]
         self._no_interfaces = array("I", [0]) * count
 
-    def exchange(self, descriptor: int) -> Done | None:
+    def exchange(self, descriptor: int, now: float) -> Done | None:
         """Receive what is there, up to `count`, and answer what is plain; None: nothing was there."""
         count = self._in.receive(descriptor)
         if not count:
             return None
+        excessive: list[int] = []
+        if count == self.count and self._crowds is not None:
+            hosts = self._hosts.tolist()
+            crowd = self._crowds.excessive(hosts, now)
+            if crowd:
+                excessive = [index for index, host in enumerate(hosts) if host in crowd]
+                if len(excessive) == count:
+                    return Done(0, 0, 0, count, [])
         lengths = self._in.lengths[:count].tolist()
         rest: list[Rest] = []
         others: list[int] = []
@@ -168,10 +192,14 @@ class StunBatch:
             or self._in.control_lengths[:count].tolist().count(self._control_length) != count
         ):
             others = self._others(lengths)
+        if excessive:
+            others = sorted({*others}.difference(excessive))
+        if others:
             rest = [
                 self._take(index, lengths[index]) for index in others if self._may_be(index, lengths[index])
             ]
-            ends = [*others, count]
+        if others or excessive:
+            ends = [*sorted([*others, *excessive]), count]
         if self._ipv6:
             self._turn_ipv6(count)
         else:
@@ -184,7 +212,8 @@ class StunBatch:
             if first < end:
                 refused += len(self._out.send(descriptor, first, end))
             first = end + 1
-        return Done(count - len(others), refused, len(others) - len(rest), rest)
+        answered = count - len(others) - len(excessive)
+        return Done(answered, refused, len(others) - len(rest), len(excessive), rest)
 
     def _turn_ipv4(self, count: int) -> None:
         """Requests to answers: the first four octets, and the last eight, which come from the source."""

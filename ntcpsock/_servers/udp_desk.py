@@ -10,15 +10,18 @@ import trio
 
 from ntcpsock._servers import mmsg
 from ntcpsock._servers.broker_core import BrokerCore
+from ntcpsock._servers.crowds import Crowds
 from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, turn_round
 from ntcpsock._servers.outlets import Outlets
+from ntcpsock._servers.socket_filter import Unread
 from ntcpsock._servers.sources import UdpSource, sources_by
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 _logger = logging.getLogger("ntcpsock.broker")
 
-# Read in a row before other tasks get their turn.
+# Read with one call, and so many calls in a row before other tasks get their turn.
 _BATCH: Final = 128
+_BATCHES: Final = 4
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.
@@ -34,6 +37,7 @@ class UdpDesk:
         self._outlets = outlets
         #: By ancillary data in the kernel's form.
         self._ways: dict[bytes, type[UdpSource]] = {}
+        self._crowds = Crowds[bytes](core.limits.datagram_rate)
 
     async def serve(self) -> NoReturn:
         """Until cancelled."""
@@ -51,12 +55,22 @@ class UdpDesk:
             for index in range(_BATCH):
                 batch.set_way(index, number)
         moderation = mmsg.Moderation()
+        unread = Unread(self._sock)
         while True:
             await trio.lowlevel.wait_readable(self._sock.fileno())
+            if lost := unread.new():
+                # By the first octets, or because the buffer was full.
+                self._core.dropped["unread"] += lost
             began = trio.current_time()
-            count = batch.receive(self._sock.fileno())
-            if count:
-                self._outlets.answer_all(self._core, self._frames(batch, count))
+            for _ in range(_BATCHES):
+                count = batch.receive(self._sock.fileno())
+                if count:
+                    frames = self._frames(batch, count)
+                    self._outlets.answer_all(
+                        self._core, self._fair(list(frames), began) if count == _BATCH else frames
+                    )
+                if count < _BATCH:
+                    break
             if pause := moderation.pause(began, trio.current_time(), full=count == _BATCH):
                 await trio.sleep(pause)
 
@@ -72,6 +86,16 @@ class UdpDesk:
                 batch.set_way(index, way.packed_number)
             at = index * _SIZE
             yield datagrams[at : at + length], batch.origin(index)
+
+    def _fair(self, frames: list[tuple[bytes, bytes]], now: float) -> list[tuple[bytes, bytes]]:
+        """Without those of sources that send too much. What nodes send in session is never that much; what NATs let
+        out, neither, since each node behind one has a port of its own."""
+        crowd = self._crowds.excessive([origin for _, origin in frames], now)
+        if not crowd:
+            return frames
+        kept = [entry for entry in frames if entry[1] not in crowd]
+        self._core.dropped["too many datagrams"] += len(frames) - len(kept)
+        return kept
 
     async def _serve_single(self) -> NoReturn:
         while True:

@@ -66,6 +66,11 @@ class SessionDriver(SendingDriver):
         """Whether the carrier seems to be lost, though that is not certain yet."""
         return self._liveness is not None and self._liveness.silent and not self.suspended
 
+    @property
+    def silence(self) -> float | None:
+        """Seconds without a sign of life when somebody looked at the carrier last; None where nobody has."""
+        return None if self._liveness is None else self._liveness.silence
+
     def _ask(self) -> None:
         if self._in_frame or self._tail or self.carrier.has_unsent or self.send_error is not None:
             return  # it takes nothing now: that it does later is a sign as good as an answer

@@ -32,6 +32,8 @@ class Liveness:
         self._patience = max(PATIENCE, ROUND_TRIPS * rtt)
         self.silent = False
         self._alive = now
+        #: Seconds without a sign of life, at the last look.
+        self.silence = 0.0
         self._asked: float | None = None
         self._heard = 0
         self._moved: tuple[int, int] = (0, 0)
@@ -62,6 +64,7 @@ class Liveness:
         # Less is none: QUIC counts what it sends again.
         if heard != self._heard or progress > self._progress:
             self._alive = now
+        self.silence = now - self._alive
         if works:
             self._idle = False
             self._works_since_asked = True

@@ -182,6 +182,8 @@ class SocketPath:
                 self.on_stranger(data[start : start + size], remote)
 
     def _note(self, error: OSError) -> None:
+        if error.errno == errno.EMSGSIZE:
+            return  # ICMP's word about a size, which tells nothing of the path and may be anybody's
         if error.errno not in _UNREACHABLE:
             raise error
         self.error = error

@@ -90,8 +90,9 @@ class Sender:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                if end - sent > 1 and (error.errno in _NO_SEGMENTATION or error.errno == errno.EMSGSIZE):
-                    # Too large for the device, perhaps only since the route changed: one by one tells.
+                if error.errno == errno.EMSGSIZE or (end - sent > 1 and error.errno in _NO_SEGMENTATION):
+                    # Too large for the device, perhaps only since the route changed, or ICMP's word about an earlier
+                    # one, with which the kernel has sent nothing: one by one tells.
                     self._segments = error.errno == errno.EMSGSIZE
                     end = sent + self._send_each(datagrams[sent:end], address)
                 elif error.errno in _LOST:

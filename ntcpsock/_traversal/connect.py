@@ -79,6 +79,7 @@ async def dial_for(
     dial.prefer = preference(node.prefer, node.techniques, dial.kind)
     with report.stage("gather", trio.current_time):
         warm = await node.take_port()
+    mapped_since = warm.mappings_since
     try:
         with node.introductions.awaiting_answer(dial), node.introductions.withdrawn_on_failure(dial):
             payload = dial.offer(1, warm, node.broker_rtt)
@@ -96,6 +97,7 @@ async def dial_for(
                 await _bind(connection, dial)
     finally:
         warm.close()
+    dial.since = mapped_since.get(connection.carrier.local.port, report.started)
     report.seconds = trio.current_time() - report.started
     if isinstance(connection.carrier, Carrier | PlainCarrier):
         keep_mapping_alive(connection.carrier.socket)
@@ -118,6 +120,7 @@ async def dial_as_agreed(node: DialContext, dial: Dial, number: int, report: Rep
             await _bind(connection, dial)
     finally:
         warm.close()
+    dial.since = report.started
     if isinstance(connection.carrier, Carrier | PlainCarrier):
         keep_mapping_alive(connection.carrier.socket)
     return connection

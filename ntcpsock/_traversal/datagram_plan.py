@@ -128,6 +128,23 @@ def make_datagram_plan(
     )
 
 
+# Seconds in which the checks of a port that only its word makes known are to end on the way: the word needs half a
+# round trip, and the dialer's first check the other half.
+OPENING_RTTS = 2.0
+SHORTEST_OPENING = 0.5
+
+
+def opening_plan(plan: DatagramPlan, rtt: float) -> DatagramPlan:
+    """The same checks, of a port of which the other side hears only when they are under way: none comes to its NAT
+    before its own host has sent there. One that is heard first is answered at once."""
+    low_for = max(SHORTEST_OPENING, OPENING_RTTS * rtt)
+    targets = tuple(
+        target if target.is_check or target.kind == "host" else replace(target, low_for=low_for)
+        for target in plan.targets
+    )
+    return replace(plan, targets=targets)
+
+
 # Seconds until a joint technique starts: at once where one side's mappings are known to change, late where nobody
 # knows, and last where neither's do. Prediction needs few entries and a moment, so it comes first.
 _JOINT_DELAY = {True: 0.0, None: 1.0, False: 2.5}

@@ -37,7 +37,8 @@ class Dial:
     resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
     gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
     useless: techniques that would bring no better path than there is. standing: the listener has agreed to it before,
-    and both ends go by that alone: nothing is said while it is dialled.
+    and both ends go by that alone: nothing is said while it is dialled. since: in the end, when a NAT began to know the
+    path that was found, on trio's clock.
     """
 
     key: bytes
@@ -52,6 +53,7 @@ class Dial:
     say: Callable[[bytes], bool] | None = None
     useless: frozenset[str] = frozenset()
     standing: bool = False
+    since: float = 0.0
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
     answer: Answer | None = None

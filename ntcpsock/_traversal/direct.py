@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import trio
 
-from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
+from ntcpsock._errors import BadMessage, EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import client_handshake
+from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.course import Course, DialContext, listen_at
-from ntcpsock._traversal.datagram_plan import head_start_of_tcp, make_datagram_plan
+from ntcpsock._traversal.datagram_plan import DatagramPlan, head_start_of_tcp, make_datagram_plan
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.joint import JointRounds
 from ntcpsock._traversal.mapped import run_mapped_round
 from ntcpsock._traversal.plan import PlannedAttempt, ipv6_head_start, make_plan
 from ntcpsock._traversal.punch.given import GivenSocket
-from ntcpsock._traversal.punch.message import Candidate, Card, NATProfile
+from ntcpsock._traversal.punch.message import Candidate, Card, NATProfile, decode_candidates_untrusted
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.relayed import run_relay_round
+from ntcpsock._traversal.round_port import ROUND_PORT
 from ntcpsock._traversal.start import order_of_start, waiting_time
 from ntcpsock._traversal.strategies.base import Connection
 from ntcpsock._traversal.turned import run_turn_round
@@ -153,21 +156,11 @@ class DirectRace:
 
     def _check(self, race: Race, port: WarmPort, remote: Sequence[Candidate], round_number: int) -> None:
         """Check the listener's UDP candidates from the UDP port beside `port`."""
-        course = self._course
         if port.datagram is None:
             return
-        plan = make_datagram_plan(
-            port.datagram.candidates,
-            course.targets(remote, "udp"),
-            techniques=course.techniques,
-            rtt=course.rtt,
-            budget=course.remaining,
-            proven_host=course.proven_host,
-            also_proven=course.also_proven,
-            wait=self._waiting_time(NATProfile(), NATProfile(), round_number),
-            late=course.node.surroundings.late_techniques,
-            head_start=head_start_of_tcp(course.dial.prefer, round_number, course.rtt),
-        )
+        local = port.datagram.candidates
+        wait = self._waiting_time(NATProfile(), NATProfile(), round_number)
+        plan = self._datagram_plan(local, remote, round_number, wait)
         if plan is None:
             return
 
@@ -175,8 +168,49 @@ class DirectRace:
             taken = port.take_datagram_port()
             return None if taken is None else taken.port
 
-        access = course.datagram_access(plan, round_number, take_port)
+        def opened(path: PunchedPath, taken: UdpPort) -> None:
+            race.beside(partial(self._check_round_port, race, local, round_number, path, taken))
+
+        access = self._course.datagram_access(plan, round_number, take_port)
+        if round_number > 1:
+            access = replace(access, opened=opened)
         race.start_datagrams(access, port.datagram.port.number)
+
+    def _datagram_plan(
+        self, local: Sequence[Candidate], remote: Sequence[Candidate], round_number: int, wait: float = 0.0
+    ) -> DatagramPlan | None:
+        course = self._course
+        return make_datagram_plan(
+            local,
+            course.targets(remote, "udp"),
+            techniques=course.techniques,
+            rtt=course.rtt,
+            budget=course.remaining,
+            proven_host=course.proven_host,
+            also_proven=course.also_proven,
+            wait=wait,
+            late=course.node.surroundings.late_techniques,
+            head_start=head_start_of_tcp(course.dial.prefer, round_number, course.rtt),
+        )
+
+    async def _check_round_port(
+        self, race: Race, local: Sequence[Candidate], round_number: int, path: PunchedPath, port: UdpPort
+    ) -> None:
+        """Check the port that the listener has for this round alone, once it has told of it."""
+        word = await self._course.dial.mailbox.hear(round_number, ROUND_PORT)
+        begin = trio.current_time()
+        try:
+            plan = self._datagram_plan(local, decode_candidates_untrusted(word), round_number)
+        except BadMessage:
+            return
+        targets = race.allowed(plan.targets) if plan is not None else ()
+        for target in sorted(targets, key=lambda target: target.delay):
+            await trio.sleep_until(begin + target.delay)
+            base = port.base_for(target.remote)
+            if base is not None:
+                path.check(base, target.remote, target.kind, target.tries)
+                if plan is not None and target.remote in plan.guesses:
+                    path.guess([(base, target.remote)])
 
     def _waiting_time(self, ours: NATProfile, theirs: NATProfile, round_number: int) -> float:
         course = self._course

@@ -19,14 +19,18 @@ from ntcpsock._traversal.datagram_plan import (
     handshake_rtt,
     head_start_of_tcp,
     make_datagram_plan,
+    opening_plan,
 )
 from ntcpsock._traversal.follower_attempts import FollowerAttempts
 from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.gather_udp import WarmDatagramPort
 from ntcpsock._traversal.offered import Offered, OfferedContext
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.plan import JOINT_TECHNIQUES, PlannedAttempt, make_plan
 from ntcpsock._traversal.prove import Doorkeeper
-from ntcpsock._traversal.punch.message import NATProfile
+from ntcpsock._traversal.punch.message import NATProfile, encode_candidates
+from ntcpsock._traversal.round_port import ROUND_PORT, RoundPorts
+from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies.datagrams import AuthenticatePath, DatagramAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
 from ntcpsock._traversal.turned import hosts_of, relayed_target
@@ -51,6 +55,7 @@ class Follower:
         self._doorkeeper = doorkeeper
         self._attempts = FollowerAttempts(node, doorkeeper, count)
         self._shared_datagram_aim = SharedAim()
+        self._round_ports = RoundPorts()
 
     def punch_towards(self, pending: PendingDial, warm: WarmPort) -> None:
         """Do what the newest offer asks for: attempts towards its candidates, and its joint technique."""
@@ -136,11 +141,35 @@ class Follower:
             for target in plan.targets
             if pending.datagram_aim.allows(target) and self._shared_datagram_aim.allows(target, now)
         )
+        plan = replace(plan, targets=targets)
         port = warm.datagram.port
-        access = self._datagram_access(offered, plan.attempt.technique, lambda: port)
-        access = replace(access, plan=replace(plan, targets=targets))
+        access = replace(self._datagram_access(offered, plan.attempt.technique, lambda: port), plan=plan)
         pending.checked.add(offer.round)
-        pending.nursery.start_soon(self._attempts.run, offered, plan.attempt, None, access)
+        if offer.round == 1:
+            pending.nursery.start_soon(self._attempts.run, offered, plan.attempt, None, access)
+        else:
+            pending.nursery.start_soon(
+                self._check_from_round_port, offered, access, offered.talk(), warm.datagram
+            )
+
+    async def _check_from_round_port(
+        self, offered: Offered, access: DatagramAccess, talk: Talk, shared: WarmDatagramPort
+    ) -> None:
+        """A later round has a port of its own, and the word of it goes out behind its first checks; where none can be
+        had it goes on with the shared one."""
+        assert access.plan is not None
+        async with self._round_ports.gather(shared) as fresh:
+            if fresh is not None:
+                port, candidates = fresh.port, fresh.candidates
+
+                def take_port() -> UdpPort:
+                    talk.say(ROUND_PORT, encode_candidates(candidates))
+                    return port
+
+                plan = opening_plan(access.plan, offered.rtt)
+                access = replace(access, plan=plan, take_port=take_port)
+            assert access.plan is not None
+            await self._attempts.run(offered, access.plan.attempt, None, access)
 
     def _follow_to_relay(self, offered: Offered) -> None:
         """A relay is made ready early, and taken only when nothing direct has come. Nobody is aimed at."""

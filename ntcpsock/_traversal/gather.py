@@ -8,6 +8,7 @@ listening node uses one port for all dials that reach it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class WarmPort:
     ipv6_hosts: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
     datagram: WarmDatagramPort | None = None
+    #: When TCP's was gathered, on trio's clock: as old are its mappings, where they do not depend on the other end.
+    since: float = math.inf
     #: What the NAT does with UDP, when that port has been taken.
     taken_profile: NATProfile | None = None
 
@@ -92,6 +95,14 @@ class WarmPort:
         """What the NAT does with UDP; None where that is not known to differ from TCP."""
         known = self.taken_profile if self.datagram is None else self.datagram.profile
         return None if known in (None, NATProfile(), self.profile) else known
+
+    @property
+    def mappings_since(self) -> dict[int, float]:
+        """Since when a NAT has known its ports, by their numbers, where it gives all destinations the same one."""
+        since = {} if self.profile.changes is not False else {self.port: self.since}
+        if self.datagram is not None and self.datagram.profile.changes is False:
+            since[self.datagram.port.number] = self.datagram.since
+        return since
 
     def take_datagram_port(self) -> WarmDatagramPort | None:
         """The UDP port, which is the caller's to close from here on."""
@@ -192,7 +203,7 @@ async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEAD
     """
     port = choose_port()
     hosts = ipv6_addresses() if has_ipv6() else ()
-    warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts)
+    warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts, since=trio.current_time())
     try:
         seen = await _observe_all(port, servers, patience)
         warm.stun_sockets += [observation.socket for observation in seen]

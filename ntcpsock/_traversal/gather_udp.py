@@ -44,6 +44,8 @@ class WarmDatagramPort:
     hosts: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     profile: NATProfile = field(default_factory=NATProfile)
+    #: When it was gathered, or when the NAT was seen to give it another mapping, on trio's clock.
+    since: float = math.inf
 
     async def refresh(self) -> bool:
         """Ask the STUN server again. Whether the candidates are still the same; they are up to date then, too."""
@@ -52,6 +54,8 @@ class WarmDatagramPort:
         before = self.candidates
         seen = await _ask_all(self.port, [self.server], UDP_STUN_DEADLINE)
         self.candidates = _candidates(self.hosts, self.port.number, list(seen.values()))
+        if self.candidates != before:
+            self.since = trio.current_time()
         return self.candidates == before
 
     def close(self) -> None:
@@ -74,7 +78,7 @@ async def gather_udp(
     try:
         asked = [server for server in servers if not server.is_ipv6][:2]
         asked += [server for server in servers if server.is_ipv6][:1]
-        warm = WarmDatagramPort(port, hosts=_hosts(servers))
+        warm = WarmDatagramPort(port, hosts=_hosts(servers), since=trio.current_time())
         seen = await _ask_all(port, asked, min(patience, UDP_STUN_DEADLINE), wait_no_longer)
         warm.server = next(iter(seen), None)
         warm.candidates = _candidates(warm.hosts, port.number, list(seen.values()))

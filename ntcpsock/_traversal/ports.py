@@ -77,6 +77,14 @@ class DialPorts:
         self._ready.clear()
         self._notify()
 
+    def drop_older(self, than: float) -> None:
+        """Close those that were gathered before a time of trio's clock: their mappings will not last."""
+        for port in tuple(self._ready):
+            if port.since < than or (port.datagram is not None and port.datagram.since < than):
+                self._ready.remove(port)
+                port.close()
+                self._notify()
+
     def check(self) -> None:
         """See at once what the NAT still knows."""
         self._doubtful = True

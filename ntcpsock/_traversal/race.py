@@ -7,7 +7,7 @@ on the punching port beside those that we make.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -110,10 +110,18 @@ class Race:
     def start_datagrams(self, access: DatagramAccess, port: int) -> None:
         """Add the checks over UDP of a plan, those targets that may be aimed at."""
         assert access.plan is not None
-        targets = tuple(target for target in access.plan.targets if self._datagram_aim.allows(target))
+        targets = self.allowed(access.plan.targets)
         if targets:
             plan = replace(access.plan, targets=targets)
             self._start(plan.attempt, port, datagram=replace(access, plan=plan))
+
+    def allowed(self, targets: Iterable[CheckTarget]) -> tuple[CheckTarget, ...]:
+        """Those that may be aimed at; they count as checked then."""
+        return tuple(target for target in targets if self._datagram_aim.allows(target))
+
+    def beside(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that ends with the race, and for which nobody waits."""
+        self._nursery.start_soon(task)
 
     def _take_given(self, planned: PlannedAttempt, port: int) -> GivenSocket | None:
         """The application's own socket, bound, where this attempt is the one to use it."""

@@ -17,6 +17,8 @@ from ntcpsock._traversal.interfaces import ipv4_addresses, ipv6_addresses
 # Seconds for which what the system says of our addresses and our gateway is taken to hold.
 LOOK_AROUND_INTERVAL = 1.0
 
+_TRANSPORTS: tuple[PathTransport, ...] = ("udp", "tcp")
+
 # Nodes whose last dials failed; the oldest is forgotten first.
 MAX_FAILING = 256
 
@@ -45,8 +47,12 @@ class Surroundings:
 
     def moved(self) -> None:
         """This machine is in another network, which is why paths die now."""
-        self._path_ages.network_changed()
+        self.disturbed()
         self._seen = None
+
+    def disturbed(self) -> None:
+        """Paths that die now do so for a reason that is known."""
+        self._path_ages.network_changed()
 
     def path_died(self, transport: PathTransport, key: bytes, age: float) -> None:
         """A path to a node that was in use has fallen silent for no reason that is known. age: seconds from its
@@ -60,7 +66,15 @@ class Surroundings:
     def expected_lifetime(self, transport: PathTransport, key: bytes) -> float | None:
         """Seconds after which a path to a node must be expected to be dropped, though it is used; None for no such
         limit that is known. A stream has another path by `MOVE_AT` of it, to lose nothing."""
+        if not self._path_ages.knows_deaths:
+            return None
         return self._path_ages.expected_lifetime(self._look_around()[1], transport, key)
+
+    @property
+    def mapping_lifetime(self) -> float | None:
+        """The least of that which holds here for paths to anybody."""
+        found = [self.expected_lifetime(transport, b"") for transport in _TRANSPORTS]
+        return min((lifetime for lifetime in found if lifetime is not None), default=None)
 
     def set_servers(self, servers: Sequence[Endpoint]) -> None:
         """Other STUN servers."""

@@ -27,7 +27,8 @@ MINIMUM_PACKETS: Final = 4
 INITIAL_PACKETS: Final = 10
 FULL_GROWTH: Final = 1.25  # a rate that grows less than this in
 FULL_ROUNDS: Final = 3  # so many rounds is all that there is
-STARTUP_LOSSES: Final = 6  # datagrams in a round that must get lost to leave Startup
+STARTUP_LOSSES: Final = 6  # losses in a round, apart from each other, that end Startup
+HEAVY_LOSS: Final = 0.1  # share of a round that must get lost for more than one reduction in a cycle
 FEWEST_LOSSES: Final = 3  # datagrams that may get lost whatever their share is
 MIN_ROUND_TRIP_LIFE: Final = 10.0  # seconds
 PROBE_ROUND_TRIP_EVERY: Final = 5.0
@@ -35,6 +36,7 @@ PROBE_ROUND_TRIP_TIME: Final = 0.2
 PROBE_ROUND_TRIP_GAIN: Final = 0.5
 EXTRA_ACKED_ROUNDS: Final = 10
 MOST_EXTRA_ACKED: Final = 0.1  # seconds of the rate
+INHERITED: Final = -2  # lossy rounds on leaving a state that has tried more: what it sent still gets lost
 QUANTA: Final = 3  # bursts that are in flight at least
 
 
@@ -79,7 +81,7 @@ class Bbr:
         self._round_end = 0
         self._rounds = 0
         self._round_start = False
-        self._round_acked = self._round_lost = 0
+        self._round_acked = self._round_lost = self._round_losses = 0
         self._round_rate = 0.0  # the fastest sample of this round
         # the rate
         self._rates = [0.0, 0.0]  # the fastest of the probing cycle before, and of this one
@@ -133,7 +135,7 @@ class Bbr:
         self._advance(now, sample, in_flight)
         self._learn_round_trip(now, sample, in_flight)
         if self._round_start:
-            self._round_acked = self._round_lost = 0
+            self._round_acked = self._round_lost = self._round_losses = 0
             self._round_rate = sample.rate
         if sample.acked:
             self._idle_restart = False
@@ -156,6 +158,7 @@ class Bbr:
     def _count_round(self, sample: Sample) -> None:
         self._round_acked += sample.acked
         self._round_lost += sample.lost
+        self._round_losses += sample.lost > 0
         self._round_rate = max(self._round_rate, sample.rate)
         self._round_start = sample.prior_delivered >= self._round_end
         if self._round_start:
@@ -226,14 +229,21 @@ class Bbr:
             return
         self._lossy_rounds += 1
         if self.state is State.STARTUP:
-            if self._round_lost >= STARTUP_LOSSES * self.datagram_size:
+            if self._round_losses >= STARTUP_LOSSES:
                 self._is_full = self._was_full = True
                 self._most_in_flight = max(self._product(1.0), self._round_acked)
         elif self.state not in _PROBING and self._lossy_rounds > 1:  # one may be chance
-            if math.isinf(self._short_rate):
-                self._short_rate, self._short_in_flight = max(self._rates), self.window
-            self._short_rate = max(self._round_rate, BETA * self._short_rate)
-            self._short_in_flight = max(self._round_acked, BETA * self._short_in_flight)
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Section 5.5.10.3. Loss that does not end with the first reduction has another reason than our rate, unless it
+        is heavy: without that, a path that loses 3 % whatever is sent would be left to others round by round."""
+        if math.isinf(self._short_rate):
+            self._short_rate, self._short_in_flight = max(self._rates), self.window
+        elif self._round_lost <= HEAVY_LOSS * (self._round_acked + self._round_lost):
+            return
+        self._short_rate = max(self._round_rate, BETA * self._short_rate)
+        self._short_in_flight = max(self._round_acked, BETA * self._short_in_flight)
 
     def _forget_short_bounds(self) -> None:
         self._short_rate = self._short_in_flight = math.inf
@@ -243,6 +253,7 @@ class Bbr:
     def _advance(self, now: float, sample: Sample, in_flight: int) -> None:
         if self.state is State.STARTUP and self._was_full:
             self.state = State.DRAIN
+            self._lossy_rounds = INHERITED
         if self.state is State.DRAIN and in_flight <= self._product(1.0):
             self._start_down(now)
         if self.state in (State.DOWN, State.CRUISE):
@@ -261,6 +272,7 @@ class Bbr:
 
     def _start_down(self, now: float) -> None:
         self._forget_short_bounds()
+        self._lossy_rounds = INHERITED
         self._probe_step = math.inf
         self._cycle_start = now
         self._cycle_round = self._rounds
@@ -307,9 +319,12 @@ class Bbr:
             self._probe_step = self._next_step()
 
     def _room_for_others(self) -> float:
+        """Room is left above what the path holds without a queue; less in flight would be less than it delivers."""
         if math.isinf(self._most_in_flight):
             return math.inf
-        return max((1 - HEADROOM) * self._most_in_flight, MINIMUM_PACKETS * self.datagram_size)
+        needed = self._product(1.0) + max(self._extra)
+        bound = max((1 - HEADROOM) * self._most_in_flight, min(self._most_in_flight, needed))
+        return max(bound, MINIMUM_PACKETS * self.datagram_size)
 
     # -- the round-trip time: section 5.3.4
 

@@ -12,7 +12,7 @@ SMALLEST_INITIAL: Final = 1200  # RFC 9000 section 14.1
 
 # Bytes of stream data under way and not read yet: what Linux allows a TCP socket (tcp_rmem). Enough for 120 MB/s where
 # a round trip takes 50 ms.
-WINDOW: Final = 6 * 1024 * 1024
+WINDOW: Final = 16 * 1024 * 1024
 
 DONE: Final = 0  # application error codes of CONNECTION_CLOSE
 ABORT: Final = 1

@@ -13,6 +13,7 @@ qh3's core has CUBIC inside, and no way to put something else in its place. Thre
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,9 @@ LARGEST: Final = 65535  # of UDP's
 FAR: Final = 1e9
 _FIRST_PING: Final = 1 << 32
 _RETRY: Final = 0.2  # seconds
+# Seconds of silence behind the PINGs: at first, and at most, after it was too short several times.
+FIRST_SILENCE: Final = 0.002
+LONGEST_SILENCE: Final = 0.064
 
 
 def limit(core: QuicConnectionCore, size: int) -> None:
@@ -34,14 +38,20 @@ def limit(core: QuicConnectionCore, size: int) -> None:
 
 
 class CoreWindow:
-    """released: whether the core's window stands still."""
+    """released: whether the core's window stands still; silent_until: seconds, nothing is to be sent before.
+
+    What the peer acknowledges together with something two packets behind the missing PING makes it count as lost there
+    and then, in the present. So nothing leaves for a while behind the PINGs, longer with each trial.
+    """
 
     def __init__(self) -> None:
         self.released = False
+        self.silent_until = -math.inf
+        self._silence = FIRST_SILENCE
         self._ping = _FIRST_PING
         self._retry_at = 0.0
         self._window = sys.maxsize
-        self._answered = False
+        self._waits = self._answered = False
 
     def wants_pings(self, core: QuicConnectionCore, now: float) -> bool:
         """Whether it is time to try; again where the window has shrunk since."""
@@ -58,20 +68,32 @@ class CoreWindow:
         core.poll_transmit(core_time)
         core.send_ping(self._ping)
         transmit = core.poll_transmit(core_time)
-        return None if transmit is None else transmit[0]
+        if transmit is None:
+            return None
+        self._waits = True
+        self.silent_until = now + self._silence
+        self._silence = min(2 * self._silence, LONGEST_SILENCE)
+        ping: bytes = transmit[0]
+        return ping
+
+    @property
+    def waits(self) -> bool:
+        """Whether `release` is to be called after each datagram."""
+        return self._waits
 
     def on_ping_acknowledged(self, ping: int) -> None:
         if ping == self._ping:
             self._answered = True
 
-    def release(self, core: QuicConnectionCore, may: bool) -> None:
-        """After the core has received something: if it was the answer, and the other PING is missed just now.
+    def release(self, core: QuicConnectionCore, lost: int, may: bool) -> None:
+        """After the core has received one datagram, in which it has noticed the loss of `lost` packets: if it was the
+        answer, and the other PING is still to be missed.
 
         may: False while the core tries a larger datagram, which would count as lost, too."""
         if not self._answered:
             return
-        self._answered = False
-        if not may:
+        self._answered = self._waits = False
+        if lost or not may:
             return
         before = core.congestion_window
         core.handle_timer(FAR)

@@ -52,6 +52,11 @@ class DatagramQueues:
         return self._outgoing_bytes < DATAGRAM_ROOM
 
     @property
+    def next_size(self) -> int:
+        """Bytes of the packet of the first that waits, at most; 0 for none."""
+        return len(self._outgoing[0]) + DATAGRAM_OVERHEAD if self._outgoing else 0
+
+    @property
     def has_outgoing(self) -> bool:
         return bool(self._outgoing)
 

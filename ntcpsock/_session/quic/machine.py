@@ -139,9 +139,18 @@ class QuicMachine:
         self._now, accepted = now, 1
         in_flight = 0 if core is None else core.bytes_in_flight
         if self.handshake_done and core is not None:
-            report = self._guard(core.receive_gro_buffer, buffer, size, self._address, time)
-            self._guard(self._connection._drain_core)
-            accepted = report[2] if report is not None else 0
+            accepted, waits = 0, self._sending.window.waits
+            step = size if waits else max(1, len(buffer))
+            for start in range(0, len(buffer), step):
+                losses = core.loss_total
+                report = self._guard(
+                    core.receive_gro_buffer, buffer[start : start + step], size, self._address, time
+                )
+                self._guard(self._connection._drain_core)
+                accepted += report[2] if report is not None else 0
+                if waits:
+                    lost = core.loss_total - losses
+                    self._guard(self._sending.release_window, core, now, lost)
         else:
             for start in range(0, len(buffer), size):
                 self._guard(
@@ -167,6 +176,9 @@ class QuicMachine:
         core = self._connection._core
         if core is None:
             return []
+        # What the core has got already it cannot make smaller.
+        if self._sending.size_check.is_failed and not self._sending.has_more:
+            self.lower_datagram_size()
         try:
             datagrams = self._sending.poll(core, now, most, self.datagram_size)
         except (RuntimeError, ValueError) as error:
@@ -435,6 +447,7 @@ class QuicMachine:
 
     def on_ping_acknowledged(self, ping: int) -> None:
         self._sending.window.on_ping_acknowledged(ping)
+        self._sending.size_check.answered(ping)
         if ping in self._pings:
             self._pings[ping] = True
 

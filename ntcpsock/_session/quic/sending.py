@@ -17,6 +17,7 @@ from ntcpsock._session.quic.core_window import CoreWindow
 from ntcpsock._session.quic.datagram_queues import DatagramQueues
 from ntcpsock._session.quic.delivery_rate import DeliveryRate
 from ntcpsock._session.quic.pacer import Pacer
+from ntcpsock._session.quic.size_check import SizeCheck
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
@@ -38,6 +39,7 @@ class Sending:
     def __init__(self, datagrams: DatagramQueues) -> None:
         self.clock = CoreClock()
         self.window = CoreWindow()
+        self.size_check = SizeCheck()
         self.control: Bbr | None = None
         self.closing = False  # whether only the last word is to be said
         self.is_probing = False  # whether a datagram larger than all before has been sent
@@ -48,9 +50,12 @@ class Sending:
         self._pacer: Pacer
         self._free = 0
         self._losses = 0
+        self._heard_at = -math.inf
         self._probed_at = -math.inf
         self._round_trip = 0.0
         self._more = False  # whether the core may have something that waits for a budget
+        self._blocked = False  # whether the peer has given no credit for more of the stream
+        self._silent = False  # whether anything waits for the end of the silence behind the window's PINGs
         self._paced = False  # whether something waits for the pacer, and for nothing else
 
     def start(self, core: QuicConnectionCore, now: float, datagram_size: int, round_trip: float) -> None:
@@ -71,6 +76,11 @@ class Sending:
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the core may hold something that waits for a budget."""
+        return self._more
+
     def hurry(self) -> None:
         """Something small has been given to the core that is not to wait for a budget."""
         self._free = FREE
@@ -82,10 +92,18 @@ class Sending:
         if self.closing:
             return
         self._free = FREE
-        self.window.release(core, may=now > self._probed_at + PROBE_TIME + 4 * self._round_trip)
+        self._heard_at = now
         if core.bytes_in_flight < in_flight_before:
             self.clock.acknowledged(now)
             self._feed_back(core, now)
+
+    def release_window(self, core: QuicConnectionCore, now: float, lost: int) -> None:
+        """After the core has got one datagram, where `window.waits`. lost: packets that it has missed for that."""
+        self.window.release(core, lost, may=self._is_size_settled(now))
+
+    def _is_size_settled(self, now: float) -> bool:
+        """Whether no larger datagram is being tried."""
+        return now > self._probed_at + PROBE_TIME + 4 * self._round_trip
 
     def timer_fired(self, core: QuicConnectionCore, now: float) -> None:
         if self.closing:
@@ -122,6 +140,9 @@ class Sending:
             datagrams: list[bytes] = []
             self._take(core, self.clock.time(now), most, datagrams)
             return datagrams
+        self._silent = now < self.window.silent_until
+        if self._silent:
+            return []
         in_flight = core.bytes_in_flight
         time = self.clock.time_of_sending(now, in_flight, self._round_trip)
         self._hasten_acknowledgement(core, now, time)
@@ -138,8 +159,13 @@ class Sending:
             if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
                 packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
+                size = min(self._datagrams.next_size, datagram_size)
+                is_checked = self.size_check.join(core, size, now, self._heard_at, self._round_trip)
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
+                if is_checked and datagrams:
+                    self.size_check.left(len(datagrams[0]))
+                self._blocked = not self._more and core.get_send_buffer_size(STREAM) > 0
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
@@ -147,7 +173,7 @@ class Sending:
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
-            if self.window.wants_pings(core, now) and len(datagrams) < most:
+            if self.window.wants_pings(core, now) and self._is_size_settled(now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)
@@ -193,7 +219,8 @@ class Sending:
         self._paced = (
             has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
         )
-        if has_room and not has_work:
+        if has_room and (self._blocked or not has_work):
+            # Flow control is the peer's application.
             self._measure.limited_by_application(in_flight)
 
     def _feed(self, core: QuicConnectionCore, packets: int, datagram_size: int) -> None:
@@ -216,5 +243,7 @@ class Sending:
             room -= len(chunk)
 
     def next_time(self) -> float | None:
-        """When the pacer lets more go, None where nothing waits for it."""
+        """When silence is over or the pacer lets more go, None where nothing waits for it."""
+        if self._silent:
+            return self.window.silent_until
         return self._pacer.ready_at() if self._paced else None

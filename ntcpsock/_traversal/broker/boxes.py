@@ -6,6 +6,8 @@ of 0.6). What they call is called here directly where this PyNaCl has it, on buf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from nacl import bindings
@@ -83,3 +85,44 @@ class Boxes:
             raise BadMessage("box does not open")
         opened: bytes = self._octets[: length - _MAC_LENGTH]
         return opened
+
+
+class PlacedBoxes:
+    """Makes boxes where they are to be: in a buffer of the caller's, at a row of places that have room for `longest`
+    bytes each. Not to be shared by threads."""
+
+    def __init__(self, buffer: bytearray, places: Sequence[int], longest: int) -> None:
+        self._buffer = buffer
+        self._places = places
+        self._longest = longest
+        self._pointers: list[Any] = []
+        with suppress(ImportError, AttributeError):
+            from nacl._sodium import ffi, lib
+
+            self._seal = lib.crypto_secretbox_easy
+            start = ffi.from_buffer("unsigned char[]", buffer)
+            # The view of the buffer must live as long as what points into it.
+            self._view = start
+            self._pointers = [start + place for place in places]
+
+    _seal: Any
+
+    def seal(self, number: int, payload: bytes, nonce: bytes, shared: bytes) -> int:
+        """Make one at place `number`; its length. Raises BadMessage where nonce or key has another length than 24 and
+        32 bytes, or where it is too long."""
+        length = len(payload) + _MAC_LENGTH
+        if not self._pointers:
+            box = seal(payload, nonce, shared)
+            if length > self._longest:
+                raise BadMessage("too long for its place")
+            self._buffer[self._places[number] : self._places[number] + length] = box
+            return length
+        # Without these the call would read or write beyond what it is given.
+        if (
+            length > self._longest
+            or len(nonce) != _NONCE_LENGTH
+            or len(shared) != _KEY_LENGTH
+            or self._seal(self._pointers[number], payload, length - _MAC_LENGTH, nonce, shared)
+        ):
+            raise BadMessage("unusable nonce or key")
+        return length

@@ -70,7 +70,7 @@ TokenProof = Annotated[bytes, Meta(max_length=TOKEN_PROOF_LENGTH)]
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
-class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Root of the messages."""
 
 

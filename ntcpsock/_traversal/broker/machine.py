@@ -60,11 +60,13 @@ REQUEST_TIMEOUT = 5.0
 #: Seconds before a broker that has refused us is asked again.
 REJECTION_PAUSE = 30.0
 
-#: Likewise for a keep-alive: nobody waits for it, and the way to the broker is another one where it fails.
-KEEP_ALIVE_TIMEOUT = 3.0
-
-#: Likewise where there is a reason to doubt the way: four round trips, and so many seconds at least.
+#: Likewise for a keep-alive, and where there is another reason to doubt the way: four round trips, and so many seconds
+#: at least. Nobody waits for it, and the way to the broker is another one where it fails.
 PROBE_TIMEOUT = 1.0
+
+#: A keep-alive leaves so many seconds before its interval has passed, or a tenth of that: then whoever has lost its
+#: broker is registered at another one within the interval.
+KEEP_ALIVE_LEAD = 2.0
 
 
 class _State(Enum):
@@ -125,7 +127,7 @@ class ClientMachine:
         self._keep_alive_interval = interval
         self.ttl = ttl
         if self._state is _State.CONNECTED:
-            self._keep_alive_due = now + interval
+            self._keep_alive_due = now + self._keep_alive_pause
 
     # The five verbs.
 
@@ -158,9 +160,9 @@ class ClientMachine:
             self._transmit(number, request, now)
         if self._state is _State.CONNECTED and now >= self._keep_alive_due:
             # Set anew by each answer; one that waits for its own goes on until it fails.
-            self._keep_alive_due = now + self._keep_alive_interval
+            self._keep_alive_due = now + self._keep_alive_pause
             if self._keep_alive_request not in self._requests:
-                self._keep_alive_request = self._keep_alive(KEEP_ALIVE_TIMEOUT, now)
+                self._keep_alive_request = self._keep_alive(self._patience, now)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
@@ -230,12 +232,11 @@ class ClientMachine:
         asked once, and has as long as with `probe`, however often it is said."""
         if self._state is not _State.CONNECTED:
             return
-        patience = max(PROBE_TIMEOUT, 4 * self.rtt)
         pending = self._requests.get(self._keep_alive_request)
         if pending is None:
-            self._keep_alive_request = self._keep_alive(patience, now)
+            self._keep_alive_request = self._keep_alive(self._patience, now)
         else:
-            pending.deadline = min(pending.deadline, now + patience)
+            pending.deadline = min(pending.deadline, now + self._patience)
 
     def probe(self, now: float) -> None:
         """Doubt the way to the broker: ask there at once, and greet at once where that goes on already. A broker that
@@ -244,8 +245,18 @@ class ClientMachine:
             self._begin_greeting(now)
         elif self._state is _State.CONNECTED:
             self._requests.remove(self._keep_alive_request)
-            self._keep_alive_request = self._keep_alive(max(PROBE_TIMEOUT, 4 * self.rtt), now)
-            self._keep_alive_due = now + self._keep_alive_interval
+            self._keep_alive_request = self._keep_alive(self._patience, now)
+            self._keep_alive_due = now + self._keep_alive_pause
+
+    @property
+    def _patience(self) -> float:
+        return max(PROBE_TIMEOUT, 4 * self.rtt)
+
+    @property
+    def _keep_alive_pause(self) -> float:
+        """Seconds from an answer to the next keep-alive."""
+        lead = min(KEEP_ALIVE_LEAD, self._keep_alive_interval / 10)
+        return self._keep_alive_interval if self.is_lazy else self._keep_alive_interval - lead
 
     @property
     def is_lazy(self) -> bool:
@@ -456,7 +467,7 @@ class ClientMachine:
         if moved is not None:
             self._events.append(events.Moved())
             if is_same:
-                self._keep_alive_due = now + self._keep_alive_interval
+                self._keep_alive_due = now + self._keep_alive_pause
                 return
             # The broker had forgotten us meanwhile, so the session is a new one.
         self._outbox.session = welcome.session
@@ -465,7 +476,7 @@ class ClientMachine:
             kept.request = self._request(kept.wanted, now)
         self._state = _State.CONNECTED
         self._greeting = None
-        self._keep_alive_due = now + self._keep_alive_interval
+        self._keep_alive_due = now + self._keep_alive_pause
         self._proofs.restart(now)
         self._events.append(events.Connected(welcome))
         for number, request in self._requests.restart(self._round_trip.rto):
@@ -499,7 +510,7 @@ class ClientMachine:
         if request.transmissions == 1:
             # Karn's rule: after a retransmission nobody knows which one was answered.
             self._round_trip.measure(now - request.first_sent)
-        self._keep_alive_due = now + self._keep_alive_interval
+        self._keep_alive_due = now + self._keep_alive_pause
         if isinstance(body, KeepAliveAck):
             if body.relays is not None:
                 self._take_relays(body.relays, body.relays_edition)

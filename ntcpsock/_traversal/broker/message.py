@@ -363,7 +363,7 @@ FromBroker = (
 )
 
 
-class _Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     session: Session
     #: Rises with every frame of a sender. A frame whose counter was seen is a replay.
     counter: Annotated[int, Meta(ge=0, le=MAX_COUNTER)]

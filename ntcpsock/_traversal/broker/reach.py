@@ -49,8 +49,14 @@ async def reach(
     race = _Race(address, identity, pins, keep_alive_interval, ca_file, hidden, token)
     if address.tls:
         race.context = await trio.to_thread.run_sync(client_context, ca_file)
-    with trio.move_on_after(timeout):
-        await race.run()
+    try:
+        with trio.move_on_after(timeout):
+            await race.run()
+    except BaseException:
+        # Cancelled while the race ended: nobody gets the link any more.
+        if race.winner is not None:
+            _leave(race.winner)
+        raise
     if race.winner is not None:
         return race.winner
     for error in race.errors:
@@ -219,9 +225,14 @@ class _Race:
             failed.set()
         finally:
             if self.winner is not link:
-                machine.close()
-                link.flush()
-                link.close()
+                _leave(link)
+
+
+def _leave(link: Link) -> None:
+    """Tell the broker that we are gone."""
+    link.machine.close()
+    link.flush()
+    link.close()
 
 
 def ttl_for(keep_alive_interval: float) -> int:

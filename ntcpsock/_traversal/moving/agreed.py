@@ -48,8 +48,9 @@ class Agreed:
         return self._dial.answer is not None and self._dial.answer.outcome == "accepted"
 
     @property
-    def dial_id(self) -> bytes:
-        return self._dial.dial_id
+    def dial(self) -> Dial:
+        """What was agreed."""
+        return self._dial
 
     def forget(self) -> None:
         """Nobody waits for its answer any more."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, repeat
 from typing import NamedTuple, Protocol
 
 import trio
@@ -26,8 +24,10 @@ from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.ages import PathAge
 from ntcpsock._traversal.moving.agreed import Agreed, Agreements
-from ntcpsock._traversal.moving.kept import CLOSED, MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.climbing import BUDGET, LEFT_OUT, LOOK, Climbing, Seekers
+from ntcpsock._traversal.moving.kept import CHANGED, CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.strategies.base import Connection
@@ -38,11 +38,6 @@ log = logging.getLogger("ntcpsock")
 #: Seconds between two attempts to find a lost peer: the first pause, and the longest.
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-#: Seconds from one attempt for a better path to the next. An attempt that fails has looked for seconds; after the last
-#: of these only a change of the network is a reason for another one.
-CLIMB_PAUSES = (0.0, 0.5, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
-#: Seconds that such an attempt may take.
-CLIMB_BUDGET = 8.0
 
 #: Seconds between two attempts to go where both ends agreed to, while there is no other way.
 AGREED_PAUSE = 0.5
@@ -80,7 +75,12 @@ class DialledStream(KeptStream):
     """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
 
     def __init__(
-        self, node: DiallerContext, stream: NTCPStream, dial: Dial, book: dict[bytes, DialledStream]
+        self,
+        node: DiallerContext,
+        stream: NTCPStream,
+        dial: Dial,
+        book: dict[bytes, DialledStream],
+        seekers: Seekers[DialledStream],
     ) -> None:
         super().__init__(node, stream, dial.key, partial(book.pop, dial.dial_id, None))
         self._dialler = node
@@ -88,6 +88,7 @@ class DialledStream(KeptStream):
             dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
         )
         self._resuming = Resuming(dial.dial_id, dial.token)
+        self.age = PathAge(node.surroundings, self.key, stream.path, dial.since)
         self._climbing: trio.CancelScope | None = None
         self._exchanging = trio.Lock()
         self._agreements = Agreements(node, self._make_dial)
@@ -96,6 +97,9 @@ class DialledStream(KeptStream):
         self._ahead_ended = trio.Event()
         self._going_as_agreed: trio.CancelScope | None = None
         self._going_anew: trio.CancelScope | None = None
+        self._changed_there = trio.Event()
+        self._book = book
+        self._seekers = seekers
         self._start_climbing()
 
     @property
@@ -103,6 +107,7 @@ class DialledStream(KeptStream):
         return self._first.observed_host
 
     def _ended(self) -> None:
+        self.age.ended(trio.current_time(), self.stream.driver.silence)
         super()._ended()
         self._stop_climbing()
         self._stop_searching()
@@ -172,7 +177,7 @@ class DialledStream(KeptStream):
                         moved = self._resuming.moved
                         connection = await agreed.connect(report)
                         reason = LOST if self.is_lost() else SILENT
-                        await self._take(connection, agreed.dial_id, reason, moved)
+                        await self._take(connection, agreed.dial, reason, moved)
                     except OSError as failure:
                         log.debug("no path as agreed: %s", failure)
                     with trio.move_on_after(AGREED_PAUSE):
@@ -185,6 +190,35 @@ class DialledStream(KeptStream):
         for scope in (self._ahead, self._going_as_agreed, self._going_anew):
             if scope is not None:
                 scope.cancel()
+
+    # -- one that is about to be lost
+
+    def mind_age(self) -> None:
+        """Have another path before this one is dropped, where it is known when it will be."""
+        driver = self.stream.driver
+        if driver.suspended or not driver.can_move or driver.closed:
+            return
+        if self.age.wants_successor(trio.current_time(), driver.silence):
+            self._dialler.nursery.start_soon(self._renew)
+
+    async def _renew(self) -> None:
+        if self.stream.driver.suspended:
+            return
+        self._stop_climbing()
+        useless = frozenset() if self.stream.path.kind == "relay" else _RELAYED
+        self._climbing = scope = trio.CancelScope()
+        try:
+            with scope:
+                with suppress(OSError), trio.move_on_after(BUDGET):
+                    await self._move("it grew old", useless)
+                await self._climb_on()
+        finally:
+            self._has_climbed(scope)
+
+    def _lost(self, error: OSError) -> None:
+        if self._lost_at is None:
+            self.age.lost(trio.current_time(), error, self.stream.driver.silence)
+        super()._lost(error)
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
@@ -246,22 +280,60 @@ class DialledStream(KeptStream):
         """To a better path, as soon as there is one."""
         try:
             with scope:
-                await self._climb_until_best()
+                await self._climb_on()
         finally:
-            if self._climbing is scope:
-                self._climbing = None
+            self._has_climbed(scope)
 
-    async def _climb_until_best(self) -> None:
-        driver = self.stream.driver
-        for pause in chain(CLIMB_PAUSES, repeat(math.inf)):
-            with trio.move_on_after(pause):
-                await self._dialler.wait_network_changed()
-            useless = self._useless()
-            if driver.error is not None or not useless:
-                return
+    def _has_climbed(self, scope: trio.CancelScope) -> None:
+        if self._climbing is scope:
+            self._climbing = None
+
+    async def _climb_on(self) -> None:
+        driver, machine = self.stream.driver, self.stream.driver.machine
+        climbing: Climbing | None = None
+        while driver.error is None and (useless := self._useless()):
+            now, carried = trio.current_time(), machine.sent + machine.received
+            has_light = bool(set(self._dialler.techniques) - useless - LEFT_OUT)
+            climbing = climbing or Climbing(now, carried, has_light=has_light)
+            kind, seconds = climbing.next(now, carried)
+            if kind != "wait" and not self._seekers.enter(self.key, self):
+                kind, seconds = "wait", LOOK
+            if kind == "wait":
+                with trio.move_on_after(seconds) as waiting:
+                    await self._wait_changed()
+                climbing = climbing if waiting.cancelled_caught else None
+                continue
             reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
-            with suppress(OSError), trio.move_on_after(CLIMB_BUDGET):
-                await self._move(reason, useless)
+            try:
+                with suppress(OSError), trio.move_on_after(seconds):
+                    await self._move(reason, useless if kind == "full" else useless | LEFT_OUT)
+                    self._tell_others()
+            finally:
+                self._seekers.leave(self.key, self)
+            climbing.tried(kind, trio.current_time(), machine.sent + machine.received)
+
+    def _tell_others(self) -> None:
+        """Streams to the same node may go where this one has gone."""
+        for stream in self._book.values():
+            if stream.key == self.key and stream is not self:
+                stream.changed_there()
+
+    async def _wait_changed(self) -> None:
+        """Until the network is another one, at either end."""
+        there = self._changed_there
+        async with trio.open_nursery() as nursery:
+
+            async def wait(event: Callable[[], Awaitable[None]]) -> None:
+                await event()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self._dialler.wait_network_changed)
+            nursery.start_soon(wait, there.wait)
+
+    def changed_there(self) -> None:
+        """The listener's network is another one."""
+        self._changed_there.set()
+        self._changed_there = trio.Event()
 
     # -- both
 
@@ -277,7 +349,7 @@ class DialledStream(KeptStream):
         with limited(first.label, first.port, node.connect_timeout, report):
             async with node.dialling:
                 connection = await dial_for(node, dial, report)
-        await self._take(connection, dial.dial_id, reason, moved)
+        await self._take(connection, dial, reason, moved)
 
     def _make_dial(self) -> Dial:
         first, path = self._first, self.stream.path
@@ -287,7 +359,7 @@ class DialledStream(KeptStream):
         dial.also_observed = first.also_observed
         return dial
 
-    async def _take(self, connection: Connection, dial_id: bytes, reason: str, moved: int) -> None:
+    async def _take(self, connection: Connection, dial: Dial, reason: str, moved: int) -> None:
         """Go on over what was dialled, unless the stream is not where it was at the move `moved`. Raises OSError."""
         carrier = connection.carrier
         assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
@@ -295,12 +367,15 @@ class DialledStream(KeptStream):
             async with self._exchanging:
                 if self._resuming.moved != moved:
                     raise ConnectionAbortedError(errno.ECONNABORTED, "another path was first")
-                await self._exchange(carrier, dial_id, make_path(carrier, connection.technique), reason)
+                path = make_path(carrier, connection.technique)
+                await self._exchange(carrier, dial.dial_id, path, reason, dial.since)
         except BaseException:
             carrier.close(abort=True)
             raise
 
-    async def _exchange(self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str) -> None:
+    async def _exchange(
+        self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str, since: float
+    ) -> None:
         driver = self.stream.driver
         was_lost = driver.suspended
         await self.stream.suspend()
@@ -312,8 +387,10 @@ class DialledStream(KeptStream):
                 raise PeerRefused("the peer does not know this connection any more")
             if driver.error is not None:  # meanwhile
                 raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
+            silence = driver.silence
             self.moved(carrier, position, path, reason)
             self._resuming.has_moved()
+            self.age.replaced(path, since, trio.current_time(), silence)
         except BadMessage as error:
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, f"the peer broke the protocol: {error}"
@@ -331,6 +408,7 @@ class DialledStreams:
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
+        self._seekers: Seekers[DialledStream] = Seekers()
 
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
@@ -340,12 +418,14 @@ class DialledStreams:
                 answer = Signal(signal.dial_id, 1, CLOSED, b"")
                 self._node.introductions.tell(delivery.sender, delivery.sender_instance, answer)
             return signal.name == MOVE
-        if stream.key != delivery.sender or signal.name not in (MOVE, CLOSED):
+        if stream.key != delivery.sender or signal.name not in (MOVE, CLOSED, CHANGED):
             return False
         if signal.name == MOVE:
             stream.asked(signal)
-        else:
+        elif signal.name == CLOSED:
             stream.closed_there()
+        else:
+            stream.changed_there()
         return True
 
     def __iter__(self) -> Iterator[DialledStream]:
@@ -354,7 +434,9 @@ class DialledStreams:
     def dialled(self, stream: NTCPStream, dial: Dial) -> None:
         """Look after a stream from now on."""
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
-            self._streams[dial.dial_id] = DialledStream(self._node, stream, dial, self._streams)
+            self._streams[dial.dial_id] = DialledStream(
+                self._node, stream, dial, self._streams, self._seekers
+            )
 
     def close(self) -> None:
         """The node ends: whoever waits for another carrier waits in vain."""

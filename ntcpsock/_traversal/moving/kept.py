@@ -26,6 +26,8 @@ MOVE = "move"
 
 #: Either end's word by the broker that it has ended a stream which has no path, or does not know it any more.
 CLOSED = "closed"
+#: The listener's word that its network has changed: there may be a better path now.
+CHANGED = "changed"
 
 #: How a path fails without a word.
 _SILENT = frozenset(

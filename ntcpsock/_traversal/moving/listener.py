@@ -20,10 +20,10 @@ from ntcpsock._session.resumption import Resumable
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import CLOSED, MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import CHANGED, CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
-from ntcpsock._traversal.punch.message import Signal
+from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
 from ntcpsock._traversal.standing import StandingOffer
 
 #: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges, so the last pause
@@ -45,6 +45,7 @@ class AcceptedStream(KeptStream):
         self._dialler = replace(pending.delivery, sealed=b"", answer=None)
         self._lock = trio.Lock()
         self._standing: StandingOffer | None = None
+        self._is_answer_due = False
 
     @property
     def observed_host(self) -> str:
@@ -63,11 +64,15 @@ class AcceptedStream(KeptStream):
             self.stream.give_up(error)
 
     def tend(self, now: float) -> None:
-        if self._standing is not None and not self.is_lost():
-            if self.stream.driver.is_silent:
-                self._standing.begin()
-            else:
-                self._standing.rest()
+        if self._standing is None or self.stream.driver.suspended:
+            return
+        if self.stream.driver.is_silent:
+            self._standing.begin()
+            return
+        self._standing.rest()
+        if self._is_answer_due:
+            self._is_answer_due = False
+            self._standing.answer()
 
     async def _ask_until_usable(self) -> None:
         for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
@@ -94,9 +99,10 @@ class AcceptedStream(KeptStream):
         self._standing = standing
 
     def answer_again(self) -> None:
-        """We are to be reached elsewhere than the dialer knows. Where it cannot hear that, it goes by what it knows."""
-        if self._standing is not None and not (self.is_lost() or self.stream.driver.is_silent):
-            self._standing.answer()
+        """We are to be reached elsewhere than the dialer knows. As long as it cannot hear that, it goes by what it
+        knows, and so do we."""
+        self._is_answer_due = True
+        self.tend(trio.current_time())
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
@@ -106,6 +112,13 @@ class AcceptedStream(KeptStream):
     def _ended(self) -> None:
         super()._ended()
         self.stands(None)
+
+    async def tell_changed(self) -> None:
+        """The dialer may find a better path than the relay's: our network is another one."""
+        word = Signal(self.resumable.session_id, 1, CHANGED, b"")
+        with suppress(OSError):
+            dialler = replace(self._dialler, answer=self.say)
+            await self._node.introductions.tell_dialer(dialler, encode_sealed_payload(word))
 
     async def resume(self, carrier: Carrier, position: int, technique: str) -> None:
         """Move to `carrier`, at whose other end everything before `position` has arrived. Raises OSError, or

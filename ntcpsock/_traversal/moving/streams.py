@@ -18,19 +18,24 @@ from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal
 from ntcpsock._traversal.standing import StandingOffer
 
+#: Seconds between two looks at the age of paths.
+AGE_INTERVAL = 1.0
+
 
 class MovingStreams:
-    """dialled, accepted: the two books. `watch` runs as a task for the node's life."""
+    """dialled, accepted: the two books. `watch` and `mind_ages` run as tasks for the node's life."""
 
     def __init__(self, node: DiallerContext) -> None:
         self._node = node
         self.dialled_streams = DialledStreams(node)
         self.accepted_streams = AcceptedStreams(node)
         self._some = trio.Event()
+        self._some_dialled = trio.Event()
 
     def dialled(self, stream: NTCPStream, dial: Dial) -> None:
         self.dialled_streams.dialled(stream, dial)
         self._some.set()
+        self._some_dialled.set()
 
     def accepted(self, stream: NTCPStream, pending: PendingDial) -> None:
         self.accepted_streams.accepted(stream, pending)
@@ -73,11 +78,25 @@ class MovingStreams:
                             driver.read_ahead()  # a question may lie behind what the application does not take
                         driver.look(now, kept.stream.path.rtt or 0.0)
 
+    async def mind_ages(self) -> None:
+        """Have paths that a NAT will drop at a known age replaced before. It runs as a task for the node's life."""
+        while True:
+            await self._some_dialled.wait()
+            self._some_dialled = trio.Event()
+            while dialled := tuple(self.dialled_streams):
+                for kept in dialled:
+                    kept.mind_age()
+                await trio.sleep(AGE_INTERVAL)
+
     def network_changed(self, change: NetworkChange) -> None:
         """Streams from an address that is gone need another path at once."""
         for kept in (*self.dialled_streams, *self.accepted_streams):
             if kept.stream.path.local[0] in change.gone and not kept.stream.driver.suspended:
                 kept.stream.lose(OSError(errno.EADDRNOTAVAIL, "this address of the machine is gone"))
+        if change.moved:
+            for accepted in self.accepted_streams:
+                if accepted.stream.path.kind == "relay" and not accepted.stream.driver.suspended:
+                    self._node.nursery.start_soon(accepted.tell_changed)
 
     def close(self) -> None:
         """The node ends."""

@@ -194,6 +194,7 @@ SealedPayload = Offer | Answer | Signal
 
 _encoder = msgspec.msgpack.Encoder()
 _card_decoder = msgspec.msgpack.Decoder(Card)
+_candidates_decoder = msgspec.msgpack.Decoder(_Candidates)
 _sealed_decoder: msgspec.msgpack.Decoder[SealedPayload] = msgspec.msgpack.Decoder(SealedPayload)
 
 
@@ -242,6 +243,21 @@ def decode_sealed_payload_untrusted(data: bytes) -> SealedPayload:
     if not isinstance(message, Signal):
         _check_candidates(message.candidates)
     return message
+
+
+def encode_candidates(candidates: tuple[Candidate, ...]) -> bytes:
+    """The body of a signal: at most `MAX_CANDIDATES_OF_TRANSPORT` fit."""
+    return _encoder.encode(candidates)
+
+
+def decode_candidates_untrusted(body: bytes) -> tuple[Candidate, ...]:
+    """What stands in such a signal. Raises BadMessage."""
+    try:
+        candidates = _candidates_decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage(f"candidates: {error}") from error
+    _check_candidates(candidates)
+    return candidates
 
 
 def _check_candidates(candidates: tuple[Candidate, ...]) -> None:

@@ -172,9 +172,11 @@ async def first_connection(
                 accepting.start_soon(accept_connections, listeners[-1], take)
             punching.start_soon(_close_when, begin + patience, listeners)
     except BaseException:
-        # Cancelled while the nurseries ended: nobody gets it any more.
-        for connection in found:
-            connection.carrier.close(abort=True)
+        # Cancelled while the nurseries ended: nobody gets it any more. The follower's is in other hands since the
+        # leader's choice, which ends all attempts.
+        if context.role == "leader":
+            for connection in found:
+                connection.carrier.close(abort=True)
         raise
     finally:
         for listener in listeners:

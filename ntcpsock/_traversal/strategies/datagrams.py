@@ -27,7 +27,8 @@ class DatagramAccess:
 
     take_port: gives the port, of which the path takes care from there on; None where it is gone. nursery: of the
     node, for the tasks of a path that is used; trusted: hosts at which the peer is known to be; birthday_sockets,
-    birthday_rate: as in the configuration.
+    birthday_rate: as in the configuration. opened: called with the path of the direct technique and its port when the
+    checks are under way, by who may have more to check.
     """
 
     plan: DatagramPlan | None
@@ -40,6 +41,7 @@ class DatagramAccess:
     consent_interval: float = CONSENT_INTERVAL
     birthday_sockets: int = 256
     birthday_rate: float = 250.0
+    opened: Callable[[PunchedPath, UdpPort], None] | None = None
 
     def new_machine(self, role: Role, rtt: float, pace: float = TA) -> ChecksMachine:
         """The checks of this dial, with nothing to check yet."""
@@ -83,6 +85,8 @@ class DatagramAccess:
             port_is_ours=self.port_is_ours,
         )
         self.run(port, path)
+        if self.opened is not None:
+            self.opened(path, port)
         return path
 
     def run(self, port: UdpPort, path: PunchedPath) -> None:

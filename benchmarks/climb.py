@@ -1,0 +1,294 @@
+"""From the relay to a direct path: how long after one is possible, for all pairs of routers that have one.
+
+    python -m benchmarks.climb --json FILE [--kinds A,B] [--tries N] [--blocked LOW-HIGH] [--jobs N] [--limit SECONDS]
+
+Each pair has a lab of its own. Its routers let nothing pass between the two hosts, so the stream opens over the relay;
+some seconds later, a random number of them, they do. Counted is from that moment until both ends have moved. The file
+is read first and what it has is not measured again, so a long run goes in pieces of `--limit` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import RESULTS
+from ntcpsock._address import parse_node_address
+from ntcpsock._config import Config
+from ntcpsock.cli.lab import TARGET, enter_namespaces, open_lab_stage, start_echo
+from ntcpsock.cli.matrix import DEFAULT_KINDS
+from ntcpsock.cli.matrix_topologies import direct_way
+from ntcpsock.cli.stage import Events, StageError
+from ntcpsock.testing.natlab import Host, Lab, Router
+from ntcpsock.trio import NTCPStream, open_node
+
+DELAY = 0.025
+#: What must hold, in seconds.
+LONGEST_CLIMB = 3.0
+#: Seconds after which a pair has failed to climb.
+PATIENCE = 40.0
+START_DEADLINE = 60.0
+#: Questions a second over the stream: it is at work.
+ASKING = 10.0
+
+
+@dataclass(frozen=True)
+class Climb:
+    """One try. way: why the pair has a direct path; blocked: seconds for which it had none; seconds: from then on until
+    both ends had moved, None where they did not; pause: the longest wait for an answer over the stream meanwhile;
+    packets, octets: a second, out of and into the dialer's host while it was blocked."""
+
+    nat_a: str
+    nat_b: str
+    way: str
+    blocked: float
+    seconds: float | None
+    technique: str = ""
+    pause: float = 0.0
+    packets: float = 0.0
+    octets: float = 0.0
+    message: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.nat_a, self.nat_b
+
+
+# -- one pair
+
+
+def block(router: Router, other: Router) -> None:
+    """Let nothing pass between the hosts behind two routers; the NATs see nothing of it."""
+    begin = "add table ip blocked; add chain ip blocked pass { type filter hook forward priority -300; }"
+    rules = [f"add rule ip blocked pass ip {end} {other.public_address} drop" for end in ("saddr", "daddr")]
+    router.run(["nft", "; ".join([begin, *rules])], check=True)
+
+
+def unblock(router: Router) -> None:
+    router.run(["nft", "delete table ip blocked"], check=True)
+
+
+def traffic(host: Host) -> tuple[int, int]:
+    """Packets and octets, both ways, of a host's own device."""
+    told = host.run(["cat", "/proc/net/dev"], check=True, capture_output=True, text=True).stdout
+    fields = next(line for line in told.splitlines() if "eth0" in line).partition(":")[2].split()
+    return int(fields[1]) + int(fields[9]), int(fields[0]) + int(fields[8])
+
+
+def measure(nat_a: str, nat_b: str, blocked: float, settings: Sequence[str] = ()) -> Climb:
+    """One try in a lab of its own. settings: the dialer's, as `NTCP_X=Y`."""
+    way = direct_way(nat_a, nat_b)
+    climb = Climb(nat_a, nat_b, "beyond expectation" if way is None else way.name, blocked, None)
+    try:
+        with open_lab_stage(nat_a, nat_b, DELAY) as (lab, stage):
+            block(lab.nat_a, lab.nat_b)
+            block(lab.nat_b, lab.nat_a)
+            start_echo(lab, stage, {})
+            argv = [sys.executable, "-m", "benchmarks.climb", "ask", TARGET]
+            environment = stage.environment("a", **dict(word.split("=", 1) for word in settings))
+            return _watch(lab, stage.start(lab.host_a, "a", argv, environment), climb)
+    except StageError as error:
+        return replace(climb, message=str(error)[-2000:])
+
+
+def _watch(lab: Lab, events: Events, climb: Climb) -> Climb:
+    first = events.wait_for("connected", START_DEADLINE)
+    if first["kind"] != "relay":
+        return replace(climb, message=f"it began on {first['technique']}")
+    packets, octets = traffic(lab.host_a)
+    began = time.monotonic()
+    time.sleep(climb.blocked)
+    more_packets, more_octets = traffic(lab.host_a)
+    seconds = time.monotonic() - began
+    climb = replace(
+        climb, packets=(more_packets - packets) / seconds, octets=(more_octets - octets) / seconds
+    )
+    for router in (lab.nat_a, lab.nat_b):
+        unblock(router)
+    opened = time.monotonic()
+    while (left := opened + PATIENCE - time.monotonic()) > 0:
+        try:
+            moved = events.wait_for("moved", left)
+        except StageError as error:
+            return replace(climb, message=str(error)[-2000:])
+        if moved["kind"] != "relay":
+            return replace(
+                climb,
+                seconds=moved["at"] - opened,
+                technique=moved["technique"],
+                pause=moved["pause"],
+            )
+    return replace(climb, message="it stays on the relay")
+
+
+def _say(event: str, **fields: object) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+async def ask(name: str, port: int) -> None:
+    """The dialer: ask and be answered without end; say to which paths the stream moves."""
+    async with open_node(Config.load()) as node:
+        await node.wait_warm()
+        stream = await node.open_stream(name, port)
+        longest = 0.0
+
+        async def tell() -> None:
+            _say("connected", kind=stream.path.kind, technique=stream.path.technique, at=time.monotonic())
+            while True:
+                path = await stream.wait_moved()
+                _say(
+                    "moved",
+                    kind=path.kind,
+                    technique=path.technique,
+                    at=time.monotonic(),
+                    pause=longest,
+                )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            while True:
+                asked = trio.current_time()
+                await _round_trip(stream)
+                longest = max(longest, trio.current_time() - asked)
+                await trio.sleep(1 / ASKING)
+
+
+async def _round_trip(stream: NTCPStream) -> None:
+    await stream.send_all(b"x")
+    if not await stream.receive_some():
+        raise OSError("the listener has gone")
+
+
+# -- many
+
+
+def cells(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """The ordered pairs that have a direct path."""
+    return [(nat_a, nat_b) for nat_a in kinds for nat_b in kinds if direct_way(nat_a, nat_b)]
+
+
+def read(file: Path) -> list[Climb]:
+    return [Climb(**entry) for entry in json.loads(file.read_text())] if file.exists() else []
+
+
+def write(file: Path, climbs: Iterable[Climb]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps([asdict(climb) for climb in climbs], indent=1) + "\n")
+    part.replace(file)
+
+
+def in_a_process(pair: tuple[str, str], blocked: float) -> Climb:
+    """What breaks one pair breaks no other."""
+    argv = [sys.executable, "-m", "benchmarks.climb", "pair", *pair, f"{blocked:g}"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    if not lines:
+        return Climb(*pair, "", blocked, None, message=done.stderr[-2000:])
+    return Climb(**json.loads(lines[-1]))
+
+
+def run(options: argparse.Namespace, file: Path) -> list[Climb]:
+    """What is not in the file yet, as long as there is time; everything then."""
+    climbs = read(file)
+    low, high = map(float, options.blocked.split("-"))
+    wanted = cells(options.kinds.split(","))
+    if options.pairs:
+        wanted = [(pair.partition(":")[0], pair.partition(":")[2]) for pair in options.pairs.split(",")]
+    wanted *= options.tries
+    for climb in climbs:
+        if climb.pair in wanted:
+            wanted.remove(climb.pair)
+    random.Random(options.seed).shuffle(wanted)
+    deadline, left = time.monotonic() + options.limit, 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+
+        def one(pair: tuple[str, str]) -> Climb | None:
+            if time.monotonic() > deadline:
+                return None
+            return in_a_process(pair, round(random.uniform(low, high), 2))
+
+        for found in pool.map(one, wanted):
+            if found is None:
+                left += 1
+            else:
+                climbs.append(found)
+                write(file, climbs)
+                print(_line(found), flush=True)
+    print(f"{left} are left")
+    return climbs
+
+
+def _line(climb: Climb) -> str:
+    outcome = climb.message.splitlines()[-1] if climb.message else f"{climb.seconds:.2f} s, {climb.technique}"
+    return f"{climb.nat_a} -> {climb.nat_b}, blocked for {climb.blocked:.1f} s: {outcome}"
+
+
+def show(climbs: Sequence[Climb]) -> bool:
+    """A table; whether all climbed in time."""
+    table = Table(title="From the relay to a direct path", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "pairs", "tries", "median s", "95 %", "max", "late", "failed"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for way in [*dict.fromkeys(climb.way for climb in climbs), ""]:
+        chosen = [climb for climb in climbs if way in ("", climb.way)]
+        seconds = sorted(climb.seconds for climb in chosen if climb.seconds is not None)
+        late = sum(second > LONGEST_CLIMB for second in seconds)
+        pairs = len({climb.pair for climb in chosen})
+        figures = ["-"] * 3
+        if seconds:
+            rank = seconds[min(len(seconds) - 1, round(0.95 * (len(seconds) - 1)))]
+            figures = [f"{figure:.2f}" for figure in (statistics.median(seconds), rank, seconds[-1])]
+        failed = len(chosen) - len(seconds)
+        table.add_row(way.lower() or "all", str(pairs), str(len(chosen)), *figures, str(late), str(failed))
+    Console().print(table)
+    for climb in climbs:
+        if climb.seconds is None or climb.seconds > LONGEST_CLIMB:
+            print(_line(climb))
+    blocked = [climb for climb in climbs if climb.packets]
+    if blocked:
+        packets, octets = (
+            statistics.median(getattr(climb, name) for climb in blocked) for name in ("packets", "octets")
+        )
+        print(f"while blocked, at the dialer's host: {packets:.0f} packets, {octets / 1000:.1f} kB a second")
+    return all(climb.seconds is not None and climb.seconds <= LONGEST_CLIMB for climb in climbs)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["ask"]:
+        trio.run(ask, *parse_node_address(sys.argv[2]))
+        return
+    if sys.argv[1:2] == ["pair"]:
+        enter_namespaces()
+        nat_a, nat_b, blocked, *settings = sys.argv[2:]
+        print(json.dumps(asdict(measure(nat_a, nat_b, float(blocked), settings))))
+        return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.climb", description=__doc__)
+    parser.add_argument("--json", type=Path, default=RESULTS / "climb.json", metavar="FILE")
+    parser.add_argument("--kinds", default=",".join(DEFAULT_KINDS))
+    parser.add_argument("--pairs", default="", help="A:B,C:D in place of kinds")
+    parser.add_argument("--tries", type=int, default=1)
+    parser.add_argument("--blocked", default="2-12", metavar="LOW-HIGH", help="seconds")
+    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; what is under way ends")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    enter_namespaces()
+    if not show(run(options, options.json)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Frames of a broker's that are sealed in the memory from which the kernel takes them: no copy between the two."""
+
+from __future__ import annotations
+
+from ntcpsock._servers import mmsg
+from ntcpsock._servers.random_pool import NoncePool, RandomPool
+from ntcpsock._traversal.broker.boxes import PlacedBoxes
+from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
+from ntcpsock._traversal.broker.frame import HEADER_LENGTH, KEY_LENGTH, SEALED
+
+_NONCE_AT = 1 + KEY_LENGTH
+_STRIDE = MAX_DATAGRAM
+
+
+class SealedOutbox(mmsg.Outbox):
+    """An outbox of one socket; own_key: the broker's."""
+
+    def __init__(self, descriptor: int, count: int, own_key: bytes, *, ipv6: bool) -> None:
+        super().__init__(count, _STRIDE, ipv6=ipv6)
+        self._descriptor = descriptor
+        self._own_key = own_key
+        self._prefix = bytes((SEALED,)) + own_key
+        # Whether the frame in each place begins with the prefix already.
+        self._prefixed = [False] * count
+        self._take_nonce = NoncePool(RandomPool()).take
+        places = [index * _STRIDE + HEADER_LENGTH for index in range(count)]
+        # A box may be as long as its place, no longer: the last one ends where the memory does.
+        self._seal_box = PlacedBoxes(self._batch.datagrams, places, _STRIDE - HEADER_LENGTH).seal
+
+    def queue(self, descriptor: int, datagram: bytes, address: bytes, control: bytes) -> list[int]:
+        """See `Outbox`."""
+        refused = super().queue(descriptor, datagram, address, control)
+        self._prefixed[self._queued - 1] = False
+        return refused
+
+    def seal(
+        self, payload: bytes, key: bytes, shared: bytes, destination: bytes, control: bytes
+    ) -> list[int] | None:
+        """Put in the frame of `payload` for the holder of `key`. destination: a packed source, of UDP. Where there was
+        no room, what `flush` said; else None. Raises BadMessage where the payload is too long."""
+        refused: list[int] | None = None
+        if self._queued == self._count:
+            refused = self.flush(self._descriptor)
+        index = self._queued
+        batch = self._batch
+        datagrams = batch.datagrams
+        at = index * _STRIDE
+        if not self._prefixed[index]:
+            self._prefixed[index] = True
+            datagrams[at : at + _NONCE_AT] = self._prefix
+        nonce = self._take_nonce(self._own_key > key)
+        datagrams[at + _NONCE_AT : at + HEADER_LENGTH] = nonce
+        batch.sizes[index] = HEADER_LENGTH + self._seal_box(index, payload, nonce, shared)
+        at = index * mmsg.NAME_STRIDE
+        batch.names[at : at + mmsg.NAME_LENGTH] = destination
+        if self._controls[index] != control:
+            self._control(index, control)
+        self._queued = index + 1
+        return refused
