@@ -18,9 +18,10 @@ from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.moving.dialler import DialledStream, DiallerContext
+from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.kept import KeptContext
 from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pending import PendingDial
 

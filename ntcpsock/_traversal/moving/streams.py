@@ -11,8 +11,9 @@ from ntcpsock._session.liveness import INTERVAL
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.moving.dialler import DialledStreams, DiallerContext
+from ntcpsock._traversal.moving.dialler import DialledStreams
 from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.network.machine import NetworkChange
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal
