@@ -103,6 +103,8 @@ class StandingOffer:
 
     async def _follow_once(self) -> None:
         parts, offer = self._parts, self._offer
+        if not parts.dials.has_room(self._delivery.sender):
+            return
         listening = parts.node.listening_port
         own: WarmPort | None = None
         try:

@@ -30,6 +30,8 @@ log = logging.getLogger("ntcpsock")
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 
+#: Streams that go where both ends agreed to at once; each of them takes some sockets.
+MAX_AS_AGREED = 64
 #: Seconds between two attempts to go where both ends agreed to, while there is no other way.
 AGREED_PAUSE = 0.5
 
@@ -46,6 +48,7 @@ class DialledStream(Redialling):
         dial: Dial,
         book: dict[bytes, DialledStream],
         seekers: Seekers[DialledStream],
+        as_agreed: trio.CapacityLimiter,
     ) -> None:
         super().__init__(node, stream, dial, partial(book.pop, dial.dial_id, None))
         self._climbing: trio.CancelScope | None = None
@@ -58,6 +61,7 @@ class DialledStream(Redialling):
         self._changed_there = trio.Event()
         self._book = book
         self._seekers = seekers
+        self._as_agreed = as_agreed
         self._start_climbing()
 
     def _ended(self) -> None:
@@ -129,7 +133,8 @@ class DialledStream(Redialling):
                     report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
                     try:
                         moved = self._resuming.moved
-                        connection = await agreed.connect(report)
+                        async with self._as_agreed:
+                            connection = await agreed.connect(report)
                         reason = LOST if self.is_lost() else SILENT
                         await self._take(connection, agreed.dial, reason, moved)
                     except OSError as failure:
@@ -297,6 +302,7 @@ class DialledStreams:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
         self._seekers: Seekers[DialledStream] = Seekers()
+        self._as_agreed = trio.CapacityLimiter(MAX_AS_AGREED)
 
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
@@ -323,7 +329,7 @@ class DialledStreams:
         """Look after a stream from now on."""
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
             self._streams[dial.dial_id] = DialledStream(
-                self._node, stream, dial, self._streams, self._seekers
+                self._node, stream, dial, self._streams, self._seekers, self._as_agreed
             )
 
     def close(self) -> None:
