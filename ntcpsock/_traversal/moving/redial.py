@@ -123,6 +123,9 @@ class Redialling(KeptStream):
             if driver.error is not None:  # meanwhile
                 raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
             silence = driver.silence
+            if reason == SILENT and not was_lost:
+                gone = TimeoutError(errno.ETIMEDOUT, "the path has fallen silent")
+                self.age.lost(trio.current_time(), gone, silence)
             self.moved(carrier, position, path, reason)
             self._resuming.has_moved()
             self.age.replaced(path, since, trio.current_time(), silence)
