@@ -201,6 +201,7 @@ FLOORS = (
             "_traversal.opened",
             "_traversal.outcome",
             "_traversal.side",
+            "_traversal.standing",
             "_datagram_socket",
             "_datagram_way",
             "_datagrams",

@@ -152,7 +152,7 @@ class QuicDriver:
         # nothing is answered before it was sent.
         now = trio.current_time()
         for data, size in batches:
-            accepted += machine.receive(data, size, now)
+            accepted += machine.receive_in_order(data, size, now)
         if accepted:
             self._heard = now
             self._lost_since = None
