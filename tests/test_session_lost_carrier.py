@@ -18,9 +18,10 @@ from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.moving.dialler import DialledStream, DiallerContext
+from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.kept import KeptContext
 from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pending import PendingDial
 
@@ -139,7 +140,7 @@ async def test_an_application_that_does_not_read_is_alive(autojump_clock: trio.t
     async with trio.open_nursery() as nursery:
         moving = MovingStreams(cast(DiallerContext, SimpleNamespace(nursery=nursery)))
         for number, stream in enumerate((left, right)):
-            kept = cast(DialledStream, SimpleNamespace(stream=stream))
+            kept = cast(DialledStream, SimpleNamespace(stream=stream, tend=lambda now: None))
             moving.dialled_streams._streams[bytes((number,))] = kept
         moving._some.set()
         nursery.start_soon(moving.watch)
