@@ -164,7 +164,10 @@ async def listen(name: str, port: int) -> None:
                     "offers",
                     rate=OFFERS / seconds,
                     refused=sum(node._acceptor.refused.values()) - before,
-                    under_way=len(node._acceptor.dials.under_way),
+                    under_way=sum(
+                        pending.delivery.sender == _STRANGER.public_key
+                        for pending in node._acceptor.dials.under_way.values()
+                    ),
                 )
             _say(
                 "counted", refused=node._acceptor.refused, strangers=len(node._acceptor.doorkeeper.strangers)

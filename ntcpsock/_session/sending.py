@@ -125,10 +125,11 @@ class SendingDriver(ReceivingDriver):
 
     async def _wait_writable(self, carrier: Carrier) -> None:
         """Until `carrier` takes more, or is not the one any more."""
+        suspensions = self.suspensions
         try:
             await carrier.wait_writable()
         except trio.ClosedResourceError:
-            if self._uses(carrier):
+            if self._uses(carrier) and suspensions == self.suspensions:
                 raise
 
     def flush_nowait(self) -> None:
