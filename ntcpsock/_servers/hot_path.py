@@ -32,7 +32,7 @@ from ntcpsock._servers.node_sealer import NodeSealer
 from ntcpsock._servers.registry import Registry
 from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._servers.sources import PACKED_LENGTH, host_of
-from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MAX_DATAGRAM, SESSION_LENGTH
+from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MAX_DATAGRAM, SESSION_LENGTH, RelayPlace
 from ntcpsock._traversal.broker.frame import (
     HEADER_LENGTH,
     KEY_LENGTH,
@@ -42,13 +42,15 @@ from ntcpsock._traversal.broker.frame import (
     SEALED,
 )
 from ntcpsock._traversal.broker.message import (
+    NO_MESSAGE,
+    BrokerEnvelope,
     Deliver,
     Introduce,
     Introduced,
     KeepAlive,
     KeepAliveAck,
-    decode_from_node,
-    encode_from_broker,
+    decode_envelope,
+    encode_envelope,
 )
 from ntcpsock._traversal.broker.replay import advance
 
@@ -76,6 +78,7 @@ _COUNTERS: Final = struct.Struct("<Q16sQd")
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
 _ACK: Final = KeepAliveAck()
+_NOTHING: Final = (BadMessage, *NO_MESSAGE)
 _MOST_HOSTS: Final = 1024
 _KEY_REQUEST: Final = bytes((KEY_REQUEST,))
 
@@ -113,6 +116,8 @@ class HotPath:
         self._hosts: dict[bytes, str] = {}
         self._dropped = dropped
         self._is_alone = is_alone
+        self._told_at = -1.0
+        self._told: tuple[int, tuple[RelayPlace, ...]] = 0, ()
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
@@ -121,7 +126,7 @@ class HotPath:
         key = frame[1 : 1 + KEY_LENGTH]
         place = self._place_of(key)
         if place is None:
-            return self._stranger(frame, key, origin, now)
+            return self._stranger(frame, origin, now)
         if not OVERHEAD <= len(frame) <= MAX_DATAGRAM or frame[0] != SEALED:
             return None
         packed = self._records.packed
@@ -129,16 +134,18 @@ class HotPath:
         shared, session, source, highest, seen, sent, expires, older, ttl, flags = _SENDER.unpack_from(
             packed, at
         )
-        if older or source != origin or expires <= now:
+        if older or expires <= now:
             return None
+        if source != origin:
+            return self._stranger(frame, origin, now)
         # A frame of ours that came back would open.
         if frame[1 + KEY_LENGTH] & 1 != (key > self._own_key):
             return None
         try:
-            envelope = decode_from_node(
+            envelope = decode_envelope(
                 self._open(frame[HEADER_LENGTH:], frame[1 + KEY_LENGTH : HEADER_LENGTH], shared)
             )
-        except BadMessage:
+        except _NOTHING:
             return None
         if envelope.session != session:
             return None
@@ -151,23 +158,26 @@ class HotPath:
             counter, seen = window[0], window[1].to_bytes(16, "little")
         body = envelope.body
         if type(body) is KeepAlive:
-            edition, relays = self._relays.told(now)
+            if now != self._told_at:
+                # One time for a whole batch.
+                self._told_at, self._told = now, self._relays.told(now)
+            edition, relays = self._told
             told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
-            ack = encode_from_broker(session, sent + 1, envelope.request, told)
+            ack = encode_envelope(BrokerEnvelope(session, sent + 1, envelope.request, told))
             answers: list[Unsealed] = [(ack, key, shared, source)]
         elif type(body) is Introduce:
             introduced = self._introduce(place, key, source, flags, body, now)
             if introduced is None:
                 return None
             delivery, introduction = introduced
-            ack = encode_from_broker(session, sent + 1, envelope.request, introduction)
+            ack = encode_envelope(BrokerEnvelope(session, sent + 1, envelope.request, introduction))
             answers = [delivery, (ack, key, shared, source)]
         else:
             return None
         _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent + 1, now + ttl)
         return answers
 
-    def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
+    def _stranger(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
         length = len(frame)
         if length > MAX_DATAGRAM or (frame[:1] == _KEY_REQUEST and length != KEY_REQUEST_LENGTH):
@@ -236,7 +246,7 @@ class HotPath:
             self._tickets(own_key, key, now),
         )
         _SENT.pack_into(records.packed, at + _SENT_AT, sent + 1)
-        payload = encode_from_broker(session, sent + 1, 0, deliver)
+        payload = encode_envelope(BrokerEnvelope(session, sent + 1, 0, deliver))
         return (payload, key, shared, source), introduced
 
     def _proved(self, place: int, flags: int, here: str, now: float) -> tuple[str, ...]:

@@ -42,12 +42,13 @@ class NoncePool:
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
-        self._nonces: tuple[list[bytes], list[bytes]] = ([], [])
+        #: What has been drawn, for each bit; to be taken from the end.
+        self.drawn: tuple[list[bytes], list[bytes]] = ([], [])
         _pools.add(self)
 
     def take(self, bit: bool) -> bytes:
         """The next one; bit: whether the sender's key is the larger one."""
-        nonces = self._nonces[bit]
+        nonces = self.drawn[bit]
         if not nonces:
             octets = bytearray(self._random_bytes(_NONCES.size))
             octets[::NONCE_LENGTH] = octets[::NONCE_LENGTH].translate(_WITH_BIT[bit])
@@ -56,7 +57,8 @@ class NoncePool:
 
     def empty(self) -> None:
         """Draw anew."""
-        self._nonces = [], []
+        for nonces in self.drawn:
+            nonces.clear()
 
 
 _NONCES: Final = struct.Struct(f"{NONCE_LENGTH}s" * 256)

@@ -22,7 +22,7 @@ class SealedOutbox(mmsg.Outbox):
         self._prefix = bytes((SEALED,)) + own_key
         # Whether the frame in each place begins with the prefix already.
         self._prefixed = [False] * count
-        self._take_nonce = NoncePool(RandomPool()).take
+        self._nonces = NoncePool(RandomPool())
         places = [index * _STRIDE + HEADER_LENGTH for index in range(count)]
         # A box may be as long as its place, no longer: the last one ends where the memory does.
         self._seal_box = PlacedBoxes(self._batch.datagrams, places, _STRIDE - HEADER_LENGTH).seal
@@ -48,7 +48,8 @@ class SealedOutbox(mmsg.Outbox):
         if not self._prefixed[index]:
             self._prefixed[index] = True
             datagrams[at : at + _NONCE_AT] = self._prefix
-        nonce = self._take_nonce(self._own_key > key)
+        drawn = self._nonces.drawn[self._own_key > key]
+        nonce = drawn.pop() if drawn else self._nonces.take(self._own_key > key)
         datagrams[at + _NONCE_AT : at + HEADER_LENGTH] = nonce
         batch.sizes[index] = HEADER_LENGTH + self._seal_box(index, payload, nonce, shared)
         at = index * mmsg.NAME_STRIDE

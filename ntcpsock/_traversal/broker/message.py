@@ -384,8 +384,12 @@ class BrokerEnvelope(_Envelope, frozen=True):
     body: FromBroker
 
 
-_encode = msgspec.msgpack.Encoder().encode
+#: For those who do it very often: `encode_from_broker` and `decode_from_node` are these, with more words.
+encode_envelope = _encode = msgspec.msgpack.Encoder().encode
 _from_node = msgspec.msgpack.Decoder(ClientEnvelope)
+decode_envelope = _from_node.decode
+#: What `decode_envelope` raises for what is no message.
+NO_MESSAGE = (msgspec.MsgspecError, ValueError, RecursionError)
 _from_broker = msgspec.msgpack.Decoder(BrokerEnvelope)
 
 
@@ -407,7 +411,7 @@ def decode_from_node(payload: bytes) -> ClientEnvelope:
     """Raises BadMessage("malformed message", details)."""
     try:
         return _from_node.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except NO_MESSAGE as error:
         raise BadMessage("malformed message", str(error)) from None
 
 
@@ -415,5 +419,5 @@ def decode_from_broker(payload: bytes) -> BrokerEnvelope:
     """Raises BadMessage("malformed message", details)."""
     try:
         return _from_broker.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except NO_MESSAGE as error:
         raise BadMessage("malformed message", str(error)) from None
