@@ -275,6 +275,7 @@ FLOORS = (
             "_session.quic.delivery_rate",
             "_session.quic.machine",
             "_session.quic.pacer",
+            "_session.quic.resequencing",
             "_session.quic.size_check",
             "_session.quic.sending",
             "_raw",
