@@ -85,14 +85,15 @@ class UdpDesk:
         if not count:
             return 0
         frames = self._frames(batch, count)
-        others = self._outlets.answer_known(
-            self._core, self._fair(list(frames), now) if count == _BATCH else frames
-        )
+        known = self._outlets.answer_known
+        self._put_aside(known(self._core, self._fair(list(frames), now) if count == _BATCH else frames))
+        return count
+
+    def _put_aside(self, others: list[tuple[bytes, bytes]]) -> None:
         room = _MOST_OTHERS - len(self._others)
         if len(others) > room:
             self._core.dropped["too many strangers"] += len(others) - room
         self._others += others[:room]
-        return count
 
     def _answer_some_others(self) -> None:
         some = [self._others.popleft() for _ in range(min(_OTHERS_AT_ONCE, len(self._others)))]
