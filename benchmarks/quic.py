@@ -1,10 +1,13 @@
-"""Streams over QUIC: bytes a second over loopback, and on a path of 50 ms that loses 1 % of its packets."""
+"""Streams over QUIC: bytes a second over loopback, and on a path of 50 ms that loses 1 % of its packets.
+
+`python -m benchmarks.quic loopback` and `... lossy` are its parts."""
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -113,17 +116,28 @@ def lossy(seconds: float = LOSSY_SECONDS, rounds: int = LOSSY_ROUNDS) -> list[Se
         return alternate(cases, rounds, "MB/s")
 
 
-def main() -> None:
-    enter_namespaces()
+def show_loopback() -> None:
     series = loopback()
     show(f"QUIC over loopback, {DATAGRAM}-byte datagrams", series, relative_to="qh3 in memory")
     print(save("quic", series))
+
+
+def show_lossy() -> None:
     series = lossy()
-    show(
-        f"Round trip {ROUND_TRIP * 1000:g} ms, {LOSS:.0%} of packets lost", series, relative_to="TCP (cubic)"
-    )
+    title = f"Round trip {ROUND_TRIP * 1000:g} ms, {LOSS:.0%} of packets lost"
+    for name in ("TCP (cubic)", "TCP (bbr)"):
+        show(title, series, relative_to=name)
     print(save("quic-lossy", series))
 
 
+PARTS = {"loopback": show_loopback, "lossy": show_lossy}
+
+
+def main(parts: Sequence[str] = tuple(PARTS)) -> None:
+    enter_namespaces()
+    for part in parts:
+        PARTS[part]()
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or tuple(PARTS))

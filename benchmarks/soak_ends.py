@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import trio
@@ -47,6 +48,7 @@ class Account:
                         "wrong": self.wrong,
                         "ended": self.ended,
                         "moves": moves,
+                        "over": Counter(stream.path.kind for stream in self.streams),
                         "descriptors": len(os.listdir("/proc/self/fd")),
                         "tasks": tasks,
                         "memory": resident(),

@@ -110,7 +110,7 @@ class Node(NodeSettings):
             nursery,
             pace,
             incoming=self._acceptor.doorkeeper.incoming,
-            on_change=self.registration.card_changed,
+            on_change=self._candidates_changed,
         )
         self._relay_times = RelayTimes(session)
         self.turn = NodeTurn(self, session, nursery, self.registration.card_changed)
@@ -291,6 +291,10 @@ class Node(NodeSettings):
         if self.registration.listeners.pop(port, None) is not None and not self._closing:
             self._nursery.start_soon(self.registration.send_quietly)
 
+    async def _candidates_changed(self) -> None:
+        self.moving.candidates_changed()
+        await self.registration.card_changed()
+
     # The acceptor's and the dials' view of the node (AcceptContext, DialContext).
 
     @property
@@ -410,7 +414,7 @@ class Node(NodeSettings):
         self._nursery.start_soon(self.moving.mind_ages)
 
     def _heard(self, delivery: Delivery, signal: Signal) -> None:
-        if not self.moving.dialled_streams.heard(delivery, signal):
+        if not self.moving.heard(delivery, signal):
             self._acceptor.heard(delivery, signal)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -126,3 +127,17 @@ def test_a_short_soak_has_no_complaint() -> None:
     from benchmarks.soak import run
 
     assert run(0.5, seed=3, connections=4) == []
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(namespaces_available() is not None, reason=str(namespaces_available()))
+def test_a_fault_in_a_transfer_is_measured() -> None:
+    from benchmarks.moves_lab import complaints, run_once, show
+
+    run = run_once("dialler's address changed", 80)
+    assert run.intact
+    assert not run.complaint
+    assert run.moves
+    show([run])
+    assert complaints([replace(run, intact=False), replace(run, pause=99.0)])

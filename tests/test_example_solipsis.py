@@ -391,7 +391,11 @@ def nearest(one: dict[str, Any], snapshots: list[dict[str, Any]]) -> str:
 
 
 def test_a_world_over_loopback(tmp_path: Path) -> None:
-    snapshots = solipsis("--nodes", "8", "--seconds", "5", "--svg", tmp_path / "world.svg")
+    options = ("--nodes", "8", "--svg", tmp_path / "world.svg")
+    try:
+        snapshots = solipsis(*options, "--seconds", "5")
+    except AssertionError:  # eight nodes in one process take longer where the machine is busy
+        snapshots = solipsis(*options, "--seconds", "45")
     assert [one["name"] for one in snapshots] == [f"e{number}" for number in range(8)]
     for one in snapshots:
         closest = nearest(one, snapshots)

@@ -15,11 +15,16 @@ from ntcpsock._node import Node
 from ntcpsock._report import Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.datagram_road import BareRoad
+from ntcpsock._session.liveness import Liveness
 from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving.agreed import Agreed
+from ntcpsock._traversal.moving.dialler import DialledStream
+from ntcpsock._traversal.moving.kept import CLOSED
+from ntcpsock._traversal.punch.message import Signal
 
 PORT = 8000
 
@@ -105,6 +110,62 @@ async def test_a_listener_that_was_restarted_knows_no_stream(tmp_path: Path) -> 
         await dialled.aclose()
 
 
+@pytest.mark.parametrize("ends", ["dialler", "listener"])
+async def test_a_reset_without_a_path_is_told_by_the_broker(tmp_path: Path, ends: str) -> None:
+    """Long before the other end has lost its patience."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        one, other = (dialled, accepted) if ends == "dialler" else (accepted, dialled)
+        await echo_byte(dialled, accepted)
+        one.driver.suspend()
+        other.driver.suspend()
+        for stream in (one, other):
+            (kept,) = bob.moving.dialled_streams if stream is dialled else alice.moving.accepted_streams
+            kept._lost_at = trio.current_time()
+        one.reset()
+        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError) as caught:
+            await other.receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        await other.aclose()
+
+
+async def test_a_dialler_that_does_not_know_the_stream_says_so(tmp_path: Path) -> None:
+    """The word of its end was lost: the listener asks it to move."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        bob.moving.dialled_streams._streams.clear()
+        accepted.lose(silent())
+        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError) as caught:
+            await accepted.receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        dialled.reset()
+        await accepted.aclose()
+
+
+async def test_nobody_else_ends_a_stream_without_a_path(tmp_path: Path) -> None:
+    async with (
+        open_world(tmp_path) as world,
+        world.node("alice") as alice,
+        world.node("bob") as bob,
+        world.node("mallory") as mallory,
+    ):
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            (there,), (here,) = alice.moving.accepted_streams, bob.moving.dialled_streams
+            word = Signal(here._resuming.session_id, 1, CLOSED, b"")
+            for stream in (there, here):
+                stream.stream.driver.suspend()
+                stream._lost_at = trio.current_time()
+            mallory.introductions.tell(alice.public_key, alice._session.instance, word)
+            mallory.introductions.tell(bob.public_key, bob._session.instance, word)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            for stream in (there, here):
+                assert stream.is_lost()
+                stream._lost_at = None
+                stream.stream.go_on()
+            await echo_byte(dialled, accepted)
+
+
 async def test_books_are_empty_when_streams_have_ended(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
         for ending in ("aclose", "reset"):
@@ -120,6 +181,123 @@ async def test_books_are_empty_when_streams_have_ended(tmp_path: Path) -> None:
             await wait_all_tasks_blocked()
             assert not list(alice.moving.accepted_streams)
             assert not list(bob.moving.dialled_streams)
+
+
+async def agreed(dialler: Node, listener: Node, before: dict[DialledStream, Agreed | None]) -> None:
+    """Until both ends know where to go without a word, anew since `before`."""
+    with trio.fail_after(30):
+        for stream in dialler.moving.dialled_streams:
+            while stream._agreements.current is before.get(stream):
+                await trio.sleep(0.01)
+            before[stream] = stream._agreements.current
+    assert len(listener._acceptor.dials.standing) == len(list(dialler.moving.dialled_streams))
+
+
+@pytest.mark.parametrize("loser", ["dialler", "both"])
+async def test_without_a_broker_a_stream_goes_where_both_ends_agreed(tmp_path: Path, loser: str) -> None:
+    """More than once: each new path has an agreement of its own."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            world.broker_scope.cancel()
+            before: dict[DialledStream, Agreed | None] = {}
+            for count in (1, 2):
+                await agreed(bob, alice, before)
+                dialled.lose(silent())
+                if loser == "both":
+                    accepted.lose(silent())
+                await echo_byte(dialled, accepted)
+                await echo_byte(accepted, dialled)
+                assert len(dialled.report.moves) == len(accepted.report.moves) == count
+        await wait_all_tasks_blocked()
+        assert not alice._acceptor.dials.standing
+        assert not alice._acceptor.dials.under_way
+
+
+async def test_the_listener_goes_by_the_port_that_it_has_told(tmp_path: Path) -> None:
+    """Although it has had another one since, and nobody could say so."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            await agreed(bob, alice, {})
+            world.broker_scope.cancel()
+            before = alice._ports.listening.warm
+            accepted.lose(silent())
+            alice._ports.listening.renew()
+            with trio.fail_after(30):
+                while alice._ports.listening.warm is before:
+                    await trio.sleep(0.01)
+            dialled.lose(silent())
+            await echo_byte(dialled, accepted)
+            assert before is not None
+            assert dialled.path.remote is not None
+            assert dialled.path.remote[1] == before.port
+
+
+async def test_a_listener_that_is_reached_elsewhere_says_so(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            await agreed(bob, alice, {})
+            before = alice._ports.listening.warm
+            assert before is not None
+            alice._ports.listening.renew()
+            (kept,) = bob.moving.dialled_streams
+            agreement = kept._agreements.current
+            assert agreement is not None
+            with trio.fail_after(30):
+                while agreement._dial.answer.candidates == before.offered:  # type: ignore[union-attr]
+                    await trio.sleep(0.01)
+            world.broker_scope.cancel()
+            dialled.lose(silent())
+            await echo_byte(dialled, accepted)
+
+
+async def test_another_path_is_looked_for_while_the_present_one_is_silent(tmp_path: Path) -> None:
+    """And nobody looks any more once it is alive."""
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            await agreed(bob, alice, {})
+            (kept,) = bob.moving.dialled_streams
+            await echo_byte(dialled, accepted)
+            liveness = dialled.driver._liveness = Liveness(trio.current_time())
+            liveness.silent = True
+            kept.tend(trio.current_time())
+            liveness.silent = False
+            kept.tend(trio.current_time())
+            await wait_all_tasks_blocked()
+            assert kept._going_as_agreed is None
+            liveness.silent = True
+            with trio.fail_after(30):
+                while not dialled.report.moves:
+                    liveness.silent = True
+                    kept.tend(trio.current_time())
+                    await trio.sleep(0.01)
+            assert dialled.report.moves[0].pause == 0
+            await echo_byte(dialled, accepted)
+            await echo_byte(accepted, dialled)
+
+
+@pytest.mark.parametrize("how", ["by the broker", "for no stream"])
+async def test_a_standing_offer_is_for_a_stream_and_comes_by_it(tmp_path: Path, how: str) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            (kept,) = bob.moving.dialled_streams
+            offered = Dial(alice.public_key, alice.node_id, PORT, standing=True)
+            if how == "by the broker":
+                offered.resume = kept._resuming.session_id
+            else:
+                offered.say = kept.say
+                offered.instance = b"x" * 8
+            warm = await bob.take_port()
+            await bob.introductions.introduce(offered, offered.offer(1, warm, 0.0))
+            warm.close()
+            await echo_byte(dialled, accepted)
+            await wait_all_tasks_blocked(0.05)
+            assert offered.dial_id not in alice._acceptor.dials.standing
+            assert offered.dial_id not in alice._acceptor.dials.under_way
 
 
 async def test_a_stolen_session_id_is_of_no_use_to_another_node(tmp_path: Path) -> None:

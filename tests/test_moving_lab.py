@@ -196,6 +196,21 @@ def test_the_broker_is_gone_before_the_path(moving: Open) -> None:
     assert dialler.moves == ("tcp-open",)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["dialler", "listener", "both"])
+def test_the_broker_is_gone_before_the_address(moving: Open, who: str) -> None:
+    """Nobody can tell either end where the other one is: both go by what they agreed before."""
+    made = moving(size=20 * SIZE)
+    made.lab.server.terminate()
+    made.lab.server.reap()
+    if who != "listener":
+        change_address(made.lab.host_a)
+    if who != "dialler":
+        change_address(made.lab.host_b)
+    dialler, listener = made.end()
+    assert dialler.moves == listener.moves == ("tcp-open",)
+
+
 def test_first_over_udp_then_over_tcp(moving: Open) -> None:
     made = moving(prefer="first")
     dialler, listener = made.end()

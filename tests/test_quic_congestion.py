@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +15,7 @@ from ntcpsock._session.quic import core_clock, pacer
 from ntcpsock._session.quic.bbr import Bbr, State
 from ntcpsock._session.quic.carrier import QuicCarrier
 from ntcpsock._session.quic.core_clock import CoreClock
-from ntcpsock._session.quic.delivery_rate import DeliveryRate
+from ntcpsock._session.quic.delivery_rate import DeliveryRate, Sample
 from ntcpsock._session.quic.pacer import Pacer
 
 # -- whole connections in virtual time
@@ -225,3 +226,98 @@ def test_a_new_connection_starts_up_with_ten_datagrams() -> None:
     control = Bbr(0.0, 1200, 0.05, seed=1)
     assert (control.state, control.window) == (State.STARTUP, 12_000)
     assert control.pacing_rate == pytest.approx(2.77 * 12_000 / 0.05)
+
+
+class Rounds:
+    """Feeds a control with whole round trips of 50 ms, as a path of `RATE` would."""
+
+    def __init__(self) -> None:
+        self.control = Bbr(0.0, 1000, 0.05, seed=1)
+        self.now, self.delivered = 0.0, 0
+
+    def round(self, sent: int, losses: Sequence[int], rate: float = RATE) -> None:
+        """sent, losses: bytes, the latter as noticed in so many acknowledgements."""
+        before, share = self.delivered, sent // len(losses)
+        for lost in losses:
+            self.now += 0.05 / len(losses)
+            acked = max(1000, share - lost)
+            self.delivered += acked
+            sample = Sample(acked, lost, 0.05, rate, 0.05, sent, lost, before)
+            self.control.feedback(self.now, sample, sent, self.delivered)
+
+    def start_up(self) -> None:
+        """Until the path is known to be full, and its queue is drained."""
+        for _ in range(5):
+            self.round(100_000, [0] * 10)
+        self.round(10_000, [0] * 10)
+        assert self.control.state in (State.DOWN, State.CRUISE)
+
+
+def test_one_burst_that_gets_lost_does_not_end_the_start() -> None:
+    rounds = Rounds()
+    rounds.round(20_000, [0] * 10, RATE / 4)
+    rounds.round(40_000, [0] * 4 + [12_000] + [0] * 5, RATE / 2)
+    rounds.round(80_000, [0] * 10)
+    assert rounds.control.state is State.STARTUP
+
+
+def test_losses_apart_from_each_other_end_the_start() -> None:
+    rounds = Rounds()
+    rounds.round(20_000, [0] * 10, RATE / 4)
+    rounds.round(40_000, [2000] * 10, RATE / 2)
+    rounds.round(40_000, [2000] * 10, RATE / 2)
+    assert rounds.control.state is not State.STARTUP
+
+
+def test_what_the_start_has_overdone_is_paid_once() -> None:
+    rounds = Rounds()
+    rounds.round(100_000, [0] * 10)
+    rounds.round(200_000, [6000] * 10)
+    rounds.round(200_000, [6000] * 10, 0.6 * RATE)  # sent before it was known
+    rounds.round(25_000, [0] * 10, 0.6 * RATE)
+    assert rounds.control.state is not State.STARTUP
+    assert rounds.control.rate == RATE
+
+
+def test_loss_that_no_reduction_ends_reduces_once() -> None:
+    rounds = Rounds()
+    rounds.start_up()
+    for _ in range(12):
+        rounds.round(200_000, [900] * 10, 0.95 * rounds.control.rate)
+    assert 0.9 * RATE < rounds.control.rate < RATE
+
+
+def test_heavy_loss_reduces_from_round_to_round() -> None:
+    rounds = Rounds()
+    rounds.start_up()
+    for _ in range(7):
+        rounds.round(200_000, [8000] * 10, 0.6 * rounds.control.rate)
+    assert rounds.control.rate < 0.4 * RATE
+
+
+async def test_a_reader_that_takes_its_time_is_not_taken_for_a_slow_path(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    paths = wire_paths(Weather(rate=4e6, queue=400_000), seed=3)
+    async with trio.open_nursery() as nursery:
+        source, target = await handshake(nursery, *paths)
+        nursery.start_soon(send_for_ever, source)
+        buffer = memoryview(bytearray(1 << 20))
+        with trio.move_on_after(3):
+            while True:
+                target.try_receive_into(buffer)
+                await target.wait_readable()
+        for _ in range(250):
+            target.try_receive_into(buffer[:20_000])
+            await trio.sleep(0.1)
+        control = source._machine._sending.control
+        assert control is not None
+        assert control.rate > 0.6 * 4e6
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+async def test_what_gets_lost_twice_stops_no_long_fast_path(autojump_clock: trio.testing.MockClock) -> None:
+    weather = Weather(rate=1.2e7, delay=0.15, queue=1_200_000, loss=0.01)
+    outcome = await bulk(weather, 5, warm_up=5)
+    assert outcome.speed > 0.8 * weather.rate

@@ -89,6 +89,32 @@ def test_the_window_of_both_ends_stands_still_soon(size: int) -> None:
         assert is_released(machine), UPGRADE + "a loss noticed in the far future stops the window's changes"
 
 
+def test_the_window_of_a_busy_end_stands_still_soon() -> None:
+    """Also where the peer looks after its socket so seldom that it acknowledges a lot at once."""
+    pair = Pair()
+    on_their_way: list[list[tuple[float, bytes]]] = [[], []]
+    buffer = memoryview(bytearray(1 << 20))
+    for step in range(2500):
+        pair.now += 0.001
+        pair.client.send(bytes(20_000))
+        for number, (machine, every) in enumerate(zip(pair.machines, (1, 25), strict=True)):
+            if step % every:
+                continue
+            arrived = on_their_way[number]
+            while arrived and arrived[0][0] <= pair.now:
+                datagram = arrived.pop(0)[1]
+                machine.receive(datagram, len(datagram), pair.now)
+            timer = machine.next_timer()
+            if timer is not None and timer <= pair.now:
+                machine.handle_timer(pair.now)
+            machine.receive_into(buffer)
+            for datagram in machine.datagrams_to_send(pair.now, 40):
+                if pair.rng.random() >= 0.01:
+                    on_their_way[1 - number].append((pair.now + DELAY, datagram))
+    assert is_released(pair.client), UPGRADE + "a loss noticed in the far future stops the window's changes"
+    assert window(pair.client) > core_window.VAST >> 20
+
+
 def test_neither_loss_nor_acknowledgement_moves_the_window() -> None:
     pair = Pair()
     pair.settle()

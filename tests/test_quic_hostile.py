@@ -199,7 +199,7 @@ def test_a_peer_that_ignores_the_window_is_cut_off() -> None:
     core = client._connection._require_core()
     core.apply_peer_transport_parameters(1 << 40, 1 << 40, 1 << 40, 0, 100, 100, 3, 0.025, None, 65535)
     now, block = 1.0, bytes(1 << 20)
-    for _ in range(400):
+    for _ in range(2000):
         if client.error is None:
             core.send_stream(0, block) if client._stream_open else client.send(block)
         now += 0.05

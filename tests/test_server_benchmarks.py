@@ -29,7 +29,8 @@ def test_nodes_register_and_are_introduced() -> None:
             load = broker.run_load(server, fleet, 100, 100, 1.0)
             # Few enough that none is lost, however slow the machine is.
             assert load.answered == 1
-            assert fleet.heard.acks == fleet.sent_keep_alives > 0
+            # Late ones, of nodes that said twice that they are there, may be among them.
+            assert fleet.heard.acks >= fleet.sent_keep_alives > 0
     finally:
         for sock in sockets:
             sock.close()

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from ntcpsock._session.liveness import INTERVAL, PATIENCE, QUIET, Liveness, Verdict
+from ntcpsock._session.liveness import INTERVAL, PATIENCE, QUIET, SILENT, Liveness, Verdict
 from ntcpsock._session.machine import PongReceived, Session
 
 #: Virtual seconds from the last sign of life to the verdict, and two looks for the steps between.
@@ -186,3 +186,17 @@ def test_slow_is_not_dead() -> None:
         verdicts.append(liveness.look(now, 0, 100_000, 100_000 - number // 5, 0, (0, 0)))
     assert "dead" not in verdicts
     assert "ask" in verdicts
+
+
+def test_a_carrier_is_silent_before_it_is_dead_and_no_more_once_it_is_heard() -> None:
+    liveness = Liveness(0.0)
+
+    def look(now: float, heard: int) -> tuple[Verdict, bool]:
+        verdict = liveness.look(now, heard, 100, 100, 0, (0, 0))
+        return verdict, liveness.silent
+
+    assert look(0.1, 100) == ("watch", False)
+    assert look(0.1 + QUIET, 100) == ("ask", False)
+    assert look(0.1 + QUIET + PATIENCE * SILENT, 100) == ("watch", True)
+    assert look(0.2 + QUIET + PATIENCE * SILENT, 200) == ("watch", False)
+    assert look(0.2 + QUIET + PATIENCE * (1 + SILENT), 200) == ("dead", True)

@@ -18,9 +18,10 @@ from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.moving.dialler import DialledStream, DiallerContext
+from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.kept import KeptContext
 from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.moving.streams import MovingStreams
 from ntcpsock._traversal.pending import PendingDial
 
@@ -99,6 +100,39 @@ async def test_an_end_without_a_carrier_is_not_forgotten(moves: bool) -> None:
     right.reset()
 
 
+async def test_who_waits_does_not_notice_a_move_that_fails_at_once() -> None:
+    """The listener suspends, refuses what was out of date, and goes on, all before anybody who waits gets a turn."""
+    left, right = map(moving_stream, memory_carriers(capacity=1000))
+    received = bytearray()
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            while data := await right.receive_some():
+                received.extend(data)
+
+        async def send() -> None:
+            await left.send_all(bytes(5000))
+            await left.send_eof()
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        right.driver.suspend()
+        right.go_on()
+        await left.send_all(b"hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert received == b"hello"
+        right.driver.suspend()
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        left.driver.suspend()
+        left.go_on()
+        await trio.testing.wait_all_tasks_blocked()
+        right.go_on()
+    assert len(received) == 5005
+    left.reset()
+    right.reset()
+
+
 async def test_an_application_that_does_not_read_is_alive(autojump_clock: trio.testing.MockClock) -> None:
     """The question whether the peer is there lies behind what its application does not take."""
     left, right = map(moving_stream, memory_carriers())
@@ -106,7 +140,7 @@ async def test_an_application_that_does_not_read_is_alive(autojump_clock: trio.t
     async with trio.open_nursery() as nursery:
         moving = MovingStreams(cast(DiallerContext, SimpleNamespace(nursery=nursery)))
         for number, stream in enumerate((left, right)):
-            kept = cast(DialledStream, SimpleNamespace(stream=stream))
+            kept = cast(DialledStream, SimpleNamespace(stream=stream, tend=lambda now: None))
             moving.dialled_streams._streams[bytes((number,))] = kept
         moving._some.set()
         nursery.start_soon(moving.watch)

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._report import PathInfo
+from ntcpsock._session.frames import Ack, Data, Decoder, Payload
 from ntcpsock._session.liveness import PATIENCE, QUIET
 from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.stream import NTCPStream
@@ -269,3 +270,26 @@ async def test_a_writer_that_waits_for_room_sends_again_what_was_lost() -> None:
         await receive_all(pair.right, there)
         await pair.right.send_eof()
     assert there == data
+
+
+async def test_acknowledgements_do_not_wait_for_what_is_sent_again() -> None:
+    """That may be much for a slow way, and the other end's window is full without them."""
+    pair = Pair(capacity=2_000_000)
+    await pair.left.send_all(bytes(1_000_000))
+    pair.cut()
+    await pair.bring(capacity=1000)
+    decoder, kinds = Decoder(), list[type]()
+    view = memoryview(bytearray(1000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.left.driver.catch_up)
+        await wait_all_tasks_blocked()  # in the midst of the first frame
+        pair.left.driver.machine.confirm()
+        while kinds.count(Data) < 2:
+            count = pair.carriers[1].try_receive_into(view)
+            if count is None:
+                await wait_all_tasks_blocked()
+            else:
+                frames = decoder.receive_data(bytes(view[:count]))
+                kinds += [type(frame) for frame in frames if not isinstance(frame, Payload)]
+        nursery.cancel_scope.cancel()
+    assert kinds == [Ack, Data, Ack, Data]

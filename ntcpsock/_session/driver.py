@@ -62,6 +62,11 @@ class SessionDriver(SendingDriver):
         return verdict
 
     @property
+    def is_silent(self) -> bool:
+        """Whether the carrier seems to be lost, though that is not certain yet."""
+        return self._liveness is not None and self._liveness.silent and not self.suspended
+
+    @property
     def silence(self) -> float | None:
         """Seconds without a sign of life when somebody looked at the carrier last; None where nobody has."""
         return None if self._liveness is None else self._liveness.silence

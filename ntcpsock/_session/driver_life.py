@@ -33,6 +33,7 @@ class DriverLife(ABC):
         self.error: OSError | None = None
         self.send_error: OSError | None = None
         self.suspended = False
+        self.suspensions = 0  # so far
         self.on_lost: Callable[[OSError], bool] | None = None
         self.on_signal: Callable[[bytes], None] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -70,6 +71,7 @@ class DriverLife(ABC):
         """Leave the carrier alone from now on, at any byte: what is half sent will be sent again. Waiters wait on."""
         if not self.suspended and self.error is None:
             self.suspended = True
+            self.suspensions += 1
             self.carrier.interrupt()
 
     def go_on(self) -> None:

@@ -2,6 +2,7 @@
 
 A stream at work is watched: what comes from the peer is a sign of life, and so is that its kernel takes more of what
 was sent. After a moment without one the peer is asked once (PING); who answers neither that nor anything else is gone.
+When a third of the time for that is over the carrier counts as silent: another one may be looked for, just in case.
 Once it has answered, and nothing of the stream has moved since it was asked, the stream is idle and is left alone: an
 idle one learns of a dead path with its next byte, or by its kernel's keep-alive, and wakes no radio for that. Pings and
 their answers are signs of life and no work: two idle ends would ask each other forever.
@@ -16,6 +17,8 @@ QUIET: Final = 0.75
 #: Seconds that the answer may take, or so many round trips of the path where they are longer.
 PATIENCE: Final = 1.5
 ROUND_TRIPS: Final = 3.0
+#: The share of it after which the carrier is silent.
+SILENT: Final = 1 / 3
 #: How often to look, in seconds.
 INTERVAL: Final = 0.25
 
@@ -23,10 +26,11 @@ Verdict = Literal["idle", "watch", "ask", "dead"]
 
 
 class Liveness:
-    """Of one carrier. rtt: of its path, in seconds."""
+    """Of one carrier. rtt: of its path, in seconds. silent: whether it seems to be lost, as of the last look."""
 
     def __init__(self, now: float, rtt: float = 0.0) -> None:
         self._patience = max(PATIENCE, ROUND_TRIPS * rtt)
+        self.silent = False
         self._alive = now
         #: Seconds without a sign of life, at the last look.
         self.silence = 0.0
@@ -70,6 +74,7 @@ class Liveness:
             self._idle = not self._works_since_asked
         self._heard, self._moved, self._answers = heard, moved, answers
         self._progress = max(progress, self._progress)
+        self.silent = False
         if self._idle:
             return "idle"
         if self._asked is None:
@@ -78,4 +83,6 @@ class Liveness:
             self._asked = now
             self._works_since_asked = False
             return "ask"
-        return "dead" if now - max(self._asked, self._alive) >= self._patience else "watch"
+        waited = now - max(self._asked, self._alive)
+        self.silent = waited >= self._patience * SILENT
+        return "dead" if waited >= self._patience else "watch"

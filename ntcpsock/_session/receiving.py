@@ -162,10 +162,12 @@ class ReceivingDriver(DriverLife):
                 await self.changed.park()
             return
         self._is_read = True
+        suspensions = self.suspensions
         try:
             await carrier.wait_readable()
         except trio.ClosedResourceError:
-            if self._uses(carrier):
+            # A suspension that is over already has woken us, too.
+            if self._uses(carrier) and suspensions == self.suspensions:
                 raise
         finally:
             self._is_read = False

@@ -76,15 +76,16 @@ class SendingDriver(ReceivingDriver):
         await self.finish()
 
     async def finish(self) -> None:
-        """Send what is left of an interrupted frame, control frames, and what the carrier holds."""
+        """Send what is left of an interrupted frame, control frames, what is to be sent again, and what the carrier
+        holds. Acknowledgements first: the peer, who may have a faster way, waits for them."""
         while not self.suspended:
             if self._tail:
                 tail, self._tail = self._tail, b""
                 await self._push(tail, memoryview(b""))
-            elif again := self.machine.next_again():
-                await self._push(again, memoryview(b""))
             elif self.machine.has_control:
                 await self._push(self.machine.control_to_send(), memoryview(b""))
+            elif again := self.machine.next_again():
+                await self._push(again, memoryview(b""))
             elif self.carrier.has_unsent:
                 self._try_send(b"")
                 if self._uses(self.carrier) and self.carrier.has_unsent:
@@ -124,17 +125,18 @@ class SendingDriver(ReceivingDriver):
 
     async def _wait_writable(self, carrier: Carrier) -> None:
         """Until `carrier` takes more, or is not the one any more."""
+        suspensions = self.suspensions
         try:
             await carrier.wait_writable()
         except trio.ClosedResourceError:
-            if self._uses(carrier):
+            if self._uses(carrier) and suspensions == self.suspensions:
                 raise
 
     def flush_nowait(self) -> None:
         """Send control frames as far as that goes without waiting and without cutting into a frame."""
         if not self.machine.has_control or self._in_frame or self._tail or self.send_error is not None:
             return
-        if self.suspended or self.machine.is_behind:
+        if self.suspended:
             return
         try:
             if self.carrier.has_unsent:
@@ -159,10 +161,10 @@ class SendingDriver(ReceivingDriver):
                 self._tail = self._tail[self._try_send(self._tail) :]
                 if self._tail:
                     return False
-            elif self.machine.is_behind:
-                self._tail = self.machine.next_again()
             elif self.machine.has_control:
                 self._tail = self.machine.control_to_send()
+            elif self.machine.is_behind:
+                self._tail = self.machine.next_again()
             elif self.carrier.has_unsent:
                 self._try_send(b"")
                 if self.carrier.has_unsent:

@@ -33,6 +33,7 @@ from ntcpsock._traversal.prove import Doorkeeper
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
 from ntcpsock._traversal.punch.message import Answer, DialKind, Offer, Signal
 from ntcpsock._traversal.signals import WITHDRAWN
+from ntcpsock._traversal.standing import StandingOffer
 from ntcpsock._traversal.start import LONGEST_WAIT
 
 log = logging.getLogger("ntcpsock")
@@ -44,6 +45,7 @@ class Accepted(Protocol):
     def accepted(self, stream: NTCPStream, pending: PendingDial) -> None: ...
     def knows(self, session_id: bytes, key: bytes) -> bool: ...
     def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None: ...
+    def stands(self, session_id: bytes, standing: StandingOffer) -> None: ...
 
 
 class AcceptContext(OfferedContext, Protocol):
@@ -67,10 +69,10 @@ class Acceptor:
     """Owns the pending dials of a node. `offered` runs as a task of the node's nursery."""
 
     def __init__(self, node: AcceptContext) -> None:
-        self._node = node
+        self.node = node
         self.dials = PendingDials()
         self.doorkeeper = Doorkeeper(node, self.dials, self._finish, self._count)
-        self._follower = Follower(node, self.doorkeeper, self._count)
+        self.follower = Follower(node, self.doorkeeper, self._count)
         #: How often something was refused, by reason.
         self.refused: dict[str, int] = {}
 
@@ -85,32 +87,35 @@ class Acceptor:
             self._count("repeated dial id")
             return
         if offer.resume is not None:
-            if not self._node.moving.knows(offer.resume, delivery.sender):
+            if not self.node.moving.knows(offer.resume, delivery.sender):
                 self._count("unknown stream")
-                self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+                self.node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
                 return
         elif not await self._may_come(delivery, offer):
             return
-        if offer.encryption != self._node.encryption:
+        if offer.encryption != self.node.encryption:
             self._refuse_encryption(delivery, offer)
             return
-        warm = self._node.listening_port
+        warm = self.node.listening_port
+        if warm is not None and offer.standing:
+            self._keep(delivery, offer, warm)
+            return
         if warm is None or not self.dials.has_room(delivery.sender):
-            self._node.introductions.reply(delivery, Answer(offer.dial_id, "busy"))
+            self.node.introductions.reply(delivery, Answer(offer.dial_id, "busy"))
             return
         if self.dials.is_new(offer.dial_id):  # admits() may have waited
             await self._run(delivery, offer, warm)
 
     async def _may_come(self, delivery: Delivery, offer: Offer) -> bool:
         """Whether the sender of an offer gets anywhere on its port. If not, it may have been told so."""
-        if not await self._node.admits(offer.port, delivery, offer.kind):
+        if not await self.node.admits(offer.port, delivery, offer.kind):
             self._count("not allowed")
-            if not self._node.private:
+            if not self.node.private:
                 # Somebody is known to be here; the port looks as if nobody listened.
-                self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+                self.node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return False
-        if not self._node.listens(offer.port, offer.kind):
-            self._node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
+        if not self.node.listens(offer.port, offer.kind):
+            self.node.introductions.reply(delivery, Answer(offer.dial_id, "refused"))
             return False
         return True
 
@@ -121,41 +126,52 @@ class Acceptor:
                 'refused %s: it wants encryption="%s", and this node says "%s"; further ones are only counted',
                 delivery.sender_name or encode_node_id(delivery.sender),
                 offer.encryption,
-                self._node.encryption,
+                self.node.encryption,
             )
-        answer = Answer(offer.dial_id, "refused", demands=self._node.encryption)
-        self._node.introductions.reply(delivery, answer)
+        answer = Answer(offer.dial_id, "refused", demands=self.node.encryption)
+        self.node.introductions.reply(delivery, answer)
 
-    async def _run(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
-        answer = Answer(
+    def _keep(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
+        """For later: only one who has the stream, and says so by the stream itself, has that wish."""
+        if offer.resume is not None and delivery.answer is not None:
+            standing = StandingOffer(self, delivery, offer, warm.port)
+            self.node.moving.stands(offer.resume, standing)
+            standing.answer()
+
+    def accepting(self, offer: Offer, warm: WarmPort) -> Answer:
+        """The answer that lets a dialer in."""
+        return Answer(
             offer.dial_id,
             "accepted",
-            self._node.certificate.fingerprint,
+            self.node.certificate.fingerprint,
             warm.offered,
             warm.profile,
-            self._node.broker_rtt,
-            raw=self._node.offers_raw,
-            relayed="relay" in self._node.techniques,
+            self.node.broker_rtt,
+            raw=self.node.offers_raw,
+            relayed="relay" in self.node.techniques,
             udp_profile=warm.udp_profile,
-            turn=bool(self._node.turn_servers),
+            turn=bool(self.node.turn_servers),
             relay_times=tuple(
-                (word, min(60_000, round(seconds * 1000))) for word, seconds in self._node.relay_times.items()
+                (word, min(60_000, round(seconds * 1000))) for word, seconds in self.node.relay_times.items()
             ),
         )
+
+    async def _run(self, delivery: Delivery, offer: Offer, warm: WarmPort) -> None:
+        answer = self.accepting(offer, warm)
         report = Report(encode_node_id(delivery.sender), "listener", trio.current_time())
         pending = PendingDial(delivery, offer, answer, OneTimeToken(offer.token), report)
         self.dials.add(pending)
         try:
-            self._node.introductions.reply(delivery, answer)
-            if Offered(self._node, pending).is_answered_first:
+            self.node.introductions.reply(delivery, answer)
+            if Offered(self.node, pending).is_answered_first:
                 # The dialer had no card: it starts when this answer arrives, and so do we.
-                await trio.sleep(min(Offered(self._node, pending).rtt / 2, LONGEST_WAIT))
+                await trio.sleep(min(Offered(self.node, pending).rtt / 2, LONGEST_WAIT))
             with pending.scope:
                 pending.scope.deadline = trio.current_time() + DIAL_BUDGET
                 async with trio.open_nursery() as nursery:
                     pending.nursery = nursery
                     try:
-                        self._follower.punch_towards(pending, warm)
+                        self.follower.punch_towards(pending, warm)
                         # The dialer may also reach our listener by itself: hold the token for the whole budget.
                         await trio.sleep_forever()
                     finally:
@@ -166,14 +182,14 @@ class Acceptor:
 
     def _repeated(self, pending: PendingDial, delivery: Delivery, offer: Offer) -> None:
         """The dialer has not seen our answer yet, or brings more candidates in a later round."""
-        warm = self._node.listening_port
+        warm = self.node.listening_port
         if warm is not None:
             pending.answer = structs.replace(pending.answer, candidates=warm.offered)
-        self._node.introductions.reply(delivery, pending.answer)
+        self.node.introductions.reply(delivery, pending.answer)
         is_open = pending.nursery is not None and not pending.scope.cancel_called
         if offer.round not in pending.rounds and warm is not None and is_open:
             pending.offer = offer
-            self._follower.punch_towards(pending, warm)
+            self.follower.punch_towards(pending, warm)
 
     def heard(self, delivery: Delivery, signal: Signal) -> None:
         """A dialer's word to a joint technique of its dial, or its last one."""
@@ -192,8 +208,8 @@ class Acceptor:
         technique: str | None,
     ) -> None:
         if technique is None:
-            warm = self._node.listening_port
-            usable = Offered(self._node, pending).targets("tcp")
+            warm = self.node.listening_port
+            usable = Offered(self.node, pending).targets("tcp")
             technique = name_of_connection(warm.candidates if warm else (), usable, carrier.remote)
         report = pending.report
         report.seconds = trio.current_time() - report.started
@@ -201,7 +217,7 @@ class Acceptor:
             keep_mapping_alive(carrier.socket)
         sender = pending.delivery
         if pending.offer.kind == "datagram":
-            self._node.take_road(
+            self.node.take_road(
                 make_road(carrier, technique, sender.sender, sender.sender_name, report, rest)
             )
             pending.scope.cancel()
@@ -209,7 +225,7 @@ class Acceptor:
         assert not isinstance(carrier, BareRoad), "made for datagrams alone"
         if pending.offer.resume is not None:
             if not isinstance(carrier, PlainCarrier):
-                self._node.moving.arrived(carrier, pending.offer.dial_id, sender.sender, technique)
+                self.node.moving.arrived(carrier, pending.offer.dial_id, sender.sender, technique)
             pending.scope.cancel()
             return
         peer = PeerInfo(
@@ -218,9 +234,9 @@ class Acceptor:
             pending.offer.port,
             pending.offer.source_port,
         )
-        stream = make_stream(carrier, technique, peer, report, rest, window=self._node.window)
-        self._node.moving.accepted(stream, pending)
-        if not self._node.hand_over(stream):
+        stream = make_stream(carrier, technique, peer, report, rest, window=self.node.window)
+        self.node.moving.accepted(stream, pending)
+        if not self.node.hand_over(stream):
             self._count("backlog full")
             stream.reset()
         pending.scope.cancel()

@@ -21,7 +21,7 @@ from ntcpsock._traversal.datagram_plan import preference
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.direct import DirectRace
 from ntcpsock._traversal.explain import Explanation, explain, note_sides
-from ntcpsock._traversal.gather import WarmPort
+from ntcpsock._traversal.gather import WarmPort, open_agreed
 from ntcpsock._traversal.opened import make_road, make_stream
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.punch.driver import keep_mapping_alive
@@ -99,6 +99,28 @@ async def dial_for(
         warm.close()
     dial.since = mapped_since.get(connection.carrier.local.port, report.started)
     report.seconds = trio.current_time() - report.started
+    if isinstance(connection.carrier, Carrier | PlainCarrier):
+        keep_mapping_alive(connection.carrier.socket)
+    return connection
+
+
+async def dial_as_agreed(node: DialContext, dial: Dial, number: int, report: Report) -> Connection:
+    """As `dial_for`, from the port `number`, for a standing dial that the listener has answered before: it comes
+    towards us by itself when it has no other way. Raises OSError."""
+    dial.prefer = preference(node.prefer, node.techniques, dial.kind)
+    card = await _card_from_answer(dial)
+    warm = open_agreed(number)
+    try:
+        with report.stage("punch", trio.current_time):
+            race = DirectRace(node, dial, card, warm, report)
+            connection = await race.run()
+        if connection is None:
+            raise TraversalFailed(f"no direct path to {full_name(dial.label)} as agreed before")
+        with report.stage("bind", trio.current_time):
+            await _bind(connection, dial)
+    finally:
+        warm.close()
+    dial.since = report.started
     if isinstance(connection.carrier, Carrier | PlainCarrier):
         keep_mapping_alive(connection.carrier.socket)
     return connection

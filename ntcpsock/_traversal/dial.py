@@ -36,7 +36,8 @@ class Dial:
 
     resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
     gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
-    useless: techniques that would bring no better path than there is. since: in the end, when a NAT began to know the
+    useless: techniques that would bring no better path than there is. standing: the listener has agreed to it before,
+    and both ends go by that alone: nothing is said while it is dialled. since: in the end, when a NAT began to know the
     path that was found, on trio's clock.
     """
 
@@ -51,6 +52,7 @@ class Dial:
     resume: bytes | None = None
     say: Callable[[bytes], bool] | None = None
     useless: frozenset[str] = frozenset()
+    standing: bool = False
     since: float = 0.0
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_LENGTH))
@@ -86,6 +88,7 @@ class Dial:
                 self.kind,
                 self.prefer,
                 self.resume,
+                self.standing,
             )
         )
 

@@ -85,16 +85,8 @@ class DirectRace:
                     race.prefer(self._given)
                 with race.more_may_come():
                     plan = self._enter(race, course.warm, course.card.candidates, 1)
-                    await nursery.start(self._follow_answer, race)
-                    await nursery.start(self._further_rounds, race)
-                    earliest = ipv6_head_start(plan, course.rtt)
-                    await nursery.start(JointRounds(course, race, nursery, MAX_ROUNDS + 1).run, earliest)
-                    await nursery.start(run_mapped_round, course, race)
-                    relay = partial(run_relay_round, budget=course.remaining)
-                    await nursery.start(
-                        relay, course.node, dial, course.card, course.warm, race, nursery, course.tell
-                    )
-                    await nursery.start(run_turn_round, course, race, nursery)
+                    if not dial.standing:
+                        await self._start_more(race, nursery, ipv6_head_start(plan, course.rtt))
                 connection = await race.winner()
                 nursery.cancel_scope.cancel()
             if race.verdict is not None:
@@ -119,6 +111,19 @@ class DirectRace:
                     carrier.socket if isinstance(carrier, TLSCarrier | PlainCarrier) else None
                 )
         return connection
+
+    async def _start_more(self, race: Race, nursery: trio.Nursery, earliest: float) -> None:
+        """What takes words between the two sides. earliest: seconds until the joint techniques."""
+        course = self._course
+        await nursery.start(self._follow_answer, race)
+        await nursery.start(self._further_rounds, race)
+        await nursery.start(JointRounds(course, race, nursery, MAX_ROUNDS + 1).run, earliest)
+        await nursery.start(run_mapped_round, course, race)
+        relay = partial(run_relay_round, budget=course.remaining)
+        await nursery.start(
+            relay, course.node, course.dial, course.card, course.warm, race, nursery, course.tell
+        )
+        await nursery.start(run_turn_round, course, race, nursery)
 
     def _enter(
         self, race: Race, port: WarmPort, remote: Sequence[Candidate], round_number: int | None

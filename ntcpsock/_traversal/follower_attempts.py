@@ -57,7 +57,7 @@ class FollowerAttempts:
         pending = offered.pending
         deadline = trio.current_time() + planned.budget
         await trio.sleep(planned.delay)
-        warm = self._node.listening_port
+        warm = pending.warm or self._node.listening_port
         if warm is None:
             return
         if datagram is None and not self._shared_aim.allows(planned, trio.current_time()):

@@ -186,6 +186,15 @@ async def gather(
     return warm
 
 
+def open_agreed(number: int) -> WarmPort:
+    """The TCP port that was told to a peer before, in whatever network we are now: nobody else is asked, so it has host
+    candidates only. Raises OSError where it cannot be had."""
+    hosts = ipv6_addresses() if has_ipv6() else ()
+    warm = WarmPort(number, _open_listeners(number, (), hosts), ipv6_hosts=hosts)
+    warm.candidates = _tcp_candidates(number, (), (), hosts)
+    return warm
+
+
 async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE) -> WarmPort:
     """A fresh warm port. Without a STUN server that answers within `patience` it has host candidates only.
 

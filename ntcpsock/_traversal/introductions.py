@@ -107,11 +107,11 @@ class Introductions:
     @contextmanager
     def awaiting_answer(self, dial: Dial) -> Iterator[None]:
         """What the listener says to `dial` is taken in this block, and by `insist` beyond it."""
-        self._hold(dial)
+        self.hold(dial)
         try:
             yield
         finally:
-            self._release(dial)
+            self.release(dial)
 
     @contextmanager
     def withdrawn_on_failure(self, dial: Dial) -> Iterator[None]:
@@ -127,11 +127,12 @@ class Introductions:
                     self._session.send_reply(dial.key, dial.instance, sealed)
             raise
 
-    def _hold(self, dial: Dial) -> None:
+    def hold(self, dial: Dial) -> None:
+        """Take what the listener says to `dial`, until as many calls of `release`."""
         self._dials[dial.dial_id] = dial
         self._holders[dial.dial_id] += 1
 
-    def _release(self, dial: Dial) -> None:
+    def release(self, dial: Dial) -> None:
         self._holders[dial.dial_id] -= 1
         if not self._holders[dial.dial_id]:
             del self._holders[dial.dial_id], self._dials[dial.dial_id]
@@ -142,7 +143,7 @@ class Introductions:
         That may outlive the connect: on short paths a connection is up before its offer, lost on the way, has
         reached the listener.
         """
-        self._hold(dial)
+        self.hold(dial)
         self._nursery.start_soon(self._insist, dial, payload)
 
     async def _insist(self, dial: Dial, payload: bytes) -> None:
@@ -156,7 +157,11 @@ class Introductions:
                 except OSError:
                     return
         finally:
-            self._release(dial)
+            self.release(dial)
+
+    def offer_by_stream(self, dial: Dial, payload: bytes) -> bool:
+        """Bring an offer to the listener by the stream that it is about; False where that has no carrier now."""
+        return dial.say is not None and dial.say(self._sealer.seal(dial.key, payload))
 
     def reply(self, delivery: Delivery, answer: Answer) -> None:
         """Answer an offer, once: its dialer repeats it until an answer has arrived."""
@@ -171,6 +176,10 @@ class Introductions:
         # What came over a stream that has ended since was from no instance that the broker could find.
         if (delivery.answer is None or not delivery.answer(sealed)) and delivery.sender_instance:
             self._session.send_reply(delivery.sender, delivery.sender_instance, sealed)
+
+    def tell(self, key: bytes, instance: bytes, word: Signal) -> None:
+        """Send a word to one process of a node by the broker, once."""
+        self._session.send_reply(key, instance, self._sealer.seal(key, encode_sealed_payload(word)))
 
     async def spoof(self, dial_id: bytes, peer: bytes, local: Endpoint, remote: Endpoint, syn: Syn) -> None:
         """Ask the broker for a SYN-ACK from `remote`, the peer's, to `local`, ours, that answers our `syn`. It is out

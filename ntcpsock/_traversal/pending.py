@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -11,6 +12,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._report import Report
 from ntcpsock._traversal.aim import Aim
 from ntcpsock._traversal.broker.driver import Delivery
+from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.nominate import OneTimeToken
 from ntcpsock._traversal.punch.message import Answer, Offer
 from ntcpsock._traversal.signals import Mailbox
@@ -25,7 +27,7 @@ REMEMBERED_DIALS = 4096
 
 @dataclass
 class PendingDial:
-    """An offer that was let in, until its connection comes."""
+    """An offer that was let in, until its connection comes. warm: the port of its attempts; None: the node's."""
 
     delivery: Delivery
     offer: Offer
@@ -41,15 +43,20 @@ class PendingDial:
     checked: set[int] = field(default_factory=set)
     joint_rounds: int = 0
     nursery: trio.Nursery | None = None
+    warm: WarmPort | None = None
 
 
 class PendingDials:
-    """By dial id: those under way, those that have ended, and those whose connection came before the offer."""
+    """By dial id: those under way, those that have ended, and those whose connection came before the offer.
+
+    standing: what begins a dial that was agreed upon before: its connection may come before we know that it is time.
+    """
 
     def __init__(self) -> None:
         self.under_way: dict[bytes, PendingDial] = {}
         self.ended: OrderedDict[bytes, None] = OrderedDict()
         self.awaited: dict[bytes, trio.Event] = {}
+        self.standing: dict[bytes, Callable[[], None]] = {}
 
     def is_new(self, dial_id: bytes) -> bool:
         return dial_id not in self.under_way and dial_id not in self.ended
@@ -66,6 +73,8 @@ class PendingDials:
 
     def end(self, dial_id: bytes) -> None:
         del self.under_way[dial_id]
+        if dial_id in self.standing:
+            return
         self.ended[dial_id] = None
         while len(self.ended) > REMEMBERED_DIALS:
             self.ended.popitem(last=False)
@@ -74,6 +83,8 @@ class PendingDials:
         """Until an offer is known. On short paths a connection can overtake it, which came by way of the broker."""
         if not self.is_new(dial_id):
             return
+        if dial_id in self.standing:
+            self.standing[dial_id]()
         event = self.awaited.setdefault(dial_id, trio.Event())
         try:
             await event.wait()

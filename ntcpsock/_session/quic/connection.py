@@ -6,6 +6,7 @@ It takes the place of parts that qh3 does not promise to keep.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from qh3 import tls
@@ -35,10 +36,12 @@ class Listener(Protocol):
 
 
 class Connection(QuicConnection):
-    """listener: set before anything is received; has_more: whether events wait until it has room."""
+    """listener: set before anything is received; has_more: whether events wait until it has room; header_key: of the
+    header protection of the peer's 1-RTT packets, where that is AES."""
 
     listener: Listener
     has_more = False
+    header_key: bytes | None = None
 
     def connect(self, addr: tuple[str, int], now: float) -> None:
         super().connect(addr, now)
@@ -64,6 +67,11 @@ class Connection(QuicConnection):
         finally:
             configuration.max_datagram_size = size
         core_window.limit(self._require_core(), core_window.LARGEST if self._is_client else size)
+
+    def _call_core(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if args[:2] == ("receive", int(tls.Epoch.ONE_RTT)) and args[2][1].startswith("aes"):
+            self.header_key = args[5]
+        return super()._call_core(operation, *args)
 
     @property
     def has_limits(self) -> bool:

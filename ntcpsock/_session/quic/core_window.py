@@ -25,9 +25,11 @@ VAST: Final = sys.maxsize >> 3
 LARGEST: Final = 65535  # of UDP's
 # Seconds on the core's clock that never come.
 FAR: Final = 1e9
+# Seconds by which the PINGs are sent later than a loss was noticed, in any case.
+LATER: Final = 1e-6
 _FIRST_PING: Final = 1 << 32
 _RETRY: Final = 0.2  # seconds
-# Seconds of silence behind the PINGs: at first, and at most, after it was too short several times.
+# Seconds of silence behind the PINGs: at first, and at most, after it was too short twice or more.
 FIRST_SILENCE: Final = 0.002
 LONGEST_SILENCE: Final = 0.064
 
@@ -49,21 +51,30 @@ class CoreWindow:
         self.silent_until = -math.inf
         self._silence = FIRST_SILENCE
         self._ping = _FIRST_PING
-        self._retry_at = 0.0
+        self._retry_at = math.inf
         self._window = sys.maxsize
-        self._waits = self._answered = False
+        self._has_tried = self._waits = self._answered = False
+
+    def start(self, now: float, round_trip: float) -> None:
+        """The handshake is done. The first words are not to wait for the silence."""
+        self._retry_at = now + max(_RETRY, 3 * round_trip)
 
     def wants_pings(self, core: QuicConnectionCore, now: float) -> bool:
-        """Whether it is time to try; again where the window has shrunk since."""
-        return not self.released and now >= self._retry_at and core.congestion_window < self._window
+        """Whether it is time to try: once, and then where the window has shrunk just now, with what was received.
+
+        A loss that is noticed in the round trip after the PINGs, of something that was sent before them, would start
+        the recovery that theirs is to start. Behind a loss just noticed there is none such."""
+        before, self._window = self._window, core.congestion_window
+        return not self.released and now >= self._retry_at and (self._window < before or not self._has_tried)
 
     def pings(
         self, core: QuicConnectionCore, now: float, core_time: float, round_trip: float
     ) -> bytes | None:
         """Lose one PING and return another, to be sent behind everything else. round_trip: seconds."""
         self._retry_at = now + max(_RETRY, 3 * round_trip)
-        self._window = core.congestion_window
+        self._has_tried = True
         self._ping += 2
+        core_time += LATER
         core.send_ping(self._ping - 1)
         core.poll_transmit(core_time)
         core.send_ping(self._ping)
@@ -72,7 +83,7 @@ class CoreWindow:
             return None
         self._waits = True
         self.silent_until = now + self._silence
-        self._silence = min(2 * self._silence, LONGEST_SILENCE)
+        self._silence = min(4 * self._silence, LONGEST_SILENCE)
         ping: bytes = transmit[0]
         return ping
 
@@ -85,15 +96,14 @@ class CoreWindow:
         if ping == self._ping:
             self._answered = True
 
-    def release(self, core: QuicConnectionCore, lost: int, may: bool) -> None:
-        """After the core has received one datagram, in which it has noticed the loss of `lost` packets: if it was the
-        answer, and the other PING is still to be missed.
+    def release(self, core: QuicConnectionCore, may: bool) -> None:
+        """After the core has received one datagram: if it was the answer, and the other PING is still to be missed.
 
         may: False while the core tries a larger datagram, which would count as lost, too."""
         if not self._answered:
             return
         self._answered = self._waits = False
-        if lost or not may:
+        if not may:
             return
         before = core.congestion_window
         core.handle_timer(FAR)

@@ -121,9 +121,8 @@ class QuicDriver:
 
     def _turn(self) -> bool:
         """Take what has arrived, do what is due, send; whether the connection is over."""
-        now = trio.current_time()
         machine = self.machine
-        self._receive(now)
+        now = self._receive()
         timer = machine.next_timer()
         if timer is not None and timer <= now:
             machine.handle_timer(now)
@@ -142,17 +141,22 @@ class QuicDriver:
             self._flush(now)
         return machine.is_over
 
-    def _receive(self, now: float) -> None:
+    def _receive(self) -> float:
+        """Give the machine what is here; when that was."""
         machine, accepted = self.machine, 0
         if self._batches is not None:
-            for data, size in self._batches():
-                accepted += machine.receive(data, size, now)
+            batches = self._batches()
         else:
-            for data in self.path.try_receive():
-                accepted += machine.receive(data, len(data) or 1, now)
+            batches = [(data, len(data) or 1) for data in self.path.try_receive()]
+        # While they were fetched a stranger may have been answered, and his answer may be among them: to the machine
+        # nothing is answered before it was sent.
+        now = trio.current_time()
+        for data, size in batches:
+            accepted += machine.receive_in_order(data, size, now)
         if accepted:
             self._heard = now
             self._lost_since = None
+        return now
 
     def _flush(self, now: float) -> None:
         if self._unsent:

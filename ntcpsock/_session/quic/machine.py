@@ -30,6 +30,7 @@ from ntcpsock._session.quic.configuration import (
 )
 from ntcpsock._session.quic.connection import LARGEST_PROBED, Connection, broken
 from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQueues
+from ntcpsock._session.quic.resequencing import PacketNumbers, Resequencer
 from ntcpsock._session.quic.sending import STREAM, Sending
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class QuicMachine:
         self._held = 0
         self._datagrams = DatagramQueues()
         self._sending = Sending(self._datagrams)
+        self._resequencer: Resequencer | None = None
         self._now = self._heard_at = now
         self._idle_timeout = idle_timeout
         self._has_timed_out = False
@@ -132,6 +134,14 @@ class QuicMachine:
 
     # -- datagrams of the path
 
+    def receive_in_order(self, buffer: bytes, size: int, now: float) -> int:
+        """As `receive`, for the datagrams of a path that may deliver them out of order; what is held until others have
+        come is counted then."""
+        if self._resequencer is None:
+            return self.receive(buffer, size, now)
+        batches = self._resequencer.take(buffer, size, now)
+        return sum(self.receive(data, length, now) for data, length in batches)
+
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
         the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
@@ -142,15 +152,13 @@ class QuicMachine:
             accepted, waits = 0, self._sending.window.waits
             step = size if waits else max(1, len(buffer))
             for start in range(0, len(buffer), step):
-                losses = core.loss_total
                 report = self._guard(
                     core.receive_gro_buffer, buffer[start : start + step], size, self._address, time
                 )
                 self._guard(self._connection._drain_core)
                 accepted += report[2] if report is not None else 0
                 if waits:
-                    lost = core.loss_total - losses
-                    self._guard(self._sending.release_window, core, now, lost)
+                    self._guard(self._sending.release_window, core, now)
         else:
             for start in range(0, len(buffer), size):
                 self._guard(
@@ -201,6 +209,9 @@ class QuicMachine:
         paced = self._sending.next_time()
         if paced is not None:
             deadline = min(deadline, paced)
+        held = None if self._resequencer is None else self._resequencer.due_at()
+        if held is not None:
+            deadline = min(deadline, held)
         if not self.is_over:
             deadline = min(deadline, self._heard_at + self._idle_timeout)
         return None if deadline == math.inf else deadline
@@ -210,6 +221,9 @@ class QuicMachine:
         core = self._connection._core
         if core is None:
             return
+        if self._resequencer is not None:
+            for data, size in self._resequencer.release(now):
+                self.receive(data, size, now)
         time = self._sending.clock.time(now)
         timer = core.get_timer()
         if timer is not None and timer[1] <= time:
@@ -461,6 +475,9 @@ class QuicMachine:
                 return
         self.handshake_done = True
         core = self._connection._require_core()
+        if self._connection.header_key is not None:
+            numbers = PacketNumbers(self._connection.header_key, self.host_id)
+            self._resequencer = Resequencer(numbers)
         self._sending.start(core, self._now, self.datagram_size, core.smoothed_rtt or self._initial_rtt)
 
     def on_peer_closed(self, application: bool, code: int, reason: str) -> None:

@@ -61,6 +61,7 @@ class Sending:
     def start(self, core: QuicConnectionCore, now: float, datagram_size: int, round_trip: float) -> None:
         """The handshake is done; round_trip: seconds, as it has told."""
         self._losses = core.loss_total
+        self.window.start(now, round_trip)
         self._measure = DeliveryRate(now, core.bytes_in_flight)
         self.control = Bbr(now, datagram_size, round_trip, id(self))
         self._pacer = Pacer(now, self.control.pacing_rate, datagram_size)
@@ -84,6 +85,7 @@ class Sending:
     def hurry(self) -> None:
         """Something small has been given to the core that is not to wait for a budget."""
         self._free = FREE
+        self.window.silent_until = -math.inf
 
     # -- what has come in
 
@@ -97,9 +99,9 @@ class Sending:
             self.clock.acknowledged(now)
             self._feed_back(core, now)
 
-    def release_window(self, core: QuicConnectionCore, now: float, lost: int) -> None:
-        """After the core has got one datagram, where `window.waits`. lost: packets that it has missed for that."""
-        self.window.release(core, lost, may=self._is_size_settled(now))
+    def release_window(self, core: QuicConnectionCore, now: float) -> None:
+        """After the core has got one datagram, where `window.waits`."""
+        self.window.release(core, may=self._is_size_settled(now))
 
     def _is_size_settled(self, now: float) -> bool:
         """Whether no larger datagram is being tried."""
@@ -173,7 +175,7 @@ class Sending:
             if any(len(datagram) > datagram_size for datagram in datagrams[-1:]):
                 # Behind all that is to be sent, the core tries whether a larger one goes through.
                 self.is_probing, self._probed_at = True, now
-            if self.window.wants_pings(core, now) and self._is_size_settled(now) and len(datagrams) < most:
+            if self._is_size_settled(now) and self.window.wants_pings(core, now) and len(datagrams) < most:
                 ping = self.window.pings(core, now, time, self._round_trip)
                 datagrams += () if ping is None else (ping,)
         self._account(core, now, time, in_flight)

@@ -7,29 +7,22 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple, Protocol
 
 import trio
 
 from ntcpsock._config import UDP_TECHNIQUES
-from ntcpsock._errors import BadMessage, EncryptionMismatch, IdentityMismatch, PeerRefused
+from ntcpsock._errors import EncryptionMismatch, IdentityMismatch, PeerRefused
 from ntcpsock._report import PathInfo, Report
 from ntcpsock._session.carrier import Carrier
-from ntcpsock._session.datagram_road import BareRoad
-from ntcpsock._session.plain import PlainCarrier, PlainStream
-from ntcpsock._session.resumption import Resuming
+from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.broker.driver import Delivery
-from ntcpsock._traversal.connect import dial_for
-from ntcpsock._traversal.course import DialContext
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.ages import PathAge
+from ntcpsock._traversal.moving.agreed import Agreed, Agreements
 from ntcpsock._traversal.moving.climbing import BUDGET, LEFT_OUT, LOOK, Climbing, Seekers
-from ntcpsock._traversal.moving.kept import CHANGED, MOVE, KeptContext, KeptStream
-from ntcpsock._traversal.opened import make_path
+from ntcpsock._traversal.moving.kept import CHANGED, CLOSED, MOVE
+from ntcpsock._traversal.moving.redial import LOST, SILENT, DiallerContext, Redialling
 from ntcpsock._traversal.punch.message import Signal
-from ntcpsock._traversal.time_limit import limited
 
 log = logging.getLogger("ntcpsock")
 
@@ -37,33 +30,15 @@ log = logging.getLogger("ntcpsock")
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 
+#: Streams that go where both ends agreed to at once; each of them takes some sockets.
+MAX_AS_AGREED = 64
+#: Seconds between two attempts to go where both ends agreed to, while there is no other way.
+AGREED_PAUSE = 0.5
+
 _RELAYED = frozenset({"relay", "turn"})
 
 
-class DiallerContext(DialContext, KeptContext, Protocol):
-    """What these streams need of their node."""
-
-    @property
-    def connect_timeout(self) -> float: ...
-    @property
-    def dialling(self) -> trio.CapacityLimiter: ...
-    async def wait_network_changed(self) -> None:
-        """Until an address or a route has changed, or the machine has slept."""
-        ...
-
-
-class _First(NamedTuple):
-    """What stays of the first dial."""
-
-    label: str
-    port: int
-    source_port: int
-    instance: bytes | None
-    observed_host: str
-    also_observed: tuple[str, ...]
-
-
-class DialledStream(KeptStream):
+class DialledStream(Redialling):
     """One of them. One attempt to move at a time: that for a lost carrier ends that for a better one."""
 
     def __init__(
@@ -73,39 +48,107 @@ class DialledStream(KeptStream):
         dial: Dial,
         book: dict[bytes, DialledStream],
         seekers: Seekers[DialledStream],
+        as_agreed: trio.CapacityLimiter,
     ) -> None:
-        super().__init__(node, stream, dial.key, partial(book.pop, dial.dial_id, None))
-        self._dialler = node
-        self._first = _First(
-            dial.label, dial.port, dial.source_port, dial.instance, dial.observed_host, dial.also_observed
-        )
-        self._resuming = Resuming(dial.dial_id, dial.token)
-        self.age = PathAge(node.surroundings, self.key, stream.path, dial.since)
+        super().__init__(node, stream, dial, partial(book.pop, dial.dial_id, None))
         self._climbing: trio.CancelScope | None = None
+        self._agreements = Agreements(node, self._make_dial)
+        #: What looks for another carrier just now.
+        self._ahead: trio.CancelScope | None = None
+        self._ahead_ended = trio.Event()
+        self._going_as_agreed: trio.CancelScope | None = None
+        self._going_anew: trio.CancelScope | None = None
         self._changed_there = trio.Event()
         self._book = book
         self._seekers = seekers
-        if self._useless():
-            node.nursery.start_soon(self._climb)
-
-    @property
-    def observed_host(self) -> str:
-        return self._first.observed_host
+        self._as_agreed = as_agreed
+        self._start_climbing()
 
     def _ended(self) -> None:
         self.age.ended(trio.current_time(), self.stream.driver.silence)
         super()._ended()
         self._stop_climbing()
+        self._stop_searching()
+        self._agreements.forget()
+
+    def _tell_closed(self) -> None:
+        if self._first.instance is not None:
+            word = Signal(self._resuming.session_id, 1, CLOSED, b"")
+            self._node.introductions.tell(self.key, self._first.instance, word)
 
     def _stop_climbing(self) -> None:
         if self._climbing is not None:
             self._climbing.cancel()
+            self._climbing = None
 
     def asked(self, signal: Signal) -> None:
         """The listener has lost the path, or is elsewhere; a word from before the last move is out of date."""
         is_late = self._resuming.is_late(int.from_bytes(signal.body[:8], "big"))
         if not is_late and not self.stream.driver.suspended:
             self.stream.lose(TimeoutError(errno.ETIMEDOUT, "the peer has lost the path"))
+
+    def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
+        super().moved(carrier, position, path, reason)
+        self._stop_searching()
+        self._agreements.renew()
+        self._start_climbing()
+
+    # -- a carrier that is silent, or was lost
+
+    def tend(self, now: float) -> None:
+        """Called a few times a second: agree with the listener when it is time, and look for another carrier as soon
+        as the present one is silent."""
+        if not self.stream.driver.suspended:
+            self._agreements.tend(now)
+        if self.stream.driver.is_silent:
+            self._start_agreed()
+            if self._ahead is None:
+                self._dialler.nursery.start_soon(self._move_ahead)
+        elif not self.stream.driver.suspended:
+            self._stop_searching()
+
+    async def _move_ahead(self) -> None:
+        """One dial, which goes on when the carrier is lost meanwhile, and ends where that is alive again."""
+        self._ahead_ended = trio.Event()
+        try:
+            with trio.CancelScope() as self._ahead:
+                await self._move(SILENT)
+        except OSError as failure:
+            log.debug("no other path yet: %s", failure)
+        finally:
+            self._ahead = None
+            self._ahead_ended.set()
+
+    def _start_agreed(self) -> None:
+        agreed = self._agreements.current
+        if agreed is not None and self._going_as_agreed is None:
+            self._going_as_agreed = trio.CancelScope()
+            self._dialler.nursery.start_soon(self._move_as_agreed, agreed, self._going_as_agreed)
+
+    async def _move_as_agreed(self, agreed: Agreed, scope: trio.CancelScope) -> None:
+        """Without the broker, which may be gone; until the stream has moved, or has ended."""
+        try:
+            with scope:
+                while True:
+                    report = Report(f"{self._first.label}:{self._first.port}", "dialer", trio.current_time())
+                    try:
+                        moved = self._resuming.moved
+                        async with self._as_agreed:
+                            connection = await agreed.connect(report)
+                        reason = LOST if self.is_lost() else SILENT
+                        await self._take(connection, agreed.dial, reason, moved)
+                    except OSError as failure:
+                        log.debug("no path as agreed: %s", failure)
+                    with trio.move_on_after(AGREED_PAUSE):
+                        await self._dialler.wait_network_changed()
+        finally:
+            self._going_as_agreed = None
+
+    def _stop_searching(self) -> None:
+        """The stream has a path that is alive."""
+        for scope in (self._ahead, self._going_as_agreed, self._going_anew):
+            if scope is not None:
+                scope.cancel()
 
     # -- one that is about to be lost
 
@@ -122,12 +165,14 @@ class DialledStream(KeptStream):
             return
         self._stop_climbing()
         useless = frozenset() if self.stream.path.kind == "relay" else _RELAYED
-        with trio.CancelScope() as self._climbing:
-            with suppress(OSError), trio.move_on_after(BUDGET):
-                await self._move("it grew old", useless)
-            await self._climb_on()
-
-    # -- a carrier that was lost
+        self._climbing = scope = trio.CancelScope()
+        try:
+            with scope:
+                with suppress(OSError), trio.move_on_after(BUDGET):
+                    await self._move("it grew old", useless)
+                await self._climb_on()
+        finally:
+            self._has_climbed(scope)
 
     def _lost(self, error: OSError) -> None:
         if self._lost_at is None:
@@ -136,13 +181,26 @@ class DialledStream(KeptStream):
 
     async def _keep(self, error: OSError) -> None:
         self._stop_climbing()
-        node = self._dialler
         deadline = trio.current_time() + self.patience(error)
+        if error.errno == errno.EADDRNOTAVAIL and self._ahead is not None:
+            self._ahead.cancel()  # it comes from where we are not any more
+        self._start_agreed()
+        with trio.CancelScope() as self._going_anew:
+            if self._ahead is not None:
+                with trio.move_on_at(deadline):
+                    await self._ahead_ended.wait()
+            await self._move_anew(error, deadline)
+        self._going_anew = None
+        self._stop_searching()
+
+    async def _move_anew(self, error: OSError, deadline: float) -> None:
+        """By a dial like the first one; until the stream has moved, or has ended."""
+        node = self._dialler
         pause = FIRST_PAUSE
         while self.is_lost():
             try:
                 with trio.move_on_at(deadline):
-                    await self._move("its path was lost")
+                    await self._move(LOST)
             except (PeerRefused, IdentityMismatch, EncryptionMismatch) as refusal:
                 # It answers, and has no such stream: its process is another one.
                 gone = ConnectionResetError(errno.ECONNRESET, f"the peer has lost the connection: {refusal}")
@@ -158,8 +216,6 @@ class DialledStream(KeptStream):
             with trio.move_on_at(min(deadline, trio.current_time() + pause)):
                 await node.wait_network_changed()
             pause = min(2 * pause, LONGEST_PAUSE)
-        if self.stream.driver.error is None and self._useless():
-            node.nursery.start_soon(self._climb)
 
     # -- a better one
 
@@ -174,10 +230,22 @@ class DialledStream(KeptStream):
             useless = _RELAYED | set(UDP_TECHNIQUES)
         return useless if set(node.techniques) - useless else frozenset()
 
-    async def _climb(self) -> None:
+    def _start_climbing(self) -> None:
+        if self._climbing is None and self.stream.driver.error is None and self._useless():
+            self._climbing = trio.CancelScope()
+            self._dialler.nursery.start_soon(self._climb, self._climbing)
+
+    async def _climb(self, scope: trio.CancelScope) -> None:
         """To a better path, as soon as there is one."""
-        with trio.CancelScope() as self._climbing:
-            await self._climb_on()
+        try:
+            with scope:
+                await self._climb_on()
+        finally:
+            self._has_climbed(scope)
+
+    def _has_climbed(self, scope: trio.CancelScope) -> None:
+        if self._climbing is scope:
+            self._climbing = None
 
     async def _climb_on(self) -> None:
         driver, machine = self.stream.driver, self.stream.driver.machine
@@ -226,57 +294,6 @@ class DialledStream(KeptStream):
         self._changed_there.set()
         self._changed_there = trio.Event()
 
-    # -- both
-
-    async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
-        """Dial again, and go on over what that gives. Raises OSError."""
-        node, first = self._dialler, self._first
-        dial = Dial(self.key, first.label, first.port, first.source_port, resume=self._resuming.session_id)
-        dial.instance, dial.say, dial.useless = first.instance, self.say, useless
-        path = self.stream.path
-        dial.observed_host = path.remote[0] if path.kind != "relay" else first.observed_host
-        dial.also_observed = first.also_observed
-        report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())
-        with limited(first.label, first.port, node.connect_timeout, report):
-            async with node.dialling:
-                connection = await dial_for(node, dial, report)
-        carrier = connection.carrier
-        assert not isinstance(carrier, BareRoad | PlainCarrier), "streams without encryption do not move"
-        try:
-            path = make_path(carrier, connection.technique)
-            await self._exchange(carrier, dial.dial_id, path, reason, dial.since)
-        except BaseException:
-            carrier.close(abort=True)
-            raise
-
-    async def _exchange(
-        self, carrier: Carrier, dial_id: bytes, path: PathInfo, reason: str, since: float
-    ) -> None:
-        driver = self.stream.driver
-        was_lost = driver.suspended
-        await self.stream.suspend()
-        try:
-            if driver.error is not None:
-                raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
-            position = await greeting.ask(carrier, self._resuming.resume(driver.machine.position, dial_id))
-            if position is None:
-                raise PeerRefused("the peer does not know this connection any more")
-            if driver.error is not None:  # meanwhile
-                raise ConnectionResetError(errno.ECONNRESET, "the stream has ended")
-            silence = driver.silence
-            self.moved(carrier, position, path, reason)
-            self._resuming.has_moved()
-            self.age.replaced(path, since, trio.current_time(), silence)
-        except BadMessage as error:
-            raise ConnectionAbortedError(
-                errno.ECONNABORTED, f"the peer broke the protocol: {error}"
-            ) from error
-        except trio.ClosedResourceError as error:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the carrier was closed") from error
-        finally:
-            if driver.suspended and not was_lost:
-                self.stream.go_on()
-
 
 class DialledStreams:
     """Those of one node."""
@@ -285,14 +302,22 @@ class DialledStreams:
         self._node = node
         self._streams: dict[bytes, DialledStream] = {}
         self._seekers: Seekers[DialledStream] = Seekers()
+        self._as_agreed = trio.CapacityLimiter(MAX_AS_AGREED)
 
     def heard(self, delivery: Delivery, signal: Signal) -> bool:
         """Take a listener's word; whether it was one of a stream's."""
         stream = self._streams.get(signal.dial_id)
-        if stream is None or stream.key != delivery.sender or signal.name not in (MOVE, CHANGED):
+        if stream is None:
+            if signal.name == MOVE and delivery.sender_instance:
+                answer = Signal(signal.dial_id, 1, CLOSED, b"")
+                self._node.introductions.tell(delivery.sender, delivery.sender_instance, answer)
+            return signal.name == MOVE
+        if stream.key != delivery.sender or signal.name not in (MOVE, CLOSED, CHANGED):
             return False
         if signal.name == MOVE:
             stream.asked(signal)
+        elif signal.name == CLOSED:
+            stream.closed_there()
         else:
             stream.changed_there()
         return True
@@ -304,7 +329,7 @@ class DialledStreams:
         """Look after a stream from now on."""
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
             self._streams[dial.dial_id] = DialledStream(
-                self._node, stream, dial, self._streams, self._seekers
+                self._node, stream, dial, self._streams, self._seekers, self._as_agreed
             )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -23,6 +24,8 @@ ABRUPT_LINGER = 10.0
 #: The listener's word to the dialer that a stream should move. Its body is the epoch of the last move that it knows.
 MOVE = "move"
 
+#: Either end's word by the broker that it has ended a stream which has no path, or does not know it any more.
+CLOSED = "closed"
 #: The listener's word that its network has changed: there may be a better path now.
 CHANGED = "changed"
 
@@ -125,6 +128,10 @@ class KeptStream(ABC):
     async def _keep(self, error: OSError) -> None:
         """See to it that the stream gets another carrier, or ends with `error`."""
 
+    @abstractmethod
+    def tend(self, now: float) -> None:
+        """Called a few times a second, with the time."""
+
     def patience(self, error: OSError) -> float:
         """Seconds to wait for another carrier."""
         linger = min(self._node.linger, self.stream.linger)
@@ -137,6 +144,18 @@ class KeptStream(ABC):
     def _ended(self) -> None:
         self.stream.tell_end()
         self._forget()
+        if self._lost_at is not None and not self._node.closing:
+            with suppress(OSError):
+                self._tell_closed()
+
+    @abstractmethod
+    def _tell_closed(self) -> None:
+        """Say CLOSED to the other end by the broker, once: there is no path for a RESET."""
+
+    def closed_there(self) -> None:
+        """The other end has said CLOSED."""
+        if self.is_lost():
+            self.stream.give_up(ConnectionResetError(errno.ECONNRESET, "the peer has ended the connection"))
 
     def say(self, sealed: bytes) -> bool:
         """Tell the other node something by the stream; False where it has no carrier now."""

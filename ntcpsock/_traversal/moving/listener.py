@@ -13,15 +13,18 @@ from itertools import chain, repeat
 import trio
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._report import PathInfo
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.resumption import Resumable
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.moving import greeting
-from ntcpsock._traversal.moving.kept import CHANGED, MOVE, KeptContext, KeptStream
+from ntcpsock._traversal.moving.kept import CHANGED, CLOSED, MOVE, KeptContext, KeptStream
 from ntcpsock._traversal.opened import make_path
 from ntcpsock._traversal.pending import PendingDial
 from ntcpsock._traversal.punch.message import Signal, encode_sealed_payload
+from ntcpsock._traversal.standing import StandingOffer
 
 #: Seconds between the words to a dialer that it should move: datagrams that nobody acknowledges, so the last pause
 #: repeats as long as the stream waits.
@@ -41,6 +44,8 @@ class AcceptedStream(KeptStream):
         self.resumable = Resumable(session_id, pending.offer.token, pending.delivery.sender)
         self._dialler = replace(pending.delivery, sealed=b"", answer=None)
         self._lock = trio.Lock()
+        self._standing: StandingOffer | None = None
+        self._is_answer_due = False
 
     @property
     def observed_host(self) -> str:
@@ -50,18 +55,63 @@ class AcceptedStream(KeptStream):
         """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
         broker."""
         with trio.move_on_after(self.patience(error)):
-            for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
-                with trio.move_on_after(pause):
-                    await self.stream.wait_usable()
-                    return
-                await self._ask()
-        self.stream.give_up(error)
+            async with trio.open_nursery() as nursery:
+                if self._standing is not None:
+                    nursery.start_soon(self._standing.follow)
+                await self._ask_until_usable()
+                nursery.cancel_scope.cancel()
+        if self.is_lost():
+            self.stream.give_up(error)
 
-    async def _ask(self) -> None:
-        epoch = self.resumable.epoch.to_bytes(8, "big")
-        word = Signal(self.resumable.session_id, 1, MOVE, epoch)
+    def tend(self, now: float) -> None:
+        if self._standing is None or self.stream.driver.suspended:
+            return
+        if self.stream.driver.is_silent:
+            self._standing.begin()
+            return
+        self._standing.rest()
+        if self._is_answer_due:
+            self._is_answer_due = False
+            self._standing.answer()
+
+    async def _ask_until_usable(self) -> None:
+        for pause in chain(ASK_PAUSES, repeat(ASK_PAUSES[-1])):
+            with trio.move_on_after(pause):
+                await self.stream.wait_usable()
+                return
+            self._ask()
+
+    def _ask(self) -> None:
         with suppress(OSError):
-            await self._node.introductions.tell_dialer(self._dialler, encode_sealed_payload(word))
+            self._say_by_broker(MOVE, self.resumable.epoch.to_bytes(8, "big"))
+
+    def _tell_closed(self) -> None:
+        self._say_by_broker(CLOSED, b"")
+
+    def _say_by_broker(self, name: str, body: bytes) -> None:
+        word = Signal(self.resumable.session_id, 1, name, body)
+        self._node.introductions.tell(self.key, self._dialler.sender_instance, word)
+
+    def stands(self, standing: StandingOffer | None) -> None:
+        """Keep the dialer's newest offer for when there is no path."""
+        if self._standing is not None:
+            self._standing.withdraw()
+        self._standing = standing
+
+    def answer_again(self) -> None:
+        """We are to be reached elsewhere than the dialer knows. As long as it cannot hear that, it goes by what it
+        knows, and so do we."""
+        self._is_answer_due = True
+        self.tend(trio.current_time())
+
+    def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
+        super().moved(carrier, position, path, reason)
+        if self._standing is not None:
+            self._standing.stop()
+
+    def _ended(self) -> None:
+        super()._ended()
+        self.stands(None)
 
     async def tell_changed(self) -> None:
         """The dialer may find a better path than the relay's: our network is another one."""
@@ -110,10 +160,22 @@ class AcceptedStreams:
         if not isinstance(stream, PlainStream) and stream.driver.machine.window:
             self._streams[pending.offer.dial_id] = AcceptedStream(self._node, stream, pending, self._streams)
 
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take a dialer's word; whether it was one of a stream's."""
+        stream = self._streams.get(signal.dial_id)
+        if stream is None or stream.key != delivery.sender or signal.name != CLOSED:
+            return False
+        stream.closed_there()
+        return True
+
     def knows(self, session_id: bytes, key: bytes) -> bool:
         """Whether the node `key` has such a stream here."""
         stream = self._streams.get(session_id)
         return stream is not None and stream.key == key
+
+    def stands(self, session_id: bytes, standing: StandingOffer) -> None:
+        """Keep an offer for a stream; whose that is the caller has seen."""
+        self._streams[session_id].stands(standing)
 
     async def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
         """A proven connection, whose dialer says that a stream shall move to it."""

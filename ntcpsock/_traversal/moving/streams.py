@@ -9,11 +9,15 @@ import trio
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.liveness import INTERVAL
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.moving.dialler import DialledStreams, DiallerContext
+from ntcpsock._traversal.moving.dialler import DialledStreams
 from ntcpsock._traversal.moving.listener import AcceptedStreams
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.network.machine import NetworkChange
 from ntcpsock._traversal.pending import PendingDial
+from ntcpsock._traversal.punch.message import Signal
+from ntcpsock._traversal.standing import StandingOffer
 
 #: Seconds between two looks at the age of paths.
 AGE_INTERVAL = 1.0
@@ -38,9 +42,22 @@ class MovingStreams:
         self.accepted_streams.accepted(stream, pending)
         self._some.set()
 
+    def heard(self, delivery: Delivery, signal: Signal) -> bool:
+        """Take the word of a node at the other end of a stream; whether it was one."""
+        return self.accepted_streams.heard(delivery, signal) or self.dialled_streams.heard(delivery, signal)
+
     def knows(self, session_id: bytes, key: bytes) -> bool:
         """Whether the node `key` has such an accepted stream here."""
         return self.accepted_streams.knows(session_id, key)
+
+    def stands(self, session_id: bytes, standing: StandingOffer) -> None:
+        """An offer of a stream's dialer, for when it has no path."""
+        self.accepted_streams.stands(session_id, standing)
+
+    def candidates_changed(self) -> None:
+        """This node is to be reached elsewhere: whoever has our answer for later gets a new one."""
+        for stream in self.accepted_streams:
+            stream.answer_again()
 
     def arrived(self, carrier: Carrier, dial_id: bytes, key: bytes, technique: str) -> None:
         """A proven connection to which a stream shall move; it is worked on in the background."""
@@ -55,6 +72,7 @@ class MovingStreams:
                 await trio.sleep(INTERVAL)
                 now = trio.current_time()
                 for kept in books:
+                    kept.tend(now)
                     if kept.stream.holder is None:
                         driver = kept.stream.driver
                         if not driver.receivers and not driver.closed:

@@ -139,6 +139,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     udp_profile: as in the card; kind: what the dialling program wants to have; prefer: where it is "tcp", both sides
     give TCP a head start over the checks of the first round. resume: the id of the stream that shall move to what is
     dialled, instead of a new one; the listener that has it lets it in whatever listens on the port by now.
+    standing: nobody dials now: the listener answers, and keeps the offer for when that stream has no path left.
     """
 
     dial_id: _DialId
@@ -156,6 +157,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     kind: DialKind = "stream"
     prefer: Prefer = "tcp"
     resume: _DialId | None = None
+    standing: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
