@@ -11,7 +11,9 @@ from ntcpsock._servers import mmsg
 from ntcpsock._servers.crowds import Crowds
 from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.outlets import Outlets
+from ntcpsock._servers.sources import pack_source, sources_by
 from ntcpsock._servers.udp_desk import UdpDesk
+from ntcpsock._traversal.broker.frame import decode_key_reply_untrusted, encode_key_request
 
 
 def test_a_crowd_is_told_from_a_few() -> None:
@@ -47,3 +49,30 @@ def test_a_broker_that_is_behind_drops_a_flood_first() -> None:
         assert desk._fair(frames[-50:], 5.2) == frames[-50:]
     finally:
         sock.close()
+
+
+@pytest.mark.skipif(not mmsg.AVAILABLE, reason="no recvmmsg here")
+async def test_strangers_wait_in_a_queue_with_an_end() -> None:
+    """A few are answered at a time; what does not fit is dropped and counted."""
+    network = SimulatedNetwork()
+    bound, stranger = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for one in (bound, stranger):
+        one.bind(("127.0.0.1", 0))
+    stranger.settimeout(30)
+    sock = DatagramSocket(bound)
+    try:
+        desk = UdpDesk(sock, network.core, Outlets(network.core.key, None))
+        origin = pack_source(sources_by((sock, []))(*stranger.getsockname()))
+        asking = [(encode_key_request(number.to_bytes(24)), origin) for number in range(40)]
+        desk._put_aside(asking)
+        desk._answer_some_others()
+        nonces = {decode_key_reply_untrusted(stranger.recv(2048))[0] for _ in range(16)}
+        assert nonces == {number.to_bytes(24) for number in range(16)}
+        assert len(desk._others) == 24
+        for _ in range(200):
+            desk._put_aside(asking)
+        assert len(desk._others) == 4096
+        assert network.core.dropped["too many strangers"] == 24 + 200 * 40 - 4096
+    finally:
+        sock.close()
+        stranger.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -90,6 +91,24 @@ def test_metrics_in_the_guide_exist() -> None:
     for name in re.findall(r"`(ntcp_\w+)", GUIDE + CLUSTER):
         bare = name.removesuffix("_total")
         assert f'"{bare}"' in source or f"    {bare.removeprefix('ntcp_stun_')}: int" in stun, name
+
+
+def test_the_image_has_what_the_cluster_asks_of_it() -> None:
+    """The store's client, and a health that others wait for, which an image has with some builders only."""
+    folder = ROOT / "servers" / "container"
+    image, cluster = (
+        (folder / name).read_text(encoding="utf-8") for name in ("Containerfile", "cluster.yaml")
+    )
+    assert "--store" in cluster
+    assert "'.[redis]'" in image
+    first = cluster.partition("  broker1:\n")[2].partition("  broker2:\n")[0]
+    assert "condition: service_healthy" in cluster
+    assert "healthcheck:\n      test:" in first
+
+
+def test_the_servers_can_be_run_by_their_names() -> None:
+    for script in (ROOT / "servers").glob("*.py"):
+        assert os.access(script, os.X_OK), script
 
 
 @pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")

@@ -58,9 +58,11 @@ class Outlets:
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
 
-    def answer_all(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
-        """The same for many frames with their packed sources; the answers leave together. Known nodes come first, so
-        that they do not wait for the Diffie-Hellmans of strangers."""
+    def answer_known(
+        self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
+        """The same for the frequent ones of many frames with their packed sources; the answers leave together. What is
+        left is for `answer_others`."""
         now = trio.current_time()
         answer_known, exits = core.answer_known, self._exits
         others: list[tuple[bytes, bytes]] = []
@@ -78,10 +80,14 @@ class Outlets:
                 if refused:
                     self._count(refused)
         self._flush()
-        if others:
-            for frame, origin in others:
-                self._send(core.receive(frame, unpack_source(origin), now))
-            self._flush()
+        return others
+
+    def answer_others(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
+        """All of these; a stranger's costs a Diffie-Hellman."""
+        now = trio.current_time()
+        for frame, origin in frames:
+            self._send(core.receive(frame, unpack_source(origin), now))
+        self._flush()
         if self._spoofer is not None:
             self._spoofer.put(core.syn_acks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
@@ -19,9 +20,12 @@ from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 _logger = logging.getLogger("ntcpsock.broker")
 
-# Read with one call, and so many calls in a row before other tasks get their turn.
-_BATCH: Final = 256
-_BATCHES: Final = 2
+# Read with one call, before other tasks get their turn.
+_BATCH: Final = 128
+# Strangers, and whoever asks for something unusual, wait in a queue of their own, so that nodes do not wait for their
+# Diffie-Hellmans: so many are answered between two batches, some half a millisecond.
+_OTHERS_AT_ONCE: Final = 16
+_MOST_OTHERS: Final = 4096
 # Seconds in which datagrams gather under load.
 _PAUSE: Final = 0.002
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
@@ -39,6 +43,7 @@ class UdpDesk:
         self._outlets = outlets
         #: By ancillary data in the kernel's form.
         self._ways: dict[bytes, type[UdpSource]] = {}
+        self._others: deque[tuple[bytes, bytes]] = deque()
         self._crowds = Crowds[bytes](core.limits.datagram_rate)
 
     async def serve(self) -> NoReturn:
@@ -67,24 +72,33 @@ class UdpDesk:
                     self._core.dropped["unread"] += lost
                 began = trio.current_time()
                 count = self._read(batch, began)
-                pause = moderation.pause(began, trio.current_time(), full=count == _BATCH)
-                if not count or not (pause or count == _BATCH):
+                self._answer_some_others()
+                is_behind = count == _BATCH or bool(self._others)
+                pause = moderation.pause(began, trio.current_time(), full=is_behind)
+                if not (is_behind or (count and pause)):
                     break
                 await trio.sleep(pause)
 
     def _read(self, batch: mmsg.Batch, now: float) -> int:
-        """Answer what is there; of how many datagrams the last batch was."""
-        count = 0
-        for _ in range(_BATCHES):
-            count = batch.receive(self._sock.fileno())
-            if count:
-                frames = self._frames(batch, count)
-                self._outlets.answer_all(
-                    self._core, self._fair(list(frames), now) if count == _BATCH else frames
-                )
-            if count < _BATCH:
-                break
+        """Answer what is frequent of what is there, and put the rest aside; of how many datagrams it was."""
+        count = batch.receive(self._sock.fileno())
+        if not count:
+            return 0
+        frames = self._frames(batch, count)
+        known = self._outlets.answer_known
+        self._put_aside(known(self._core, self._fair(list(frames), now) if count == _BATCH else frames))
         return count
+
+    def _put_aside(self, others: list[tuple[bytes, bytes]]) -> None:
+        room = _MOST_OTHERS - len(self._others)
+        if len(others) > room:
+            self._core.dropped["too many strangers"] += len(others) - room
+        self._others += others[:room]
+
+    def _answer_some_others(self) -> None:
+        some = [self._others.popleft() for _ in range(min(_OTHERS_AT_ONCE, len(self._others)))]
+        if some:
+            self._outlets.answer_others(self._core, some)
 
     def _frames(self, batch: mmsg.Batch, count: int) -> Iterator[tuple[bytes, bytes]]:
         datagrams = batch.octets
