@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -221,8 +221,8 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
                 return None
             return in_a_process(pair, round(random.uniform(low, high), 2))
 
-        for found in pool.map(one, wanted):
-            if found is None:
+        for done in as_completed([pool.submit(one, pair) for pair in wanted]):
+            if (found := done.result()) is None:
                 left += 1
             else:
                 climbs.append(found)

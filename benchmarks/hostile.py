@@ -119,8 +119,7 @@ def running(script: str) -> Iterator[Server]:
 def undisturb(pid: int) -> None:
     """It goes before whatever else this machine has to do, where we may ask for that."""
     if _options.undisturbed:
-        # Not a real-time class: the kernel keeps those from running for a twentieth of each second.
-        os.setpriority(os.PRIO_PROCESS, pid, -20)
+        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
 
 
 _options = argparse.Namespace(undisturbed=False)

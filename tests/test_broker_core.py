@@ -368,6 +368,17 @@ def test_greetings_of_one_source_are_limited_and_others_are_not() -> None:
     network.add(1)
 
 
+def test_frames_of_a_known_key_from_elsewhere_are_limited_as_greetings_are() -> None:
+    """Who has heard a node's frames has its key, and could have each of them looked into."""
+    network = SimulatedNetwork(limits=BrokerLimits(greeting_rate=1, greeting_burst=10))
+    node = network.add(1)
+    recorded = [frame for frame, _, target in network.log if target == BROKER][-1]
+    for number in range(50):
+        network.replay(recorded[:-1] + bytes((number,)), STRANGER)
+    assert network.core.dropped["too many greetings"] == 40
+    assert node.ask(registration("alice")) == Registered()
+
+
 def test_requests_of_one_source_are_limited() -> None:
     network = SimulatedNetwork(limits=BrokerLimits(request_rate=1, request_burst=5))
     node = network.add(1)

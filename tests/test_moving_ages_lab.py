@@ -82,8 +82,8 @@ def test_the_next_stream_has_no_pause(nat_lab: NatLabFactory, tmp_path: Path, tr
     first, second = lab.host_a.start(ask, config, "bob", 3 * LIFETIME).result(250)
     print(first, second, sep="\n")
     assert first.technique == second.technique == techniques[0]
-    assert first.reasons == ("its path was lost",) * DEATHS_NEEDED
-    assert min(first.pauses) > 0
+    assert len(first.reasons) == DEATHS_NEEDED
+    assert set(first.reasons) <= {"its path was lost", "its path was silent"}
     assert set(second.reasons) == {"it grew old"}
     assert set(second.pauses) == {0.0}
     assert second.pause < first.pause

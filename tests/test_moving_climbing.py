@@ -8,6 +8,7 @@ import pytest
 import trio
 from world import open_world
 
+from benchmarks import climb
 from ntcpsock._traversal.moving.climbing import (
     BUDGET,
     BYTES,
@@ -124,3 +125,19 @@ async def test_the_listener_says_that_its_network_has_changed(tmp_path: Path, wa
             if way == "broker":
                 accepted.go_on()
             assert not dialled.report.moves
+
+
+def test_the_benchmark_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ("default", "symmetric") in climb.cells(["default", "symmetric", "mobile"])
+    assert ("mobile", "mobile") not in climb.cells(["default", "symmetric", "mobile"])
+    file = tmp_path / "deeper" / "climb.json"
+    assert climb.read(file) == []
+    good = climb.Climb("default", "default", "STABLE", 2.0, 0.4, "tcp-open", packets=100.0)
+    late = climb.Climb("default", "cgn", "REACHABLE", 2.0, climb.LONGEST_CLIMB + 0.1, "tcp-open")
+    failed = climb.Climb("cgn", "cgn", "REACHABLE", 2.0, None, message="it stays on the relay")
+    climb.write(file, [good, late, failed])
+    assert climb.read(file) == [good, late, failed]
+    assert climb.show([good])
+    assert not climb.show([good, late])
+    assert not climb.show([good, failed])
+    assert "it stays on the relay" in capsys.readouterr().out

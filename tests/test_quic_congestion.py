@@ -273,9 +273,8 @@ def test_what_the_start_has_overdone_is_paid_once() -> None:
     rounds = Rounds()
     rounds.round(100_000, [0] * 10)
     rounds.round(200_000, [6000] * 10)
-    rounds.round(200_000, [6000] * 10)  # sent before it was known
-    rounds.round(50_000, [2000] * 10)
-    rounds.round(25_000, [0] * 10)
+    rounds.round(200_000, [6000] * 10, 0.6 * RATE)  # sent before it was known
+    rounds.round(25_000, [0] * 10, 0.6 * RATE)
     assert rounds.control.state is not State.STARTUP
     assert rounds.control.rate == RATE
 
@@ -284,7 +283,7 @@ def test_loss_that_no_reduction_ends_reduces_once() -> None:
     rounds = Rounds()
     rounds.start_up()
     for _ in range(12):
-        rounds.round(200_000, [1200] * 10, 0.95 * rounds.control.rate)
+        rounds.round(200_000, [900] * 10, 0.95 * rounds.control.rate)
     assert 0.9 * RATE < rounds.control.rate < RATE
 
 

@@ -120,7 +120,8 @@ class BrokerCore(Greetings, NameRequests, Meetings):
         if len(datagram) > MAX_DATAGRAM:
             return self._drop("too long")
         claimed = datagram[1 : 1 + KEY_LENGTH]
-        if not self._registry.knows(claimed):
+        # Whoever comes from elsewhere than its session is as good as a stranger: anybody can say that he is a node.
+        if not self._registry.is_at(claimed, pack_source(source)):
             if not self._greetings.take(source.host, now):
                 return self._drop("too many greetings")
             if not self._sealer.knows(claimed) and not self._strangers.take("", now):

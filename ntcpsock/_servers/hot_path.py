@@ -126,7 +126,7 @@ class HotPath:
         key = frame[1 : 1 + KEY_LENGTH]
         place = self._place_of(key)
         if place is None:
-            return self._stranger(frame, key, origin, now)
+            return self._stranger(frame, origin, now)
         if not OVERHEAD <= len(frame) <= MAX_DATAGRAM or frame[0] != SEALED:
             return None
         packed = self._records.packed
@@ -134,8 +134,10 @@ class HotPath:
         shared, session, source, highest, seen, sent, expires, older, ttl, flags = _SENDER.unpack_from(
             packed, at
         )
-        if older or source != origin or expires <= now:
+        if older or expires <= now:
             return None
+        if source != origin:
+            return self._stranger(frame, origin, now)
         # A frame of ours that came back would open.
         if frame[1 + KEY_LENGTH] & 1 != (key > self._own_key):
             return None
@@ -175,7 +177,7 @@ class HotPath:
         _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent + 1, now + ttl)
         return answers
 
-    def _stranger(self, frame: bytes, claimed: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
+    def _stranger(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
         length = len(frame)
         if length > MAX_DATAGRAM or (frame[:1] == _KEY_REQUEST and length != KEY_REQUEST_LENGTH):

@@ -92,6 +92,10 @@ class Registry:
         """Whether any instance of `key` is here."""
         return key in self.places
 
+    def is_at(self, key: bytes, packed_source: bytes) -> bool:
+        """Whether an instance of `key` has its session at that source."""
+        return any(node.packed_source == packed_source for node in self._chain(self._first(key)))
+
     def shared_key(self, key: bytes) -> bytes | None:
         """What frames to and from `key` are sealed with, if any instance of it is here."""
         place = self.places.get(key)

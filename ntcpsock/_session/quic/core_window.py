@@ -62,8 +62,8 @@ class CoreWindow:
     def wants_pings(self, core: QuicConnectionCore, now: float) -> bool:
         """Whether it is time to try: once, and then where the window has shrunk just now, with what was received.
 
-        A loss that is noticed in the round trip after the PINGs, of something sent before them, would start the
-        recovery that theirs is to start. Behind a loss just noticed there is none such."""
+        A loss that is noticed in the round trip after the PINGs, of something that was sent before them, would start
+        the recovery that theirs is to start. Behind a loss just noticed there is none such."""
         before, self._window = self._window, core.congestion_window
         return not self.released and now >= self._retry_at and (self._window < before or not self._has_tried)
 
