@@ -300,6 +300,28 @@ async def test_a_standing_offer_is_for_a_stream_and_comes_by_it(tmp_path: Path, 
             assert offered.dial_id not in alice._acceptor.dials.under_way
 
 
+async def test_one_dial_id_for_two_standing_offers_harms_nobody(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            await agreed(bob, alice, {})
+            (kept,), (there,) = bob.moving.dialled_streams, alice.moving.accepted_streams
+            agreement = kept._agreements.current
+            assert agreement is not None
+            assert there._standing is not None
+            there._standing.begin()
+            agreement.offer()  # again, with the id of the one that is followed or is about to be
+            agreement.offer()
+            await echo_byte(dialled, accepted)
+            there._standing.begin()
+            await wait_all_tasks_blocked(0.05)
+            accepted.lose(silent())
+            dialled.lose(silent())
+            await echo_byte(dialled, accepted)
+        await wait_all_tasks_blocked()
+        assert not alice._acceptor.dials.standing
+
+
 async def test_a_stolen_session_id_is_of_no_use_to_another_node(tmp_path: Path) -> None:
     async with (
         open_world(tmp_path) as world,

@@ -56,7 +56,9 @@ class StandingOffer:
 
     def withdraw(self) -> None:
         """It does not hold any more."""
-        self._parts.dials.standing.pop(self._offer.dial_id, None)
+        standing = self._parts.dials.standing
+        if standing.get(self._offer.dial_id) == self._dialer_is_here:
+            del standing[self._offer.dial_id]
         self.stop()
 
     def answer(self) -> None:
@@ -103,7 +105,7 @@ class StandingOffer:
 
     async def _follow_once(self) -> None:
         parts, offer = self._parts, self._offer
-        if not parts.dials.has_room(self._delivery.sender):
+        if not (parts.dials.is_new(offer.dial_id) and parts.dials.has_room(self._delivery.sender)):
             return
         listening = parts.node.listening_port
         own: WarmPort | None = None
