@@ -61,7 +61,8 @@ async def test_who_waits_for_a_move_is_told_when_none_comes(tmp_path: Path) -> N
         accepted.lose(SILENCE)
         with trio.fail_after(60), pytest.raises(trio.BrokenResourceError) as caught:
             await accepted.wait_moved()
-        assert caught.value.__cause__ is SILENCE
+        # Its own patience, or the word of a dialler that does not keep such streams.
+        assert isinstance(caught.value.__cause__, TimeoutError | ConnectionResetError)
         assert not accepted.report.moves
         await accepted.aclose()
 
