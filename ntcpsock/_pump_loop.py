@@ -265,8 +265,12 @@ class LoopPump:
         stream is to go on over another carrier."""
         self.stream.is_held = True
         try:
-            await self.stream.driver.acquire()
-            self.stream.driver.lock.release()  # no task is amid a frame
+            driver = self.stream.driver
+            await driver.acquire()
+            driver.lock.release()  # no task is amid a frame
+            if driver.suspended or driver.carrier is not self.carrier:  # meanwhile
+                self._link.left = True
+                return True
             self._loop.add(self._link)
             self.stream.holder = self
             await self._ended.wait()
@@ -306,9 +310,15 @@ class LoopPump:
 
     async def let_go(self) -> None:
         """As `ntcpsock._session.stream.Holder`."""
-        self._loop.soon(self._link.leave)
+        self._loop.soon(self._suspend)
         with trio.CancelScope(shield=True):
             await self._ended.wait()  # not long: the loop's thread never waits for a peer
+
+    def _suspend(self) -> None:
+        """In the loop's thread. Suspended first: whoever wakes at the pump's end looks whether there is a carrier."""
+        if not self._link.ended:
+            self.stream.driver.suspend()
+            self._link.leave()
 
     def finish(self, *, keep_hop: bool) -> None:
         """As `Pump.finish`."""

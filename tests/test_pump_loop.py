@@ -16,6 +16,7 @@ from session_support import receive_all, tls_streams
 
 from ntcpsock._pump_link import Link
 from ntcpsock._pump_loop import LoopPump, PumpLoop
+from ntcpsock._pumps import Pumps
 from ntcpsock._session.stream import NTCPStream
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="the loop needs Linux")
@@ -150,6 +151,55 @@ async def test_a_fault_of_ours_ends_its_connection_only(
         assert "a fault" in caplog.text
         await far.send_all(b"x")
         assert await other.receive_some() == b"x"
+
+
+async def test_a_stream_that_is_to_move_is_not_taken_up_with_its_old_carrier() -> None:
+    """Whoever wakes first at the pump's end: who asked for it, or who would start the next one."""
+    ours, theirs = await tls_streams()
+    application, hop = hop_pair()
+
+    def is_held() -> bool:
+        return ours.holder is not None
+
+    async with trio.open_nursery() as nursery:
+        pumps = Pumps(nursery)
+        nursery.start_soon(pumps.run, hop, ours)
+        with trio.fail_after(60):
+            for _ in range(40):
+                while not is_held():
+                    await trio.lowlevel.checkpoint()
+                await ours.suspend()
+                await trio.testing.wait_all_tasks_blocked()
+                assert not is_held()
+                ours.go_on()
+            peer = trio.SocketStream(trio.socket.from_stdlib_socket(application))
+            await theirs.send_all(b"still there")
+            assert await peer.receive_some(100) == b"still there"
+        await peer.aclose()
+        await trio.aclose_forcefully(theirs)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_carrier_that_goes_before_the_pump_has_begun(loop: PumpLoop) -> None:
+    ours, theirs = await tls_streams()
+    application, hop = hop_pair()
+    pump = LoopPump(hop, ours, loop)
+    await ours.driver.acquire()  # somebody is amid a frame
+    async with trio.open_nursery() as nursery:
+
+        async def check() -> None:
+            assert await pump.run()
+
+        nursery.start_soon(check)
+        await trio.testing.wait_all_tasks_blocked()
+        await ours.suspend()
+        ours.driver.lock.release()
+    assert ours.holder is None
+    assert hop.fileno() >= 0
+    for end in (application, hop):
+        end.close()
+    for stream in (ours, theirs):
+        await trio.aclose_forcefully(stream)
 
 
 async def test_after_its_end_the_loop_breaks_what_it_is_given(loop: PumpLoop) -> None:

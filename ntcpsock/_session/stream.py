@@ -57,7 +57,7 @@ class Holder(Protocol):
     """Moves the frames of a stream outside its own methods."""
 
     async def let_go(self) -> None:
-        """Returns when the stream's driver is touched no more, at any byte."""
+        """Suspend the stream's driver; returns when it is touched no more, at any byte."""
         ...
 
     def soon(self, step: Callable[[], None]) -> None:

@@ -98,8 +98,7 @@ class DialledStream(Redialling):
     def tend(self, now: float) -> None:
         """Called a few times a second: agree with the listener when it is time, and look for another carrier as soon
         as the present one is silent."""
-        # A stream that a pump holds goes by the broker alone: a lab test saw its program's end reset otherwise.
-        if not (self.stream.driver.suspended or self.stream.is_held):
+        if not self.stream.driver.suspended:
             self._agreements.tend(now)
         if self.stream.driver.is_silent:
             self._start_agreed()
