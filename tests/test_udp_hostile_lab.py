@@ -203,7 +203,9 @@ def test_a_flood_at_the_punched_port(scene: Scene, tmp_path: Path, count: int) -
     counted = scene.end(TURNS)
     seen = watching.stop()
     assert [len(at(seen, address, scene.bob[0])) for address in (ATTACKER, VICTIM)] == [0, 0]
-    assert counted.dropped["unknown datagram"] + counted.dropped.get("early datagram", 0) > count // 3
+    # Early is what might be a dial's that is just under way.
+    dropped = counted.dropped.get("unknown datagram", 0) + counted.dropped.get("early datagram", 0)
+    assert dropped > count // 3, counted.dropped
     assert counted.kept <= 32
     assert counted.grown < 4_000_000  # the flood of 20,000 has 11 MB
     assert counted.remotes == (scene.alice,)

@@ -45,6 +45,7 @@ class UdpDesk:
         self._ways: dict[bytes, type[UdpSource]] = {}
         self._others: deque[tuple[bytes, bytes]] = deque()
         self._crowds = Crowds[bytes](core.limits.datagram_rate)
+        self._was_full = False
 
     async def serve(self) -> NoReturn:
         """Until cancelled."""
@@ -84,9 +85,12 @@ class UdpDesk:
         count = batch.receive(self._sock.fileno())
         if not count:
             return 0
+        # One full batch may be a node that asks for much at once; after another one we are behind.
+        was_full, self._was_full = self._was_full, count == _BATCH
+        is_behind = was_full and self._was_full
         frames = self._frames(batch, count)
         known = self._outlets.answer_known
-        self._put_aside(known(self._core, self._fair(list(frames), now) if count == _BATCH else frames))
+        self._put_aside(known(self._core, self._fair(list(frames), now) if is_behind else frames))
         return count
 
     def _put_aside(self, others: list[tuple[bytes, bytes]]) -> None:
