@@ -146,7 +146,7 @@ def test_from_the_relay_to_a_direct_path(nat_lab: NatLabFactory, tmp_path: Path)
     lab = nat_lab("default", "default")
     block(lab.host_a, lab.nat_b)
     block(lab.host_b, lab.nat_a)
-    made = Moving(lab, start_servers(lab, tmp_path, tcp=True), tmp_path, 4 * SIZE)
+    made = Moving(lab, start_servers(lab, tmp_path, tcp=True), tmp_path, 24 * SIZE)
     unblock(lab.host_a, lab.host_b)
     dialler, _ = made.end()
     assert dialler.first == "relay"
