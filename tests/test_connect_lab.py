@@ -12,7 +12,7 @@ import peer_programs as programs
 import pytest
 
 from ntcpsock._address import BrokerAddress
-from ntcpsock._config import Config
+from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES, Config
 from ntcpsock._state import load_identity
 from ntcpsock.testing.natlab import Lab
 from ntcpsock.testing.pytest_plugin import NatLabFactory
@@ -23,6 +23,7 @@ PATH_RTT = 0.1
 # Where round trips are counted: computing on a slow machine must not look like one more of them.
 LONG_RTT = 0.6
 GIBIBYTE = 2**30
+OVER_TCP = tuple(name for name in TECHNIQUES if name not in UDP_TECHNIQUES)
 
 
 @dataclass
@@ -37,8 +38,8 @@ class Stage:
         state = self.directory / (name or "client")
         return Config(**{"broker": self.uri, "name": name, "state_dir": state, **settings})
 
-    def dial(self, count: int, name: str | None = None) -> list[programs.Dialled]:
-        running = self.lab.host_a.start(programs.dial_many, self.config(name), "bob", count)
+    def dial(self, count: int, name: str | None = None, **settings: Any) -> list[programs.Dialled]:
+        running = self.lab.host_a.start(programs.dial_many, self.config(name, **settings), "bob", count)
         return running.result(programs.PATIENCE + 5 * count)
 
 
@@ -80,7 +81,9 @@ def median_rtts(dials: list[programs.Dialled]) -> float:
     ],
 )
 def test_every_punchable_pair_connects(stage: MakeStage, nat_a: str, nat_b: str, technique: str) -> None:
-    dials = stage(nat_a, nat_b).dial(5)
+    # Where ports have to be foreseen UDP is looked for at the same time, and now and then is first.
+    techniques = OVER_TCP if technique == "tcp-predict" else TECHNIQUES
+    dials = stage(nat_a, nat_b).dial(5, techniques=techniques)
     assert [(dialled.kind, dialled.technique) for dialled in dials] == [("tcp", technique)] * 5
 
 
