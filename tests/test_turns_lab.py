@@ -12,7 +12,7 @@ import peer_programs as programs
 import pytest
 
 from ntcpsock._address import BrokerAddress
-from ntcpsock._config import Config
+from ntcpsock._config import TECHNIQUES, UDP_TECHNIQUES, Config
 from ntcpsock._state import load_identity
 from ntcpsock.testing.natlab import Lab, Link
 from ntcpsock.testing.pytest_plugin import NatLabFactory
@@ -33,7 +33,11 @@ def world(nat_lab: NatLabFactory, tmp_path: Path) -> Callable[..., World]:
 
         def config(name: str | None = None) -> Config:
             state = tmp_path / (name or "client")
-            return Config(broker=uri, name=name, state_dir=state, broker_timeout=programs.PATIENCE)
+            # UDP, looked for at the same time, would now and then be first.
+            over_tcp = tuple(technique for technique in TECHNIQUES if technique not in UDP_TECHNIQUES)
+            return Config(
+                broker=uri, name=name, state_dir=state, broker_timeout=programs.PATIENCE, techniques=over_tcp
+            )
 
         return lab, config
 
