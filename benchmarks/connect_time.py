@@ -18,7 +18,10 @@ DELAY = 0.025
 PRIVATE: Mapping[str, Mapping[str, str]] = {"listener": {"NTCP_ALLOW": "a"}, "dialer": {"NTCP_NAME": "a"}}
 # The transport that connects a round trip earlier, without the head start that TCP has by default; and the relay alone.
 OVER_UDP: Mapping[str, Mapping[str, str]] = {"dialer": {"NTCP_PREFER": "udp", "NTCP_TECHNIQUES": "udp-punch"}}
-OVER_RELAY: Mapping[str, Mapping[str, str]] = dict.fromkeys(("listener", "dialer"), {"NTCP_RELAY": "only"})
+OVER_RELAY: Mapping[str, Mapping[str, str]] = {
+    "listener": {"NTCP_RELAY": "only"},
+    "dialer": {"NTCP_RELAY": "only"},
+}
 
 
 def measure(
