@@ -7,6 +7,7 @@ are the business of `message.py`. Every `decode_untrusted` raises BadMessage and
 from __future__ import annotations
 
 import ipaddress
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from struct import Struct
 from typing import ClassVar, Self
@@ -27,19 +28,19 @@ LONGEST_DOMAIN = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(ABC):
     """What all attributes share. `type` is the number of the registry."""
 
     type: ClassVar[int]
 
+    @abstractmethod
     def encode(self, mask: bytes) -> bytes:
         """The value, unpadded. `mask` is the cookie and the transaction id, 16 octets."""
-        raise NotImplementedError  # each attribute has its own
 
     @classmethod
+    @abstractmethod
     def decode_untrusted(cls, value: bytes, mask: bytes) -> Self:
         """The attribute that `value` holds. Raises BadMessage."""
-        raise NotImplementedError  # each attribute has its own
 
 
 @dataclass(frozen=True, slots=True)
