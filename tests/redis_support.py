@@ -103,14 +103,28 @@ def running_redis(
         server.kill()
 
 
+#: `python -m ntcpsock` whose wall clock is as many seconds ahead as a file says.
+_WITH_CLOCK = """
+import runpy, sys, time
+from pathlib import Path
+ahead, real = Path(sys.argv.pop(1)), time.time
+time.time = lambda: real() + float(ahead.read_text(encoding="ascii"))
+runpy.run_module("ntcpsock", run_name="__main__", alter_sys=True)
+"""
+
+
 class BrokerProcess:
     """One broker of a cluster. Its state directory has the keys that all of them share."""
 
-    def __init__(self, script: str, host: str, port: int, state: Path, *arguments: str) -> None:
+    def __init__(
+        self, script: str, host: str, port: int, state: Path, *arguments: str, clock: Path | None = None
+    ) -> None:
+        """clock: says how many seconds the wall clock of `serve` is ahead, always anew."""
         self.host, self.port, self.state = host, port, state
+        module = ["-m", "ntcpsock"] if clock is None else ["-c", _WITH_CLOCK, str(clock)]
         self._argv = [
             sys.executable,
-            *(["-m", "ntcpsock", "serve"] if script == "serve" else [str(SERVERS / script)]),
+            *([*module, "serve"] if script == "serve" else [str(SERVERS / script)]),
             *("--listen", host, "--state-dir", str(state)),
             *(["--broker-port", str(port)] if script == "serve" else ["--port", str(port)]),
             *arguments,

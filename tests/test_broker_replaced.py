@@ -133,6 +133,54 @@ async def test_within_a_keep_alive(
     names.close()
 
 
+@pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "silent"])
+@pytest.mark.parametrize("interlude", ["none", "away", "another key"])
+@pytest.mark.parametrize("moment", [0.0, 0.5, 0.999])
+async def test_the_same_broker_again_within_a_keep_alive(
+    refuses: bool, interlude: str, moment: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """From when it is back on: started again at once, after some minutes, or after some in which it had lost its key."""
+    names = NameStore(None)
+    host = Host("198.51.100.1", BrokerCore(BROKER, names), refuses)
+    node, thief = make_identity(1), make_identity(66)
+
+    def is_registered() -> bool:
+        instances = host.core.registry.instances(node.public_key, trio.current_time())
+        return any(record.registered for record in instances)
+
+    async with trio.open_nursery() as nursery:
+        machine = ClientMachine(Sealer(node), BROKER.public_key, keep_alive_interval=INTERVAL)
+        link = Link(
+            machine, BrokerAddress("broker.example", 6060, BROKER.public_key), [Way(host, 0.025, nursery)]
+        )
+        await link.greet()
+
+        def handle(event: Event) -> None:
+            if isinstance(event, Disconnected) and event.silent:
+                link.reopen()
+
+        nursery.start_soon(link.run, handle)
+        machine.register(Register(("alice",), (80,), 60), trio.current_time())
+        link.flush()
+        await trio.sleep(0.1 + moment * INTERVAL)
+        assert is_registered()
+        if interlude != "none":
+            host.is_up = interlude == "another key"
+            host.core = BrokerCore(make_identity(998), names)
+            await trio.sleep(10 * INTERVAL)
+            assert not is_registered()
+        # Whoever has a key may not have the name that another one has.
+        assert names.claim(("alice",), thief.public_key, None) == ("taken", "alice")
+        host.core, host.is_up = BrokerCore(BROKER, names), True
+        back = trio.current_time()
+        while not is_registered():
+            await trio.sleep(0.01)
+        assert trio.current_time() - back <= INTERVAL
+        assert names.claim(("alice",), thief.public_key, None) == ("taken", "alice")
+        nursery.cancel_scope.cancel()
+    names.close()
+
+
 async def test_nothing_is_said_more_often_than_a_tenth_before_its_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import trio
 import trio.testing
-from broker_support import SimulatedNetwork, registration
+from broker_driver_support import session
+from broker_support import SimulatedNetwork, make_identity, registration
+from redis_support import PATIENCE, BrokerProcess, free_port
+from test_cluster_faults import KEEP_ALIVE, can_meet, comes_true, counting, is_refused
+from test_cluster_front import sessions
+from test_relay_connect import check_both_ways, connect
 
+from ntcpsock._config import Config
 from ntcpsock._servers.relay import RelayDesk, RelayLimits
 from ntcpsock._servers.relay_book import RelayBook
 from ntcpsock._traversal.broker.fields import RelayPlace
@@ -17,6 +25,7 @@ from ntcpsock._traversal.relay.message import (
     issue_pair,
     verify_untrusted,
 )
+from ntcpsock.trio import open_node
 
 SECRET = bytes(SECRET_LENGTH)
 YEAR = 365 * 86400.0
@@ -80,3 +89,45 @@ async def test_a_relay_whose_clock_is_set_back_takes_new_tickets(
     clock.now += YEAR
     assert refusal() == "too many tickets lately"
     desk.close()
+
+
+async def test_streams_registrations_and_names_outlive_every_jump_of_a_server(tmp_path: Path) -> None:
+    """A broker with its relay as a process: what there is goes on, and what is asked for then is had."""
+    clock = tmp_path / "ahead"
+    clock.write_text("0", encoding="ascii")
+    broker = BrokerProcess(
+        "serve", "127.0.0.1", free_port(), tmp_path / "state", "--stun-port", "0", clock=clock
+    )
+    address = broker.start()
+    try:
+        config = Config(broker=str(address), keep_alive="fixed", keep_alive_interval=KEEP_ALIVE)
+        async with (
+            open_node(config, name="alice", state_dir=tmp_path / "alice") as alice,
+            open_node(config, state_dir=tmp_path / "bob") as bob,
+            open_node(config, relay="only", state_dir=tmp_path / "carol") as carol,
+            session(address, make_identity(66), timeout=PATIENCE) as thief,
+            await alice.open_listener(8000) as listener,
+        ):
+            direct, relayed = await connect(bob, listener), await connect(carol, listener)
+            assert direct[0].path.kind != "relay"
+            assert relayed[0].path.kind == "relay"
+            async with counting(*direct) as count, counting(*relayed) as count_relayed:
+                key, before = await thief.lookup("alice"), sessions(broker)
+                for ahead in (YEAR, -YEAR, -YEAR + 60.0, 0.0):
+                    clock.write_text(str(ahead), encoding="ascii")
+                    marks = count(), count_relayed()
+
+                    async def went_on(marks: tuple[int, int] = marks) -> bool:
+                        return count() > marks[0] + 10 and count_relayed() > marks[1] + 10
+
+                    await comes_true(went_on)
+                    assert await can_meet(thief, key, "alice")
+                    assert await is_refused(thief, "alice")
+                    for dialer in (bob, carol):
+                        await check_both_ways(*await connect(dialer, listener))
+                # Nobody was a stranger at any time.
+                assert sessions(broker) == before
+            for stream in (*direct, *relayed):
+                await stream.aclose()
+    finally:
+        broker.kill()

@@ -115,6 +115,31 @@ async def counting(mine: NTCPStream, theirs: NTCPStream) -> AsyncIterator[Callab
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def stream_between_two(broker: BrokerAddress, folder: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A stream between two nodes of a broker, in use for as long as the block lasts; waits until it has gone on."""
+    config = Config(broker=str(broker), keep_alive="fixed", keep_alive_interval=KEEP_ALIVE)
+    async with (
+        open_node(config, name="erin", state_dir=folder / "erin") as erin,
+        open_node(config, state_dir=folder / "frank") as frank,
+        await erin.open_listener(8000) as listener,
+        await frank.open_stream("erin", 8000) as mine,
+        await listener.accept() as theirs,
+        counting(mine, theirs) as count,
+    ):
+
+        async def goes_on() -> None:
+            before = count()
+
+            async def went_on() -> bool:
+                return count() > before + 10
+
+            await comes_true(went_on)
+
+        await goes_on()
+        yield goes_on
+
+
 @needs_redis
 async def test_a_killed_broker_s_nodes_come_back_at_the_others(tmp_path: Path) -> None:
     with (
@@ -193,10 +218,12 @@ async def test_redis_is_killed_and_comes_back(tmp_path: Path, keep: bool) -> Non
             session(two.address, BOB) as bob,
             session(two.address, THIEF) as thief,
             session(one.address, CAROL) as carol,
+            stream_between_two(one.address, tmp_path) as stream_goes_on,
         ):
             await alice.set_registration(("alice",), (80,), b"card", None)
             await comes_true(lambda: can_meet(bob, ALICE.public_key, "alice"))
             redis.kill()
+            await stream_goes_on()
 
             async def is_away() -> bool:
                 return "this broker goes on alone" in one.said() and "goes on alone" in two.said()
@@ -221,6 +248,7 @@ async def test_redis_is_killed_and_comes_back(tmp_path: Path, keep: bool) -> Non
                     await carol.lookup("alice")
                 await comes_true(lambda: is_refused(other, "alice"))
 
+            await stream_goes_on()
             redis.start()
             await bob.set_registration((), (), None, None)
 
@@ -244,7 +272,9 @@ async def test_redis_is_killed_and_comes_back(tmp_path: Path, keep: bool) -> Non
                     return False
 
                 await comes_true(follows)
-            assert redis.ask("HLEN", "ntcp:names") == "2"
+            await stream_goes_on()
+            # Those of alice, bob and erin.
+            assert redis.ask("HLEN", "ntcp:names") == "3"
 
 
 @needs_redis
@@ -304,6 +334,7 @@ async def test_a_single_broker_is_killed_and_restarted(tmp_path: Path) -> None:
                         broker.start()
                         async with session(broker.address, THIEF) as thief:
                             assert await is_refused(thief, "alice")
+                            assert await is_refused(thief, "bob")
                             key = await thief.lookup("alice")
                             await comes_true(lambda: can_meet(thief, key, "alice"))
 
@@ -347,6 +378,7 @@ async def test_a_restart_with_a_new_key_fools_nobody(tmp_path: Path, monkeypatch
                         await comes_true(says_so)
                         async with session(new, THIEF) as thief:
                             assert not await can_meet(thief, key)
+                            assert await is_refused(thief, "alice")
                         broker.kill()
                         share_keys(tmp_path, broker.state)
                         assert broker.start() == old
@@ -358,6 +390,8 @@ async def test_a_restart_with_a_new_key_fools_nobody(tmp_path: Path, monkeypatch
                                     break
                                 except OSError:
                                     await trio.sleep(0.1)
+                        async with session(old, THIEF) as thief:
+                            assert await is_refused(thief, "alice")
 
                         async def went_on() -> bool:
                             return count() > before + 10
@@ -384,8 +418,9 @@ async def test_a_full_disk_costs_new_names_and_nothing_else(tmp_path: Path, clus
             assert (state / "names.sqlite").stat().st_size < DISK
             broker.start(limit_file_size=DISK)
             async with (
-                session(broker.address, ALICE) as alice,
+                session(broker.address, ALICE, keep_alive_interval=KEEP_ALIVE) as alice,
                 session(broker.address, BOB) as bob,
+                stream_between_two(broker.address, tmp_path) as stream_goes_on,
             ):
                 await alice.set_registration(("alice",), (80,), b"card", None)
                 names = [f"{'long-' * 12}{number}" for number in range(200)]
@@ -408,6 +443,14 @@ async def test_a_full_disk_costs_new_names_and_nothing_else(tmp_path: Path, clus
                     return "the disk takes no" in broker.said()
 
                 await comes_true(says_so)
+                await stream_goes_on()
+                # Its disk is as full when it starts again: who was registered is again, under the same names.
+                broker.kill()
+                broker.start(limit_file_size=DISK)
+                await comes_true(lambda: can_meet(bob, ALICE.public_key, "alice"))
+                assert await is_refused(bob, "alice")
+                assert await is_refused(bob, "erin")
+                await stream_goes_on()
             broker.kill()
             broker.start()
             async with session(broker.address, BOB) as bob:
