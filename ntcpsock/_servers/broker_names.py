@@ -37,6 +37,10 @@ class NameRequests(BrokerState):
         if envelope.counter < node.registration:
             # Overtaken on the way by a newer one, or by Bye.
             return self._drop("old registration")
+        asked = node.session, envelope.request
+        if asked in self._registering:
+            # Said again while it waits for the store: the answer to the first is one to this, too.
+            return []
         if not self._registrations.take(node.host, now):
             return [self._refusal(node, envelope.request, Refused(Reason.BUSY))]
         refusal = self.gate.refuses_registration(node.key, node.host, registration, self.key, now)
@@ -45,6 +49,7 @@ class NameRequests(BrokerState):
         counter, request, session = envelope.counter, envelope.request, node.session
 
         def settle(outcome: Claim, name: str | None, now: float) -> list[Datagram]:
+            self._registering.discard(asked)
             node = self._registry.by_session(session, now)
             if node is None:
                 return []
@@ -59,15 +64,18 @@ class NameRequests(BrokerState):
                     node.show(owned[0] if owned else None)
                 self._registry.touch(node, now)
                 if self.cluster is not None:
+                    self._registering.add(asked)
                     return self.cluster.registered(node.key, node.instance, known, now)
             return [self._to(node, request, Registered())]
 
         def known(now: float) -> list[Datagram]:
+            self._registering.discard(asked)
             node = self._registry.by_session(session, now)
             return [] if node is None else [self._to(node, request, Registered())]
 
         try:
             if self.cluster is not None:
+                self._registering.add(asked)
                 return self.cluster.claim(registration.names, node.key, registration.allow, settle, now)
             outcome = self._registry.names.claim(registration.names, node.key, registration.allow)
         except sqlite3.Error:

@@ -129,6 +129,8 @@ class BrokerState:
         self._strangers = RateLimit(limits.strangers_rate, limits.strangers_burst)
         self._requests = RateLimit(limits.request_rate, limits.request_burst)
         self._registrations = RateLimit(limits.register_rate, limits.register_burst)
+        #: Sessions and requests whose registration waits for the cluster's store, which answers or is given up.
+        self._registering: set[tuple[bytes, int]] = set()
         self._spoofing = spoofing
         self.cluster = cluster
         if cluster is not None:
