@@ -5,8 +5,8 @@
 Three brokers as processes with a real redis-server, all nodes at the first one, a name each. Then it is killed, and all
 nodes say hello at the others: in the same instant, and as keep-alives find out, one after the other within
 `--spread` seconds. Each node is a real client on the wire, over real UDP: its own source address (127.64.0.0/10, by
-IP_PKTINFO from one socket), its own key, its own retransmissions with the pauses of `_traversal.broker`. Its first hello
-is sealed before: nodes have processors of their own.
+IP_PKTINFO from one socket), its own key, its own retransmissions with the pauses of `_traversal.broker`. Its first
+hello is sealed before: nodes have processors of their own.
 
 Meanwhile a stream between two real nodes of the killed broker is in use, and one node in a thousand is a thief, who
 asks for the name of another that is away. Ends with 1 where a word on the stream is missing, where a thief is not
@@ -146,7 +146,10 @@ class Crowd:
         self.broker_key = broker_key
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        for forced, option in ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF)):  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
+        for forced, option in (
+            (33, socket.SO_RCVBUF),
+            (32, socket.SO_SNDBUF),
+        ):  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
             try:
                 self.socket.setsockopt(socket.SOL_SOCKET, forced, 8 * 1024 * 1024)
             except PermissionError:
@@ -183,9 +186,7 @@ class Crowd:
             if node.answered:
                 continue
             nonce = frame[HEADER_LENGTH - 24 : HEADER_LENGTH]
-            body = decode_from_broker(
-                _BOXES.open_untrusted(frame[HEADER_LENGTH:], nonce, node.shared)
-            ).body
+            body = decode_from_broker(_BOXES.open_untrusted(frame[HEADER_LENGTH:], nonce, node.shared)).body
             if isinstance(body, Challenge) and body.cookie != node.cookie:
                 # Its first, or the last one is too old, or the session: it has waited for that long.
                 self.counts["challenged again"] += bool(node.cookie)

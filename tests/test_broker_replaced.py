@@ -139,7 +139,7 @@ async def test_within_a_keep_alive(
 async def test_the_same_broker_again_within_a_keep_alive(
     refuses: bool, interlude: str, moment: float, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """From when it is back on: started again at once, after some minutes, or after some in which it had lost its key."""
+    """From when it is back: started again at once, after some minutes, or after some in which it had lost its key."""
     names = NameStore(None)
     host = Host("198.51.100.1", BrokerCore(BROKER, names), refuses)
     node, thief = make_identity(1), make_identity(66)

@@ -116,7 +116,9 @@ async def counting(mine: NTCPStream, theirs: NTCPStream) -> AsyncIterator[Callab
 
 
 @asynccontextmanager
-async def stream_between_two(broker: BrokerAddress, folder: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def stream_between_two(
+    broker: BrokerAddress, folder: Path
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A stream between two nodes of a broker, in use for as long as the block lasts; waits until it has gone on."""
     config = Config(broker=str(broker), keep_alive="fixed", keep_alive_interval=KEEP_ALIVE)
     async with (

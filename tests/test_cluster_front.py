@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from redis_support import (
 from test_nginx import NGINX, placed, start, wait_for
 from test_relay_connect import check_both_ways, connect
 
-from ntcpsock._address import BrokerAddress
+from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
 from ntcpsock.cli.app import app
 from ntcpsock.trio import open_node
@@ -32,6 +35,8 @@ from ntcpsock.trio import open_node
 SERVERS = Path(__file__).parents[1] / "servers"
 CONFIG = SERVERS / "nginx-cluster.conf"
 COMPOSE = SERVERS / "container" / "cluster.yaml"
+IMAGE = SERVERS / "container" / "Containerfile"
+PROGRAM = Path(sys.executable).with_name("ntcp")
 PLACES = ("127.0.0.1:6060", "127.0.0.1:6061", "127.0.0.1:6062")
 
 
@@ -141,6 +146,105 @@ def test_the_compose_file_is_what_our_commands_and_its_own_parts_take() -> None:
             assert other in services
         if build := service.get("build"):
             assert (COMPOSE.parent / build["context"] / build["dockerfile"]).is_file()
+
+
+@needs_redis
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx-light)")
+async def test_what_compose_starts_is_a_cluster_behind_its_front(tmp_path: Path) -> None:
+    """The keys are handed on, nodes meet over TLS, and go on to do so when the broker that made the keys is killed."""
+    authority = Authority(tmp_path)
+    with running_redis(tmp_path / "redis") as redis, ExitStack() as stack:
+        brokers = []
+        for name in ("broker1", "broker2", "broker3"):
+            broker = Composed(name, tmp_path, redis.url)
+            stack.callback(broker.kill)
+            await trio.to_thread.run_sync(broker.wait_until_ready)
+            brokers.append(broker)
+        assert len({broker.address.key for broker in brokers}) == 1
+        text = CONFIG.read_text(encoding="utf-8")
+        for place, broker in zip(PLACES, brokers, strict=True):
+            text = text.replace(f"server {place} ", f"server {broker.address.host}:{broker.address.port} ")
+        front = free_port()
+        config = placed(text, tmp_path, f"127.0.0.1:{front}", authority.issue(tmp_path, "localhost"))
+        nginx = start(tmp_path, config)
+        stack.callback(nginx.wait)
+        stack.callback(nginx.terminate)
+        await trio.to_thread.run_sync(wait_for, "127.0.0.1", front)
+        uri = str(BrokerAddress("localhost", front, brokers[0].address.key, tls=True))
+        settings = Config(broker=uri, ca_file=authority.file, keep_alive="fixed", keep_alive_interval=1.0)
+        async with (
+            open_node(settings, name="alice", state_dir=tmp_path / "alice") as alice,
+            open_node(settings, state_dir=tmp_path / "bob") as bob,
+            await alice.open_listener(8000) as listening,
+        ):
+            await check_both_ways(*await connect(bob, listening))
+            brokers[0].kill()
+            with trio.fail_after(PATIENCE):
+                while True:
+                    try:
+                        mine = await bob.open_stream("alice", 8000)
+                        break
+                    except OSError:
+                        await trio.sleep(0.1)
+                await check_both_ways(mine, await listening.accept())
+
+
+class Composed:
+    """A broker that is started with its service's own words, with the paths of `folder` and ports of this run."""
+
+    def __init__(self, name: str, folder: Path, store: str) -> None:
+        service = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"][name]
+        image = re.search(r"^ENTRYPOINT (.*)$", IMAGE.read_text(encoding="utf-8"), re.MULTILINE)
+        assert image is not None
+        places = {"$$": "$", "redis://127.0.0.1:6379/0": store, "/opt/ntcp/bin/ntcp": str(PROGRAM)}
+        for volume in service["volumes"]:
+            state, _, inside = volume.removesuffix(":ro").partition(":")
+            (folder / state).mkdir(mode=0o700, exist_ok=True)
+            places[inside] = str(folder / state)
+        words = []
+        for word in (*service.get("entrypoint", json.loads(image[1])), *service["command"]):
+            for ours, theirs in places.items():
+                word = word.replace(ours, theirs)
+            words.append(word)
+        # What is said last holds.
+        words += ["--listen", "127.0.0.1"]
+        for option in ("--broker-port", "--stun-port", "--other-stun-port"):
+            words += [option, str(free_port())]
+        self._log = folder / f"{name}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def wait_until_ready(self) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().split()
+        assert line[:1] == ["ready"], self._log.read_text()
+        self.address = parse_broker(line[1])
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "compose.yaml"])
+def test_what_the_compose_files_name_is_there(name: str) -> None:
+    """Flags that `ntcp serve` takes, files, volumes; and the health that is asked for is at the port that it serves."""
+    path = COMPOSE.with_name(name)
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    group: Any = typer.main.get_command(app)
+    serve = group.commands["serve"]
+    for service in document["services"].values():
+        if "build" in service:
+            given = serve.make_context("serve", list(service["command"])).params
+            health = " ".join(service["healthcheck"].get("test", ()))
+            assert not health or f"http://127.0.0.1:{given['broker_port']}/healthz" in health
+            assert (path.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        for volume in service["volumes"]:
+            source = volume.partition(":")[0]
+            if source.startswith(".."):
+                assert (path.parent / source).is_file()
+            else:
+                # The certificate is the operator's.
+                assert source == "./tls" or source in document["volumes"]
 
 
 @needs_redis
