@@ -264,8 +264,17 @@ def main() -> None:
 class Stage:
     """Redis, the brokers, and the crowd at the first of them."""
 
-    def __init__(self, folder: Path, store: RedisServer, brokers: list[BrokerProcess], count: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: RedisServer,
+        brokers: list[BrokerProcess],
+        count: int,
+        keep_alive: float = 20.0,
+    ) -> None:
+        """keep_alive: of the two nodes with a stream, in seconds."""
         self.folder, self.store, self.brokers, self.count = folder, store, brokers, count
+        self.keep_alive = keep_alive
         key = brokers[0].address.key
         assert key is not None
         box_key = bindings.crypto_sign_ed25519_pk_to_curve25519(key)
@@ -294,7 +303,7 @@ class Stage:
             flush=True,
         )
         owners = self._owners()
-        with _stream_in_use(self.folder, self.brokers) as words:
+        with _stream_in_use(self.folder, self.brokers, self.keep_alive) as words:
             longest = self._kill_and_return(first, others, spread)
         assert words, "no word came back"
         print(
@@ -352,7 +361,9 @@ def _place(broker: BrokerProcess) -> bytes:
 
 
 @contextmanager
-def _stream_in_use(folder: Path, brokers: list[BrokerProcess]) -> Iterator[list[float]]:
+def _stream_in_use(
+    folder: Path, brokers: list[BrokerProcess], keep_alive: float
+) -> Iterator[list[float]]:
     """A stream between two nodes of the first broker, in a process of its own. The list has the seconds that each word
     took there and back, when the block is over."""
     words: list[float] = []
@@ -360,7 +371,7 @@ def _stream_in_use(folder: Path, brokers: list[BrokerProcess]) -> Iterator[list[
     address = BrokerAddress(hosts, brokers[0].port, brokers[0].address.key)
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe()
-    process = fork.Process(target=_use_a_stream, args=(folder, str(address), there))
+    process = fork.Process(target=_use_a_stream, args=(folder, str(address), keep_alive, there))
     process.start()
     there.close()
     here.recv()
@@ -373,11 +384,11 @@ def _stream_in_use(folder: Path, brokers: list[BrokerProcess]) -> Iterator[list[
         process.join()
 
 
-def _use_a_stream(folder: Path, broker: str, pipe: Connection) -> None:
+def _use_a_stream(folder: Path, broker: str, keep_alive: float, pipe: Connection) -> None:
     words: list[float] = []
 
     async def use() -> None:
-        config = Config(broker=broker)
+        config = Config(broker=broker, keep_alive="fixed", keep_alive_interval=keep_alive)
         async with (
             open_node(config, name="settled", state_dir=folder / "settled") as settled,
             open_node(config, state_dir=folder / "dialer") as dialer,

@@ -222,7 +222,9 @@ class Composed:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "compose.yaml"])

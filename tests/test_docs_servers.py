@@ -24,10 +24,11 @@ UNITS = sorted((ROOT / "servers" / "systemd").glob("*.service"))
 ANALYZE = shutil.which("systemd-analyze")
 
 
-def test_each_attack_has_a_test_that_is_there() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", SECURITY)
-    assert len(named) > 40
-    for file, name in named:
+def test_each_attack_and_each_fault_has_a_test_that_is_there() -> None:
+    attacks, faults = (re.findall(r"`(test_\w+\.py)::(test_\w+)`", page) for page in (SECURITY, CLUSTER))
+    assert len(attacks) > 40
+    assert len(faults) > 8
+    for file, name in attacks + faults:
         tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
         found = {
             node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
