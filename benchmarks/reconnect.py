@@ -96,6 +96,7 @@ class Node:
         "session",
         "shared",
         "taken",
+        "tries",
     )
 
     def __init__(self, number: int, broker_box_key: bytes, name: str) -> None:
@@ -119,6 +120,7 @@ class Node:
         self.answered = 0.0
         self.taken = False
         self.pause = INITIAL_RTO
+        self.tries = 0
         self.due = 0.0
 
     def seal(self, broker_key: bytes) -> bytes:
@@ -168,8 +170,15 @@ class Crowd:
         refused = self.outbox.queue(self.socket.fileno(), frame, node.broker, node.control)
         self.counts["not sent"] += len(refused)
         self.counts["sent"] += 1
+        # As a greeting and a request are repeated.
         node.due = now + node.pause
-        node.pause = min(2 * node.pause, MAX_PAUSE if node.session == NO_SESSION else LONGEST_PAUSE)
+        if node.session != NO_SESSION:
+            node.pause = min(2 * node.pause, LONGEST_PAUSE)
+        else:
+            if node.tries:
+                node.pause = min(2 * node.pause, MAX_PAUSE)
+                node.due = now + node.pause * random.uniform(0.5, 1.0)
+            node.tries += 1
         heapq.heappush(self.timers, (node.due, number))
 
     def receive(self) -> int:
@@ -190,7 +199,7 @@ class Crowd:
             if isinstance(body, Challenge) and body.cookie != node.cookie:
                 # Its first, or the last one is too old, or the session: it has waited for that long.
                 self.counts["challenged again"] += bool(node.cookie)
-                node.session, node.cookie, node.pause = NO_SESSION, body.cookie, INITIAL_RTO
+                node.session, node.cookie, node.pause, node.tries = NO_SESSION, body.cookie, INITIAL_RTO, 0
                 self.send(number, now)
             elif isinstance(body, Welcome) and node.session == NO_SESSION:
                 node.session, node.pause = body.session, INITIAL_RTO
@@ -361,9 +370,7 @@ def _place(broker: BrokerProcess) -> bytes:
 
 
 @contextmanager
-def _stream_in_use(
-    folder: Path, brokers: list[BrokerProcess], keep_alive: float
-) -> Iterator[list[float]]:
+def _stream_in_use(folder: Path, brokers: list[BrokerProcess], keep_alive: float) -> Iterator[list[float]]:
     """A stream between two nodes of the first broker, in a process of its own. The list has the seconds that each word
     took there and back, when the block is over."""
     words: list[float] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from broker_support import BROKER, LATENCY, SEALED, SimulatedNetwork, make_identity, registration
 
@@ -51,9 +53,10 @@ def test_unknown_broker_key_takes_one_round_trip_more() -> None:
     assert node.machine.broker_key == network.broker_identity.public_key
 
 
-def test_hello_schedule_without_answer() -> None:
-    network = SimulatedNetwork(loss=1.0)
-    node = network.add(1, start=False)
+def hello_times(number: int) -> list[float]:
+    """Of one whom nobody answers, from its start on."""
+    network = SimulatedNetwork(seed=number, loss=1.0)
+    node = network.add(number, start=False)
     begin = network.now
     node.machine.start(network.now)
     node.collect()
@@ -62,7 +65,26 @@ def test_hello_schedule_without_answer() -> None:
         sent = len(network.log)
         network.run(until=lambda sent=sent: len(network.log) > sent, seconds=60)  # type: ignore[misc]
         times.append(network.now - begin)
-    assert times == [0.0, 0.25, 0.75, 1.75, 3.75, 7.75, 12.75, 17.75, 22.75]
+    return times
+
+
+def test_hello_schedule_without_answer() -> None:
+    """The first pause is that of the round trip; from then on each is somewhere between half of what it may be and all
+    of it."""
+    for number in range(1, 20):
+        times = hello_times(number)
+        assert times[1] == 0.25
+        pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+        for pause, most in zip(
+            pauses[1:], itertools.chain((0.5, 1.0, 2.0, 4.0), itertools.repeat(5.0)), strict=False
+        ):
+            assert most / 2 <= pause <= most
+
+
+def test_who_loses_a_broker_in_the_same_instant_does_not_come_again_in_the_same_instants() -> None:
+    """Else a broker that cannot hear all of them at once hears as few of them each time, and nobody in between."""
+    times = [hello_times(number) for number in range(1, 21)]
+    assert len({round(each[4], 1) for each in times}) > 5
 
 
 def test_introduction_reaches_both_in_the_same_instant() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 #: Greeting never ends: this is the longest pause between two tries.
 MAX_PAUSE = 5.0
 
@@ -24,6 +26,9 @@ class Greeting:
         self._pause = pause
         self._longest_pause = min(MAX_PAUSE, longest_pause)
         self._prompt_hellos = 0
+        # Thousands may lose their broker in the same instant: those whom the next one cannot hear at once must not all
+        # come again in the same instant, too.
+        self._chance = random.Random(nonce)
         # Each Hello has a number of its own, so its answer measures the round trip, retransmitted or not.
         self._sent: dict[int, float] = {}
 
@@ -38,11 +43,13 @@ class Greeting:
         return self._sent.pop(number, None)
 
     def schedule(self, now: float) -> None:
-        """A try was made: the pause before the next one doubles."""
+        """A try was made: the pause before the next one doubles, and is somewhere in its second half from then on."""
+        pause = self._pause
         if self.tries:
             self._pause = min(self._pause * 2, self._longest_pause)
+            pause = self._pause * self._chance.uniform(0.5, 1.0)
         self.tries += 1
-        self.due = now + self._pause
+        self.due = now + pause
 
     def take_cookie(self, cookie: bytes, pause: float, now: float) -> bool:
         """A Challenge came. Whether to say hello at once; else it is done at the next try."""
