@@ -15,6 +15,7 @@ from wsproto.events import (
     BytesMessage,
     CloseConnection,
     Ping,
+    Pong,
     RejectConnection,
     Request,
     TextMessage,
@@ -23,8 +24,15 @@ from wsproto.utilities import ProtocolError
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
+from ntcpsock._traversal.broker.frame import KEY_REPLY_LENGTH
 
 PATH: Final = "/signal"
+
+# Six bytes of an attacker's make us work as long as a whole frame of a node's does: pings, pongs, fragments, messages
+# that are shorter than the shortest frame. Neither nodes nor brokers say such things, and what is between them says few:
+# two for each frame, and so many more.
+_MOST_IDLE_WORDS: Final = 32
+_WORDS_OF_A_FRAME: Final = 2
 
 
 class WebSocketMachine:
@@ -35,6 +43,7 @@ class WebSocketMachine:
         self._websocket: WSConnection | Connection = websocket
         self._out = bytearray()
         self._partial = bytearray()
+        self._idle_words = 0
         self.is_open = False
         #: Whether the other end has said goodbye.
         self.is_over = False
@@ -73,12 +82,18 @@ class WebSocketMachine:
                     if len(self._partial) > MAX_DATAGRAM:
                         raise BadMessage("too long")
                     if event.message_finished:
+                        self._count(len(self._partial) < KEY_REPLY_LENGTH)
                         messages.append(bytes(self._partial))
                         self._partial.clear()
+                    elif event.frame_finished:
+                        self._count(True)
                 elif isinstance(event, AcceptConnection):
                     self.is_open = True
                 elif isinstance(event, Ping):
+                    self._count(True)
                     self._out += self._websocket.send(event.response())
+                elif isinstance(event, Pong):
+                    self._count(True)
                 elif isinstance(event, CloseConnection):
                     self._out += self._websocket.send(event.response())
                     self.is_over = True
@@ -92,6 +107,12 @@ class WebSocketMachine:
                 raise
             raise BadMessage("not a WebSocket", str(error)) from error
         return messages
+
+    def _count(self, is_idle: bool) -> None:
+        """Another word of the other end's. Raises BadMessage for one that says nothing too many."""
+        self._idle_words = self._idle_words + 1 if is_idle else max(0, self._idle_words - _WORDS_OF_A_FRAME)
+        if self._idle_words > _MOST_IDLE_WORDS:
+            raise BadMessage("says nothing")
 
     def _drop_handshake(self) -> None:
         if (
