@@ -361,7 +361,7 @@ class Stage:
     def _owners(self) -> dict[bytes, bytes]:
         """Of all names, as Redis has them."""
         with redis.Redis(port=self.store.port) as client:
-            found: dict[bytes, bytes] = client.hgetall("ntcp:names")  # type: ignore[assignment]
+            found: dict[bytes, bytes] = client.hgetall("ntcp:names")
             return found
 
 

@@ -29,8 +29,8 @@ from ntcpsock._traversal.broker.frame import KEY_REPLY_LENGTH
 PATH: Final = "/signal"
 
 # Six bytes of an attacker's make us work as long as a whole frame of a node's does: pings, pongs, fragments, messages
-# that are shorter than the shortest frame. Neither nodes nor brokers say such things, and what is between them says few:
-# two for each frame, and so many more.
+# that are shorter than the shortest frame. Neither nodes nor brokers say such things, and what is between them says few
+# of them: two for each frame, and so many more.
 _MOST_IDLE_WORDS: Final = 32
 _WORDS_OF_A_FRAME: Final = 2
 
