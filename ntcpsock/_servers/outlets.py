@@ -23,6 +23,7 @@ from ntcpsock._servers.sources import (
     unpack_source,
 )
 from ntcpsock._servers.spoofer import Spoofer
+from ntcpsock._traversal.broker.short_keep_alive import SHORT_ACK_LENGTH, SHORT_KEEP_ALIVE_LENGTH
 
 # Datagrams that leave one socket with one call.
 _TOGETHER = 64
@@ -35,6 +36,8 @@ class _Exit:
     descriptor: int
     outbox: SealedOutbox
     control: bytes
+    #: Answers to short keep-alives.
+    acks: mmsg.EvenOutbox
 
 
 class Outlets:
@@ -64,9 +67,19 @@ class Outlets:
         """The same for the frequent ones of many frames with their packed sources; the answers leave together. What is
         left is for `answer_others`."""
         now = trio.current_time()
-        answer_known, exits = core.answer_known, self._exits
+        answer_known, answer_keep_alive, exits = core.answer_known, core.answer_keep_alive, self._exits
         others: list[tuple[bytes, bytes]] = []
+        acks: list[bytes] = []
+        askers: list[bytes] = []
         for entry in frames:
+            if len(entry[0]) == SHORT_KEEP_ALIVE_LENGTH:
+                ack = answer_keep_alive(*entry, now)
+                if ack:
+                    acks.append(ack)
+                    askers.append(entry[1])
+                elif ack is None:
+                    others.append(entry)
+                continue
             answers = answer_known(*entry, now)
             if answers is None:
                 others.append(entry)
@@ -79,8 +92,25 @@ class Outlets:
                 refused = way.outbox.seal(payload, key, shared, destination, way.control)
                 if refused:
                     self._count(refused)
+        if acks:
+            self._acknowledge(acks, askers)
         self._flush()
         return others
+
+    def _acknowledge(self, acks: list[bytes], askers: list[bytes]) -> None:
+        """Send each to the packed source that has asked."""
+        ways = {asker[:2] for asker in askers}
+        if len(ways) > 1:
+            for number in ways:
+                some = [pair for pair in zip(acks, askers, strict=True) if pair[1][:2] == number]
+                self._acknowledge(*map(list, zip(*some, strict=True)))
+            return
+        way = self._exits.get(askers[0][:2]) or self._exit_to(askers[0])
+        if way is not None:
+            self._count(way.acks.send_all(way.descriptor, acks, askers))
+            return
+        for ack, asker in zip(acks, askers, strict=True):
+            self._send_elsewhere(ack, asker)
 
     def answer_others(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
         """All of these; a stranger's costs a Diffie-Hellman."""
@@ -158,7 +188,9 @@ class Outlets:
             outbox = self._outboxes[sock] = SealedOutbox(
                 sock.fileno(), _TOGETHER, self._own_key, ipv6=sock.ipv6
             )
-        new = self._exits[source.packed_number] = _Exit(sock.fileno(), outbox, mmsg.pack_control(own_address))
+        control = mmsg.pack_control(own_address)
+        acks = mmsg.EvenOutbox(_TOGETHER, SHORT_ACK_LENGTH, control, ipv6=sock.ipv6)
+        new = self._exits[source.packed_number] = _Exit(sock.fileno(), outbox, control, acks)
         return new
 
     def _flush(self) -> None:
