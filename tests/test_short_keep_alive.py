@@ -59,8 +59,12 @@ def test_no_bit_of_it_can_be_another(bit: int) -> None:
 
 def test_nobody_else_can_make_it_or_answer_it() -> None:
     assert answer_to(FRAME, bytes(32)) is None
-    for field, value in (("counter", 1), ("number", 2), ("relays", 3), ("session", b"another!")):
-        other = REQUEST._replace(**{field: value})
+    for other in (
+        REQUEST._replace(counter=1),
+        REQUEST._replace(number=2),
+        REQUEST._replace(relays=3),
+        REQUEST._replace(session=b"another!"),
+    ):
         assert encode_short_keep_alive(other, SHARED)[1][5:] != ANSWER[5:]
     # What was sent is no answer, wherever it is put.
     assert ANSWER[5:] not in FRAME

@@ -228,7 +228,8 @@ class HotPath:
                 return b""
             counter, seen = window[0], window[1].to_bytes(16, "little")
         _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent, now + ttl)
-        return _SHORT_ACK + number + proved[16:]
+        ack: bytes = _SHORT_ACK + number + proved[16:]
+        return ack
 
     def _stranger(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
