@@ -20,13 +20,13 @@ from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 _logger = logging.getLogger("ntcpsock.broker")
 
 # Read with one call, before other tasks get their turn.
-_BATCH: Final = 128
+_BATCH: Final = 256
 # Strangers, and whoever asks for something unusual, wait in a queue of their own, so that nodes do not wait for their
 # Diffie-Hellmans: so many are answered between two batches, some half a millisecond.
 _OTHERS_AT_ONCE: Final = 16
 _MOST_OTHERS: Final = 4096
 # Seconds in which datagrams gather under load.
-_PAUSE: Final = 0.002
+_PAUSE: Final = 0.004
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.
