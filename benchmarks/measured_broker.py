@@ -1,4 +1,4 @@
-"""`python -m benchmarks.measured_broker [--tcp] [--listen ADDRESS]`: a broker without limits for each address, which tells what it costs.
+"""`python -m benchmarks.measured_broker [--tcp]`: a broker without limits for each address, which tells what it costs.
 
 A line on its standard input is answered by a line of JSON; the end of its standard input ends it.
 """
@@ -91,7 +91,7 @@ def fill(server: BrokerServer, first: int, end: int, places: list[Endpoint]) -> 
         registry.touch(record, now)
 
 
-async def main(listen: str, *, tcp: bool) -> None:
+async def main(*, tcp: bool) -> None:
     with suppress(OSError, ValueError):  # a limit above the hard one is for root
         resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
     raise_descriptor_limit()
@@ -99,7 +99,7 @@ async def main(listen: str, *, tcp: bool) -> None:
         async with trio.open_nursery() as nursery:
             serve = partial(
                 serve_broker,
-                listen,
+                "127.0.0.1",
                 0,
                 state_dir=Path(state_dir),
                 udp=not tcp,
@@ -129,6 +129,4 @@ async def main(listen: str, *, tcp: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tcp", action="store_true")
-    parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS")
-    arguments = parser.parse_args()
-    trio.run(partial(main, arguments.listen, tcp=arguments.tcp))
+    trio.run(partial(main, tcp=parser.parse_args().tcp))
