@@ -40,6 +40,11 @@ from ntcpsock._traversal.broker.message import (
     encode_from_node,
 )
 from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, WithdrawRelay
+from ntcpsock._traversal.broker.short_keep_alive import (
+    SHORT_KEEP_ALIVE_LENGTH,
+    ShortKeepAlive,
+    encode_short_keep_alive,
+)
 from ntcpsock._traversal.stun.attributes import Attribute, Software, Username
 from ntcpsock._traversal.stun.credentials import Fingerprint
 from ntcpsock._traversal.stun.message import Message, binding_request, decode_message, encode_message
@@ -138,16 +143,25 @@ def test_a_broker_gives_an_unproven_address_no_more_than_came_from_there(data: s
         payload = encode_from_node(
             data.draw(st.sampled_from([*sessions, bytes(8)])), data.draw(st.integers(0, 2**40)), 1, body
         )
+        keep_alive = ShortKeepAlive(data.draw(st.sampled_from([*sessions, bytes(8)])), 2**41, 1, 7)
         frame = data.draw(
             st.one_of(
                 st.just(Sealer(who).seal(broker_key, payload)),
+                st.just(encode_short_keep_alive(keep_alive, Sealer(who).shared_key(broker_key))[0]),
                 st.sampled_from(recorded),
                 st.just(encode_key_request(bytes(24))),
                 st.binary(max_size=100),
             )
         )
         packed = network.core.answer_known(frame, pack_source(VICTIM), network.now)
-        if packed is None:
+        ack = (
+            network.core.answer_keep_alive(frame, pack_source(VICTIM), network.now)
+            if len(frame) == SHORT_KEEP_ALIVE_LENGTH
+            else None
+        )
+        if ack is not None:
+            answers = [(ack, VICTIM)]
+        elif packed is None:
             answers = [
                 (answer, endpoint_of(target))
                 for answer, target in network.core.receive(frame, VICTIM, network.now)

@@ -29,6 +29,11 @@ from ntcpsock._traversal.broker.message import (
     Register,
     encode_from_node,
 )
+from ntcpsock._traversal.broker.short_keep_alive import (
+    SHORT_KEEP_ALIVE_LENGTH,
+    ShortKeepAlive,
+    encode_short_keep_alive,
+)
 
 STEP = 0.5
 
@@ -52,6 +57,13 @@ class Twins:
         """Both get it, and must say the same."""
         first, second = self.cores
         plain = first.receive(datagram, source, self.now)
+        if len(datagram) == SHORT_KEEP_ALIVE_LENGTH:
+            ack = second.answer_keep_alive(datagram, pack_source(source), self.now)
+            if ack is not None:
+                self.taken += 1
+                assert plain == ([(ack, source)] if ack else [])
+                self.check_alike()
+                return plain
         packed = second.answer_known(datagram, pack_source(source), self.now)
         if packed is None:
             hot = second.receive(datagram, source, self.now)
@@ -62,11 +74,16 @@ class Twins:
                 for payload, key, shared, target in packed
             ]
         assert plain == hot
+        self.check_alike()
+        return plain
+
+    def check_alike(self) -> None:
+        """Both have come to the same state."""
+        first, second = self.cores
         assert first.counters == second.counters
         assert first.dropped == second.dropped
         assert bytes(first._registry.records.packed) == bytes(second._registry.records.packed)
         assert first._registry.records.offered == second._registry.records.offered
-        return plain
 
 
 class Node:
@@ -97,6 +114,12 @@ class Node:
         self.recorded.append(self.sealer.seal(self.twins.cores[0].key, payload))
         return self.recorded[-1]
 
+    def keep_alive(self, relays: int = 0, ahead: int = 1) -> bytes:
+        """A short one, whose counter is so much higher than that of the last frame."""
+        self.counter += ahead
+        request = ShortKeepAlive(self.session, self.counter, 1, relays)
+        return encode_short_keep_alive(request, self.sealer.shared_key(self.twins.cores[0].key))[0]
+
     def say(self, body: FromNode) -> int:
         """How many frames came of it."""
         return len(self.twins.give(self.frame(body), self.source))
@@ -114,6 +137,37 @@ def test_it_takes_the_plain_cases() -> None:
         assert dialer.say(Introduce(listener.identity.public_key, 80, SEALED, "alice")) == 2
         assert dialer.say(Introduce(listener.identity.public_key, 80, SEALED)) == 2
     assert twins.taken == before + 6
+
+
+def test_it_takes_short_keep_alives() -> None:
+    twins = Twins()
+    node = Node(twins, 1)
+    before = twins.taken
+    assert len(twins.give(node.keep_alive(), node.source)) == 1
+    assert len(twins.give(node.keep_alive(ahead=5), node.source)) == 1
+    late = node.keep_alive(ahead=-2)
+    assert len(twins.give(late, node.source)) == 1
+    # A replay, another's address, an octet changed, a session that is none, a session of a place that is none.
+    node.counter += 10
+    fresh = node.keep_alive()
+    assert twins.give(late, node.source) == []
+    assert twins.give(fresh, Endpoint("192.0.2.1", 9)) == []
+    assert twins.give(fresh[:-1] + bytes([fresh[-1] ^ 1]), node.source) == []
+    assert twins.give(fresh[:8] + b"x" + fresh[9:], node.source) == []
+    assert twins.give(fresh[:1] + b"\xff" * 8 + fresh[9:], node.source) == []
+    assert twins.taken == before + 8
+    assert twins.cores[0].dropped == {
+        "replay": 1,
+        "keep-alive of no session": 3,
+        "keep-alive of another key": 1,
+    }
+    # Another list of relays, and what is no keep-alive, are for the long way.
+    assert len(twins.give(node.keep_alive(relays=7), node.source)) == 1
+    assert twins.give(b"\1" + fresh[1:], node.source) == []
+    assert twins.taken == before + 8
+    # It is over when its time is.
+    twins.now += 61
+    assert twins.give(node.keep_alive(), node.source) == []
 
 
 def test_the_name_that_is_shown_follows_the_registrations() -> None:
@@ -172,7 +226,7 @@ bodies = st.one_of(
         st.tuples(
             st.integers(0, 2),
             bodies,
-            st.sampled_from(["new", "again", "moved", "cut", "bit"]),
+            st.sampled_from(["new", "again", "moved", "cut", "bit", "short"]),
             st.floats(0, 30),
         ),
         max_size=40,
@@ -185,7 +239,7 @@ def test_both_ways_say_the_same(script: list[tuple[int, FromNode, str, float]]) 
     for who, body, how, pause in script:
         twins.now += pause
         node = nodes[who]
-        frame = node.frame(body)
+        frame = node.keep_alive(who, who + 1) if how == "short" else node.frame(body)
         if how == "again":
             twins.give(frame, node.source)
         elif how == "moved":

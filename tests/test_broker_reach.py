@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +76,37 @@ async def test_a_wildcard_broker_is_reached_over_both_families() -> None:
             async with session(BrokerAddress(host, port, server.key), ALICE) as alice:
                 assert alice.welcome.observed.host == host
                 assert alice.welcome.stun[0] == Endpoint(host, 3478)
+
+
+@pytest.mark.parametrize(
+    ("listen", "hosts"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("0.0.0.0", ["127.0.0.1", "127.0.0.2"]),
+        pytest.param("::", ["127.0.0.2", "::1"], marks=needs_ipv6),
+    ],
+)
+async def test_keep_alives_are_answered_from_where_they_went(
+    listen: str, hosts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both addresses come in one batch."""
+    heard: Counter[bytes] = Counter()
+    receive = ClientMachine._receive_short_ack
+
+    def count(machine: ClientMachine, data: bytes, now: float) -> None:
+        receive(machine, data, now)
+        heard[machine.own_key] += 1
+
+    monkeypatch.setattr(ClientMachine, "_receive_short_ack", count)
+    async with running_broker(listen) as server, AsyncExitStack() as stack:
+        for host, identity in zip(hosts, (ALICE, BOB), strict=False):
+            address = BrokerAddress(host, server.address.port, server.key)
+            await stack.enter_async_context(session(address, identity, keep_alive_interval=0.1))
+        with trio.fail_after(60):
+            while len(heard) < len(hosts) or min(heard.values()) < 5:
+                await trio.sleep(0.02)
+        assert not server.core.dropped
+        assert not server.unsent
 
 
 async def test_a_name_with_a_dead_address_first_costs_a_quarter_of_a_second(

@@ -14,6 +14,7 @@ from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._servers.socket_filter import Unread, enlarge, only_binding_requests, only_frames
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer, encode_key_request
+from ntcpsock._traversal.broker.short_keep_alive import ShortKeepAlive, encode_short_keep_alive
 from ntcpsock._traversal.stun.message import binding_request, encode_message
 from ntcpsock._traversal.stun.usages import ChangeRequest
 
@@ -23,6 +24,7 @@ REQUEST = encode_message(binding_request(bytes(12)))
 LONGER = encode_message(binding_request(bytes(12), ChangeRequest(True, True)))
 FRAME = Sealer(make_identity(1)).seal(make_identity(2).public_key, bytes(60))
 ASKING = encode_key_request(bytes(24))
+KEEP_ALIVE, _ = encode_short_keep_alive(ShortKeepAlive(bytes(8), 1, 1, 0), bytes(32))
 
 
 class Pair:
@@ -99,7 +101,7 @@ def test_what_begins_with_a_kept_octet(pair: Make, kept: bytes) -> None:
 def test_frames(pair: Make) -> None:
     both = pair(only_frames)
     longest, shortest = b"\1" + bytes(MAX_DATAGRAM - 1), b"\1" + bytes(OVERHEAD - 1)
-    wanted = [FRAME, ASKING, longest, shortest]
+    wanted = [FRAME, ASKING, longest, shortest, KEEP_ALIVE]
     others = [
         b"",
         b"\1",
@@ -108,11 +110,14 @@ def test_frames(pair: Make) -> None:
         longest + b"x",
         shortest[:-1],
         b"\3" + FRAME[1:],
+        KEEP_ALIVE[:-1],
+        KEEP_ALIVE + b"x",
+        b"\5" + KEEP_ALIVE[1:],
         REQUEST,
     ]
     assert both.received([*others, *wanted]) == wanted
     assert both.unread.new() == len(others)
-    assert all(datagram[0] in (1, 2) for datagram in both.received(noise()))
+    assert all(datagram[0] in (1, 2, 4) for datagram in both.received(noise()))
 
 
 def test_there_is_more_room() -> None:

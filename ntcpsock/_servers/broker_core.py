@@ -44,6 +44,11 @@ from ntcpsock._traversal.broker.message import (
     decode_from_node,
 )
 from ntcpsock._traversal.broker.operation import OfferRelay, Outcome, RelayTaken, WithdrawRelay
+from ntcpsock._traversal.broker.short_keep_alive import (
+    SHORT_KEEP_ALIVE,
+    answer_to,
+    decode_short_keep_alive_untrusted,
+)
 
 # Records looked at in a pause: some 20 ms.
 _MOST_SWEPT = 20_000
@@ -81,6 +86,8 @@ class BrokerCore(Greetings, NameRequests, Meetings):
         )
         #: What `receive` answers to the frequent, with packed sources; None: give the datagram to `receive`.
         self.answer_known = hot_path.answer
+        #: The same for the short keep-alives: the answer to send back, b"": none.
+        self.answer_keep_alive = hot_path.answer_keep_alive
 
     def __len__(self) -> int:
         """How many instances are connected."""
@@ -108,6 +115,8 @@ class BrokerCore(Greetings, NameRequests, Meetings):
         try:
             if datagram[:1] == bytes((KEY_REQUEST,)):
                 return self._key_request(datagram, source, now)
+            if datagram[:1] == bytes((SHORT_KEEP_ALIVE,)):
+                return self._short_keep_alive(datagram, source, now)
             return self._sealed(datagram, source, now)
         except BadMessage as error:
             # The first argument is one of few texts; what follows it may be a stranger's.
@@ -153,6 +162,24 @@ class BrokerCore(Greetings, NameRequests, Meetings):
         edition, relays = self.relays.told(now)
         ack = _ACK if envelope.body.relays == edition else KeepAliveAck(relays, edition)
         return [self._to(node, envelope.request, ack)]
+
+    def _short_keep_alive(self, datagram: bytes, source: Source, now: float) -> list[Datagram]:
+        """Only in the plain case: in any other the node says it again, in a frame that can be challenged."""
+        request = decode_short_keep_alive_untrusted(datagram)
+        node = self._registry.by_session(request.session, now)
+        if node is None or node.packed_source != pack_source(source):
+            return self._drop("keep-alive of no session")
+        answer = answer_to(datagram, node.shared)
+        if answer is None:
+            return self._drop("keep-alive of another key")
+        if not node.accept(request.counter):
+            return self._drop("replay")
+        self._registry.touch(node, now)
+        self.was_in_session = True
+        edition, relays = self.relays.told(now)
+        if request.relays != edition:
+            return [self._to(node, request.number, KeepAliveAck(relays, edition))]
+        return [(answer, source)]
 
     def _outcome(self, node: NodeRecord, envelope: ClientEnvelope, now: float) -> list[Datagram]:
         assert isinstance(envelope.body, Outcome)

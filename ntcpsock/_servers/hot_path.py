@@ -1,4 +1,4 @@
-"""The two requests that make a broker's load, answered in one go: KeepAlive, and Introduce to an open node.
+"""The requests that make a broker's load, answered in one go: keep-alives, and Introduce to an open node.
 
 `BrokerCore.receive` answers them as well, and a test compares both octet by octet. This is the same in a quarter of the
 time: one read of each packed record, no objects for what is only passed on. It takes nothing but the plain case, and
@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2s
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 from ntcpsock._errors import BadMessage
@@ -21,6 +23,7 @@ from ntcpsock._servers.limits import RateLimit
 from ntcpsock._servers.node_record import (
     ALL_SEEN,
     HIDDEN,
+    PLACE_LENGTH,
     RECORD,
     REGISTERED,
     SHOWN,
@@ -53,6 +56,12 @@ from ntcpsock._traversal.broker.message import (
     encode_envelope,
 )
 from ntcpsock._traversal.broker.replay import advance
+from ntcpsock._traversal.broker.short_keep_alive import (
+    PROVED_LENGTH,
+    PURPOSE,
+    SHORT_ACK,
+    SHORT_KEEP_ALIVE,
+)
 
 if TYPE_CHECKING:
     from ntcpsock._servers.broker_state import BrokerCounters
@@ -66,6 +75,10 @@ Unsealed = tuple[bytes, bytes, bytes, bytes]
 # window, sent, expires | next, ttl, flags.
 _SENDER: Final = struct.Struct(
     f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}x{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQd12xIHB"
+)
+# shared key, session, source | highest counter, window, sent, expires | ttl
+_KEPT: Final = struct.Struct(
+    f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}x{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQd16xH"
 )
 # shared key, instance, session, source | sent, expires | next, flags
 _TARGET: Final = struct.Struct(
@@ -81,6 +94,9 @@ _ACK: Final = KeepAliveAck()
 _NOTHING: Final = (BadMessage, *NO_MESSAGE)
 _MOST_HOSTS: Final = 1024
 _KEY_REQUEST: Final = bytes((KEY_REQUEST,))
+# A short keep-alive: kind | session, counter | number | relays | proof.
+_SHORT: Final = struct.Struct(f">B{SESSION_LENGTH}sQ4sI16s")
+_SHORT_ACK: Final = bytes((SHORT_ACK,))
 
 
 class HotPath:
@@ -176,6 +192,44 @@ class HotPath:
             return None
         _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent + 1, now + ttl)
         return answers
+
+    def answer_keep_alive(self, frame: bytes, origin: bytes, now: float) -> bytes | None:
+        """The answer to a short one, of whose length `frame` is; b"" where it gets none. None: `receive` has it."""
+        if now >= self._registry.next_sweep:
+            self._registry.expire(now)
+        kind, session, counter, number, edition, proof = _SHORT.unpack(frame)
+        if kind != SHORT_KEEP_ALIVE:
+            return None
+        place = int.from_bytes(session[:PLACE_LENGTH], "little")
+        if place >= len(self._records.offered):
+            self._dropped["keep-alive of no session"] += 1
+            return b""
+        packed = self._records.packed
+        at = place * _SIZE
+        shared, own_session, source, highest, seen, sent, expires, ttl = _KEPT.unpack_from(packed, at)
+        if own_session != session or source != origin or expires <= now:
+            self._dropped["keep-alive of no session"] += 1
+            return b""
+        proved = blake2s(frame[:PROVED_LENGTH], key=shared, person=PURPOSE).digest()
+        if not compare_digest(proved[:16], proof):
+            self._dropped["keep-alive of another key"] += 1
+            return b""
+        if now != self._told_at:
+            # One time for a whole batch.
+            self._told_at, self._told = now, self._relays.told(now)
+        if edition != self._told[0]:
+            return None
+        if counter != highest + 1 or seen != ALL_SEEN:
+            if not highest:
+                return None
+            window = advance(highest, int.from_bytes(seen, "little"), counter)
+            if window is None:
+                self._dropped["replay"] += 1
+                return b""
+            counter, seen = window[0], window[1].to_bytes(16, "little")
+        _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent, now + ttl)
+        ack: bytes = _SHORT_ACK + number + proved[16:]
+        return ack
 
     def _stranger(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""

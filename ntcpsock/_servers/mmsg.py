@@ -179,13 +179,17 @@ class Batch(Headers):
         )
         #: The datagrams; a slice of it is a copy.
         self.octets = _ffi.buffer(self._pins[0], len(self.datagrams))
-        self._name_octets = _ffi.buffer(self._other_pins[0], len(self.names))
+        self._origins = struct.Struct(f"{NAME_LENGTH}s{NAME_STRIDE - NAME_LENGTH}x" * count)
+        self._starts = range(0, count * size, size)
 
-    def origin(self, index: int) -> bytes:
-        """The way's number, as it was put there, and the address of a received datagram."""
-        at = index * NAME_STRIDE
-        origin: bytes = self._name_octets[at : at + NAME_LENGTH]
-        return origin
+    def received(self, count: int) -> list[tuple[bytes, bytes]]:
+        """So many datagrams, and the origin of each: the way's number, as it was put there, and the address."""
+        octets = self.octets
+        lengths = self.lengths[:count].tolist()
+        datagrams = [
+            octets[start : start + length] for start, length in zip(self._starts, lengths, strict=False)
+        ]
+        return list(zip(datagrams, self._origins.unpack(self.names), strict=False))
 
     def set_way(self, index: int, number: bytes) -> None:
         """Put the way's number before an address."""
@@ -239,6 +243,34 @@ class Outbox:
         """Send what is queued; the errnos of those that did not leave."""
         end, self._queued = self._queued, 0
         return self._batch.send(descriptor, 0, end) if end else []
+
+
+class EvenOutbox(Headers):
+    """Datagrams of one length that leave a socket by one way: all that is the same for them is laid out once."""
+
+    def __init__(self, count: int, length: int, control: bytes, *, ipv6: bool) -> None:
+        """control: the ancillary data of each."""
+        self._octets = bytearray(count * length)
+        self._names = bytearray(count * NAME_LENGTH)
+        super().__init__(
+            count,
+            [(self._octets, length, length)],
+            (self._names, NAME_LENGTH, 28 if ipv6 else 16),
+            bytearray(control.ljust(CONTROL_LENGTH, b"\0") * count) if control else None,
+            _NAME_AT,
+        )
+        self.control_lengths[:] = array("Q", [len(control)]) * count
+
+    def send_all(self, descriptor: int, datagrams: list[bytes], destinations: list[bytes]) -> list[int]:
+        """destinations: with the way's number, as `Batch.received` has it. The errnos of those that did not leave."""
+        refused: list[int] = []
+        for first in range(0, len(datagrams), self.count):
+            some = datagrams[first : first + self.count]
+            octets, names = b"".join(some), b"".join(destinations[first : first + self.count])
+            self._octets[: len(octets)] = octets
+            self._names[: len(names)] = names
+            refused += self.send(descriptor, 0, len(some))
+        return refused
 
 
 _CONTROL_HEADER = struct.Struct("=Qii")

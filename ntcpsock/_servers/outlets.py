@@ -12,6 +12,7 @@ import trio
 from ntcpsock._servers import mmsg
 from ntcpsock._servers.broker_core import BrokerCore
 from ntcpsock._servers.datagrams import DatagramSocket, socket_address
+from ntcpsock._servers.hot_path import Unsealed
 from ntcpsock._servers.sealed_outbox import SealedOutbox
 from ntcpsock._servers.sources import (
     WAYS,
@@ -23,6 +24,7 @@ from ntcpsock._servers.sources import (
     unpack_source,
 )
 from ntcpsock._servers.spoofer import Spoofer
+from ntcpsock._traversal.broker.short_keep_alive import SHORT_ACK_LENGTH, SHORT_KEEP_ALIVE_LENGTH
 
 # Datagrams that leave one socket with one call.
 _TOGETHER = 64
@@ -35,6 +37,8 @@ class _Exit:
     descriptor: int
     outbox: SealedOutbox
     control: bytes
+    #: Answers to short keep-alives.
+    acks: mmsg.EvenOutbox
 
 
 class Outlets:
@@ -62,25 +66,72 @@ class Outlets:
         self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]]:
         """The same for the frequent ones of many frames with their packed sources; the answers leave together. What is
-        left is for `answer_others`."""
+        left is for `answer_others`.
+
+        One step is made for all before the next: what it needs of program and memory is at hand then.
+        """
         now = trio.current_time()
-        answer_known, exits = core.answer_known, self._exits
         others: list[tuple[bytes, bytes]] = []
-        for entry in frames:
+        longer = self._answer_keep_alives(core, frames, others, now)
+        answer_known, exits = core.answer_known, self._exits
+        unsealed: list[Unsealed] = []
+        for entry in longer:
             answers = answer_known(*entry, now)
             if answers is None:
                 others.append(entry)
+            else:
+                unsealed += answers
+        for payload, key, shared, destination in unsealed:
+            way = exits.get(destination[:2]) or self._exit_to(destination)
+            if way is None:
+                self._send_elsewhere(core.sealer.seal_with(shared, key, payload), destination)
                 continue
-            for payload, key, shared, destination in answers:
-                way = exits.get(destination[:2]) or self._exit_to(destination)
-                if way is None:
-                    self._send_elsewhere(core.sealer.seal_with(shared, key, payload), destination)
-                    continue
-                refused = way.outbox.seal(payload, key, shared, destination, way.control)
-                if refused:
-                    self._count(refused)
+            refused = way.outbox.seal(payload, key, shared, destination, way.control)
+            if refused:
+                self._count(refused)
         self._flush()
         return others
+
+    def _answer_keep_alives(
+        self,
+        core: BrokerCore,
+        frames: Iterable[tuple[bytes, bytes]],
+        others: list[tuple[bytes, bytes]],
+        now: float,
+    ) -> list[tuple[bytes, bytes]]:
+        """The short ones; the rest is returned, but for those among them that go to `others`."""
+        answer_keep_alive = core.answer_keep_alive
+        longer: list[tuple[bytes, bytes]] = []
+        acks: list[bytes] = []
+        askers: list[bytes] = []
+        for entry in frames:
+            if len(entry[0]) != SHORT_KEEP_ALIVE_LENGTH:
+                longer.append(entry)
+                continue
+            ack = answer_keep_alive(*entry, now)
+            if ack:
+                acks.append(ack)
+                askers.append(entry[1])
+            elif ack is None:
+                others.append(entry)
+        if acks:
+            self._acknowledge(acks, askers)
+        return longer
+
+    def _acknowledge(self, acks: list[bytes], askers: list[bytes]) -> None:
+        """Send each to the packed source that has asked."""
+        ways = {asker[:2] for asker in askers}
+        if len(ways) > 1:
+            for number in ways:
+                some = [pair for pair in zip(acks, askers, strict=True) if pair[1][:2] == number]
+                self._acknowledge(*map(list, zip(*some, strict=True)))
+            return
+        way = self._exits.get(askers[0][:2]) or self._exit_to(askers[0])
+        if way is not None:
+            self._count(way.acks.send_all(way.descriptor, acks, askers))
+            return
+        for ack, asker in zip(acks, askers, strict=True):
+            self._send_elsewhere(ack, asker)
 
     def answer_others(self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]) -> None:
         """All of these; a stranger's costs a Diffie-Hellman."""
@@ -158,7 +209,9 @@ class Outlets:
             outbox = self._outboxes[sock] = SealedOutbox(
                 sock.fileno(), _TOGETHER, self._own_key, ipv6=sock.ipv6
             )
-        new = self._exits[source.packed_number] = _Exit(sock.fileno(), outbox, mmsg.pack_control(own_address))
+        control = mmsg.pack_control(own_address)
+        acks = mmsg.EvenOutbox(_TOGETHER, SHORT_ACK_LENGTH, control, ipv6=sock.ipv6)
+        new = self._exits[source.packed_number] = _Exit(sock.fileno(), outbox, control, acks)
         return new
 
     def _flush(self) -> None:

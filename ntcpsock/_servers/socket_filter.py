@@ -17,6 +17,7 @@ from typing import Final
 from ntcpsock._servers.datagrams import DatagramSocket
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 from ntcpsock._traversal.broker.frame import KEY_REQUEST, KEY_REQUEST_LENGTH, OVERHEAD, SEALED
+from ntcpsock._traversal.broker.short_keep_alive import SHORT_KEEP_ALIVE, SHORT_KEEP_ALIVE_LENGTH
 from ntcpsock._traversal.stun.constants import HEADER_LENGTH
 
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
@@ -100,10 +101,13 @@ def only_frames(sock: socket.socket) -> None:
         sock,
         [
             (_LOAD_BYTE, 0, 0, _UDP),
-            (_EQUAL, 3, 0, SEALED),
-            (_EQUAL, 0, 5, KEY_REQUEST),
+            (_EQUAL, 6, 0, SEALED),
+            (_EQUAL, 3, 0, SHORT_KEEP_ALIVE),
+            (_EQUAL, 0, 7, KEY_REQUEST),
             (_LOAD_LENGTH, 0, 0, 0),
-            (_EQUAL, 4, 3, _UDP + KEY_REQUEST_LENGTH),
+            (_EQUAL, 6, 5, _UDP + KEY_REQUEST_LENGTH),
+            (_LOAD_LENGTH, 0, 0, 0),
+            (_EQUAL, 4, 3, _UDP + SHORT_KEEP_ALIVE_LENGTH),
             (_LOAD_LENGTH, 0, 0, 0),
             (_NOT_LESS, 0, 1, _UDP + OVERHEAD),
             (_GREATER, 0, 1, _UDP + MAX_DATAGRAM),

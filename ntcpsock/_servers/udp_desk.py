@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
 from typing import Final, NoReturn
 
 import trio
@@ -21,13 +20,13 @@ from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 _logger = logging.getLogger("ntcpsock.broker")
 
 # Read with one call, before other tasks get their turn.
-_BATCH: Final = 128
+_BATCH: Final = 256
 # Strangers, and whoever asks for something unusual, wait in a queue of their own, so that nodes do not wait for their
 # Diffie-Hellmans: so many are answered between two batches, some half a millisecond.
 _OTHERS_AT_ONCE: Final = 16
 _MOST_OTHERS: Final = 4096
 # Seconds in which datagrams gather under load.
-_PAUSE: Final = 0.002
+_PAUSE: Final = 0.004
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.
@@ -88,9 +87,12 @@ class UdpDesk:
         # One full batch may be a node that asks for much at once; after another one we are behind.
         was_full, self._was_full = self._was_full, count == _BATCH
         is_behind = was_full and self._was_full
-        frames = self._frames(batch, count)
-        known = self._outlets.answer_known
-        self._put_aside(known(self._core, self._fair(list(frames), now) if is_behind else frames))
+        if self._sock.is_wildcard:
+            self._set_ways(batch, count)
+        frames = batch.received(count)
+        if is_behind:
+            frames = self._fair(frames, now)
+        self._put_aside(self._outlets.answer_known(self._core, frames))
         return count
 
     def _put_aside(self, others: list[tuple[bytes, bytes]]) -> None:
@@ -104,18 +106,15 @@ class UdpDesk:
         if some:
             self._outlets.answer_others(self._core, some)
 
-    def _frames(self, batch: mmsg.Batch, count: int) -> Iterator[tuple[bytes, bytes]]:
-        datagrams = batch.octets
-        for index, length in enumerate(batch.lengths[:count].tolist()):
-            if self._sock.is_wildcard:
-                control = batch.control(index)
-                way = self._ways.get(control)
-                if way is None:
-                    asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
-                    way = self._way_of(control, asked)
-                batch.set_way(index, way.packed_number)
-            at = index * _SIZE
-            yield datagrams[at : at + length], batch.origin(index)
+    def _set_ways(self, batch: mmsg.Batch, count: int) -> None:
+        """By which of our addresses each datagram came."""
+        for index in range(count):
+            control = batch.control(index)
+            way = self._ways.get(control)
+            if way is None:
+                asked = [turn_round(*entry) for entry in mmsg.unpack_control(control)]
+                way = self._way_of(control, asked)
+            batch.set_way(index, way.packed_number)
 
     def _fair(self, frames: list[tuple[bytes, bytes]], now: float) -> list[tuple[bytes, bytes]]:
         """Without those of sources that send too much. What nodes send in session is never that much; what NATs let

@@ -10,7 +10,8 @@ Two plaintext datagrams serve a client that does not know its broker's key yet:
     KeyRequest:  2 | nonce(24) | zeros up to 64 bytes
     KeyReply:    3 | the same nonce(24) | broker key(32)
 
-They prove nothing: the key is taken at first contact and pinned by whoever asked.
+They prove nothing: the key is taken at first contact and pinned by whoever asked. Kinds 4 and 5 are in
+`short_keep_alive`.
 """
 
 from __future__ import annotations

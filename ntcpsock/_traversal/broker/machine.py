@@ -2,7 +2,8 @@
 
     KeyRequest -> KeyReply                     only where the broker's key is unknown
     Hello -> Challenge -> Hello(cookie) -> Welcome
-    request -> answer, retransmitted; KeepAlive -> KeepAliveAck; Deliver at any time
+    request -> answer, retransmitted; Deliver at any time
+    short keep-alive -> its answer; where none comes, KeepAlive -> KeepAliveAck
 
 A Challenge inside a session says that the broker knows it no more (it was restarted, or our NAT gave us
 another address): the machine says hello with that cookie and registers again, one round trip in all.
@@ -16,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum, auto
+from hmac import compare_digest
 
 from msgspec import structs
 
@@ -53,6 +55,7 @@ from ntcpsock._traversal.broker.proofs import Proofs
 from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
 from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
+from ntcpsock._traversal.broker.short_keep_alive import SHORT_ACK, number_of_untrusted
 from ntcpsock._traversal.broker.token import token_proof
 
 #: Seconds after which a request without answer has failed.
@@ -137,6 +140,9 @@ class ClientMachine:
             if data[:1] == bytes((KEY_REPLY,)):
                 self._receive_key_reply(data)
                 return
+            if data[:1] == bytes((SHORT_ACK,)):
+                self._receive_short_ack(data, now)
+                return
             envelope = self._inbox.open(data, self.broker_key)
         except BadMessage as error:
             self._inbox.drop(error.args[0])
@@ -162,7 +168,7 @@ class ClientMachine:
             # Set anew by each answer; one that waits for its own goes on until it fails.
             self._keep_alive_due = now + self._keep_alive_pause
             if self._keep_alive_request not in self._requests:
-                self._keep_alive_request = self._keep_alive(self._patience, now)
+                self._keep_alive_request = self._keep_alive(self._patience, now, short=True)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
@@ -353,13 +359,17 @@ class ClientMachine:
         if self._requests.full:
             raise BadMessage("too many requests wait for an answer")
 
-    def _keep_alive(self, timeout: float, now: float) -> int:
-        return self._request(KeepAlive(self._relays_edition), now, min(timeout, self._request_timeout))
+    def _keep_alive(self, timeout: float, now: float, *, short: bool = False) -> int:
+        """short: the way is not in doubt. Where it is, the broker may have to challenge us."""
+        timeout = min(timeout, self._request_timeout)
+        return self._request(KeepAlive(self._relays_edition), now, timeout, short=short)
 
-    def _request(self, body: FromNode, now: float, timeout: float | None = None) -> int:
+    def _request(
+        self, body: FromNode, now: float, timeout: float | None = None, *, short: bool = False
+    ) -> int:
         number = self._outbox.new_number()
         deadline = now + (self._request_timeout if timeout is None else timeout)
-        request = Request(body, deadline, self._round_trip.rto)
+        request = Request(body, deadline, self._round_trip.rto, short=short)
         self._requests.add(number, request)
         if self._state is _State.CONNECTED:
             self._transmit(number, request, now)
@@ -367,7 +377,11 @@ class ClientMachine:
 
     def _transmit(self, number: int, request: Request, now: float) -> None:
         self._requests.transmitted(request, now)
-        self._send(number, request.body)
+        if request.short and request.transmissions == 1:
+            assert self.broker_key is not None
+            request.short_ack = self._outbox.keep_alive(self.broker_key, number, self._relays_edition)
+        else:
+            self._send(number, request.body)
 
     def _give_up(self, number: int, request: Request, now: float) -> None:
         if not isinstance(request.body, KeepAlive):
@@ -419,6 +433,13 @@ class ClientMachine:
             self._events.append(events.KeyShown(key))
         elif self._state is _State.GREETING and key != self.broker_key:
             self._events.append(events.WrongKeyShown(key))
+
+    def _receive_short_ack(self, data: bytes, now: float) -> None:
+        number = number_of_untrusted(data)
+        request = self._requests.get(number)
+        if request is None or not compare_digest(data, request.short_ack):
+            raise BadMessage("answer to nothing")
+        self._receive_answer(number, KeepAliveAck(), now)
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
         greeting = self._greeting

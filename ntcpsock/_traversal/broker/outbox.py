@@ -8,6 +8,7 @@ from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.fields import MAX_COUNTER, MAX_DATAGRAM, NO_SESSION
 from ntcpsock._traversal.broker.frame import OVERHEAD, Sealer, encode_key_request
 from ntcpsock._traversal.broker.message import FromNode, Hello, decode_from_node, encode_from_node
+from ntcpsock._traversal.broker.short_keep_alive import ShortKeepAlive, encode_short_keep_alive
 
 _MAX_NUMBER = 2**32 - 1
 
@@ -39,6 +40,14 @@ class Outbox:
         session = NO_SESSION if isinstance(body, Hello) else self.session
         payload = encode_from_node(session, self._counter, number, body)
         return self._sealer.seal(broker_key, payload)
+
+    def keep_alive(self, broker_key: bytes, number: int, relays: int) -> bytes:
+        """Put a short keep-alive in; the answer that fits it. Raises BadMessage as `seal`."""
+        self._counter += 1
+        request = ShortKeepAlive(self.session, self._counter, number, relays)
+        frame, answer = encode_short_keep_alive(request, self._sealer.shared_key(broker_key))
+        self._frames.append(frame)
+        return answer
 
     def ask_key(self, nonce: bytes) -> None:
         """Put a KeyRequest in."""

@@ -62,6 +62,9 @@ class Request:
     transmissions: int = 0
     #: Whether a Challenge has answered it: a second one would be a replay, or late.
     challenged: bool = False
+    #: A keep-alive whose first transmission is a short one; and the answer that fits that.
+    short: bool = False
+    short_ack: bytes = b""
 
 
 class PendingRequests:
