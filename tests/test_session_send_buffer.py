@@ -99,3 +99,14 @@ def test_an_adopted_buffer_is_not_copied_and_comes_back_once() -> None:
     assert [each is lent[0] for each in back] == [True]
     buffer.release(buffer.end)
     assert [each is other for each, other in zip(back, lent, strict=True)] == [True] * 3
+
+
+def test_what_cannot_change_is_not_copied() -> None:
+    buffer = SendBuffer()
+    data = bytes(2 * SMALL)
+    for part in (memoryview(data)[1:], memoryview(data)[: SMALL - 1], memoryview(bytes(3 * SMALL))[:SMALL]):
+        buffer.append(part)
+    assert buffer._pieces is not None
+    pinned = [isinstance(piece, memoryview) for piece in buffer._pieces]
+    assert pinned == [True, False, False]
+    assert read_all(buffer, 0, 1000) == bytes(buffer.end)

@@ -26,13 +26,17 @@ class SendBuffer:
         self._recycle: Recycle | None = None
 
     def append(self, data: bytes | memoryview) -> None:
-        """Keep the next bytes of the stream; copied."""
+        """Keep the next bytes of the stream; copied, where they might change."""
         length = len(data)
         pieces = self._pieces
         if pieces is None:
             pieces = self._pieces = deque()
         if length >= SMALL:
-            pieces.append(bytes(data))
+            # A small part would keep all of what it is taken from.
+            is_most = (
+                isinstance(data, memoryview) and isinstance(data.obj, bytes) and 2 * length >= len(data.obj)
+            )
+            pieces.append(data if is_most else bytes(data))
         elif pieces and type(pieces[-1]) is bytearray and len(pieces[-1]) < SMALL:
             pieces[-1] += data
         else:
