@@ -164,6 +164,7 @@ class SendingDriver(ReceivingDriver):
                 self._tail = self._tail[self._try_send(self._tail) :]
                 if self._tail:
                     return False
+                self._tail = b""  # an empty part would keep the whole buffer
             elif self.machine.has_control:
                 self._tail = self.machine.control_to_send()
             elif self.machine.is_behind:
