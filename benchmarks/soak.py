@@ -28,7 +28,7 @@ CONNECTIONS = 20
 #: What may be held at the end, of what was held after the first fifth: memory and descriptors breathe.
 GROWTH = 1.3
 #: Of the memory in use, what may come to it in each fifth of the run: what is taken once shows in one of them.
-STEADY_GROWTH = 0.01
+STEADY_GROWTH = 0.005
 #: Lines of an end below which no part of them tells anything: three minutes.
 LONG = 36
 
