@@ -12,7 +12,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -99,14 +99,20 @@ def judge(what: str, told: Sequence[Mapping[str, Any]]) -> list[str]:
         complaints.append(f"{what}: {lines[-1]['wrong']} blocks came back changed")
     fifth = max(1, len(lines) // 5)
     for thing in ("descriptors", "tasks", "memory"):
-        # A path over UDP has more sockets and tasks than one over TCP: what leaks raises the least of them.
-        measure = statistics.median if thing == "memory" else min
+        # A path over UDP has more sockets and tasks than one over TCP: what leaks raises the fewest of them.
+        measure = statistics.median if thing == "memory" else fewest
         early = measure(line[thing] for line in lines[fifth : 2 * fifth] or lines[:1])
         late = measure(line[thing] for line in lines[-fifth:])
         print(f"{what}: {thing} {early:,.0f} -> {late:,.0f}")
         if late > GROWTH * early:
             complaints.append(f"{what}: {thing} grew from {early} to {late}")
     return complaints + leaks(what, [line["memory"] for line in lines])
+
+
+def fewest(values: Iterable[float]) -> float:
+    """But for a tenth: where all connections have just lost their carriers there are fewer for a moment."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 10]
 
 
 def leaks(what: str, memory: Sequence[float]) -> list[str]:

@@ -166,6 +166,8 @@ def test_a_soak_complains_of_what_is_wrong() -> None:
     assert soak.judge("end", lines + told([100 * MB] * 100)) == [
         "end: memory grew from 70000000.0 to 100000000.0"
     ]
+    few = told([70 * MB], descriptors=20)  # all connections between two carriers
+    assert soak.judge("end", lines[:30] + few + lines) == []
     (complaint,) = soak.judge("end", lines + told([70 * MB] * 100, descriptors=80))
     assert "descriptors" in complaint
     lines[-1] |= {"wrong": 2, "ended": ["a reset"]}
