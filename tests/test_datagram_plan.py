@@ -160,7 +160,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         NATProfile(mapping=ours),
         NATProfile(mapping=theirs),
         techniques=("udp-predict", "udp-birthday"),
-        budget=9.0,
+        budget=10.0,
         proven_host=B,
         birthday=birthday_cost(256, 250.0),
     )
@@ -184,7 +184,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         NATProfile(mapping=ours),
         NATProfile(mapping=theirs),
         techniques=("udp-predict", "udp-birthday"),
-        budget=9.0,
+        budget=10.0,
         proven_host=B,
         behind_tcp=True,
     )
