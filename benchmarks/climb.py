@@ -62,9 +62,9 @@ LEAST_SHARE = 0.9
 class Climb:
     """One try. way: why the pair has a direct path; blocked: seconds for which it had none; seconds: from then on until
     both ends had moved, None where they did not; pause: the longest wait for an answer over the stream meanwhile;
-    packets, octets: a second, out of and into the dialer's host while it was blocked. relayed, moved, direct: MB/s
-    there and back, over the relay, after the move, and of a stream that was direct from the start, by the technique
-    beside; 0 where it was not measured."""
+    lag: by which the dialer's loop was late at most, where the machine is busy; packets, octets: a second, out of and into
+    the dialer's host while it was blocked. relayed, moved, direct: MB/s there and back, over the relay, after the move,
+    and of a stream that was direct from the start, by the technique beside; 0 where it was not measured."""
 
     nat_a: str
     nat_b: str
@@ -73,6 +73,7 @@ class Climb:
     seconds: float | None
     technique: str = ""
     pause: float = 0.0
+    lag: float = 0.0
     packets: float = 0.0
     octets: float = 0.0
     message: str = ""
@@ -156,6 +157,7 @@ def _watch(lab: Lab, events: Events, climb: Climb) -> Climb:
                 seconds=moved["at"] - opened,
                 technique=moved["technique"],
                 pause=moved["pause"],
+                lag=moved["lag"],
             )
     return replace(climb, message="it stays on the relay")
 
@@ -170,7 +172,7 @@ async def ask(name: str, port: int, throughput: bool) -> None:
     async with open_node(Config.load()) as node:
         await node.wait_warm()
         stream = await node.open_stream(name, port)
-        longest = 0.0
+        longest = lag = 0.0
         is_direct = trio.Event()
 
         async def tell() -> None:
@@ -183,6 +185,7 @@ async def ask(name: str, port: int, throughput: bool) -> None:
                     technique=path.technique,
                     at=time.monotonic(),
                     pause=longest,
+                    lag=lag,
                 )
                 if path.kind != "relay":
                     is_direct.set()
@@ -194,7 +197,9 @@ async def ask(name: str, port: int, throughput: bool) -> None:
                 asked = trio.current_time()
                 await _round_trip(stream)
                 longest = max(longest, trio.current_time() - asked)
-                await trio.sleep(1 / ASKING)
+                due = trio.current_time() + 1 / ASKING
+                await trio.sleep_until(due)
+                lag = max(lag, trio.current_time() - due)
             _say("carried", relayed=relayed, **await _beside(stream, await node.open_stream(name, port)))
 
 
@@ -302,7 +307,9 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
 
 
 def _line(climb: Climb) -> str:
-    outcome = climb.message.splitlines()[-1] if climb.message else f"{climb.seconds:.2f} s, {climb.technique}"
+    outcome = f"{climb.seconds:.2f} s, {climb.technique}, {climb.lag:.2f} s lag"
+    if climb.message:
+        outcome = climb.message.splitlines()[-1]
     return f"{climb.nat_a} -> {climb.nat_b}, blocked for {climb.blocked:.1f} s: {outcome}"
 
 
@@ -326,6 +333,9 @@ def show(climbs: Sequence[Climb]) -> bool:
     for climb in climbs:
         if climb.seconds is None or climb.seconds > LONGEST_CLIMB:
             print(_line(climb))
+    lags = sorted(climb.lag for climb in climbs if climb.seconds is not None)
+    if lags:
+        print(f"the dialer's loop was late by {statistics.median(lags):.2f} s at most, {lags[-1]:.2f} once")
     blocked = [climb for climb in climbs if climb.packets]
     if blocked:
         packets, octets = (
