@@ -62,7 +62,7 @@ LEAST_SHARE = 0.9
 class Climb:
     """One try. way: why the pair has a direct path; blocked: seconds for which it had none; seconds: from then on until
     both ends had moved, None where they did not; pause: the longest wait for an answer over the stream meanwhile;
-    lag: by which the dialer's loop was late at most, where the machine is busy; packets, octets: a second, out of and into
+    lag: by which the dialer's loop was late at most: the machine is busy; packets, octets: a second, out of and into
     the dialer's host while it was blocked. relayed, moved, direct: MB/s there and back, over the relay, after the move,
     and of a stream that was direct from the start, by the technique beside; 0 where it was not measured."""
 
@@ -307,9 +307,10 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
 
 
 def _line(climb: Climb) -> str:
-    outcome = f"{climb.seconds:.2f} s, {climb.technique}, {climb.lag:.2f} s lag"
-    if climb.message:
-        outcome = climb.message.splitlines()[-1]
+    if climb.seconds is None:
+        outcome = (climb.message.splitlines() or ["it ended without a word"])[-1]
+    else:
+        outcome = f"{climb.seconds:.2f} s, {climb.technique}, {climb.lag:.2f} s lag"
     return f"{climb.nat_a} -> {climb.nat_b}, blocked for {climb.blocked:.1f} s: {outcome}"
 
 
