@@ -53,6 +53,15 @@ def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
             [seen(20001, 20001), seen(20007, 20007), seen(20007, 20008, SECOND)],
             Prediction("single", HOST, SPARE, SPARE),
         ),
+        # One that somebody else had already, of ours or of another host.
+        (
+            [seen(20001, 20001), seen(20003, 20004), seen(20007, 20007), seen(20009, 20009, SECOND)],
+            Prediction("exact", HOST, SPARE, SPARE),
+        ),
+        (
+            [*(seen(n, n) for n in (20001, 20007, 20011)), seen(20003, 20004), seen(20003, 20008, SECOND)],
+            Prediction("single", HOST, SPARE, SPARE),
+        ),
         # Sequential, with a step, downwards, and with connections of others between.
         (
             [seen(9, 5000), seen(4, 5001), seen(7, 5002), seen(7, 5003, SECOND)],

@@ -25,6 +25,9 @@ FIRST_UDP_ROUND = 17
 # Seconds for which guessing waits for what prediction finds out about both NATs: about what two looks at them take.
 SHAPES_PATIENCE = 0.4
 
+#: Rounds of prediction over UDP that may have seen no prospect: a look may be wrong, and two alike are not.
+HOPELESS_ROUNDS = 2
+
 # Guessing ports takes its time: where the caller has more patience than the other attempts need, it goes on for so many
 # seconds, as long as a listener holds a dial. The rest of the caller's is for saying why it failed.
 LONGEST_UDP_BUDGET = 11.5
@@ -44,7 +47,7 @@ class JointRounds:
         self._prediction_is_hopeless = trio.Event()
         # Over UDP: one round after the other; whether there is a use for further ones; what was seen.
         self._predicting = trio.Lock()
-        self._udp_is_hopeless = False
+        self._hopeless_rounds = 0
         self._shapes: set[str] = set()
         self._shapes_known = trio.Event()
 
@@ -99,7 +102,7 @@ class JointRounds:
         if planned.technique == "udp-predict":
             await trio.sleep_until(begin + planned.delay)
             async with self._predicting:
-                if not self._udp_is_hopeless:
+                if self._hopeless_rounds < HOPELESS_ROUNDS:
                     await self._joint_round(number, planned, begin)
         elif await self._has_use_for_guesses(begin + planned.delay):
             await self._joint_round(number, planned, begin)
@@ -157,7 +160,7 @@ class JointRounds:
             if planned.technique == "tcp-predict" and error is not None and error.errno == NO_PROSPECT:
                 self._prediction_is_hopeless.set()
             if planned.technique == "udp-predict" and error is not None and error.errno == NO_PROSPECT:
-                self._udp_is_hopeless = True
+                self._hopeless_rounds += 1
             together.cancel_scope.cancel()
 
     def _possible_techniques(self) -> list[str]:

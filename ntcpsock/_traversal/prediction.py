@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -110,9 +111,11 @@ def predict(
         return Prediction("exact", host, last.mapped.port, last.mapped.port)
     # What a local port got first: many NATs keep it for one destination, and take the next free one for others.
     first = {item.local_port: item for item in reversed(observations)}
-    offsets = {item.mapped.port - item.local_port for item in first.values()}
-    if len(offsets) == 1 and len(first) > 1:
-        port = _within(spare + offsets.pop())
+    offsets = Counter(item.mapped.port - item.local_port for item in first.values())
+    offset, count = offsets.most_common(1)[0]
+    # One of several may have met a port that the NAT had given to somebody else.
+    if count > 1 and count >= max(len(first) - 1, min(3, len(first))):
+        port = _within(spare + offset)
         return Prediction("exact" if len(first) == len(observations) else "single", host, port, port)
     ports = [item.mapped.port for item in observations if item.mapped.host == host]
     step = _step(ports)
