@@ -1,4 +1,4 @@
-"""The ports that a NAT gave lately: how long they count, how many, and that looking takes fewer for them."""
+"""Ports of a NAT and of ours that were used lately: how long they count, and that looks at a NAT are not misled."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ntcpsock._traversal.observe import FIRST_SAMPLES, hold_ports
 from ntcpsock._traversal.observe_udp import hold_datagram_ports
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.prediction import BAND_SAMPLES, Observation, Prediction, encode_prediction
+from ntcpsock._traversal.punch.fresh import AVOIDED, PORT_RANGE, FreshPorts
 from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.recent import KEPT_FOR, MOST, RecentMappings
 from ntcpsock._traversal.strategies import STRATEGIES
@@ -50,6 +51,17 @@ def test_another_network_has_other_ones() -> None:
     recent.note("tcp", [5000], 0.0)
     recent.forget()
     assert recent.ports("tcp", 1.0) == []
+
+
+def test_no_local_port_comes_again_soon() -> None:
+    """Of a hundred and fifty that a minute of dials has used one look in twenty would meet one."""
+    fresh = FreshPorts(random.Random(5))
+    drawn = [fresh.draw() for _ in range(5 * AVOIDED)]
+    assert {PORT_RANGE[0] <= port <= PORT_RANGE[1] for port in drawn} == {True}
+    for start in range(0, len(drawn) - AVOIDED, 100):
+        assert len(set(drawn[start : start + AVOIDED])) == AVOIDED
+    # They are not used up.
+    assert len(set(drawn)) < len(drawn)
 
 
 BLOCK = range(5120, 5376)
