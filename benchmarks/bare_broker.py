@@ -31,7 +31,7 @@ from ntcpsock._traversal.broker.short_keep_alive import (
 )
 
 # As the broker has them.
-_BATCH, _SIZE, _TOGETHER, _PAUSE = 256, MAX_DATAGRAM + 8, 64, 0.004
+_BATCH, _SIZE, _TOGETHER, _PAUSE = 256, MAX_DATAGRAM + 8, 64, 0.002
 _ROOM = 4 << 20
 _KEY = bytes(32)
 _NONCE = bytes(NONCE_LENGTH)
