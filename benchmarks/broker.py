@@ -39,7 +39,7 @@ _LONG_SPAN = KEEP_ALIVE_INTERVAL + 2.0
 
 @dataclass
 class MeasuredBroker:
-    """A `benchmarks.measured_broker` in a process of its own."""
+    """A `benchmarks.measured_broker`, or what can be asked as it can, in a process of its own."""
 
     process: subprocess.Popen[str]
     address: Endpoint
@@ -55,9 +55,9 @@ class MeasuredBroker:
 
 
 @contextmanager
-def measured_broker(*arguments: str) -> Iterator[MeasuredBroker]:
+def measured_broker(*arguments: str, module: str = "benchmarks.measured_broker") -> Iterator[MeasuredBroker]:
     """One that runs meanwhile."""
-    command = [sys.executable, "-m", "benchmarks.measured_broker", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
@@ -167,6 +167,13 @@ def main() -> None:
             keep_up(broker, fleet, probe)
         last = broker.ask()
         print({name: last[name] for name in ("nodes", "dropped", "unsent", "lost")})
+        rate = len(fleet) / KEEP_ALIVE_INTERVAL
+    bare = measure_bare(rate)
+    print(
+        f"yardstick: the same datagrams and boxes without a broker ({bare.keep_alives:.0f} keep-alives/s, "
+        f"{bare.introductions:.0f} introductions/s): {bare.answered:.4f} answered, {bare.cpu:.2f} of a core",
+        flush=True,
+    )
     harness.save(
         "broker",
         [
@@ -200,6 +207,16 @@ def keep_up(broker: MeasuredBroker, fleet: Fleet, probe: Introductions) -> None:
             f"{load.answered:.4f} answered, {load.cpu:.2f} of a core; one arrives after {told(tries)}",
             flush=True,
         )
+
+
+def measure_bare(keep_alives: float) -> Load:
+    """What the full load takes of whoever only receives it, boxes it, and sends as much."""
+    with (
+        measured_broker(module="benchmarks.bare_broker") as bare,
+        closing(Fleet(bare.address, bare.key, open_sockets(_SOCKETS))) as fleet,
+    ):
+        fleet.invent(10 * _SOCKETS)
+        return run_load(bare, fleet, keep_alives, INTRODUCTIONS)
 
 
 def fill(broker: MeasuredBroker, fleet: Fleet, size: int) -> None:

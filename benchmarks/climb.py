@@ -1,10 +1,14 @@
 """From the relay to a direct path: how long after one is possible, for all pairs of routers that have one.
 
     python -m benchmarks.climb --json FILE [--kinds A,B] [--tries N] [--blocked LOW-HIGH] [--jobs N] [--limit SECONDS]
+                               [--throughput]
 
 Each pair has a lab of its own. Its routers let nothing pass between the two hosts, so the stream opens over the relay;
 some seconds later, a random number of them, they do. Counted is from that moment until both ends have moved. The file
 is read first and what it has is not measured again, so a long run goes in pieces of `--limit` seconds.
+
+With `--throughput` the stream carries what it can before and after its move; after it in turns with another one, which
+is opened then and so was direct from the start. One job at a time measures that best.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from benchmarks.harness import RESULTS
 from ntcpsock._address import parse_node_address
 from ntcpsock._config import Config
 from ntcpsock.cli.lab import TARGET, enter_namespaces, open_lab_stage, start_echo
-from ntcpsock.cli.matrix import DEFAULT_KINDS
+from ntcpsock.cli.matrix import EVERY_KIND
 from ntcpsock.cli.matrix_topologies import direct_way
 from ntcpsock.cli.stage import Events, StageError
 from ntcpsock.testing.natlab import Host, Lab, Router
@@ -41,15 +45,26 @@ LONGEST_CLIMB = 3.0
 #: Seconds after which a pair has failed to climb.
 PATIENCE = 40.0
 START_DEADLINE = 60.0
+CARRIED_DEADLINE = 90.0
 #: Questions a second over the stream: it is at work.
 ASKING = 10.0
+#: Seconds for which a stream carries what it can, how many of them do not count, and how often each of two does.
+CARRYING = 2.0
+STARTING = 0.5
+TURNS = 3
+BLOCK = 64 * 1024
+CARRIED = ("relayed", "moved", "direct", "beside")
+#: What must hold: throughput after the move, in parts of that of a stream that was direct from the start.
+LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Climb:
     """One try. way: why the pair has a direct path; blocked: seconds for which it had none; seconds: from then on until
     both ends had moved, None where they did not; pause: the longest wait for an answer over the stream meanwhile;
-    packets, octets: a second, out of and into the dialer's host while it was blocked."""
+    lag: by which the dialer's loop was late at most: the machine is busy; packets, octets: a second, out of and into
+    the dialer's host while it was blocked. relayed, moved, direct: MB/s there and back, over the relay, after the move,
+    and of a stream that was direct from the start, by the technique beside; 0 where it was not measured."""
 
     nat_a: str
     nat_b: str
@@ -58,9 +73,14 @@ class Climb:
     seconds: float | None
     technique: str = ""
     pause: float = 0.0
+    lag: float = 0.0
     packets: float = 0.0
     octets: float = 0.0
     message: str = ""
+    relayed: float = 0.0
+    moved: float = 0.0
+    direct: float = 0.0
+    beside: str = ""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -88,7 +108,9 @@ def traffic(host: Host) -> tuple[int, int]:
     return int(fields[1]) + int(fields[9]), int(fields[0]) + int(fields[8])
 
 
-def measure(nat_a: str, nat_b: str, blocked: float, settings: Sequence[str] = ()) -> Climb:
+def measure(
+    nat_a: str, nat_b: str, blocked: float, settings: Sequence[str] = (), *, throughput: bool = False
+) -> Climb:
     """One try in a lab of its own. settings: the dialer's, as `NTCP_X=Y`."""
     way = direct_way(nat_a, nat_b)
     climb = Climb(nat_a, nat_b, "beyond expectation" if way is None else way.name, blocked, None)
@@ -97,9 +119,14 @@ def measure(nat_a: str, nat_b: str, blocked: float, settings: Sequence[str] = ()
             block(lab.nat_a, lab.nat_b)
             block(lab.nat_b, lab.nat_a)
             start_echo(lab, stage, {})
-            argv = [sys.executable, "-m", "benchmarks.climb", "ask", TARGET]
+            argv = [sys.executable, "-m", "benchmarks.climb", "carry" if throughput else "ask", TARGET]
             environment = stage.environment("a", **dict(word.split("=", 1) for word in settings))
-            return _watch(lab, stage.start(lab.host_a, "a", argv, environment), climb)
+            events = stage.start(lab.host_a, "a", argv, environment)
+            climb = _watch(lab, events, climb)
+            if throughput and climb.seconds is not None:
+                carried = events.wait_for("carried", CARRIED_DEADLINE)
+                climb = replace(climb, **{name: carried[name] for name in CARRIED})
+            return climb
     except StageError as error:
         return replace(climb, message=str(error)[-2000:])
 
@@ -130,6 +157,7 @@ def _watch(lab: Lab, events: Events, climb: Climb) -> Climb:
                 seconds=moved["at"] - opened,
                 technique=moved["technique"],
                 pause=moved["pause"],
+                lag=moved["lag"],
             )
     return replace(climb, message="it stays on the relay")
 
@@ -138,12 +166,14 @@ def _say(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
-async def ask(name: str, port: int) -> None:
-    """The dialer: ask and be answered without end; say to which paths the stream moves."""
+async def ask(name: str, port: int, throughput: bool) -> None:
+    """The dialer: ask and be answered without end, or until the stream is on a direct path, where the throughput is
+    wanted; say to which paths it moves."""
     async with open_node(Config.load()) as node:
         await node.wait_warm()
         stream = await node.open_stream(name, port)
-        longest = 0.0
+        longest = lag = 0.0
+        is_direct = trio.Event()
 
         async def tell() -> None:
             _say("connected", kind=stream.path.kind, technique=stream.path.technique, at=time.monotonic())
@@ -155,15 +185,58 @@ async def ask(name: str, port: int) -> None:
                     technique=path.technique,
                     at=time.monotonic(),
                     pause=longest,
+                    lag=lag,
                 )
+                if path.kind != "relay":
+                    is_direct.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
-            while True:
+            relayed = await carry(stream, CARRYING) if throughput else 0.0
+            while not (throughput and is_direct.is_set()):
                 asked = trio.current_time()
                 await _round_trip(stream)
                 longest = max(longest, trio.current_time() - asked)
-                await trio.sleep(1 / ASKING)
+                due = trio.current_time() + 1 / ASKING
+                await trio.sleep_until(due)
+                lag = max(lag, trio.current_time() - due)
+            _say("carried", relayed=relayed, **await _beside(stream, await node.open_stream(name, port)))
+
+
+async def _beside(moved: NTCPStream, direct: NTCPStream) -> dict[str, object]:
+    """What two streams carry, in turns: how busy the machine is then changes for both."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for turn in range(2 * TURNS):
+        stream, of_it = ((moved, rates[0]), (direct, rates[1]))[(turn + turn // 2) % 2]
+        of_it.append(await carry(stream, CARRYING))
+    moved_rate, direct_rate = map(statistics.median, rates)
+    return {"moved": moved_rate, "direct": direct_rate, "beside": direct.path.technique}
+
+
+async def carry(stream: NTCPStream, seconds: float) -> float:
+    """MB/s that the echo sends back, once it is under way."""
+    begin = trio.current_time()
+    sent = received = in_time = 0
+    has_sent = False
+
+    async def send() -> None:
+        nonlocal sent, has_sent
+        block = bytes(BLOCK)
+        while trio.current_time() < begin + seconds:
+            sent += len(block)
+            await stream.send_all(block)
+        has_sent = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while received < sent or not has_sent:
+            data = await stream.receive_some()
+            if not data:
+                raise OSError("the listener has gone")
+            received += len(data)
+            if begin + STARTING <= trio.current_time() < begin + seconds:
+                in_time += len(data)
+    return in_time / (seconds - STARTING) / 1e6
 
 
 async def _round_trip(stream: NTCPStream) -> None:
@@ -191,9 +264,10 @@ def write(file: Path, climbs: Iterable[Climb]) -> None:
     part.replace(file)
 
 
-def in_a_process(pair: tuple[str, str], blocked: float) -> Climb:
+def in_a_process(pair: tuple[str, str], blocked: float, *, throughput: bool = False) -> Climb:
     """What breaks one pair breaks no other."""
-    argv = [sys.executable, "-m", "benchmarks.climb", "pair", *pair, f"{blocked:g}"]
+    what = "throughput" if throughput else "pair"
+    argv = [sys.executable, "-m", "benchmarks.climb", what, *pair, f"{blocked:g}"]
     done = subprocess.run(argv, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     if not lines:
@@ -219,7 +293,7 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
         def one(pair: tuple[str, str]) -> Climb | None:
             if time.monotonic() > deadline:
                 return None
-            return in_a_process(pair, round(random.uniform(low, high), 2))
+            return in_a_process(pair, round(random.uniform(low, high), 2), throughput=options.throughput)
 
         for done in as_completed([pool.submit(one, pair) for pair in wanted]):
             if (found := done.result()) is None:
@@ -233,7 +307,10 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
 
 
 def _line(climb: Climb) -> str:
-    outcome = climb.message.splitlines()[-1] if climb.message else f"{climb.seconds:.2f} s, {climb.technique}"
+    if climb.seconds is None:
+        outcome = (climb.message.splitlines() or ["it ended without a word"])[-1]
+    else:
+        outcome = f"{climb.seconds:.2f} s, {climb.technique}, {climb.lag:.2f} s lag"
     return f"{climb.nat_a} -> {climb.nat_b}, blocked for {climb.blocked:.1f} s: {outcome}"
 
 
@@ -257,33 +334,61 @@ def show(climbs: Sequence[Climb]) -> bool:
     for climb in climbs:
         if climb.seconds is None or climb.seconds > LONGEST_CLIMB:
             print(_line(climb))
+    lags = sorted(climb.lag for climb in climbs if climb.seconds is not None)
+    if lags:
+        print(f"the dialer's loop was late by {statistics.median(lags):.2f} s at most, {lags[-1]:.2f} once")
     blocked = [climb for climb in climbs if climb.packets]
     if blocked:
         packets, octets = (
             statistics.median(getattr(climb, name) for climb in blocked) for name in ("packets", "octets")
         )
         print(f"while blocked, at the dialer's host: {packets:.0f} packets, {octets / 1000:.1f} kB a second")
-    return all(climb.seconds is not None and climb.seconds <= LONGEST_CLIMB for climb in climbs)
+    in_time = all(climb.seconds is not None and climb.seconds <= LONGEST_CLIMB for climb in climbs)
+    return _show_throughput(climbs) and in_time
+
+
+def _show_throughput(climbs: Sequence[Climb]) -> bool:
+    """Whether it is the direct path's after the move, in the median of the pairs. What took other ways is left out: TCP
+    and UDP differ by themselves."""
+    measured = [climb for climb in climbs if climb.direct]
+    alike = [
+        climb for climb in measured if climb.beside.startswith("udp-") == climb.technique.startswith("udp-")
+    ]
+    if not alike:
+        return True
+    relayed, moved, direct = (
+        statistics.median(getattr(climb, name) for climb in alike) for name in CARRIED[:3]
+    )
+    shares = sorted(climb.moved / climb.direct for climb in alike)
+    share = statistics.median(shares)
+    print(
+        f"throughput in {len(alike)} tries, MB/s there and back, medians: {relayed:.1f} over the relay, "
+        f"{moved:.1f} after the move, {direct:.1f} where it was direct from the start; ratio {share:.2f}, from "
+        f"{shares[0]:.2f} to {shares[-1]:.2f}; {len(measured) - len(alike)} more had TCP and UDP"
+    )
+    return share >= LEAST_SHARE
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["ask"]:
-        trio.run(ask, *parse_node_address(sys.argv[2]))
+    if sys.argv[1:2] in (["ask"], ["carry"]):
+        trio.run(ask, *parse_node_address(sys.argv[2]), sys.argv[1] == "carry")
         return
-    if sys.argv[1:2] == ["pair"]:
+    if sys.argv[1:2] in (["pair"], ["throughput"]):
         enter_namespaces()
-        nat_a, nat_b, blocked, *settings = sys.argv[2:]
-        print(json.dumps(asdict(measure(nat_a, nat_b, float(blocked), settings))))
+        what, nat_a, nat_b, blocked, *settings = sys.argv[1:]
+        throughput = what == "throughput"
+        print(json.dumps(asdict(measure(nat_a, nat_b, float(blocked), settings, throughput=throughput))))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.climb", description=__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS / "climb.json", metavar="FILE")
-    parser.add_argument("--kinds", default=",".join(DEFAULT_KINDS))
+    parser.add_argument("--kinds", default=",".join(EVERY_KIND))
     parser.add_argument("--pairs", default="", help="A:B,C:D in place of kinds")
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--blocked", default="2-12", metavar="LOW-HIGH", help="seconds")
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; what is under way ends")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--throughput", action="store_true", help="MB/s, too, before and after the move")
     options = parser.parse_args()
     enter_namespaces()
     if not show(run(options, options.json)):

@@ -12,9 +12,11 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.lab_end import End
 from benchmarks.lab_faults import block, new_address, unblock
@@ -25,6 +27,10 @@ ENDS = "benchmarks.soak_ends"
 CONNECTIONS = 20
 #: What may be held at the end, of what was held after the first fifth: memory and descriptors breathe.
 GROWTH = 1.3
+#: Of the memory in use, what may come to it in each fifth of the run: what is taken once shows in one of them.
+STEADY_GROWTH = 0.005
+#: Lines of an end below which no part of them tells anything: three minutes.
+LONG = 36
 
 
 class Faults:
@@ -85,22 +91,44 @@ def soaking(chance: random.Random, connections: int) -> Iterator[tuple[Faults, E
         yield Faults(lab, chance), dialler, listener
 
 
-def judge(end: End, what: str) -> list[str]:
+def judge(what: str, told: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong with what one end has told."""
-    lines = [line for line in end.lines if "memory" in line]
+    lines = [line for line in told if "memory" in line]
     complaints = [f"{what}: {error}" for error in lines[-1]["ended"]]
     if lines[-1]["wrong"]:
         complaints.append(f"{what}: {lines[-1]['wrong']} blocks came back changed")
     fifth = max(1, len(lines) // 5)
     for thing in ("descriptors", "tasks", "memory"):
-        # A path over UDP has more sockets and tasks than one over TCP: what leaks raises the least of them.
-        measure = statistics.median if thing == "memory" else min
+        # A path over UDP has more sockets and tasks than one over TCP: what leaks raises the fewest of them.
+        measure = statistics.median if thing == "memory" else fewest
         early = measure(line[thing] for line in lines[fifth : 2 * fifth] or lines[:1])
         late = measure(line[thing] for line in lines[-fifth:])
         print(f"{what}: {thing} {early:,.0f} -> {late:,.0f}")
         if late > GROWTH * early:
             complaints.append(f"{what}: {thing} grew from {early} to {late}")
-    return complaints
+    return complaints + leaks(what, [line["memory"] for line in lines])
+
+
+def fewest(values: Iterable[float]) -> float:
+    """But for a tenth: where all connections have just lost their carriers there are fewer for a moment."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 10]
+
+
+def leaks(what: str, memory: Sequence[float]) -> list[str]:
+    """Whether memory grows without an end: a leak adds to it in each part of the run, a step in one."""
+    if len(memory) < LONG:
+        return []
+    fifth = len(memory) // 5
+    levels = [statistics.median(memory[number * fifth : (number + 1) * fifth]) for number in range(5)]
+    # In the first one everything happens for the first time.
+    rises = [late - early for early, late in pairwise(levels[1:])]
+    print(f"{what}: memory in fifths of the run, MB: {' '.join(f'{level / 1e6:.1f}' for level in levels)}")
+    if min(rises) > STEADY_GROWTH * levels[1]:
+        return [
+            f"{what}: memory grows all the time, by {min(rises):,.0f} bytes in each fifth of the run and more"
+        ]
+    return []
 
 
 def run(minutes: float, seed: int, connections: int = CONNECTIONS, lines: Path | None = None) -> list[str]:
@@ -121,7 +149,7 @@ def run(minutes: float, seed: int, connections: int = CONNECTIONS, lines: Path |
         print(f"faults: {count}; {last['rounds']} blocks back whole, {last['moves']} moves at the dialler")
         if lines is not None:
             lines.write_text(json.dumps({"dialler": dialler.lines, "listener": listener.lines}))
-        complaints = judge(dialler, "dialler") + judge(listener, "listener")
+        complaints = judge("dialler", dialler.lines) + judge("listener", listener.lines)
         if last["rounds"] - before < connections:
             complaints.append("nothing goes on after the last fault")
     return complaints

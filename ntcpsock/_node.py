@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import trio
 
@@ -365,8 +365,12 @@ class Node(NodeSettings):
         return listener is not None and listener.offer(stream)
 
     def mapped_ports(self, transport: Transport) -> list[int]:
-        """Ports that the NAT holds for the warm ports."""
+        """Ports that the NAT holds for the warm ports, and those that it gave us lately."""
         return self._ports.mapped_ports(transport)
+
+    def note_mapped(self, transport: Transport, ports: Collection[int]) -> None:
+        """The NAT was seen to give us these."""
+        self._ports.note_mapped(transport, ports)
 
     @property
     def turn_servers(self) -> Sequence[TurnServer]:

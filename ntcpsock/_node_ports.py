@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -19,6 +19,7 @@ from ntcpsock._traversal.learn import Learned
 from ntcpsock._traversal.patience import group_of
 from ntcpsock._traversal.ports import DialPorts, ListeningPort
 from ntcpsock._traversal.punch.message import Transport
+from ntcpsock._traversal.recent import RecentMappings
 
 # How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
 PATIENCE_RTTS = 4.0
@@ -64,6 +65,7 @@ class NodePorts:
         self._uses_udp = bool({*UDP_TECHNIQUES} & {*config.usable_techniques, *config.datagram_techniques})
         self.for_dials = DialPorts(servers, warm_ports, pace, self._uses_udp)
         self._learned = Learned(servers)
+        self._recent = RecentMappings()
         #: The router's, for single dials.
         self.mappings = DialMappings(config, nursery)
         self.listening = ListeningPort(
@@ -107,6 +109,7 @@ class NodePorts:
     def renew(self) -> None:
         """The network is another one: gather anew, ask the new router for ports, learn the new NAT."""
         self._learned.forget()
+        self._recent.forget()
         self._learning.cancel()
         self._relearn.set()
         if self.mappings.mapper is not None:
@@ -167,9 +170,14 @@ class NodePorts:
         return any(each.profile.changes for each in warm)
 
     def mapped_ports(self, transport: Transport) -> list[int]:
-        """Those that a NAT holds for the warm ports."""
+        """Those that a NAT holds for the warm ports, and those that it gave us lately."""
         warm = [*self.for_dials.ready, *([] if self.listening.warm is None else [self.listening.warm])]
-        return [port for each in warm for port in each.mapped_ports(transport)]
+        held = {port for each in warm for port in each.mapped_ports(transport)}
+        return [*held.union(self._recent.ports(transport, trio.current_time()))]
+
+    def note_mapped(self, transport: Transport, ports: Collection[int]) -> None:
+        """The NAT was seen to give us these."""
+        self._recent.note(transport, ports, trio.current_time())
 
     async def take(self, oldest: float = math.inf) -> WarmPort:
         """A port for one dial, gathered, at most so many seconds ago; the dial closes it."""
@@ -186,6 +194,8 @@ class NodePorts:
                 warm = await self.for_dials.take()
         if warm is None:
             warm = await gather((), udp=self._uses_udp)
+        for transport in ("tcp", "udp"):
+            self.note_mapped(transport, warm.mapped_ports(transport))
         self._hide(warm)
         return self._learned.inform(warm)
 

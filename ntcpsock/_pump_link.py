@@ -24,6 +24,9 @@ from ntcpsock._session.tls import Carrier
 
 # A frame that fills a buffer is sixteen full TLS records.
 BUFFER: Final = HEADER_LENGTH + FULL_PAYLOAD
+# A buffer that is so full is kept as it is until the peer has its bytes; what is in others is copied, so that what is
+# kept takes no more than a third more room than it has bytes.
+NEARLY_FULL: Final = BUFFER * 3 // 4
 
 IN: Final = getattr(select, "EPOLLIN", 1)
 OUT: Final = getattr(select, "EPOLLOUT", 4)
@@ -47,6 +50,9 @@ class Host(Protocol):
 
     def take(self) -> memoryview: ...
     def give_back(self, buffer: memoryview) -> None: ...
+    def recycle(self, buffer: bytearray) -> None:
+        """`give_back` for what is in the buffer, in any thread."""
+        ...
 
 
 class Link:
@@ -227,10 +233,13 @@ class Link:
         return not self._blocked
 
     def _read_hop(self) -> None:
-        room = self.driver.machine.room
+        machine = self.driver.machine
+        room = machine.room
         if room <= 0:
             return
+        assert self._host is not None
         buffer = self._take()
+        is_ours = True
         try:
             try:
                 count = self.hop.recv_into(buffer[HEADER_LENGTH:], min(self.outward_step, room))
@@ -242,13 +251,16 @@ class Link:
             if self.finishing:
                 self._last_bytes -= count
                 self.finish_at += LAST_BYTES_PAUSE
-            self._blocked = not self.driver.send_nowait(buffer[: HEADER_LENGTH + count])
+            frame, recycle = buffer[: HEADER_LENGTH + count], None
+            if count >= NEARLY_FULL and machine.window:
+                is_ours, recycle = False, self._host.recycle
+            self._blocked = not self.driver.send_nowait(frame, recycle)
             if not self._stirred:
                 self._stir()
-            if self._blocked:
-                self._stuck_out = buffer
+            if self._blocked and is_ours:
+                self._stuck_out, is_ours = buffer, False
         finally:
-            if self._stuck_out is None:
+            if is_ours:
                 self._give_back(buffer)
 
     def _end_outward(self) -> None:

@@ -24,15 +24,18 @@ import trio
 
 from ntcpsock._broken import is_of_the_network
 from ntcpsock._pump import Stream, abort, close_ends, prepare_hop, tune
-from ntcpsock._pump_link import BUFFER, IN, Link
+from ntcpsock._pump_link import BUFFER, IN, NEARLY_FULL, Link
 from ntcpsock._session.liveness import INTERVAL
+from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._session.tls import Carrier
 
 log = logging.getLogger("ntcpsock")
 
-# Free buffers that are kept. Two directions need one each; more are in use only while peers are slow.
+# Free buffers that are kept. Two directions need one each; more are in use only while peers are slow, and for what they
+# have not confirmed: a window of it for each connection at work, and what one has done with the next one takes.
 _FREE_BUFFERS: Final = 4
+_FREE_BUFFERS_AT_WORK: Final = WINDOW // NEARLY_FULL + _FREE_BUFFERS
 # How often finishing links are looked at, in seconds.
 _TICK: Final = 0.01
 # The last bytes, the reset behind them, and both again at a peer in this process: each takes a turn of the loop or two.
@@ -173,7 +176,12 @@ class PumpLoop:
 
     def _look_at_link(self, link: Link, now: float) -> None:
         if not link.look(now):
-            self._stirred.discard(link)
+            self._calm(link)
+
+    def _calm(self, link: Link) -> None:
+        self._stirred.discard(link)
+        if not self._stirred:
+            del self._free[_FREE_BUFFERS:]
 
     def _patience(self) -> float | None:
         if self._again or self._waiting:
@@ -227,7 +235,7 @@ class PumpLoop:
         """The link has ended."""
         self._links.discard(link)
         self._finishing.discard(link)
-        self._stirred.discard(link)
+        self._calm(link)
         for descriptor, handler in (
             (link.hop_descriptor, link.on_hop),
             (link.carrier_descriptor, link.on_carrier),
@@ -239,8 +247,11 @@ class PumpLoop:
         return self._free.pop() if self._free else memoryview(bytearray(BUFFER))
 
     def give_back(self, buffer: memoryview) -> None:
-        if len(self._free) < _FREE_BUFFERS:
+        if len(self._free) < (_FREE_BUFFERS_AT_WORK if self._stirred else _FREE_BUFFERS):
             self._free.append(buffer)
+
+    def recycle(self, buffer: bytearray) -> None:
+        self.give_back(memoryview(buffer))
 
 
 class LoopPump:

@@ -42,6 +42,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             turn_servers=(),
             admits=admits,
             mapped_ports=lambda transport: (),
+            note_mapped=lambda transport, ports: None,
             introductions=SimpleNamespace(reply=lambda delivery, answer: None),
         ),
     )

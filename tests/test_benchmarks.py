@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import encryption_off, harness, memory, patched, pingpong, quic, quic_ends, throughput
+from benchmarks import encryption_off, harness, memory, patched, pingpong, quic, quic_ends, soak, throughput
 from benchmarks.pairs import KINDS, open_pairs, open_three_hops
 from ntcpsock import _portal
 from ntcpsock.cli.stage import open_loopback_stage
@@ -120,13 +121,64 @@ def test_connect_time_keeps_its_promise() -> None:
     assert series.median <= 3.3
 
 
+def told(memory: list[float], descriptors: int = 40) -> list[dict[str, object]]:
+    """Lines of an end of the soak."""
+    return [
+        {"ended": [], "wrong": 0, "descriptors": descriptors, "tasks": 100, "memory": value}
+        for value in memory
+    ]
+
+
+HOUR = 720  # lines
+MB = 1e6
+
+
+def breathing(seed: int) -> list[float]:
+    """The memory of an hour in which nothing leaks."""
+    chance = random.Random(seed)
+    return [70 * MB + chance.choice([0, 0, 0, 1, 5]) * chance.random() * MB for _ in range(HOUR)]
+
+
+@pytest.mark.parametrize("at", range(0, HOUR, 48))
+def test_a_soak_lets_a_step_pass(at: int) -> None:
+    """What a library takes once, or an allocator keeps of a crowded moment, is no leak, whenever it comes."""
+    for seed in range(5):
+        memory = [value + 20 * MB * (number >= at) for number, value in enumerate(breathing(seed))]
+        assert soak.judge("end", told(memory)) == []
+        memory = [value + 8 * MB * (number >= HOUR - at) for number, value in enumerate(memory)]
+        assert soak.leaks("end", memory) == []
+
+
+@pytest.mark.parametrize("step_at", [HOUR, 100, 300, 600])
+def test_a_soak_complains_of_a_leak(step_at: int) -> None:
+    """Of 6 MB an hour, a step beside it or not: no end of the run is half as large again as its beginning."""
+    for seed in range(5):
+        memory = [
+            value + 6 * MB * number / HOUR + 20 * MB * (number >= step_at)
+            for number, value in enumerate(breathing(seed))
+        ]
+        (complaint,) = [each for each in soak.judge("end", told(memory)) if "all the time" in each]
+        assert complaint.startswith("end: memory")
+
+
+def test_a_soak_complains_of_what_is_wrong() -> None:
+    lines = told([70 * MB] * 100)
+    assert soak.judge("end", lines + told([100 * MB] * 100)) == [
+        "end: memory grew from 70000000.0 to 100000000.0"
+    ]
+    few = told([70 * MB], descriptors=20)  # all connections between two carriers
+    assert soak.judge("end", lines[:30] + few + lines) == []
+    (complaint,) = soak.judge("end", lines + told([70 * MB] * 100, descriptors=80))
+    assert "descriptors" in complaint
+    lines[-1] |= {"wrong": 2, "ended": ["a reset"]}
+    assert soak.judge("end", lines) == ["end: a reset", "end: 2 blocks came back changed"]
+
+
 @pytest.mark.lab
 @pytest.mark.slow
 @pytest.mark.skipif(namespaces_available() is not None, reason=str(namespaces_available()))
 def test_a_short_soak_has_no_complaint() -> None:
-    from benchmarks.soak import run
-
-    assert run(0.5, seed=3, connections=4) == []
+    assert soak.run(0.5, seed=3, connections=4) == []
 
 
 @pytest.mark.lab

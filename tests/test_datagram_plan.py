@@ -13,6 +13,7 @@ from ntcpsock._report import Budget
 from ntcpsock._traversal.checks.machine import MAX_TRIES
 from ntcpsock._traversal.datagram_plan import (
     MAX_PROBES,
+    PREDICT_ROUNDS,
     SHORTEST_TCP_HEAD_START,
     CheckTarget,
     DatagramPlan,
@@ -159,11 +160,16 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         NATProfile(mapping=ours),
         NATProfile(mapping=theirs),
         techniques=("udp-predict", "udp-birthday"),
-        budget=8.0,
+        budget=10.0,
         proven_host=B,
         birthday=birthday_cost(256, 250.0),
     )
-    assert [attempt.technique for attempt in attempts] == ["udp-predict", "udp-birthday", "udp-birthday"]
+    assert [attempt.technique for attempt in attempts] == [
+        "udp-predict",
+        "udp-birthday",
+        "udp-birthday",
+        *["udp-predict"] * (PREDICT_ROUNDS - 1),
+    ]
     changes = "dependent" in ours.replace("independent", "") or "dependent" in theirs.replace(
         "independent", ""
     )
@@ -178,7 +184,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         NATProfile(mapping=ours),
         NATProfile(mapping=theirs),
         techniques=("udp-predict", "udp-birthday"),
-        budget=8.0,
+        budget=10.0,
         proven_host=B,
         behind_tcp=True,
     )

@@ -126,6 +126,7 @@ FLOORS = (
             "_traversal.nominate",
             "_traversal.aim",
             "_traversal.prediction",
+            "_traversal.recent",
             "_traversal.start",
             "_traversal.explain",
             "_traversal.discovery.findings",

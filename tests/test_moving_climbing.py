@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,15 @@ def test_the_benchmark_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Captu
     assert not climb.show([good, late])
     assert not climb.show([good, failed])
     assert "it stays on the relay" in capsys.readouterr().out
+
+
+def test_the_benchmark_judges_throughput_by_streams_of_one_transport(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    moved = climb.Climb("cgn", "cgn", "REACHABLE", 2.0, 0.4, "tcp-open", relayed=10.0, beside="tcp-open")
+    assert climb.show([replace(moved, moved=30.0, direct=30.0)])
+    assert "ratio 1.00" in capsys.readouterr().out
+    assert not climb.show([replace(moved, moved=10.0, direct=30.0)])
+    # UDP beside TCP says nothing of the move.
+    assert climb.show([replace(moved, moved=10.0, direct=30.0, technique="udp-punch")])
+    assert climb.show([moved])

@@ -12,7 +12,7 @@ from ntcpsock._traversal.candidate import name_of_connection, name_of_pair, usab
 from ntcpsock._traversal.datagram_plan import make_joint_datagram_plan
 from ntcpsock._traversal.nat import profile_from_observations
 from ntcpsock._traversal.nominate import Nomination, OneTimeToken, Role
-from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES
+from ntcpsock._traversal.observe import FIRST_SAMPLES
 from ntcpsock._traversal.plan import (
     JOINT_TECHNIQUES,
     LATE,
@@ -24,7 +24,7 @@ from ntcpsock._traversal.plan import (
     make_joint_plan,
     make_plan,
 )
-from ntcpsock._traversal.prediction import MAX_SESSIONS
+from ntcpsock._traversal.prediction import BAND_SAMPLES, MAX_SESSIONS
 from ntcpsock._traversal.punch.message import (
     MAX_CANDIDATES_OF_TRANSPORT,
     Candidate,

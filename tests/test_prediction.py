@@ -18,6 +18,7 @@ from ntcpsock._traversal.prediction import (
     decode_prediction_untrusted,
     encode_prediction,
     expected_hits,
+    knows_band,
     plan_spray,
     predict,
     punching_port,
@@ -50,6 +51,15 @@ def seen(local: int, mapped: int, server: Endpoint = FIRST) -> Observation:
         # Kept for the first destination only.
         (
             [seen(20001, 20001), seen(20007, 20007), seen(20007, 20008, SECOND)],
+            Prediction("single", HOST, SPARE, SPARE),
+        ),
+        # One that somebody else had already, of ours or of another host.
+        (
+            [seen(20001, 20001), seen(20003, 20004), seen(20007, 20007), seen(20009, 20009, SECOND)],
+            Prediction("exact", HOST, SPARE, SPARE),
+        ),
+        (
+            [*(seen(n, n) for n in (20001, 20007, 20011)), seen(20003, 20004), seen(20003, 20008, SECOND)],
             Prediction("single", HOST, SPARE, SPARE),
         ),
         # Sequential, with a step, downwards, and with connections of others between.
@@ -235,3 +245,43 @@ def test_who_draws_from_a_block_aims_beside_what_it_holds() -> None:
         aims.add(found.aim)
     # What lies elsewhere is of another transport or NAT.
     assert predict(observed, SPARE, taken=[4000, 6000]) == free
+
+
+@pytest.mark.parametrize("looks", [1, 4, 8])
+def test_what_earlier_looks_took_is_not_aimed_at(looks: int) -> None:
+    """A NAT gives none of these ports again for minutes: who has the other side aim at one of them misses."""
+    rng = random.Random(looks)
+    for _ in range(100):
+        block = rng.sample(range(5120, 5376), 256)
+        # The first look at a block takes 17 of its ports, and each further one 5.
+        held = [block.pop() for _ in range(17 + 5 * (looks - 1))]
+        observed = seen_in_turn(*(block.pop() for _ in range(5)))
+        found = predict(observed, SPARE, taken=held)
+        assert found is not None
+        assert found.shape == "band"
+        assert found.aim in block
+        spray = plan_spray(found, Prediction("single", HOST, 7000, 7000))
+        assert spray.local_ports >= len(block)  # so that the port is drawn
+
+
+def test_a_few_ports_of_a_band_may_look_like_steps() -> None:
+    """One look in some hundred; what the NAT gave before tells."""
+    observed = seen_in_turn(5130, 5150, 5190, 5200, 5220)
+    found = predict(observed, SPARE)
+    assert found is not None
+    assert found.shape == "sequential"
+    other = predict(observed, SPARE, taken=[5125, 5373, 5160])
+    assert other is not None
+    assert other.shape == "band"
+    # What a NAT that counts gave before lies behind.
+    assert predict(observed, SPARE, taken=[5110, 5120]) == found
+
+
+def test_a_band_is_known_from_what_lies_around() -> None:
+    observed = seen_in_turn(5130, 5300, 5200, 5370, 5250)
+    assert not knows_band([], range(5120, 5140))
+    assert not knows_band(observed, range(5120, 5125))
+    assert knows_band(observed, range(5120, 5140))
+    # Another block, from before the NAT was restarted.
+    assert not knows_band(observed, range(9000, 9100))
+    assert predict(observed, SPARE, taken=range(9000, 9100)) == predict(observed, SPARE)

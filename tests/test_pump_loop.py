@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
-from session_support import receive_all, tls_streams
+from session_support import make_stream, receive_all, tls_carriers, tls_streams
 
-from ntcpsock._pump_link import Link
+from ntcpsock import _pump_loop
+from ntcpsock._pump_link import NEARLY_FULL, Link
 from ntcpsock._pump_loop import LoopPump, PumpLoop
 from ntcpsock._pumps import Pumps
+from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.stream import NTCPStream
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="the loop needs Linux")
@@ -42,9 +44,11 @@ def hop_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @asynccontextmanager
-async def pumped(loop: PumpLoop) -> AsyncIterator[tuple[trio.SocketStream, NTCPStream, LoopPump]]:
+async def pumped(
+    loop: PumpLoop, window: int = 0
+) -> AsyncIterator[tuple[trio.SocketStream, NTCPStream, LoopPump]]:
     """An application's socket, the peer's stream, and the pump between them."""
-    ours, theirs = await tls_streams()
+    ours, theirs = (make_stream(carrier, window=window) for carrier in await tls_carriers())
     application, hop = hop_pair()
     pump = LoopPump(hop, ours, loop)
     async with trio.open_nursery() as nursery:
@@ -99,6 +103,41 @@ async def test_a_stuck_connection_holds_up_no_other(loop: PumpLoop) -> None:
         assert await peer.receive_some() == b"x"
         await peer.send_all(b"y")
         assert await application.receive_some() == b"y"
+
+
+async def test_what_is_kept_lies_in_buffers_that_are_used_again(
+    loop: PumpLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as many as a window fills, whatever goes through; few stay when nobody is at work."""
+    made, lent = [0], [0]
+    take, recycle = PumpLoop.take, PumpLoop.recycle
+
+    def counted_take(self: PumpLoop) -> memoryview:
+        made[0] += not self._free
+        return take(self)
+
+    def counted_recycle(self: PumpLoop, buffer: bytearray) -> None:
+        lent[0] += 1
+        recycle(self, buffer)
+
+    monkeypatch.setattr(PumpLoop, "take", counted_take)
+    monkeypatch.setattr(PumpLoop, "recycle", counted_recycle)
+    data = os.urandom(1 << 20) * 40
+    async with pumped(loop, WINDOW) as (application, peer, _), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await application.send_all(data)
+            await application.send_eof()
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # so the way is full
+        assert await receive_all(peer) == data
+        with trio.fail_after(60):
+            while loop._stirred:
+                await trio.sleep(0.05)
+    assert lent[0]
+    assert made[0] <= WINDOW // NEARLY_FULL + 8
+    assert len(loop._free) <= _pump_loop._FREE_BUFFERS
 
 
 async def test_an_idle_connection_wakes_nobody(loop: PumpLoop, monkeypatch: pytest.MonkeyPatch) -> None:

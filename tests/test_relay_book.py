@@ -139,6 +139,13 @@ def test_the_best_relay_is_taken(
         assert order_relays(relays, ours, theirs, random.Random(seed))[0] == first
 
 
+def test_the_one_that_was_lost_is_the_last() -> None:
+    times = {told_as(NEAR): 0.01, told_as(FAR): 0.2, told_as(THIRD): 0.1}
+    for lost, others in ((NEAR, (THIRD, FAR)), (FAR, (NEAR, THIRD))):
+        where = Endpoint(lost.host, lost.port)
+        assert order_relays((NEAR, FAR, THIRD), times, {}, random.Random(1), where) == (*others, lost)
+
+
 def test_equal_relays_share_the_work() -> None:
     times = {told_as(relay): 0.02 for relay in (NEAR, FAR, THIRD)}
     firsts = {order_relays((NEAR, FAR, THIRD), times, {}, random.Random(seed))[0] for seed in range(50)}

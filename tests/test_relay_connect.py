@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,59 @@ async def test_a_relay_that_is_away_is_followed_by_the_next(
                     assert mine.path.kind == "relay"
                     assert [entry.tries for entry in mine.report.attempts] == [2]
                     await check_both_ways(mine, theirs)
+
+
+class Front:
+    """Another address of the relay at `target`, until it falls silent: then it takes connections, and nothing else."""
+
+    def __init__(self, target: Endpoint) -> None:
+        self.silent = False
+        self.connections = 0
+        self._target = target
+
+    async def forward(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        if self.silent:
+            await trio.sleep_forever()
+        async with await trio.open_tcp_stream(*self._target) as onward, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, stream, onward)
+            nursery.start_soon(self._pump, onward, stream)
+
+    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while not self.silent and (data := await source.receive_some()):
+                await sink.send_all(data)
+
+
+async def test_the_relay_that_was_lost_is_asked_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine may be gone without a word: for a seat there both ends would wait in vain."""
+
+    async def unmeasured(relays: object) -> dict[str, float]:
+        return {}
+
+    monkeypatch.setattr("ntcpsock._traversal.relay_times.measure_all", unmeasured)
+    async with open_world(tmp_path, tcp=True) as world, trio.open_nursery() as nursery:
+        core = world.server.core
+        here = core.relays.static[0]
+        port_here = world.server.address.port
+        front = Front(Endpoint("127.0.0.1", port_here))
+        serve = partial(trio.serve_tcp, front.forward, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        port = listener.socket.getsockname()[1]
+        core.relays.static = (here._replace(port=port), here)
+        async with world.node("alice", relay="only") as alice, world.node(relay="only") as bob:
+            async with await alice.open_listener(8000) as listening:
+                mine, theirs = await connect(bob, listening)
+                async with mine, theirs:
+                    assert (mine.path.remote[1], front.connections) == (port, 2)
+                    front.silent = True
+                    with trio.fail_after(PATIENCE):
+                        mine.lose(TimeoutError(errno.ETIMEDOUT, "silent"))
+                        path = await mine.wait_moved()
+                    assert (path.remote[1], front.connections) == (port_here, 2)
+                    await mine.send_all(b"x")
+                    assert await theirs.receive_some() == b"x"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_private_listener_is_relayed_too(tmp_path: Path) -> None:

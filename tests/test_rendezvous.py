@@ -6,7 +6,7 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -84,7 +84,9 @@ def see(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
     observations: list[Observation] = []
 
     @asynccontextmanager
-    async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
+    async def hold_ports(
+        servers: Sequence[Endpoint], taken: Collection[int] = ()
+    ) -> AsyncIterator[HeldPorts]:
         yield HeldPorts(1, observations)
 
     monkeypatch.setattr(rendezvous, "hold_ports", hold_ports)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,20 @@ def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(broker, "INTRODUCTIONS", 100)
     monkeypatch.setattr(sys, "argv", ["broker", "--nodes", "100"])
     broker.main()
-    assert "100 nodes:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "100 nodes:" in printed
+    assert "yardstick:" in printed
+
+
+def test_the_yardstick_answers_as_often_as_a_broker() -> None:
+    with (
+        broker.measured_broker(module="benchmarks.bare_broker") as bare,
+        closing(Fleet(bare.address, bare.key, open_sockets(8))) as fleet,
+    ):
+        fleet.invent(50)
+        load = broker.run_load(bare, fleet, 100, 100, 1.0)
+        assert load.answered == 1
+        assert fleet.heard.acks == fleet.sent_keep_alives > 0
 
 
 def test_the_plot(tmp_path: Path) -> None:

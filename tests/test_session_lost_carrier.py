@@ -14,6 +14,7 @@ from session_support import MemoryCarrier, memory_carriers, tls_carriers
 from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.frames import Ack, Resume, decode_resume, decode_resumed, encode_frame
+from ntcpsock._session.liveness import INTERVAL, Verdict
 from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.resumption import Resuming
 from ntcpsock._session.stream import NTCPStream
@@ -150,6 +151,53 @@ async def test_an_application_that_does_not_read_is_alive(autojump_clock: trio.t
         assert await right.receive_some() == b"nobody reads this for a while"
         nursery.cancel_scope.cancel()
     left.reset()
+    right.reset()
+
+
+async def test_what_a_look_shows_is_acted_upon_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Not a look later: the search for another path is what the program waits for."""
+    left, right = map(moving_stream, memory_carriers())
+    note_losses(left)
+    silent: list[float] = []
+    searched: list[float] = []
+    look = left.driver.look
+
+    def note_look(now: float, rtt: float = 0.0) -> Verdict:
+        verdict = look(now, rtt)
+        if left.driver.is_silent:
+            silent.append(now)
+        return verdict
+
+    def tend(now: float) -> None:
+        if left.driver.is_silent:
+            searched.append(now)
+
+    left.driver.look = note_look  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        moving = MovingStreams(cast(DiallerContext, SimpleNamespace(nursery=nursery)))
+        moving.dialled_streams._streams[SESSION] = cast(
+            DialledStream, SimpleNamespace(stream=left, tend=tend)
+        )
+        moving._some.set()
+        nursery.start_soon(moving.watch)
+        await left.send_all(b"nobody is there any more")
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert searched
+    assert searched == silent
+    left.reset()
+    right.reset()
+
+
+async def test_a_stream_that_has_ended_is_not_silent(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody looks for another path for it."""
+    left, right = map(moving_stream, memory_carriers())
+    left.driver.on_lost = lambda _: False
+    await left.send_all(b"nobody is there any more")
+    while left.driver.error is None:
+        await trio.sleep(INTERVAL)
+        left.driver.look(trio.current_time())
+    assert not left.driver.is_silent
     right.reset()
 
 

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._report import PathInfo
-from ntcpsock._session.frames import Ack, Data, Decoder, Payload
+from ntcpsock._session.frames import HEADER_LENGTH, Ack, Data, Decoder, Payload, encode_frame
 from ntcpsock._session.liveness import PATIENCE, QUIET
 from ntcpsock._session.machine import WINDOW
 from ntcpsock._session.stream import NTCPStream
@@ -207,6 +207,53 @@ async def test_closing_while_there_is_no_path_brings_the_last_bytes_by_the_next_
         await wait_all_tasks_blocked()
         await pair.bring()
     assert there == b"last words"
+
+
+def lend(stream: NTCPStream, payload: bytes, back: list[bytearray]) -> bytearray:
+    """Send a frame out of a buffer that is lent."""
+    buffer = bytearray(HEADER_LENGTH) + payload
+    stream.driver.send_nowait(memoryview(buffer), back.append)
+    return buffer
+
+
+async def test_a_lent_buffer_is_sent_again_and_comes_back() -> None:
+    pair, back = Pair(capacity=2**20), list[bytearray]()
+    payload = random.Random(1).randbytes(200_000)
+    buffer = lend(pair.left, payload, back)
+    pair.cut()
+    await pair.bring()
+    await pair.left.driver.catch_up()
+    assert back == []
+    there = b""
+    while len(there) < len(payload):
+        there += await pair.right.receive_some()
+    assert there == payload
+    pair.right.driver.machine.acknowledge()
+    pair.right.driver.flush_nowait()
+    pair.left.driver.absorb()
+    assert [each is buffer for each in back] == [True]
+
+
+async def test_a_buffer_out_of_which_is_still_sent_does_not_come_back() -> None:
+    """A peer that confirms what it has not got would be sent what others write there."""
+    ours, theirs = memory_carriers(capacity=1000)
+    stream, back = make_stream(ours, window=WINDOW), list[bytearray]()
+    frame = lend(stream, bytes(5000), back)
+    theirs.try_send(encode_frame(Ack(5000)))
+    stream.driver.absorb()
+    assert stream.driver.machine.acknowledged == 5000
+    assert back == []
+    view, there = memoryview(bytearray(1000)), b""
+    while len(there) < len(frame):
+        there += view[: theirs.try_receive_into(view)]
+        stream.driver.finish_nowait()
+    assert there == frame
+    frame.clear()  # which no part of it prevents: nothing points there any more
+    lend(stream, b"x", back)
+    theirs.try_receive_into(view)
+    theirs.try_send(encode_frame(Ack(5001)))
+    stream.driver.absorb()
+    assert [len(each) for each in back] == [HEADER_LENGTH + 1]
 
 
 async def test_a_lie_about_what_has_arrived_ends_the_stream() -> None:

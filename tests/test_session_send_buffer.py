@@ -81,3 +81,32 @@ def test_what_was_read_stays_when_more_is_appended() -> None:
     read = buffer.read(0, 3)
     buffer.append(b"two")
     assert (read, buffer.read(0, 6)) == (b"one", b"onetwo")
+
+
+def test_an_adopted_buffer_is_not_copied_and_comes_back_once() -> None:
+    buffer, back = SendBuffer(), list[bytearray]()
+    lent = [bytearray(b"head" + bytes([number]) * SMALL) for number in range(3)]
+    buffer.append(b"before")
+    for each in lent:
+        buffer.adopt(memoryview(each)[4:], back.append)
+        buffer.append(b"between")
+    assert back == []
+    lent[1][4:6] = b"ab"
+    assert buffer.read(6 + SMALL + 7, 3) == b"ab\1"
+    buffer.release(6 + SMALL - 1)
+    assert back == []
+    buffer.release(6 + SMALL)
+    assert [each is lent[0] for each in back] == [True]
+    buffer.release(buffer.end)
+    assert [each is other for each, other in zip(back, lent, strict=True)] == [True] * 3
+
+
+def test_what_cannot_change_is_not_copied() -> None:
+    buffer = SendBuffer()
+    data = bytes(2 * SMALL)
+    for part in (memoryview(data)[1:], memoryview(data)[: SMALL - 1], memoryview(bytes(3 * SMALL))[:SMALL]):
+        buffer.append(part)
+    assert buffer._pieces is not None
+    pinned = [isinstance(piece, memoryview) for piece in buffer._pieces]
+    assert pinned == [True, False, False]
+    assert read_all(buffer, 0, 1000) == bytes(buffer.end)

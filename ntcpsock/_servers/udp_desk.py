@@ -26,7 +26,7 @@ _BATCH: Final = 256
 _OTHERS_AT_ONCE: Final = 16
 _MOST_OTHERS: Final = 4096
 # Seconds in which datagrams gather under load.
-_PAUSE: Final = 0.004
+_PAUSE: Final = 0.002
 # Longer datagrams arrive cut to one more than the longest, and are dropped.
 _SIZE: Final = MAX_DATAGRAM + 8
 # Our addresses times interfaces; beyond that somebody adds and removes them, and no more are told apart.

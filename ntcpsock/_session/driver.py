@@ -64,7 +64,8 @@ class SessionDriver(SendingDriver):
     @property
     def is_silent(self) -> bool:
         """Whether the carrier seems to be lost, though that is not certain yet."""
-        return self._liveness is not None and self._liveness.silent and not self.suspended
+        is_used = not self.suspended and self.error is None
+        return is_used and self._liveness is not None and self._liveness.silent
 
     @property
     def silence(self) -> float | None:

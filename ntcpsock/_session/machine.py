@@ -34,7 +34,7 @@ from ntcpsock._session.frames import (
     encode_data_header,
     encode_frame,
 )
-from ntcpsock._session.send_buffer import SendBuffer
+from ntcpsock._session.send_buffer import Recycle, SendBuffer
 
 ACK_INTERVAL: Final = 256 * 1024  # bytes taken by the reader between two acknowledgements
 WINDOW: Final = 4 * 1024 * 1024  # bytes of one direction that may be unconfirmed
@@ -165,6 +165,11 @@ class Session:
         """The bytes for which `send_data` gave a header, against the loss of the carrier."""
         if self._kept is not None:
             self._kept.append(data)
+
+    def adopt(self, data: memoryview, recycle: Recycle) -> None:
+        """As `keep`, without a copy: see `SendBuffer.adopt`. Where there is a window."""
+        assert self._kept is not None
+        self._kept.adopt(data, recycle)
 
     def send_eof(self) -> bytes:
         """A FIN frame: this direction ends here. b"" where `next_again` gives it, behind what the peer lacks."""

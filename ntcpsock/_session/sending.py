@@ -10,6 +10,7 @@ import trio
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.frames import HEADER_LENGTH, LARGEST_PAYLOAD
 from ntcpsock._session.receiving import ReceivingDriver
+from ntcpsock._session.send_buffer import Recycle
 
 # Header and the beginning of the payload share the first TLS record (16 KiB); the rest of the
 # payload goes out from where the application has it. So a full frame is sixteen full records.
@@ -19,6 +20,8 @@ FULL_PAYLOAD: Final = LARGEST_PAYLOAD - HEADER_LENGTH
 
 class SendingDriver(ReceivingDriver):
     """What waits is for whoever holds the lock."""
+
+    _spare: Recycle | None = None
 
     async def acquire(self) -> None:
         """Take the lock; no checkpoint where it is free."""
@@ -161,6 +164,7 @@ class SendingDriver(ReceivingDriver):
                 self._tail = self._tail[self._try_send(self._tail) :]
                 if self._tail:
                     return False
+                self._tail = b""  # an empty part would keep the whole buffer
             elif self.machine.has_control:
                 self._tail = self.machine.control_to_send()
             elif self.machine.is_behind:
@@ -173,18 +177,30 @@ class SendingDriver(ReceivingDriver):
                 return True
         return False
 
-    def send_nowait(self, frame: memoryview) -> bool:
+    def send_nowait(self, frame: memoryview, recycle: Recycle | None = None) -> bool:
         """One DATA frame: room for its header, then up to FULL_PAYLOAD bytes, no more than the machine's `room`. After
         `finish_nowait` was True.
 
-        False where the carrier took a part only: then `frame` is the driver's until `finish_nowait` is True.
+        False where the carrier took a part only: then `frame` is the driver's until `finish_nowait` is True. With
+        `recycle`, where there is a window: its bytearray is the driver's until `recycle` gets it, if it ever does.
         """
         frame[:HEADER_LENGTH] = self.machine.send_data(len(frame) - HEADER_LENGTH)
-        self.machine.keep(frame[HEADER_LENGTH:])
+        if recycle is None:
+            self.machine.keep(frame[HEADER_LENGTH:])
+        else:
+            self._spare = recycle
+            self.machine.adopt(frame[HEADER_LENGTH:], self._recycle)
         taken = self._try_send(frame)
         if taken < len(frame):
             self._tail = frame[taken:]
         return not self.has_unfinished
+
+    def _recycle(self, buffer: bytearray) -> None:
+        """Unless the rest of a frame is still to be sent from there: a peer may confirm what it has not got, and would
+        be sent what others write there."""
+        is_used = isinstance(self._tail, memoryview) and self._tail.obj is buffer
+        if self._spare is not None and not is_used:
+            self._spare(buffer)
 
     def send_eof_nowait(self) -> bool:
         """FIN, as far as it goes now; see `finish_nowait`."""

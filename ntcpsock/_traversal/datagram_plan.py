@@ -153,6 +153,10 @@ _BIRTHDAY_LATER = 0.3
 _BEHIND_TCP = 1.0
 PREDICT_BUDGET = 6.0
 BIRTHDAY_BUDGET = 12.0
+# Ports move on, and a path may become possible meanwhile, so prediction is repeated. A round takes somewhat less, and
+# the last one lasts until a dial that finds nothing is followed by the next.
+PREDICT_ROUNDS = 3
+PREDICT_INTERVAL = 2.8
 
 
 def make_joint_datagram_plan(
@@ -174,7 +178,10 @@ def make_joint_datagram_plan(
     changes = either_changes(local, remote)
     planned = []
     for technique, later, most, cost in (
-        ("udp-predict", 0.0, PREDICT_BUDGET, PREDICT_COST),
+        *(
+            ("udp-predict", number * PREDICT_INTERVAL, PREDICT_BUDGET, PREDICT_COST)
+            for number in range(PREDICT_ROUNDS)
+        ),
         ("udp-birthday", _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
         # One at a time: the second one begins where the first has ended early, because a word or an answer was lost.
         ("udp-birthday", 2 * _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
@@ -187,7 +194,7 @@ def make_joint_datagram_plan(
                     technique, Endpoint(proven_host, 0), delay, min(budget, delay + most), uses=cost
                 )
             )
-    return tuple(planned)
+    return tuple(sorted(planned, key=lambda attempt: attempt.delay))
 
 
 def birthday_cost(sockets: int, rate: float) -> Budget:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ntcpsock._address import full_name
+from ntcpsock._address import Endpoint, full_name
 from ntcpsock._config import Encryption, Prefer
 from ntcpsock._errors import EncryptionMismatch, PeerOffline, PeerRefused
 from ntcpsock._traversal.gather import WarmPort
@@ -36,7 +36,8 @@ class Dial:
 
     resume: the id of the stream that shall move to what is dialled; then `instance` is known before, and nobody else
     gets the offer; `say` sends sealed payloads by that stream, and is False where its carrier is gone.
-    useless: techniques that would bring no better path than there is. standing: the listener has agreed to it before,
+    useless: techniques that would bring no better path than there is. lost_relay: the one by which that stream has lost
+    its path. standing: the listener has agreed to it before,
     and both ends go by that alone: nothing is said while it is dialled. since: in the end, when a NAT began to know the
     path that was found, on trio's clock.
     """
@@ -52,6 +53,7 @@ class Dial:
     resume: bytes | None = None
     say: Callable[[bytes], bool] | None = None
     useless: frozenset[str] = frozenset()
+    lost_relay: Endpoint | None = None
     standing: bool = False
     since: float = 0.0
     dial_id: bytes = field(default_factory=lambda: secrets.token_bytes(DIAL_ID_LENGTH))

@@ -79,6 +79,7 @@ class DirectRace:
                     servers=course.node.stun_servers,
                     prefer=course.dial.prefer,
                     taken=course.mapped_ports,
+                    note_mapped=course.node.note_mapped,
                 )
                 self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:

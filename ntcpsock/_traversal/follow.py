@@ -42,7 +42,7 @@ DIAL_BUDGET = 12.0
 SHORTEST_COURTESY = 0.05
 # Seconds for one joint attempt, and how many of them one dial may ask for.
 JOINT_BUDGET = 6.0
-MAX_JOINT_ROUNDS = 12
+MAX_JOINT_ROUNDS = 14
 # Rounds of checks over UDP of one dial.
 MAX_CHECK_ROUNDS = 3
 
@@ -161,6 +161,8 @@ class Follower:
         async with self._round_ports.gather(shared) as fresh:
             if fresh is not None:
                 port, candidates = fresh.port, fresh.candidates
+                mapped = [candidate.port for candidate in candidates if candidate.type == "srflx"]
+                self._node.note_mapped("udp", mapped)
 
                 def take_port() -> UdpPort:
                     talk.say(ROUND_PORT, encode_candidates(candidates))

@@ -90,6 +90,7 @@ class FollowerAttempts:
             datagram=datagram,
             turn=turn,
             taken=self._node.mapped_ports,
+            note_mapped=self._node.note_mapped,
         )
         try:
             with trio.fail_at(deadline):

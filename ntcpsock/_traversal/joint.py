@@ -14,12 +14,19 @@ from ntcpsock._traversal.candidate import ipv4_host
 from ntcpsock._traversal.course import Course
 from ntcpsock._traversal.datagram_plan import birthday_cost, make_joint_datagram_plan, udp_profile
 from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, PlannedAttempt, make_joint_plan, raw_obstacles
+from ntcpsock._traversal.prediction import Prediction
 from ntcpsock._traversal.race import Race
 from ntcpsock._traversal.signals import REPEAT_PAUSES, Talk
 from ntcpsock._traversal.strategies.tcp_predict import NO_PROSPECT
 
 #: Behind those that have a number of their own.
 FIRST_UDP_ROUND = 17
+
+# Seconds for which guessing waits for what prediction finds out about both NATs: about what two looks at them take.
+SHAPES_PATIENCE = 0.4
+
+#: Rounds of prediction over UDP that may have seen no prospect: a look may be wrong, and two alike are not.
+HOPELESS_ROUNDS = 2
 
 # Guessing ports takes its time: where the caller has more patience than the other attempts need, it goes on for so many
 # seconds, as long as a listener holds a dial. The rest of the caller's is for saying why it failed.
@@ -38,6 +45,11 @@ class JointRounds:
         # Set when a round of it has seen that both NATs choose among too many ports: what is observed again a moment
         # later costs entries in both, and is the same.
         self._prediction_is_hopeless = trio.Event()
+        # Over UDP: one round after the other; whether there is a use for further ones; what was seen.
+        self._predicting = trio.Lock()
+        self._hopeless_rounds = 0
+        self._shapes: set[str] = set()
+        self._shapes_known = trio.Event()
 
     async def run(self, earliest: float, *, task_status: trio.TaskStatus[None]) -> None:
         """Each joint attempt, when it is this pair's turn for one."""
@@ -87,7 +99,26 @@ class JointRounds:
             await self._prediction_is_hopeless.wait()
             begin = trio.current_time()
             planned = replace(planned, delay=behind, budget=planned.budget - planned.delay + behind)
-        await self._joint_round(number, planned, begin)
+        if planned.technique == "udp-predict":
+            await trio.sleep_until(begin + planned.delay)
+            async with self._predicting:
+                if self._hopeless_rounds < HOPELESS_ROUNDS:
+                    await self._joint_round(number, planned, begin)
+        elif await self._has_use_for_guesses(begin + planned.delay):
+            await self._joint_round(number, planned, begin)
+
+    async def _has_use_for_guesses(self, when: float) -> bool:
+        """Whether one side's port alone has to be guessed, as far as is known at that time: to look for oneself costs
+        entries in both NATs."""
+        await trio.sleep_until(when)
+        if self._predicting.locked():
+            with trio.move_on_after(SHAPES_PATIENCE):
+                await self._shapes_known.wait()
+        return not self._shapes or self._shapes == {"exact", "band"}
+
+    def _agreed(self, ours: Prediction, theirs: Prediction) -> None:
+        self._shapes = {ours.shape, theirs.shape}
+        self._shapes_known.set()
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
         """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""
@@ -122,10 +153,14 @@ class JointRounds:
 
             together.start_soon(announce)
             is_udp = planned.technique in UDP_TECHNIQUES
-            datagram = course.datagram_access(None, number, lambda: None) if is_udp else None
+            datagram = None
+            if is_udp:
+                datagram = replace(course.datagram_access(None, number, lambda: None), agreed=self._agreed)
             error = await self._race.run_joint(planned, warm.port, talk, datagram)
             if planned.technique == "tcp-predict" and error is not None and error.errno == NO_PROSPECT:
                 self._prediction_is_hopeless.set()
+            if planned.technique == "udp-predict" and error is not None and error.errno == NO_PROSPECT:
+                self._hopeless_rounds += 1
             together.cancel_scope.cancel()
 
     def _possible_techniques(self) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from ntcpsock._address import Endpoint
-from ntcpsock._traversal.prediction import MAX_SESSIONS, Observation, predict
+from ntcpsock._traversal.prediction import BAND_SAMPLES, MAX_SESSIONS, Observation, knows_band, predict
 from ntcpsock._traversal.punch.driver import choose_port, open_punch_socket
 from ntcpsock._traversal.stun.driver import binding_over_tcp
 
@@ -23,7 +23,6 @@ GRACE = 2.0
 
 # Fresh ports that are looked at: enough for a step; more where that shows none, to see how wide a band is.
 FIRST_SAMPLES = 4
-BAND_SAMPLES = 12
 
 # Descriptors that stay free for everything else.
 _SPARE_DESCRIPTORS = 128
@@ -55,15 +54,17 @@ class HeldPorts:
 
 
 @asynccontextmanager
-async def hold_ports(servers: Sequence[Endpoint]) -> AsyncIterator[HeldPorts]:
-    """Observe the NAT in this moment. Servers that do not answer are left out; raises OSError without a free port."""
+async def hold_ports(servers: Sequence[Endpoint], taken: Collection[int] = ()) -> AsyncIterator[HeldPorts]:
+    """Observe the NAT in this moment. Servers that do not answer are left out; raises OSError without a free port.
+    taken: ports that it has given us before."""
     servers = [server for server in servers if not server.is_ipv6]
     held = HeldPorts(budget=descriptor_budget())
     try:
         if servers:
             await _look(held, servers, FIRST_SAMPLES)
             prediction = predict(held.observations, held.spare)
-            if prediction is not None and prediction.shape == "band":
+            is_band = prediction is not None and prediction.shape == "band"
+            if is_band and not knows_band(held.observations, taken):
                 await _look(held, servers[:1], BAND_SAMPLES)
         yield held
     finally:

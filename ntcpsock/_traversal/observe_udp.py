@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -11,8 +11,8 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.checks.port import UdpPort, open_udp_ports
-from ntcpsock._traversal.observe import BAND_SAMPLES, FIRST_SAMPLES, GRACE, SHORTEST_GRACE, descriptor_budget
-from ntcpsock._traversal.prediction import Observation, predict
+from ntcpsock._traversal.observe import FIRST_SAMPLES, GRACE, SHORTEST_GRACE, descriptor_budget
+from ntcpsock._traversal.prediction import BAND_SAMPLES, Observation, knows_band, predict
 
 # Seconds for one observation: a lost request is repeated once or twice.
 OBSERVATION_DEADLINE = 1.5
@@ -46,12 +46,12 @@ class HeldDatagramPorts:
 
 @asynccontextmanager
 async def hold_datagram_ports(
-    servers: Sequence[Endpoint], nursery: trio.Nursery
+    servers: Sequence[Endpoint], nursery: trio.Nursery, taken: Collection[int] = ()
 ) -> AsyncIterator[HeldDatagramPorts]:
     """Observe the NAT in this moment. Servers that do not answer are left out.
 
-    nursery: reads the sockets. They are closed with the block, unless a path has taken them (`port.retire`). Raises
-    OSError without a free port.
+    nursery: reads the sockets; taken: ports that the NAT has given us before. The sockets are closed with the block,
+    unless a path has taken them (`port.retire`). Raises OSError without a free port.
     """
     servers = [server for server in servers if not server.is_ipv6]
     held = HeldDatagramPorts(open_udp_ports(FIRST_SAMPLES + BAND_SAMPLES + 1), budget=descriptor_budget())
@@ -60,7 +60,8 @@ async def hold_datagram_ports(
         if servers:
             await _look(held, servers, range(FIRST_SAMPLES))
             prediction = predict(held.observations, held.spare)
-            if prediction is not None and prediction.shape == "band":
+            is_band = prediction is not None and prediction.shape == "band"
+            if is_band and not knows_band(held.observations, taken):
                 await _look(held, servers[:1], range(FIRST_SAMPLES, FIRST_SAMPLES + BAND_SAMPLES))
         yield held
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -25,6 +26,8 @@ Shape = Literal["exact", "single", "sequential", "band"]
 MAX_SESSIONS = 512
 #: Fresh ports that one side looks at before.
 MAX_OBSERVATIONS = 17
+#: Ports that show how wide a band is.
+BAND_SAMPLES = 12
 #: Seconds between two sessions: a home router takes some thousand new ones a second, not more.
 PACE = 0.0005
 #: Connections of a sequential NAT that may be missing or foreign between the observation and the punch.
@@ -98,7 +101,7 @@ def predict(
 
     The last local port should have been seen by two servers (the first of them first): equal mappings then mean
     that the port is known exactly. Where fresh local ports all keep one distance, the one of `spare`, which no NAT
-    has seen yet, is known; see `punching_port`.
+    has seen yet, is known; see `punching_port`. A band is the wider of what these mappings and those around them say.
     """
     if not observations:
         return None
@@ -108,18 +111,35 @@ def predict(
         return Prediction("exact", host, last.mapped.port, last.mapped.port)
     # What a local port got first: many NATs keep it for one destination, and take the next free one for others.
     first = {item.local_port: item for item in reversed(observations)}
-    offsets = {item.mapped.port - item.local_port for item in first.values()}
-    if len(offsets) == 1 and len(first) > 1:
-        port = _within(spare + offsets.pop())
+    offsets = Counter(item.mapped.port - item.local_port for item in first.values())
+    offset, count = offsets.most_common(1)[0]
+    # One of several may have met a port that the NAT had given to somebody else.
+    if count > 1 and count >= max(len(first) - 1, min(3, len(first))):
+        port = _within(spare + offset)
         return Prediction("exact" if len(first) == len(observations) else "single", host, port, port)
     ports = [item.mapped.port for item in observations if item.mapped.host == host]
     step = _step(ports)
-    if step is not None:
+    if step is not None and not _is_behind(ports[-1], step, taken):
         target = _within(ports[-1] + step * (SEQUENTIAL_WINDOW - 2))
         return Prediction("sequential", host, _within(ports[-1] + step), target, step)
+    ports += _near(ports, taken)
     low, high = _band(ports)
-    aim = _free_in_the_middle([*ports, *(port for port in taken if low <= port <= high)])
+    aim = _free_in_the_middle(ports)
     return Prediction("band", host, low, high, aim=aim if low <= aim <= high else 0)
+
+
+def knows_band(observations: Sequence[Observation], taken: Collection[int]) -> bool:
+    """Whether enough mappings are known around those observed to say how wide a band is: each further look would take
+    ports of it."""
+    ports = [item.mapped.port for item in observations]
+    return bool(ports) and len(_near(ports, taken)) >= BAND_SAMPLES
+
+
+def _near(ports: Sequence[int], taken: Collection[int]) -> list[int]:
+    """Those of `taken` that may be of the same block as the ports."""
+    low, high = min(ports), max(ports)
+    around = high - low + 1
+    return [port for port in taken if low - around <= port <= high + around]
 
 
 def punching_port(observations: Sequence[Observation], spare: int) -> int:
@@ -149,6 +169,17 @@ def _step(ports: Sequence[int]) -> int | None:
     if len({step > 0 for step in steps}) > 1 or max(map(abs, steps)) > _LONGEST_STEP:
         return None
     return math.gcd(*steps) * (1 if steps[0] > 0 else -1)
+
+
+def _is_behind(last: int, step: int, taken: Collection[int]) -> bool:
+    """Whether the NAT has been where it would be next: few ports of a band may happen to look like steps."""
+    ahead = [port - last if step > 0 else last - port for port in taken]
+    # What lies just ahead, step by step, it may have given since.
+    return any(
+        0 < distance <= _LONGEST_STEP * SEQUENTIAL_WINDOW
+        and (distance > SEQUENTIAL_WINDOW * abs(step) or distance % step)
+        for distance in ahead
+    )
 
 
 def _band(ports: Sequence[int]) -> tuple[int, int]:

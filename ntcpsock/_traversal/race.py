@@ -25,7 +25,13 @@ from ntcpsock._traversal.punch.driver import accept_connections, bound_to
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.signals import Talk
 from ntcpsock._traversal.strategies import STRATEGIES
-from ntcpsock._traversal.strategies.base import AttemptContext, Authenticate, Connection, MappedPorts
+from ntcpsock._traversal.strategies.base import (
+    AttemptContext,
+    Authenticate,
+    Connection,
+    MappedPorts,
+    NoteMapped,
+)
 from ntcpsock._traversal.strategies.datagrams import DatagramAccess
 from ntcpsock._traversal.strategies.relay import RelayAccess
 from ntcpsock._traversal.strategies.turn import TurnAccess
@@ -56,10 +62,12 @@ class Race:
         servers: Sequence[Endpoint] = (),
         prefer: Prefer = "tcp",
         taken: MappedPorts | None = None,
+        note_mapped: NoteMapped | None = None,
     ) -> None:
         self._nursery = nursery
         self._servers = servers
         self._taken = taken
+        self._note_mapped = note_mapped
         self._aim = Aim()
         self._authenticate = authenticate
         self._report = report
@@ -236,6 +244,8 @@ class Race:
         )
         if self._taken is not None:
             context = replace(context, taken=self._taken)
+        if self._note_mapped is not None:
+            context = replace(context, note_mapped=self._note_mapped)
         try:
             with trio.fail_at(deadline):
                 connection = await STRATEGIES[planned.technique](context)

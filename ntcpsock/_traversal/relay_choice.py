@@ -21,8 +21,10 @@ def order_relays(
     ours: Mapping[str, float],
     theirs: Mapping[str, float],
     chance: random.Random,
+    lost: Endpoint | None = None,
 ) -> tuple[Endpoint, ...]:
-    """The best first. ours, theirs: round trips in seconds of both sides, by the relays' words (`told_as`)."""
+    """The best first. ours, theirs: round trips in seconds of both sides, by the relays' words (`told_as`); lost: the
+    one by which the last path went, and failed: it may be gone, and say so to nobody."""
     if len(relays) < 2:
         return tuple(relays)
 
@@ -34,4 +36,4 @@ def order_relays(
 
     costs = {relay: int(cost(relay) / _SAME) for relay in relays}
     shuffled = chance.sample(list(relays), len(relays)) if ours else list(relays)
-    return tuple(sorted(shuffled, key=lambda relay: costs[relay]))
+    return tuple(sorted(shuffled, key=lambda relay: (relay == lost, costs[relay])))

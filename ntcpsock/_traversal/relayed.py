@@ -81,7 +81,7 @@ async def run_relay_round(
             return await node.introductions.take_tickets(dial, offer)
 
         theirs = {} if dial.answer is None else {word: ms / 1000 for word, ms in dial.answer.relay_times}
-        relays = order_relays(node.relays, node.relay_times, theirs, _chance)
+        relays = order_relays(node.relays, node.relay_times, theirs, _chance, dial.lost_relay)
         planned = PlannedAttempt("relay", relays[0], 0.0, budget - plan.prepare)
         talk = Talk(dial.dial_id, RELAY_ROUND, dial.mailbox, nursery, tell)
         race.start_relay(planned, warm.port, talk, RelayAccess(relays, tickets), begin + plan.use)

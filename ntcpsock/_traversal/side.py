@@ -27,7 +27,10 @@ class SideContext(Protocol):
     @property
     def encryption(self) -> Encryption: ...
     def mapped_ports(self, transport: Transport) -> Collection[int]:
-        """Ports that our NAT holds for us already."""
+        """Ports that our NAT holds for us already, or may hold still."""
+
+    def note_mapped(self, transport: Transport, ports: Collection[int]) -> None:
+        """Our NAT was seen to give us these."""
 
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...

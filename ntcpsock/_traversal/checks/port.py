@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import _socket
 import errno
-import random
 import struct
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
@@ -23,12 +22,11 @@ from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.checks.message import fragment_untrusted, new_transaction_id
 from ntcpsock._traversal.checks.pairs import Outgoing, Way
 from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.punch.fresh import PORT_RANGE, FreshPorts
 from ntcpsock._traversal.stun.attributes import MappedAddress, XorMappedAddress
 from ntcpsock._traversal.stun.machine import ClientTransaction, Succeeded
 from ntcpsock._traversal.stun.message import binding_request, looks_like_stun
 
-# As with TCP's ports: below the ephemeral ranges, so that no automatic port meets ours.
-PORT_RANGE: Final = (20000, 32767)
 _BIND_TRIES = 200
 
 _LARGEST_DATAGRAM = 65536
@@ -48,7 +46,7 @@ _MOST_TRANSACTIONS = 32
 
 _INT = struct.Struct("=i")
 
-_rng = random.SystemRandom()
+_fresh = FreshPorts()
 
 
 class Taker(Protocol):
@@ -305,7 +303,7 @@ def open_udp_port(*, ipv6: bool = True) -> UdpPort:
 def _open_free_port(*, ipv6: bool) -> list[_socket.socket]:
     for _ in range(_BIND_TRIES):
         try:
-            return _open_sockets(_rng.randint(*PORT_RANGE), ipv6)
+            return _open_sockets(_fresh.draw(), ipv6)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage, PeerRefused
 from ntcpsock._report import PathInfo, Report
 from ntcpsock._session.carrier import Carrier
@@ -78,6 +79,8 @@ class Redialling(KeptStream):
         moved = self._resuming.moved
         dial = self._make_dial()
         dial.useless = useless
+        if self.stream.path.technique == "relay" and reason in (LOST, SILENT):
+            dial.lost_relay = Endpoint(*self.stream.path.remote)
         if reason == SILENT:
             dial.say = None
         report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())

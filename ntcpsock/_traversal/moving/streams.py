@@ -72,12 +72,12 @@ class MovingStreams:
                 await trio.sleep(INTERVAL)
                 now = trio.current_time()
                 for kept in books:
-                    kept.tend(now)
                     if kept.stream.holder is None:
                         driver = kept.stream.driver
                         if not driver.receivers and not driver.closed:
                             driver.read_ahead()  # a question may lie behind what the application does not take
                         driver.look(now, kept.stream.path.rtt or 0.0)
+                    kept.tend(now)  # last: what was just seen is acted upon now, not at the next look
 
     async def mind_ages(self) -> None:
         """Have paths that a NAT will drop at a known age replaced before. It runs as a task for the node's life."""

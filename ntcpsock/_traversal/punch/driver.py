@@ -6,7 +6,6 @@ import _socket
 import errno
 import functools
 import os
-import random
 import socket as stdlib_socket
 import struct
 import sys
@@ -17,13 +16,12 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.interfaces import prefer_lasting_source
+from ntcpsock._traversal.punch.fresh import PORT_RANGE, FreshPorts
 from ntcpsock._traversal.punch.given import GivenSocket
 from ntcpsock._traversal.punch.machine import PunchMachine
 
 T = TypeVar("T")
 
-# Below Linux's and IANA's ephemeral ranges (32768, 49152), so that no automatic port meets ours.
-PORT_RANGE = (20000, 32767)
 _BIND_TRIES = 200
 _LISTEN_BACKLOG = 64
 
@@ -37,7 +35,7 @@ _TCP_INFO_RTT = struct.Struct("=68xI")
 ACCEPT_PAUSE = 0.1
 _ACCEPT_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_rng = random.SystemRandom()
+_fresh = FreshPorts()
 
 
 def choose_port() -> int:
@@ -46,7 +44,7 @@ def choose_port() -> int:
     Never 0: a socket bound to port 0 loses its port when a connect() fails.
     """
     for _ in range(_BIND_TRIES):
-        port = _rng.randint(*PORT_RANGE)
+        port = _fresh.draw()
         # Without SO_REUSEPORT the bind fails even beside sockets that would share the port.
         try:
             for ipv6 in (False, True) if has_ipv6() else (False,):

@@ -50,12 +50,17 @@ class Connection:
 Authenticate = Callable[[trio.socket.SocketType | GivenSocket], Awaitable[Carrier | PlainCarrier]]
 
 
-#: The ports of a transport that a side's NAT holds for it.
+#: The ports of a transport that a side's NAT holds for it; and further ones that it was seen to hold.
 MappedPorts = Callable[[Transport], Collection[int]]
+NoteMapped = Callable[[Transport, Collection[int]], None]
 
 
 def _none_known(_: Transport) -> Collection[int]:
     return ()
+
+
+def _unnoted(_: Transport, __: Collection[int]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class AttemptContext:
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
     to that port, where this attempt is the one to use it; relay: for the technique of that name; datagram: for those
-    over UDP; turn: for the technique of that name; taken: as `SideContext.mapped_ports`.
+    over UDP; turn: for the technique of that name; taken, note_mapped: as `SideContext.mapped_ports` and `note_mapped`.
     """
 
     planned: PlannedAttempt
@@ -81,6 +86,7 @@ class AttemptContext:
     datagram: DatagramAccess | None = None
     turn: TurnAccess | None = None
     taken: MappedPorts = _none_known
+    note_mapped: NoteMapped = _unnoted
 
     @property
     def remote(self) -> Endpoint:

@@ -15,10 +15,15 @@ from ntcpsock._traversal.checks.message import Credentials
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.datagram_plan import DatagramPlan
 from ntcpsock._traversal.nominate import Role
+from ntcpsock._traversal.prediction import Prediction
 
 #: Makes an authenticated carrier out of a path, and closes the path when it raises OSError. The leader has proven the
 #: follower's key then; the follower has seen the dial's token.
 AuthenticatePath = Callable[[PunchedPath], Awaitable[Carrier | BareRoad]]
+
+
+def _unheard(_: Prediction, __: Prediction) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class DatagramAccess:
     take_port: gives the port, of which the path takes care from there on; None where it is gone. nursery: of the
     node, for the tasks of a path that is used; trusted: hosts at which the peer is known to be; birthday_sockets,
     birthday_rate: as in the configuration. opened: called with the path of the direct technique and its port when the
-    checks are under way, by who may have more to check.
+    checks are under way, by who may have more to check; agreed: called with both sides' predictions, ours first.
     """
 
     plan: DatagramPlan | None
@@ -42,6 +47,7 @@ class DatagramAccess:
     birthday_sockets: int = 256
     birthday_rate: float = 250.0
     opened: Callable[[PunchedPath, UdpPort], None] | None = None
+    agreed: Callable[[Prediction, Prediction], None] = _unheard
 
     def new_machine(self, role: Role, rtt: float, pace: float = TA) -> ChecksMachine:
         """The checks of this dial, with nothing to check yet."""

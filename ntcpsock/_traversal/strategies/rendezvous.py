@@ -46,8 +46,9 @@ async def agree(context: AttemptContext, word: str = "port") -> AsyncIterator[Re
     EPROTO where the other side's word cannot be used.
     """
     assert context.talk is not None, "a joint technique"
-    async with hold_ports(context.servers) as held:
+    async with hold_ports(context.servers, context.taken("tcp")) as held:
         ours = predict(held.observations, held.spare)
+        context.note_mapped("tcp", [item.mapped.port for item in held.observations])
         if ours is None:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port is known")
         context.talk.say(word, encode_prediction(ours))

@@ -44,8 +44,10 @@ MAX_LISTENERS = 16
 async def attempt(context: AttemptContext) -> Connection:
     """Raises OSError; ENODATA where nothing could be observed, EPROTO where the peer's word cannot be used, NO_PROSPECT
     where both NATs choose among too many ports."""
-    async with hold_ports(context.servers) as held:
-        foreseen = predict(held.observations, held.spare, context.taken("tcp"))
+    taken = context.taken("tcp")
+    async with hold_ports(context.servers, taken) as held:
+        foreseen = predict(held.observations, held.spare, taken)
+        context.note_mapped("tcp", [item.mapped.port for item in held.observations])
         ours, theirs = await exchange_predictions(context, foreseen, "")
         if expected_hits(ours, theirs, sessions=held.budget) < WORTHWHILE:
             raise OSError(NO_PROSPECT, "both NATs choose among too many ports for any to be foreseen")

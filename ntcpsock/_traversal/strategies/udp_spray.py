@@ -48,9 +48,12 @@ async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
     """Observe, tell, hear. Raises OSError: ENODATA where nothing was observed, EPROTO where the other side's word
     cannot be used, ETIMEDOUT where it does not come."""
     assert context.datagram is not None, "one over UDP"
-    async with hold_datagram_ports(context.servers, context.datagram.nursery) as held:
-        foreseen = predict(held.observations, held.spare, context.taken("udp"))
+    taken = context.taken("udp")
+    async with hold_datagram_ports(context.servers, context.datagram.nursery, taken) as held:
+        foreseen = predict(held.observations, held.spare, taken)
+        context.note_mapped("udp", [item.mapped.port for item in held.observations])
         ours, theirs = await exchange_predictions(context, foreseen, " over UDP")
+        context.datagram.agreed(ours, theirs)
         yield Meeting(held, ours, theirs)
 
 
