@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import Final, NoReturn
 
 import trio
@@ -15,6 +14,7 @@ from ntcpsock._servers.datagrams import Ancillary, DatagramSocket, turn_round
 from ntcpsock._servers.outlets import Outlets
 from ntcpsock._servers.socket_filter import Unread
 from ntcpsock._servers.sources import UdpSource, sources_by
+from ntcpsock._servers.waiting_room import WaitingRoom
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
 
 _logger = logging.getLogger("ntcpsock.broker")
@@ -42,7 +42,7 @@ class UdpDesk:
         self._outlets = outlets
         #: By ancillary data in the kernel's form.
         self._ways: dict[bytes, type[UdpSource]] = {}
-        self._others: deque[tuple[bytes, bytes]] = deque()
+        self._others = WaitingRoom(core.sealer.knows, most=_MOST_OTHERS, at_once=_OTHERS_AT_ONCE)
         self._crowds = Crowds[bytes](core.limits.datagram_rate)
         self._was_full = False
 
@@ -96,15 +96,12 @@ class UdpDesk:
         return count
 
     def _put_aside(self, others: list[tuple[bytes, bytes]]) -> None:
-        room = _MOST_OTHERS - len(self._others)
-        if len(others) > room:
-            self._core.dropped["too many strangers"] += len(others) - room
-        self._others += others[:room]
+        if lost := self._others.put(others):
+            self._core.dropped["too many strangers"] += lost
 
     def _answer_some_others(self) -> None:
-        some = [self._others.popleft() for _ in range(min(_OTHERS_AT_ONCE, len(self._others)))]
-        if some:
-            self._outlets.answer_others(self._core, some)
+        if self._others:
+            self._outlets.answer_others(self._core, self._others.take())
 
     def _set_ways(self, batch: mmsg.Batch, count: int) -> None:
         """By which of our addresses each datagram came."""
