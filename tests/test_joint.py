@@ -34,6 +34,7 @@ class Rounds:
 
     def __init__(self, shapes: Sequence[Shape], code: int) -> None:
         self.made: list[tuple[str, float]] = []
+        self.techniques: tuple[str, ...] = ("udp-predict", "udp-birthday")
         self._predictions = [Prediction(shape, HOST, 5000, 5255) for shape in shapes]
         self._code = code
 
@@ -79,7 +80,7 @@ class Rounds:
                 observed_host=HOST,
                 mailbox=SimpleNamespace(wait_for_round=wait_for_round),
             ),
-            techniques=("udp-predict", "udp-birthday"),
+            techniques=self.techniques,
             remaining=8.0,
             proven_host=HOST,
             also_proven=(),
@@ -115,7 +116,12 @@ async def test_where_no_port_can_be_foreseen_one_is_guessed(
     assert made == ["udp-predict", "udp-birthday", "udp-birthday", *["udp-predict"] * (HOPELESS_ROUNDS - 1)]
 
 
-async def test_where_nothing_was_seen_both_go_on(autojump_clock: trio.testing.MockClock) -> None:
-    made = await Rounds((), errno.ENODATA).run()
-    assert made.count("udp-predict") == PREDICT_ROUNDS
-    assert made.count("udp-birthday") == 2
+async def test_where_nothing_was_seen_nothing_is_guessed(autojump_clock: trio.testing.MockClock) -> None:
+    """Guesses take the pair's turn, which prediction over TCP needs where no UDP comes through."""
+    assert await Rounds((), errno.ENODATA).run() == ["udp-predict"] * PREDICT_ROUNDS
+
+
+async def test_guesses_go_without_predictions(autojump_clock: trio.testing.MockClock) -> None:
+    rounds = Rounds((), errno.ENODATA)
+    rounds.techniques = ("udp-birthday",)
+    assert await rounds.run() == ["udp-birthday"] * 2

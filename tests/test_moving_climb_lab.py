@@ -21,8 +21,8 @@ SLOW = [
     ("cisco", "apdm+preserving"),
 ]
 
-#: Whose ports over UDP have to be foreseen, of a block that earlier looks have taken ports of.
-FROM_A_BLOCK = [("cisco", "cgn-session"), ("cgn-session", "cisco")]
+#: Whose ports have to be foreseen, of a block that earlier looks have taken ports of.
+FROM_A_BLOCK = [("cisco", "cgn-session"), ("cgn-session", "cisco"), ("udp-blocked", "cgn-session")]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_pair_leaves_the_relay(nat_a: str, nat_b: str) -> None:
 def test_looking_in_vain_leaves_ports_to_be_found(nat_a: str, nat_b: str) -> None:
     climb = measure(nat_a, nat_b, 11.0)
     assert not climb.message
-    assert climb.technique == "udp-predict"
+    assert climb.technique in ("udp-predict", "tcp-predict")
 
 
 @pytest.mark.slow

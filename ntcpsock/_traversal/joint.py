@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Final
 
 import trio
 
@@ -22,8 +23,8 @@ from ntcpsock._traversal.strategies.tcp_predict import NO_PROSPECT
 #: Behind those that have a number of their own.
 FIRST_UDP_ROUND = 17
 
-# Seconds for which guessing waits for what prediction finds out about both NATs: about what two looks at them take.
-SHAPES_PATIENCE = 0.4
+#: What one side can guess, and the other hold sockets for.
+GUESSABLE: Final[set[str]] = {"exact", "band"}
 
 #: Rounds of prediction over UDP that may have seen no prospect: a look may be wrong, and two alike are not.
 HOPELESS_ROUNDS = 2
@@ -45,11 +46,12 @@ class JointRounds:
         # Set when a round of it has seen that both NATs choose among too many ports: what is observed again a moment
         # later costs entries in both, and is the same.
         self._prediction_is_hopeless = trio.Event()
-        # Over UDP: one round after the other; whether there is a use for further ones; what was seen.
+        # Over UDP: one round after the other; how many there are still, and how many saw no prospect; what was seen.
         self._predicting = trio.Lock()
+        self._predictions_left = 0
         self._hopeless_rounds = 0
         self._shapes: set[str] = set()
-        self._shapes_known = trio.Event()
+        self._has_looked = trio.Event()
 
     async def run(self, earliest: float, *, task_status: trio.TaskStatus[None]) -> None:
         """Each joint attempt, when it is this pair's turn for one."""
@@ -69,6 +71,10 @@ class JointRounds:
                 for number, planned in enumerate(plan, start=self._first_number):
                     rounds.start_soon(self._joint_round, number, planned, begin)
                 over_udp = self._datagram_plan(earliest)
+                self._predictions_left = sum(planned.technique == "udp-predict" for planned in over_udp)
+                if not self._predictions_left:
+                    self._shapes = GUESSABLE
+                    self._has_looked.set()
                 for number, planned in enumerate(over_udp, start=FIRST_UDP_ROUND):
                     behind = planned.delay - over_udp[0].delay
                     rounds.start_soon(self._udp_round, number, planned, begin, behind)
@@ -104,21 +110,20 @@ class JointRounds:
             async with self._predicting:
                 if self._hopeless_rounds < HOPELESS_ROUNDS:
                     await self._joint_round(number, planned, begin)
-        elif await self._has_use_for_guesses(begin + planned.delay):
+            self._predictions_left -= 1
+            if not self._predictions_left:
+                self._has_looked.set()
+            return
+        # Prediction sees whether one side's port alone has to be guessed. To look for oneself costs entries in both
+        # NATs and, where no UDP comes through, this pair's turn for seconds.
+        await trio.sleep_until(begin + planned.delay)
+        await self._has_looked.wait()
+        if self._shapes == GUESSABLE:
             await self._joint_round(number, planned, begin)
-
-    async def _has_use_for_guesses(self, when: float) -> bool:
-        """Whether one side's port alone has to be guessed, as far as is known at that time: to look for oneself costs
-        entries in both NATs."""
-        await trio.sleep_until(when)
-        if self._predicting.locked():
-            with trio.move_on_after(SHAPES_PATIENCE):
-                await self._shapes_known.wait()
-        return not self._shapes or self._shapes == {"exact", "band"}
 
     def _agreed(self, ours: Prediction, theirs: Prediction) -> None:
         self._shapes = {ours.shape, theirs.shape}
-        self._shapes_known.set()
+        self._has_looked.set()
 
     async def _joint_round(self, number: int, planned: PlannedAttempt, begin: float) -> None:
         """One joint attempt, when its time has come and, where it is costly, this pair's turn. begin: of the plan."""

@@ -24,6 +24,9 @@ from ntcpsock._traversal.strategies.base import AttemptContext, Connection
 from ntcpsock._traversal.strategies.predictions import exchange_predictions
 from ntcpsock._traversal.strategies.settle import settle
 
+# Seconds for the choice of a way that has been met late: some round trips.
+MET_PATIENCE = 1.0
+
 
 @dataclass(frozen=True)
 class Meeting:
@@ -57,6 +60,16 @@ async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
         yield Meeting(held, ours, theirs)
 
 
+async def wait_nominated(path: PunchedPath, patience: float) -> None:
+    """Until a way is chosen, or none has been met after `patience` seconds: what has been met needs a moment more, and
+    another round would find no port left of a block."""
+    with trio.move_on_after(patience):
+        await path.wait_nominated()
+    if path.machine.selected is None and path.remote.port:
+        with trio.move_on_after(MET_PATIENCE):
+            await path.wait_nominated()
+
+
 async def check_all(
     context: AttemptContext,
     meeting: Meeting,
@@ -81,8 +94,7 @@ async def check_all(
     access.run(port, path)
 
     async def until_usable() -> None:
-        with trio.move_on_after(patience):
-            await path.wait_nominated()
+        await wait_nominated(path, patience)
         if machine.selected is None:
             raise OSError(errno.ETIMEDOUT, f"none of {len(ways)} ways met the other side")
         port.keep_only(machine.selected[0])
