@@ -16,6 +16,8 @@ import ntcpsock.trio
 from ntcpsock import NTCPSocket, _forwarding, _known, _portal
 from ntcpsock._session.stream import NTCPStream
 
+pytestmark = pytest.mark.usefixtures("between_machines")
+
 SILENCE = OSError(errno.ETIMEDOUT, "the path went silent")
 
 

@@ -20,7 +20,7 @@ from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.moving import greeting, kept
+from ntcpsock._traversal.moving import greeting
 from ntcpsock._traversal.moving.agreed import Agreed
 from ntcpsock._traversal.moving.dialler import DialledStream
 from ntcpsock._traversal.moving.kept import CLOSED
@@ -28,12 +28,7 @@ from ntcpsock._traversal.punch.message import Signal
 
 PORT = 8000
 
-
-@pytest.fixture(autouse=True)
-def between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over loopback a reset says that the other process has died. Here an end that has lost its path may send one, if
-    something came that it has not read."""
-    monkeypatch.setattr(kept, "is_loopback", lambda host: False)
+pytestmark = pytest.mark.usefixtures("between_machines")
 
 
 async def connect(dialler: Node, listener: Node) -> tuple[NTCPStream, NTCPStream]:
