@@ -272,7 +272,8 @@ def show(runs: Sequence[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moves_lab", description=__doc__)
-    parser.add_argument("--faults", help=f"some of: {', '.join(FAULTS)}; a part of the name does")
+    words = ", ".join(name.replace(", ", " ") for name in FAULTS)
+    parser.add_argument("--faults", help=f"some of: {words}")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so long")
