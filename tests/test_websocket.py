@@ -6,7 +6,10 @@ import pytest
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from ntcpsock._errors import BadMessage
+from ntcpsock._traversal.broker.short_keep_alive import ShortKeepAlive, encode_short_keep_alive
 from ntcpsock._traversal.broker.websocket import WebSocketMachine
+
+KEEP_ALIVE, ACK = encode_short_keep_alive(ShortKeepAlive(bytes(8), 1, 1, 0), bytes(32))
 
 FRAME = bytes(200)
 
@@ -60,6 +63,14 @@ def test_what_comes_between_frames_may_go_on_for_ever() -> None:
         client.send(FRAME)
         assert server.receive(client.data_to_send() + word(Opcode.PING) + word(Opcode.PONG)) == [FRAME]
         assert server.data_to_send() == b"\x8a\x00"
+
+
+def test_a_node_that_only_keeps_itself_alive_may_do_so_for_ever() -> None:
+    client, server = opened()
+    for said, heard, frame in ((client, server, KEEP_ALIVE), (server, client, ACK)):
+        for _ in range(500):
+            said.send(frame)
+            assert heard.receive(said.data_to_send()) == [frame]
 
 
 def test_a_frame_may_come_byte_by_byte() -> None:

@@ -24,7 +24,7 @@ from wsproto.utilities import ProtocolError
 
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
-from ntcpsock._traversal.broker.frame import KEY_REPLY_LENGTH
+from ntcpsock._traversal.broker.short_keep_alive import SHORT_ACK_LENGTH
 
 PATH: Final = "/signal"
 
@@ -82,7 +82,7 @@ class WebSocketMachine:
                     if len(self._partial) > MAX_DATAGRAM:
                         raise BadMessage("too long")
                     if event.message_finished:
-                        self._count(len(self._partial) < KEY_REPLY_LENGTH)
+                        self._count(len(self._partial) < SHORT_ACK_LENGTH)
                         messages.append(bytes(self._partial))
                         self._partial.clear()
                     elif event.frame_finished:
