@@ -29,6 +29,8 @@ from test_relay_connect import check_both_ways, connect
 
 from ntcpsock._address import BrokerAddress, parse_broker
 from ntcpsock._config import Config
+from ntcpsock._node import Node
+from ntcpsock._session.stream import NTCPStream
 from ntcpsock.cli.app import app
 from ntcpsock.trio import open_node
 
@@ -90,12 +92,7 @@ async def test_nodes_meet_through_a_front_and_outlive_its_brokers(tmp_path: Path
                 for broker in brokers[:killed]:
                     broker.kill()
                     with trio.fail_after(PATIENCE):
-                        while True:
-                            try:
-                                mine = await bob.open_stream("alice", 8000)
-                                break
-                            except OSError:
-                                await trio.sleep(0.1)
+                        mine = await open_again(bob)
                         await check_both_ways(mine, await listening.accept())
                     await trio.to_thread.run_sync(broker.start)
 
@@ -180,13 +177,17 @@ async def test_what_compose_starts_is_a_cluster_behind_its_front(tmp_path: Path)
             await check_both_ways(*await connect(bob, listening))
             brokers[0].kill()
             with trio.fail_after(PATIENCE):
-                while True:
-                    try:
-                        mine = await bob.open_stream("alice", 8000)
-                        break
-                    except OSError:
-                        await trio.sleep(0.1)
+                mine = await open_again(bob)
                 await check_both_ways(mine, await listening.accept())
+
+
+async def open_again(dialler: Node) -> NTCPStream:
+    """To alice, as soon as both have found another broker."""
+    while True:
+        try:
+            return await dialler.open_stream("alice", 8000)
+        except OSError:
+            await trio.sleep(0.1)
 
 
 class Composed:
