@@ -37,6 +37,31 @@ def test_a_node_may_ask_for_several_things_at_once() -> None:
     assert [frame[33:] for frame, _ in room.take()] == [b"register", b"look up", b"turn"]
 
 
+def test_a_node_alone_may_ask_for_a_thousand_things_at_once() -> None:
+    """They came in one batch, and none of them is a copy: with one waiting they were lost, and their retransmissions
+    together again, until the last had no time left."""
+    room = WaitingRoom(lambda key: True, most=4096, at_once=16)
+    asked = [datagram(1, number.to_bytes(2, "big")) for number in range(1000)]
+    assert room.put(asked) == 0
+    taken = []
+    while turn := room.take():
+        taken += turn
+    assert taken == asked
+
+
+def test_nodes_share_the_room() -> None:
+    room = WaitingRoom(lambda key: True, most=4096, at_once=16)
+    room.put([datagram(number) for number in range(100)])
+    for _ in range(20):
+        room.put([datagram(number) for number in range(10)])
+    # A hundred of them: ten each.
+    assert len(room) == 100 + 10 * 9
+    room.put([datagram(number) for number in range(100, 3000)])
+    assert len(room) == 3000 + 10 * 9
+    room.put([datagram(number) for number in range(3000)])
+    assert len(room) == 3000 + 10 * 9
+
+
 def test_who_has_begun_goes_first_and_strangers_get_in_all_the_same() -> None:
     room = WaitingRoom(lambda key: key[-1] >= 100, most=100, at_once=16)
     room.put([datagram(number) for number in range(20)])
