@@ -155,7 +155,7 @@ def test_a_broker_gives_an_unproven_address_no_more_than_came_from_there(data: s
         )
         packed = network.core.answer_known(frame, pack_source(VICTIM), network.now)
         ack = (
-            network.core.answer_keep_alive(frame, pack_source(VICTIM), network.now)
+            network.core.answer_keep_alives([(frame, pack_source(VICTIM))], network.now)[0]
             if len(frame) == SHORT_KEEP_ALIVE_LENGTH
             else None
         )

@@ -56,9 +56,11 @@ class Twins:
     def give(self, datagram: bytes, source: Endpoint) -> list[tuple[bytes, Endpoint | Connection]]:
         """Both get it, and must say the same."""
         first, second = self.cores
+        for core in self.cores:
+            core.sweep(self.now)
         plain = first.receive(datagram, source, self.now)
         if len(datagram) == SHORT_KEEP_ALIVE_LENGTH:
-            ack = second.answer_keep_alive(datagram, pack_source(source), self.now)
+            ack = second.answer_keep_alives([(datagram, pack_source(source))], self.now)[0]
             if ack is not None:
                 self.taken += 1
                 assert plain == ([(ack, source)] if ack else [])

@@ -36,10 +36,10 @@ class Post:
         self.outbox = SealedOutbox(self.sock.fileno(), COUNT, BROKER.public_key, ipv6=False)
         self.destination = pack_source(sources_by((self.sock, []))(*Endpoint(*self.there.getsockname())))
 
-    def seal(self, number: int, payload: bytes) -> list[int] | None:
+    def seal(self, number: int, payload: bytes) -> list[int]:
         node = make_identity(number)
         shared = Sealer(BROKER).shared_key(node.public_key)
-        return self.outbox.seal(payload, node.public_key, shared, self.destination, b"")
+        return self.outbox.seal_all([(payload, node.public_key, shared, self.destination)], b"")
 
     def queue(self, datagram: bytes) -> list[int]:
         address = pack_address(self.there.getsockname())

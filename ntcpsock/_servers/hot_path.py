@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2s
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
@@ -71,10 +71,10 @@ if TYPE_CHECKING:
 Unsealed = tuple[bytes, bytes, bytes, bytes]
 
 
-# Of the record, without its key and what only the registry reads: shared key, session, source | highest counter,
-# window, sent, expires | next, ttl, flags.
+# Of the record, without its key and what only the registry reads: shared key, instance, session, source | highest
+# counter, window, sent, expires | next, ttl, flags.
 _SENDER: Final = struct.Struct(
-    f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}x{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQd12xIHB"
+    f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQd12xIHB"
 )
 # shared key, session, source | highest counter, window, sent, expires | ttl
 _KEPT: Final = struct.Struct(
@@ -85,8 +85,7 @@ _TARGET: Final = struct.Struct(
     f"<{KEY_LENGTH}x32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}s24xQd12xI2xB"
 )
 _SIZE: Final = RECORD.size
-_INSTANCE_AT: Final = KEY_LENGTH + 32
-_COUNTERS_AT: Final = _INSTANCE_AT + INSTANCE_LENGTH + SESSION_LENGTH + PACKED_LENGTH
+_COUNTERS_AT: Final = KEY_LENGTH + 32 + INSTANCE_LENGTH + SESSION_LENGTH + PACKED_LENGTH
 _COUNTERS: Final = struct.Struct("<Q16sQd")
 _SENT: Final = struct.Struct("<Q")
 _SENT_AT: Final = _COUNTERS_AT + 24
@@ -137,8 +136,6 @@ class HotPath:
 
     def answer(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """What goes out, or None: nothing has happened, and it is not for here."""
-        if now >= self._registry.next_sweep:
-            self._registry.expire(now)
         key = frame[1 : 1 + KEY_LENGTH]
         place = self._place_of(key)
         if place is None:
@@ -147,8 +144,8 @@ class HotPath:
             return None
         packed = self._records.packed
         at = place * _SIZE
-        shared, session, source, highest, seen, sent, expires, older, ttl, flags = _SENDER.unpack_from(
-            packed, at
+        shared, instance, session, source, highest, seen, sent, expires, older, ttl, flags = (
+            _SENDER.unpack_from(packed, at)
         )
         if older or expires <= now:
             return None
@@ -174,15 +171,12 @@ class HotPath:
             counter, seen = window[0], window[1].to_bytes(16, "little")
         body = envelope.body
         if type(body) is KeepAlive:
-            if now != self._told_at:
-                # One time for a whole batch.
-                self._told_at, self._told = now, self._relays.told(now)
-            edition, relays = self._told
+            edition, relays = self._relays_at(now)
             told = _ACK if body.relays == edition else KeepAliveAck(relays, edition)
             ack = encode_envelope(BrokerEnvelope(session, sent + 1, envelope.request, told))
             answers: list[Unsealed] = [(ack, key, shared, source)]
         elif type(body) is Introduce:
-            introduced = self._introduce(place, key, source, flags, body, now)
+            introduced = self._introduce(place, key, instance, source, flags, body, now)
             if introduced is None:
                 return None
             delivery, introduction = introduced
@@ -193,43 +187,55 @@ class HotPath:
         _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent + 1, now + ttl)
         return answers
 
-    def answer_keep_alive(self, frame: bytes, origin: bytes, now: float) -> bytes | None:
-        """The answer to a short one, of whose length `frame` is; b"" where it gets none. None: `receive` has it."""
-        if now >= self._registry.next_sweep:
-            self._registry.expire(now)
-        kind, session, counter, number, edition, proof = _SHORT.unpack(frame)
-        if kind != SHORT_KEEP_ALIVE:
-            return None
-        place = int.from_bytes(session[:PLACE_LENGTH], "little")
-        if place >= len(self._records.offered):
-            self._dropped["keep-alive of no session"] += 1
-            return b""
-        packed = self._records.packed
-        at = place * _SIZE
-        shared, own_session, source, highest, seen, sent, expires, ttl = _KEPT.unpack_from(packed, at)
-        if own_session != session or source != origin or expires <= now:
-            self._dropped["keep-alive of no session"] += 1
-            return b""
-        proved = blake2s(frame[:PROVED_LENGTH], key=shared, person=PURPOSE).digest()
-        if not compare_digest(proved[:16], proof):
-            self._dropped["keep-alive of another key"] += 1
-            return b""
+    def answer_keep_alives(self, frames: Sequence[tuple[bytes, bytes]], now: float) -> list[bytes | None]:
+        """The answers to short ones, of whose length all frames are; b"": none. None: that one is for `receive`."""
+        count, packed = len(self._records.offered), self._records.packed
+        own_edition = self._relays_at(now)[0]
+        answers: list[bytes | None] = []
+        add = answers.append
+        for frame, origin in frames:
+            kind, session, counter, number, edition, proof = _SHORT.unpack(frame)
+            if kind != SHORT_KEEP_ALIVE:
+                add(None)
+                continue
+            place = int.from_bytes(session[:PLACE_LENGTH], "little")
+            if place >= count:
+                add(self._no_answer("keep-alive of no session"))
+                continue
+            at = place * _SIZE
+            shared, own_session, source, highest, seen, sent, expires, ttl = _KEPT.unpack_from(packed, at)
+            if own_session != session or source != origin or expires <= now:
+                add(self._no_answer("keep-alive of no session"))
+                continue
+            proved = blake2s(frame[:PROVED_LENGTH], key=shared, person=PURPOSE).digest()
+            if not compare_digest(proved[:16], proof):
+                add(self._no_answer("keep-alive of another key"))
+                continue
+            if edition != own_edition:
+                add(None)
+                continue
+            if counter != highest + 1 or seen != ALL_SEEN:
+                if not highest:
+                    add(None)
+                    continue
+                window = advance(highest, int.from_bytes(seen, "little"), counter)
+                if window is None:
+                    add(self._no_answer("replay"))
+                    continue
+                counter, seen = window[0], window[1].to_bytes(16, "little")
+            _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent, now + ttl)
+            add(_SHORT_ACK + number + proved[16:])
+        return answers
+
+    def _no_answer(self, reason: str) -> bytes:
+        self._dropped[reason] += 1
+        return b""
+
+    def _relays_at(self, now: float) -> tuple[int, tuple[RelayPlace, ...]]:
+        """Asked for once in a batch, which has one time."""
         if now != self._told_at:
-            # One time for a whole batch.
             self._told_at, self._told = now, self._relays.told(now)
-        if edition != self._told[0]:
-            return None
-        if counter != highest + 1 or seen != ALL_SEEN:
-            if not highest:
-                return None
-            window = advance(highest, int.from_bytes(seen, "little"), counter)
-            if window is None:
-                self._dropped["replay"] += 1
-                return b""
-            counter, seen = window[0], window[1].to_bytes(16, "little")
-        _COUNTERS.pack_into(packed, at + _COUNTERS_AT, counter, seen, sent, now + ttl)
-        ack: bytes = _SHORT_ACK + number + proved[16:]
-        return ack
+        return self._told
 
     def _stranger(self, frame: bytes, origin: bytes, now: float) -> list[Unsealed] | None:
         """Nothing at all, where that is the whole answer: a flood is to cost as little as it can."""
@@ -247,7 +253,14 @@ class HotPath:
         return None
 
     def _introduce(
-        self, place: int, own_key: bytes, own_source: bytes, own_flags: int, offer: Introduce, now: float
+        self,
+        place: int,
+        own_key: bytes,
+        own_instance: bytes,
+        own_source: bytes,
+        own_flags: int,
+        offer: Introduce,
+        now: float,
     ) -> tuple[Unsealed, Introduced] | None:
         """The delivery, and the answer to the dialer."""
         if not own_flags & SHOWN or self._gate.meters_introductions:
@@ -281,10 +294,9 @@ class HotPath:
             return None
         self._counters.introductions += 1
         own = records.offered[place]
-        own_at = place * _SIZE + _INSTANCE_AT
         deliver = Deliver(
             own_key,
-            bytes(records.packed[own_at : own_at + INSTANCE_LENGTH]),
+            own_instance,
             offer.sealed,
             None if own is None else decode_shown(own).shown,
             "" if own_flags & HIDDEN else own_host,
@@ -297,7 +309,7 @@ class HotPath:
             offered.card,
             "" if flags & HIDDEN else host,
             self._proved(target_place, flags, host, now) if records.proved else (),
-            self._tickets(own_key, key, now),
+            self._tickets(own_key, key, now) if self._relays_at(now)[1] else None,
         )
         _SENT.pack_into(records.packed, at + _SENT_AT, sent + 1)
         payload = encode_envelope(BrokerEnvelope(session, sent + 1, 0, deliver))

@@ -1,7 +1,8 @@
 """Where the record of each key is: a hash table of four-octet numbers.
 
 A dict of a million keys takes 156 bytes for each: the key once more, a number object, the entry. Here the keys are only
-in the records. There are many small tables, so that none takes long to grow.
+in the records; an entry has some bits of the hash beside the place, so that hardly ever a record is read in vain. There
+are many small tables, so that none takes long to grow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from ntcpsock._servers.node_record import RECORD
+from ntcpsock._servers.node_record import MOST_RECORDS, RECORD
 from ntcpsock._traversal.broker.frame import KEY_LENGTH
 
 _TABLE_BITS: Final = 10
@@ -18,11 +19,18 @@ _TABLES: Final = 1 << _TABLE_BITS
 _TABLE_MASK: Final = _TABLES - 1
 _SMALLEST: Final = 8
 _SIZE: Final = RECORD.size
+# An entry: eight bits of the hash, never all 0, above the place. The bits are not those that choose the table or the
+# entry in it, which are the lowest.
+_PLACE_BITS: Final = 24
+_PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
+_MARK_AT: Final = 48
+_MARK_MASK: Final = 0xFF
+assert MOST_RECORDS <= 1 << _PLACE_BITS
 
 
 class KeyIndex:
-    """The place of a record by its key, which is read in `packed`. Linear probing; 0 is a free entry, n + 1 the place
-    n. Python's hash of bytes has a secret, so nobody can make keys that meet."""
+    """The place of a record by its key, which is read in `packed`. Linear probing; 0 is a free entry. Python's hash of
+    bytes has a secret, so nobody can make keys that meet."""
 
     def __init__(self, packed: bytearray) -> None:
         self._packed = packed
@@ -40,9 +48,12 @@ class KeyIndex:
         table = self._tables[number & _TABLE_MASK]
         mask = len(table) - 1
         at = number >> _TABLE_BITS & mask
+        mark = number >> _MARK_AT & _MARK_MASK or 1
         while entry := table[at]:
-            if self._packed.startswith(key, (entry - 1) * _SIZE):
-                return entry - 1
+            if entry >> _PLACE_BITS == mark:
+                place = entry & _PLACE_MASK
+                if self._packed.startswith(key, place * _SIZE):
+                    return place
             at = at + 1 & mask
         return None
 
@@ -63,7 +74,7 @@ class KeyIndex:
         at = self._find(table, number, key)
         if not table[at]:
             self._counts[which] += 1
-        table[at] = place + 1
+        table[at] = (number >> _MARK_AT & _MARK_MASK or 1) << _PLACE_BITS | place
         if 3 * self._counts[which] > 2 * len(table):
             self._grow(which)
 
@@ -91,10 +102,10 @@ class KeyIndex:
         for table in self._tables:
             for entry in table:
                 if entry:
-                    yield entry - 1
+                    yield entry & _PLACE_MASK
 
     def _key(self, entry: int) -> bytes:
-        start = (entry - 1) * RECORD.size
+        start = (entry & _PLACE_MASK) * _SIZE
         return bytes(self._packed[start : start + KEY_LENGTH])
 
     def _find(self, table: array[int], number: int, key: bytes) -> int:

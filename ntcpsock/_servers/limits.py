@@ -18,6 +18,7 @@ class RateLimit:
         self._rate = rate
         self._burst = burst
         self._size = size
+        self._half = size // 2
         # source -> (tokens, when they were counted)
         self._buckets: dict[str, tuple[float, float]] = {}
 
@@ -35,9 +36,11 @@ class RateLimit:
             tokens, then = self._burst, now
         else:
             tokens, then = bucket
-            if len(self._buckets) > self._size // 2:
+            if len(self._buckets) > self._half:
                 del self._buckets[source]
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        tokens += (now - then) * self._rate
+        if tokens > self._burst:
+            tokens = self._burst
         allowed = tokens >= 1.0
         self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)
         if len(self._buckets) > self._size:

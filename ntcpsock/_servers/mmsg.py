@@ -10,6 +10,7 @@ import errno
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 from typing import Any, Final
 
 #: Octets for one address: its way's number (2), the kernel's struct (28); see `sources.py`.
@@ -261,7 +262,9 @@ class EvenOutbox(Headers):
         )
         self.control_lengths[:] = array("Q", [len(control)]) * count
 
-    def send_all(self, descriptor: int, datagrams: list[bytes], destinations: list[bytes]) -> list[int]:
+    def send_all(
+        self, descriptor: int, datagrams: Sequence[bytes], destinations: Sequence[bytes]
+    ) -> list[int]:
         """destinations: with the way's number, as `Batch.received` has it. The errnos of those that did not leave."""
         refused: list[int] = []
         for first in range(0, len(datagrams), self.count):

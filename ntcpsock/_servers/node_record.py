@@ -25,6 +25,12 @@ RECORD: Final = struct.Struct(
     f"<{KEY_LENGTH}s32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQdQIIHB"
 )
 
+#: Of a record, from `EXPIRES_AT`: when it is over, and the second in which the registry looks at it next.
+EXPIRES_AND_DUE: Final = struct.Struct("<d8xI")
+EXPIRES_AT: Final = struct.calcsize(
+    f"<{KEY_LENGTH}s32s{INSTANCE_LENGTH}s{SESSION_LENGTH}s{PACKED_LENGTH}sQ16sQ"
+)
+
 #: A window without gaps, as that of most nodes is at most times.
 ALL_SEEN: Final = b"\xff" * (WINDOW // 8)
 

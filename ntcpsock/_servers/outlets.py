@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -63,7 +63,7 @@ class Outlets:
             self._spoofer.put(core.syn_acks)
 
     def answer_known(
-        self, core: BrokerCore, frames: Iterable[tuple[bytes, bytes]]
+        self, core: BrokerCore, frames: Sequence[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]]:
         """The same for the frequent ones of many frames with their packed sources; the answers leave together. What is
         left is for `answer_others`.
@@ -73,7 +73,7 @@ class Outlets:
         now = trio.current_time()
         others: list[tuple[bytes, bytes]] = []
         longer = self._answer_keep_alives(core, frames, others, now)
-        answer_known, exits = core.answer_known, self._exits
+        answer_known = core.answer_known
         unsealed: list[Unsealed] = []
         for entry in longer:
             answers = answer_known(*entry, now)
@@ -81,50 +81,50 @@ class Outlets:
                 others.append(entry)
             else:
                 unsealed += answers
-        for payload, key, shared, destination in unsealed:
-            way = exits.get(destination[:2]) or self._exit_to(destination)
-            if way is None:
-                self._send_elsewhere(core.sealer.seal_with(shared, key, payload), destination)
-                continue
-            refused = way.outbox.seal(payload, key, shared, destination, way.control)
-            if refused:
-                self._count(refused)
-        self._flush()
+        if unsealed:
+            self._seal(core, unsealed)
+            self._flush()
+        core.sweep(now)
         return others
+
+    def _seal(self, core: BrokerCore, unsealed: list[Unsealed]) -> None:
+        """Queue the frames of these."""
+        ways = {entry[3][:2] for entry in unsealed}
+        for number in ways:
+            some = unsealed if len(ways) == 1 else [entry for entry in unsealed if entry[3][:2] == number]
+            way = self._exits.get(number) or self._exit_to(some[0][3])
+            if way is not None:
+                self._count(way.outbox.seal_all(some, way.control))
+                continue
+            for payload, key, shared, destination in some:
+                self._send_elsewhere(core.sealer.seal_with(shared, key, payload), destination)
 
     def _answer_keep_alives(
         self,
         core: BrokerCore,
-        frames: Iterable[tuple[bytes, bytes]],
+        frames: Sequence[tuple[bytes, bytes]],
         others: list[tuple[bytes, bytes]],
         now: float,
-    ) -> list[tuple[bytes, bytes]]:
+    ) -> Sequence[tuple[bytes, bytes]]:
         """The short ones; the rest is returned, but for those among them that go to `others`."""
-        answer_keep_alive = core.answer_keep_alive
-        longer: list[tuple[bytes, bytes]] = []
-        acks: list[bytes] = []
-        askers: list[bytes] = []
-        for entry in frames:
-            if len(entry[0]) != SHORT_KEEP_ALIVE_LENGTH:
-                longer.append(entry)
-                continue
-            ack = answer_keep_alive(*entry, now)
-            if ack:
-                acks.append(ack)
-                askers.append(entry[1])
-            elif ack is None:
-                others.append(entry)
-        if acks:
+        short = [entry for entry in frames if len(entry[0]) == SHORT_KEEP_ALIVE_LENGTH]
+        if not short:
+            return frames
+        answers = core.answer_keep_alives(short, now)
+        others += [entry for entry, answer in zip(short, answers, strict=True) if answer is None]
+        answered = [(answer, entry[1]) for entry, answer in zip(short, answers, strict=True) if answer]
+        if answered:
+            acks, askers = zip(*answered, strict=True)
             self._acknowledge(acks, askers)
-        return longer
+        return [entry for entry in frames if len(entry[0]) != SHORT_KEEP_ALIVE_LENGTH]
 
-    def _acknowledge(self, acks: list[bytes], askers: list[bytes]) -> None:
+    def _acknowledge(self, acks: Sequence[bytes], askers: Sequence[bytes]) -> None:
         """Send each to the packed source that has asked."""
         ways = {asker[:2] for asker in askers}
         if len(ways) > 1:
             for number in ways:
                 some = [pair for pair in zip(acks, askers, strict=True) if pair[1][:2] == number]
-                self._acknowledge(*map(list, zip(*some, strict=True)))
+                self._acknowledge(*zip(*some, strict=True))
             return
         way = self._exits.get(askers[0][:2]) or self._exit_to(askers[0])
         if way is not None:

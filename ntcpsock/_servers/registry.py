@@ -5,12 +5,22 @@ Pure: `now` comes in, nothing goes out.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterator
 
 from ntcpsock._servers.key_index import KeyIndex
 from ntcpsock._servers.names import NameRecord, NameStore
-from ntcpsock._servers.node_record import MOST_RECORDS, PLACE_LENGTH, RECORD, SHOWN, NodeRecord, Records
+from ntcpsock._servers.node_record import (
+    EXPIRES_AND_DUE,
+    EXPIRES_AT,
+    MOST_RECORDS,
+    PLACE_LENGTH,
+    RECORD,
+    SHOWN,
+    NodeRecord,
+    Records,
+)
 from ntcpsock._servers.sources import Source
 from ntcpsock._traversal.broker.allow_list import allowed_digest, allows, key_digest
 from ntcpsock._traversal.broker.fields import MIN_TTL
@@ -19,8 +29,10 @@ from ntcpsock._traversal.broker.fields import MIN_TTL
 MAX_INSTANCES = 16
 # Records that are made at once where there is none left.
 _GROWTH = 1024
+_DUE = struct.Struct("<I")
+_DUE_AT = EXPIRES_AT + EXPIRES_AND_DUE.size - _DUE.size
 # Records looked at in one go: a second's worth of a million nodes at once would keep the others waiting.
-_SWEEP = 64
+_SWEEP = 8
 
 
 class Asker:
@@ -64,8 +76,8 @@ class Registry:
         # Places to look at in a given second. Not moved at each frame: looked at, and put off.
         self._due: dict[int, array[int]] = {}
         self._sweeping: tuple[int, array[int]] = (0, array("I"))
-        #: When `expire` has something to do.
-        self.next_sweep = 0.0
+        # When `expire` has something to do.
+        self._next_sweep = 0.0
 
     def __len__(self) -> int:
         return self._count
@@ -142,7 +154,7 @@ class Registry:
         node.next = self._first(key)
         self.places[key] = place
         self._count += 1
-        self._look_at(node)
+        self._look_at(place, node.expires)
         return node
 
     def touch(self, node: NodeRecord, now: float) -> None:
@@ -178,27 +190,28 @@ class Registry:
 
     def expire(self, now: float, most: int = _SWEEP) -> None:
         """Forget who has been silent for too long; looks at `most` records at a time."""
-        if now < self.next_sweep:
+        if now < self._next_sweep:
             return
         second, places = self._sweeping
+        packed, read = self.records.packed, EXPIRES_AND_DUE.unpack_from
         while most > 0:
             if not places:
                 due = [number for number in self._due if number <= now]
                 if not due:
-                    self.next_sweep = int(now) + 1
+                    self._next_sweep = int(now) + 1
                     break
                 second = min(due)
                 places = self._due.pop(second)
             place = places.pop()
             most -= 1
-            node = NodeRecord(self.records, place)
+            expires, due = read(packed, place * RECORD.size + EXPIRES_AT)
             # Removed meanwhile, or another's record by now, which is looked at in its own time.
-            if node.due != second:
+            if due != second:
                 continue
-            if node.expires > now:
-                self._look_at(node)
+            if expires > now:
+                self._look_at(place, expires)
             else:
-                self.remove(node)
+                self.remove(NodeRecord(self.records, place))
         self._sweeping = second, places
 
     def remove(self, node: NodeRecord) -> None:
@@ -232,12 +245,13 @@ class Registry:
             following = node.next
             yield node
 
-    def _look_at(self, node: NodeRecord) -> None:
-        node.due = second = int(node.expires) + 1
+    def _look_at(self, place: int, expires: float) -> None:
+        second = int(expires) + 1
+        _DUE.pack_into(self.records.packed, place * RECORD.size + _DUE_AT, second)
         places = self._due.get(second)
         if places is None:
             places = self._due[second] = array("I")
-        places.append(node.place)
+        places.append(place)
 
     def _new_place(self) -> int:
         if not self._free:

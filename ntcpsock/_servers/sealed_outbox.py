@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ntcpsock._servers import mmsg
+from ntcpsock._servers.hot_path import Unsealed
 from ntcpsock._servers.random_pool import NoncePool, RandomPool
 from ntcpsock._traversal.broker.boxes import PlacedBoxes
 from ntcpsock._traversal.broker.fields import MAX_DATAGRAM
@@ -33,28 +36,28 @@ class SealedOutbox(mmsg.Outbox):
         self._prefixed[self._queued - 1] = False
         return refused
 
-    def seal(
-        self, payload: bytes, key: bytes, shared: bytes, destination: bytes, control: bytes
-    ) -> list[int] | None:
-        """Put in the frame of `payload` for the holder of `key`. destination: a packed source, of UDP. Where there was
-        no room, what `flush` said; else None. Raises BadMessage where the payload is too long."""
-        refused: list[int] | None = None
-        if self._queued == self._count:
-            refused = self.flush(self._descriptor)
-        index = self._queued
-        batch = self._batch
-        datagrams = batch.datagrams
-        at = index * _STRIDE
-        if not self._prefixed[index]:
-            self._prefixed[index] = True
-            datagrams[at : at + _NONCE_AT] = self._prefix
-        drawn = self._nonces.drawn[self._own_key > key]
-        nonce = drawn.pop() if drawn else self._nonces.take(self._own_key > key)
-        datagrams[at + _NONCE_AT : at + HEADER_LENGTH] = nonce
-        batch.sizes[index] = HEADER_LENGTH + self._seal_box(index, payload, nonce, shared)
-        at = index * mmsg.NAME_STRIDE
-        batch.names[at : at + mmsg.NAME_LENGTH] = destination
-        if self._controls[index] != control:
-            self._control(index, control)
-        self._queued = index + 1
+    def seal_all(self, unsealed: Iterable[Unsealed], control: bytes) -> list[int]:
+        """Put in the frames of these payloads; what finds no room leaves first. control: ancillary data of each. The
+        errnos of those that did not leave. Raises BadMessage where a payload is too long."""
+        refused: list[int] = []
+        own_key, drawn, seal_box = self._own_key, self._nonces.drawn, self._seal_box
+        datagrams, sizes, names = self._batch.datagrams, self._batch.sizes, self._batch.names
+        prefixed, controls = self._prefixed, self._controls
+        for payload, key, shared, destination in unsealed:
+            if self._queued == self._count:
+                refused += self.flush(self._descriptor)
+            index = self._queued
+            at = index * _STRIDE
+            if not prefixed[index]:
+                prefixed[index] = True
+                datagrams[at : at + _NONCE_AT] = self._prefix
+            bit = own_key > key
+            nonce = drawn[bit].pop() if drawn[bit] else self._nonces.take(bit)
+            datagrams[at + _NONCE_AT : at + HEADER_LENGTH] = nonce
+            sizes[index] = HEADER_LENGTH + seal_box(index, payload, nonce, shared)
+            at = index * mmsg.NAME_STRIDE
+            names[at : at + mmsg.NAME_LENGTH] = destination
+            if controls[index] != control:
+                self._control(index, control)
+            self._queued = index + 1
         return refused
