@@ -45,7 +45,8 @@ class Sending:
         self.is_probing = False  # whether a datagram larger than all before has been sent
         self.backlog = 0  # bytes of the stream that the core has not got yet
         self._datagrams = datagrams
-        self._chunks: deque[memoryview] = deque()
+        # None while empty, as nearly always: an empty deque takes 600 bytes.
+        self._chunks: deque[memoryview] | None = None
         self._measure: DeliveryRate
         self._pacer: Pacer
         self._free = 0
@@ -74,6 +75,8 @@ class Sending:
 
     def write(self, data: bytes | memoryview) -> None:
         """Take `data` for the stream; the caller sees to the room."""
+        if self._chunks is None:
+            self._chunks = deque()
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
@@ -233,19 +236,22 @@ class Sending:
         used = 0
         if self._datagrams.has_outgoing:
             used = self._datagrams.let_go(core, datagram_size, packets)
-        if not self._chunks:
+        chunks = self._chunks
+        if not chunks:
             return
         room = (packets - used) * (datagram_size - STREAM_OVERHEAD) - core.get_send_buffer_size(STREAM)
-        while room > 0 and self._chunks:
-            chunk = self._chunks[0]
+        while room > 0 and chunks:
+            chunk = chunks[0]
             if len(chunk) <= room:
-                self._chunks.popleft()
+                chunks.popleft()
             else:
-                self._chunks[0] = chunk[room:]
+                chunks[0] = chunk[room:]
                 chunk = chunk[:room]
             core.send_stream(STREAM, chunk)
             self.backlog -= len(chunk)
             room -= len(chunk)
+        if not chunks:
+            self._chunks = None
 
     def next_time(self) -> float | None:
         """When silence is over or the pacer lets more go, None where nothing waits for it."""
