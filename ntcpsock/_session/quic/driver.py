@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 
@@ -37,6 +37,15 @@ SHORTEST_WAIT: Final = 1e-6
 Batches = Callable[[], list[tuple[bytes, int]]]
 
 
+@runtime_checkable
+class Tended(Protocol):
+    """A path that has something to do of its own now and then: see `ntcpsock._traversal.checks.driver`."""
+
+    def tend_yourself(self, on_news: Callable[[], None]) -> None: ...
+    def next_timeout(self) -> float | None: ...
+    def tend(self) -> None: ...
+
+
 @dataclass
 class _Move:
     """The peer's packets come from `remote` now. ping: what was sent there, and where else never; at: when."""
@@ -55,6 +64,7 @@ class QuicDriver:
         self.keep_alive = keep_alive
         self.moves = 0  # times that the peer's address has changed
         self.over = trio.Event()  # the path is closed
+        self.on_wake: Callable[[], None] | None = None  # called when something may have changed
         self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
         self._waiting: trio.CancelScope | None = None
@@ -66,6 +76,7 @@ class QuicDriver:
         self._said = self._heard
         self._lost_since: float | None = None
         self._move: _Move | None = None
+        self._tended = path if isinstance(path, Tended) else None
         if isinstance(path, SocketPath):
             path.on_stranger = self._on_stranger
 
@@ -98,12 +109,16 @@ class QuicDriver:
 
     def wake(self) -> None:
         self._changed.unpark_all()
+        if self.on_wake is not None:
+            self.on_wake()
 
     # -- the task
 
     async def run(self) -> None:
         """Until the connection is over; then the path is closed. Raises nothing but cancellation."""
         try:
+            if self._tended is not None:
+                self._tended.tend_yourself(self._rearm)
             while not self._turn():
                 deadline = self._deadline()
                 with trio.CancelScope(deadline=deadline) as self._waiting:
@@ -123,6 +138,9 @@ class QuicDriver:
         """Take what has arrived, do what is due, send; whether the connection is over."""
         machine = self.machine
         now = self._receive()
+        due = None if self._tended is None else self._tended.next_timeout()
+        if self._tended is not None and due is not None and due <= now:
+            self._tended.tend()
         timer = machine.next_timer()
         if timer is not None and timer <= now:
             machine.handle_timer(now)
@@ -243,6 +261,9 @@ class QuicDriver:
             wanted = min(wanted, self._said + self.keep_alive)
         if self._closing and not self.machine.closed:
             wanted = min(wanted, self._progress[0] + LINGER)
+        due = None if self._tended is None else self._tended.next_timeout()
+        if due is not None:
+            wanted = min(wanted, due)
         if self._lost_since is not None:
             wanted = min(wanted, self._lost_since + self._unreachable_patience())
         # What is due already has been done, but for the last fraction of a microsecond.
