@@ -6,6 +6,7 @@ On Linux, where an epoll descriptor can itself be waited for.
 from __future__ import annotations
 
 import logging
+import os
 import select
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ class Readiness:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._process = os.getpid()
 
     def watch(self, source: HasDescriptor, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` is readable or has failed, until `forget`, which must come before its
@@ -38,8 +40,10 @@ class Readiness:
         self._callbacks[descriptor] = callback
 
     def forget(self, source: HasDescriptor) -> None:
-        """No more of `source`, not even of what the kernel has told already."""
-        if self._callbacks.pop(source.fileno(), None) is not None:
+        """No more of `source`, not even of what the kernel has told already.
+
+        A forked child has the same epoll, not a copy of it: what ends there, ends there alone."""
+        if self._callbacks.pop(source.fileno(), None) is not None and os.getpid() == self._process:
             with suppress(OSError, ValueError):  # ValueError: the run is over
                 self._epoll.unregister(source.fileno())
 
