@@ -13,6 +13,7 @@ from ntcpsock._session.quic.configuration import DONE
 from ntcpsock._session.quic.connection import Connection
 from ntcpsock._session.quic.established import Established
 from ntcpsock._session.quic.machine import QuicMachine
+from ntcpsock._session.quic.sending import MOST_UNASKED
 
 PAIRS = 10
 # Objects of Python's in which others can be: of a machine, and of all that it is made of.
@@ -114,3 +115,34 @@ def test_a_client_that_goes_on_with_the_handshake_is_at_fault() -> None:
     assert isinstance(pair.server.error, ConnectionAbortedError)
     assert "handshake" in str(pair.server.error)
     assert pair.client.error is not None
+
+
+def kept_packets(machine: QuicMachine) -> int:
+    return len(machine._connection.require_core().outstanding_application_packets)
+
+
+def test_who_only_hears_signs_of_life_keeps_no_more_with_time() -> None:
+    pair = settled_pair()
+    sent = 0
+    for _ in range(1000):  # hours
+        pair.now += 15
+        pair.client.ping()
+        for _ in range(3):
+            pair.turn()
+        sent = max(sent, kept_packets(pair.server))
+    assert pair.client.error is None
+    assert pair.server.error is None
+    assert sent <= 2 * MOST_UNASKED
+
+
+def test_who_only_hears_datagrams_keeps_no_more_with_time() -> None:
+    pair = settled_pair()
+    most = arrived = 0
+    for _ in range(2000):
+        for _ in range(4):
+            pair.client.send_datagram(bytes(100))
+        pair.turn()
+        arrived += len(pair.server.take_datagrams())
+        most = max(most, kept_packets(pair.server))
+    assert arrived > 7000
+    assert most <= 4 * MOST_UNASKED
