@@ -63,7 +63,6 @@ class QuicDriver:
         self.machine = machine
         self.keep_alive = keep_alive
         self.moves = 0  # times that the peer's address has changed
-        self.over = trio.Event()  # the path is closed
         self.on_wake: Callable[[], None] | None = None  # called when something may have changed
         self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
@@ -309,5 +308,4 @@ class QuicDriver:
             with suppress(OSError, trio.ClosedResourceError):
                 self._flush(trio.current_time())
         self.path.close()
-        self.over.set()
         self.wake()
