@@ -314,9 +314,10 @@ class Pump:
         while not self._finishing:
             if self._leaving or self._dozing:
                 return b""
-            # Waits are outside, where no error with its frames is kept.
-            with suppress(BlockingIOError, InterruptedError):
+            try:
                 return self.hop.recv(self._outward_step)
+            except (BlockingIOError, InterruptedError):
+                pass  # and wait outside, where the error and its frames are not kept
             with trio.CancelScope() as self._reading:
                 await trio.lowlevel.wait_readable(self.hop)
             self._reading = None

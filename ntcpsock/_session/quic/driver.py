@@ -76,6 +76,7 @@ class QuicDriver:
         self._lost_since: float | None = None
         self._move: _Move | None = None
         self._tended = path if isinstance(path, Tended) else None
+        self._tend_at = math.inf
         if isinstance(path, SocketPath):
             path.on_stranger = self._on_stranger
 
@@ -117,7 +118,8 @@ class QuicDriver:
         """Until the connection is over; then the path is closed. Raises nothing but cancellation."""
         try:
             if self._tended is not None:
-                self._tended.tend_yourself(self._rearm)
+                self._tended.tend_yourself(self._on_news)
+                self._on_news()
             while not self._turn():
                 deadline = self._deadline()
                 with trio.CancelScope(deadline=deadline) as self._waiting:
@@ -137,9 +139,9 @@ class QuicDriver:
         """Take what has arrived, do what is due, send; whether the connection is over."""
         machine = self.machine
         now = self._receive()
-        due = None if self._tended is None else self._tended.next_timeout()
-        if self._tended is not None and due is not None and due <= now:
+        if self._tended is not None and self._tend_at <= now:
             self._tended.tend()
+            self._on_news()
         timer = machine.next_timer()
         if timer is not None and timer <= now:
             machine.handle_timer(now)
@@ -255,14 +257,11 @@ class QuicDriver:
 
     def _deadline(self) -> float:
         deadline = self.machine.next_timer()
-        wanted = math.inf if deadline is None else deadline
+        wanted = self._tend_at if deadline is None else min(deadline, self._tend_at)
         if self.machine.handshake_done and not self.machine.closed:
             wanted = min(wanted, self._said + self.keep_alive)
         if self._closing and not self.machine.closed:
             wanted = min(wanted, self._progress[0] + LINGER)
-        due = None if self._tended is None else self._tended.next_timeout()
-        if due is not None:
-            wanted = min(wanted, due)
         if self._lost_since is not None:
             wanted = min(wanted, self._lost_since + self._unreachable_patience())
         # What is due already has been done, but for the last fraction of a microsecond.
@@ -278,6 +277,13 @@ class QuicDriver:
 
             nursery.start_soon(wait, self.path.wait_writable)
             nursery.start_soon(wait, self.path.wait_readable)
+
+    def _on_news(self) -> None:
+        """The path has something to do at another time."""
+        assert self._tended is not None
+        due = self._tended.next_timeout()
+        self._tend_at = math.inf if due is None else due
+        self._rearm()
 
     def _rearm(self) -> None:
         """The task's wait must not last longer than the machine's timer, which may have moved."""
