@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ import ntcpsock
 from ntcpsock.cli.stage import Stage, stop
 
 FIRST = 50  # before the first measurement: the engine, its libraries, pools and ports
+SETTLED = 3.0  # seconds after which a connection is idle
 
 
 def resident() -> int:
@@ -40,7 +42,9 @@ def growth(connections: Iterator[socket.socket], stack: ExitStack) -> int:
     for number, connection in enumerate(connections, 1):
         stack.enter_context(connection)
         if number == FIRST:
+            time.sleep(SETTLED)
             before = resident()
+    time.sleep(SETTLED)
     return resident() - before
 
 

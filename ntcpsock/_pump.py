@@ -6,22 +6,24 @@ a reset (RST), which an application produces by SO_LINGER 0 or by closing with u
 is TCP's own: a direction is read only when the other side has taken what was read before.
 
 This is the pump for every stream and system: two tasks for each connection, one a direction, on the plain
-non-blocking socket (`trio.SocketStream` would cost a conflict detector and a checkpoint for each call). On
-Linux, streams over TLS and TCP take the faster one of `ntcpsock._pump_loop`, which behaves alike.
+non-blocking socket (`trio.SocketStream` would cost a conflict detector and a checkpoint for each call). While nothing
+moves over QUIC on Linux there are none: both sides are watched, for the tasks take 8 KB. On Linux, streams over TLS
+and TCP take the faster one of `ntcpsock._pump_loop`, which behaves alike.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
 from ntcpsock import _broken
 from ntcpsock._forwarding import HOP_BUFFER
+from ntcpsock._readiness import readiness
 from ntcpsock._report import PathInfo, PeerInfo, Report
 
 # One read from the hop. Measured between 16 KiB and 1 MiB on loopback: smaller ones cost calls, larger
@@ -149,6 +151,15 @@ def is_closed(hop: socket.socket) -> bool:
     return False
 
 
+@runtime_checkable
+class WatchableStream(Protocol):
+    """As `ntcpsock._session.stream.NTCPStream`."""
+
+    @property
+    def is_watchable(self) -> bool: ...
+    def watch_incoming(self, callback: Callable[[], None]) -> Callable[[], None] | None: ...
+
+
 class Pump:
     """Carries one connection. `run()` returns when both directions have ended or one was reset."""
 
@@ -159,6 +170,12 @@ class Pump:
         self._tasks: trio.CancelScope | None = None
         self._reading: trio.CancelScope | None = None  # the wait for the application's next bytes
         self._receiving: trio.CancelScope | None = None  # the wait for the peer's next bytes
+        self._seen: tuple[trio.CancelScope | None, trio.CancelScope | None] = (
+            None,
+            None,
+        )  # both, at the last look
+        self._dozing = False  # the tasks are to end until something moves
+        self._alarm: trio.Event | None = None  # ends that sleep
         self._shut = False
         self._broken = False
         self._failure: BaseException | None = None
@@ -185,10 +202,11 @@ class Pump:
         stream has moved, and another pump suits it better."""
         clean = False
         try:
-            async with trio.open_nursery() as nursery:
-                self._tasks = nursery.cancel_scope
-                nursery.start_soon(self._outward)
-                await self._inward()
+            await self._carry()
+            while self._dozing and not self._broken:
+                await self._sleep()
+                self._dozing = False
+                await self._carry()
             clean = not self._broken
             if clean and self._leaving:
                 return True
@@ -197,15 +215,56 @@ class Pump:
                 await self._close_ends(clean)
         return False
 
+    async def _carry(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self._tasks = nursery.cancel_scope
+            nursery.start_soon(self._outward)
+            await self._inward()
+
+    async def _sleep(self) -> None:
+        """Until either side has something, or this end. The tasks find out what it is."""
+        stream, watching, self._alarm = self.stream, readiness(), trio.Event()
+        assert isinstance(stream, WatchableStream)
+        assert watching is not None
+        stop = stream.watch_incoming(self._alarm.set)
+        if stop is None:
+            return
+        try:
+            watching.watch(self.hop, self._alarm.set)
+            if not (self._finishing or self._leaving):
+                await self._alarm.wait()
+        finally:
+            self._alarm = None
+            watching.forget(self.hop)
+            stop()
+
+    def _doze(self) -> None:
+        """Where nothing has moved since the last look."""
+        waits = self._reading, self._receiving
+        is_idle = waits[0] is not None and waits[0] is self._seen[0] and waits[1] is self._seen[1]
+        self._seen = waits
+        stream = self.stream
+        if not is_idle or waits[1] is None or self._finishing or self._leaving:
+            return
+        if not isinstance(stream, WatchableStream) or not stream.is_watchable or readiness() is None:
+            return
+        self._dozing, self._seen = True, (None, None)
+        self._end_waits()
+
+    def _end_waits(self) -> None:
+        for scope in (self._reading, self._receiving):
+            if scope is not None:
+                scope.cancel()
+        if self._alarm is not None:
+            self._alarm.set()
+
     async def _close_ends(self, clean: bool) -> None:
         await close_ends(self.hop, self.stream, clean=clean, keep_hop=self._keep_hop, failure=self._failure)
 
     def leave(self) -> None:
         """Let another pump go on, which suits the stream better now: `run` returns as soon as nothing is half done."""
         self._leaving = True
-        for scope in (self._reading, self._receiving):
-            if scope is not None:
-                scope.cancel()
+        self._end_waits()
 
     def finish(self, *, keep_hop: bool) -> None:
         """The engine is ending: send what the program has written, say the end, and wait for nothing more.
@@ -214,9 +273,7 @@ class Pump:
         """
         self._finishing = True
         self._keep_hop = keep_hop
-        for scope in (self._reading, self._receiving):
-            if scope is not None:
-                scope.cancel()
+        self._end_waits()
 
     def check(self) -> None:
         """Break the connection when the application's end was reset while nobody reads the hop.
@@ -225,8 +282,12 @@ class Pump:
         the peer takes no bytes; the engine calls this every now and then. Once our own FIN is out, a
         closed hop is no news: both directions may have ended in order.
         """
+        if self._alarm is not None:
+            return
         if self._reading is None and not self._shut and is_closed(self.hop):
             self._break()
+        else:
+            self._doze()
 
     def _break(self, failure: BaseException | None = None) -> None:
         self._broken = True
@@ -239,7 +300,7 @@ class Pump:
         try:
             while data := await self._read():
                 await self.stream.send_all(data)
-            if self._leaving:
+            if self._leaving or self._dozing:
                 return
             await self.stream.send_eof()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -251,14 +312,15 @@ class Pump:
     async def _read(self) -> bytes:
         """The next bytes of the application; b"" at its end. Raises OSError when it was reset."""
         while not self._finishing:
-            if self._leaving:
+            if self._leaving or self._dozing:
                 return b""
             try:
                 return self.hop.recv(self._outward_step)
             except (BlockingIOError, InterruptedError):
-                with trio.CancelScope() as self._reading:
-                    await trio.lowlevel.wait_readable(self.hop)
-                self._reading = None
+                pass  # and wait outside, where the error and its frames are not kept
+            with trio.CancelScope() as self._reading:
+                await trio.lowlevel.wait_readable(self.hop)
+            self._reading = None
         with trio.move_on_after(LAST_BYTES_PAUSE):
             await trio.lowlevel.wait_readable(self.hop)
             if self._last_bytes > 0:
@@ -272,7 +334,7 @@ class Pump:
         try:
             while data := await self._receive():
                 await self._write(data)
-            if self._keep_hop or self._leaving:
+            if self._keep_hop or self._leaving or self._dozing:
                 return
             self._shut = True
             with suppress(OSError):  # ENOTCONN: the application has gone already
@@ -282,7 +344,7 @@ class Pump:
 
     async def _receive(self) -> bytes | bytearray:
         data: bytes | bytearray = b""
-        if not self._finishing and not self._leaving:
+        if not (self._finishing or self._leaving or self._dozing):
             with trio.CancelScope() as self._receiving:
                 data = await self.stream.receive_some(self._inward_step)
             self._receiving = None

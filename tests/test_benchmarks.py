@@ -82,11 +82,13 @@ def test_patched_sockets_are_measured_beside_plain_ones() -> None:
 
 
 def test_a_connection_takes_little_memory() -> None:
-    """The bar is 40 KiB with a thousand of them; with fewer, what is shared counts for more."""
+    """The bar is 40 KiB with a thousand of them over TCP; with fewer, what is shared counts for more."""
     series = memory.measure(100)
-    assert [entry.name for entry in series] == ["dialling process", "listening process"]
-    for entry in series:
-        assert 0 < entry.median < 80
+    assert [entry.name for entry in series] == [
+        f"{side} process, {way}" for way in ("TCP", "UDP") for side in ("dialling", "listening")
+    ]
+    for entry, most in zip(series, (80, 80, 110, 110), strict=True):
+        assert 0 < entry.median < most
 
 
 def test_connections_without_encryption_are_measured_beside_plain_ones(

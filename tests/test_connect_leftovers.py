@@ -35,7 +35,8 @@ def tasks_and_descriptors() -> tuple[int, int]:
 def closing_paths(node: Node) -> list[str]:
     """Connections over UDP that lost a race: they say so, and are there for a moment to say it again (RFC 9000
     section 10.2)."""
-    return [task.name for task in node.nursery.child_tasks if "PunchedPath" in task.name]
+    tasks = [task.name for task in node.nursery.child_tasks]
+    return [name for name in tasks if "PunchedPath" in name or "QuicDriver" in name]
 
 
 async def settled(world: World, *nodes: Node) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class Pair:
 
 
 def window(machine: QuicMachine) -> int:
-    return machine._connection._require_core().congestion_window
+    return machine._connection.require_core().congestion_window
 
 
 def is_released(machine: QuicMachine) -> bool:
@@ -140,7 +140,7 @@ def test_neither_loss_nor_acknowledgement_moves_the_window() -> None:
     for _ in range(100):
         pair.client.send(bytes(20_000))
         pair.turn()
-    assert pair.client._connection._require_core().loss_total > 20
+    assert pair.client._connection.require_core().loss_total > 20
     assert window(pair.client) == before, UPGRADE + "what was sent before the last loss changes nothing"
 
 
@@ -159,7 +159,7 @@ def test_neither_idleness_nor_an_outage_moves_the_window() -> None:
         pair.turn()
     pair.lose = 0.0
     pair.settle()
-    assert pair.client._connection._require_core().bytes_in_flight == 0
+    assert pair.client._connection.require_core().bytes_in_flight == 0
     assert window(pair.client) == before, UPGRADE + "persistent congestion is told by the times of sending"
 
 

@@ -175,7 +175,7 @@ def test_rubbish_in_a_connection_is_ignored() -> None:
 
 def test_a_second_stream_ends_the_connection() -> None:
     client, server = established()
-    client._connection.send_stream_data(4, b"sneaky")
+    client._connection.require_core().send_stream(4, b"sneaky")
     exchange(client, server, 1.0)
     assert isinstance(server.error, ConnectionAbortedError)
     assert client.error is not None
@@ -187,16 +187,16 @@ def test_a_stream_that_is_reset_or_stopped_ends_the_connection() -> None:
         client.send(b"hello")
         exchange(client, server, 1.0)
         if reset:
-            client._connection.reset_stream(0, 7)
+            client._connection.require_core().reset_stream(0, 7)
         else:
-            client._connection.stop_stream(0, 7)
+            client._connection.require_core().stop_sending(0, 7)
         exchange(client, server, 1.1)
         assert isinstance(server.error, ConnectionResetError)
 
 
 def test_a_peer_that_ignores_the_window_is_cut_off() -> None:
     client, server = established()
-    core = client._connection._require_core()
+    core = client._connection.require_core()
     core.apply_peer_transport_parameters(1 << 40, 1 << 40, 1 << 40, 0, 100, 100, 3, 0.025, None, 65535)
     now, block = 1.0, bytes(1 << 20)
     for _ in range(2000):

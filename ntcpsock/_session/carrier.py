@@ -6,7 +6,8 @@ nothing: what `try_send` has taken is the carrier's to deliver, always whole and
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from ntcpsock._address import Endpoint
 
@@ -67,4 +68,14 @@ class Carrier(Protocol):
 
     def close(self, *, abort: bool = False) -> None:
         """Close at once, and `interrupt`. With `abort` the other end sees a reset where that can be said."""
+        ...
+
+
+@runtime_checkable
+class WatchableCarrier(Protocol):
+    """A carrier that can be waited for without a task."""
+
+    def watch_readable(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` once, as soon as `wait_readable` would return or raise, perhaps at once. What this returns
+        ends the watch; there is one at a time."""
         ...

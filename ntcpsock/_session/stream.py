@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import trio
 
 from ntcpsock._report import PathInfo, PeerInfo, Report
-from ntcpsock._session.carrier import Carrier
+from ntcpsock._session.carrier import Carrier, WatchableCarrier
 from ntcpsock._session.driver import FULL_PAYLOAD, SessionDriver
 from ntcpsock._session.guards import Conflict, Sending, Translated
 
@@ -329,6 +329,30 @@ class NTCPStream(trio.abc.HalfCloseableStream):
                 driver.receivers -= 1
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise trio.ClosedResourceError("this stream was closed")
+
+    @property
+    def is_watchable(self) -> bool:
+        """Whether `watch_incoming` may serve in place of a task."""
+        return isinstance(self.carrier, WatchableCarrier)
+
+    def watch_incoming(self, callback: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `callback` once, as soon as `receive_some` might return or raise: for who would only wait in it, and
+        needs no task for that. What this returns ends the watch; None where `receive_some` has to be called now."""
+        driver, carrier = self._driver, self.carrier
+        if driver.suspended or driver.closed or driver.error is not None:
+            return None
+        if driver.has_ahead or driver.machine.has_control or driver.has_unfinished:
+            return None
+        if not isinstance(carrier, WatchableCarrier):
+            return None
+        stop = carrier.watch_readable(callback)
+        driver.receivers += 1
+
+        def end() -> None:
+            driver.receivers -= 1
+            stop()
+
+        return end
 
     # -- ending ----------------------------------------------------------------------------------
 

@@ -68,6 +68,52 @@ class Bbr:
     round_trip: seconds, as far as known at the start; seed: of the random times at which more is tried.
     """
 
+    __slots__ = (
+        "_cycle_round",
+        "_cycle_start",
+        "_delivered",
+        "_extra",
+        "_extra_delivered",
+        "_extra_round",
+        "_extra_start",
+        "_full_rate",
+        "_full_rounds",
+        "_idle_restart",
+        "_is_full",
+        "_judge_probe",
+        "_lossy_rounds",
+        "_min_round_trip_at",
+        "_most_in_flight",
+        "_prior_window",
+        "_probe_acked",
+        "_probe_done_at",
+        "_probe_minimum",
+        "_probe_minimum_at",
+        "_probe_round_end",
+        "_probe_rounds",
+        "_probe_step",
+        "_probe_stops",
+        "_rates",
+        "_round_acked",
+        "_round_end",
+        "_round_losses",
+        "_round_lost",
+        "_round_rate",
+        "_round_start",
+        "_rounds",
+        "_seed",
+        "_short_in_flight",
+        "_short_rate",
+        "_wait",
+        "_was_full",
+        "datagram_size",
+        "min_round_trip",
+        "pacing_rate",
+        "quantum",
+        "state",
+        "window",
+    )
+
     def __init__(self, now: float, datagram_size: int, round_trip: float, seed: int) -> None:
         self.datagram_size = datagram_size
         self.state = State.STARTUP
@@ -75,7 +121,7 @@ class Bbr:
         self.pacing_rate = STARTUP_PACING_GAIN * self.window / max(round_trip, 0.001)
         self.min_round_trip = math.inf
         self.quantum = 2 * datagram_size
-        self._random = random.Random(seed)
+        self._seed = seed
         self._delivered = 0
         # rounds
         self._round_end = 0
@@ -276,7 +322,8 @@ class Bbr:
         self._probe_step = math.inf
         self._cycle_start = now
         self._cycle_round = self._rounds
-        self._wait = 2 + self._random.random()
+        self._seed += 1
+        self._wait = 2 + random.Random(self._seed).random()  # one that is kept takes 2.5 KB
         self._probe_stops = True
         self._round_end = self._delivered
         self.state = State.DOWN

@@ -11,6 +11,7 @@ import importlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -195,6 +196,23 @@ class QuicCarrier:
             await self._driver.wait()
             if self._closed or interrupts != self._interrupts:
                 raise trio.ClosedResourceError("this carrier was closed")
+
+    def watch_readable(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """See `ntcpsock._session.carrier.WatchableCarrier`."""
+        machine, interrupts = self._machine, self._interrupts
+
+        def look() -> None:
+            is_ready = machine.readable or machine.ended or machine.error is not None
+            if is_ready or self._closed or interrupts != self._interrupts:
+                stop()
+                callback()
+
+        def stop() -> None:
+            self._driver.on_wake = None
+
+        self._driver.on_wake = look
+        look()
+        return stop
 
     def unacknowledged(self) -> int | None:
         return None if self._closed else self._machine.unacknowledged()

@@ -1,38 +1,27 @@
-"""qh3's connection, whose events go to the machine, and no faster than it has room.
+"""qh3's connection, until the handshake is done (`established`), whose events go to the machine.
 
 It takes the place of parts that qh3 does not promise to keep.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from qh3 import tls
 from qh3.quic.connection import QuicConnection
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from ntcpsock._session.quic import core_window
-from ntcpsock._session.quic.configuration import ABORT
+from ntcpsock._session.quic.established import Established, Limits, Listener, drain
+from ntcpsock._session.quic.failure import broken
+
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
 
 # UDP payload that goes through Ethernet under IPv6, and under IPv4 through PPPoE, too.
 LARGEST_PROBED: Final = 1452
 SMALLEST: Final = 1200  # RFC 9000 section 14.1
-
-
-class Listener(Protocol):
-    """Who hears what has happened: the machine."""
-
-    def has_room_for_events(self) -> bool: ...
-    def on_stream_data(self, stream: int, data: bytes) -> None: ...
-    def on_datagram(self, data: bytes) -> None: ...
-    def on_ping_acknowledged(self, ping: int) -> None: ...
-    def on_handshake_complete(self) -> None: ...
-    def on_peer_closed(self, application: bool, code: int, reason: str) -> None: ...
-    def on_terminated(self, code: int, reason: str) -> None: ...
-    def fail(self, error: OSError) -> None: ...
-    def close(self, code: int, reason: str = "") -> None: ...
 
 
 class Connection(QuicConnection):
@@ -74,68 +63,59 @@ class Connection(QuicConnection):
         return super()._call_core(operation, *args)
 
     @property
+    def core(self) -> QuicConnectionCore | None:
+        return self._core
+
+    def require_core(self) -> QuicConnectionCore:
+        return self._require_core()
+
+    @property
     def has_limits(self) -> bool:
         """Whether the peer has said what it takes."""
         return self._core is not None and self._applied_transport_parameters is not None
 
     def limit_datagrams(self, size: int) -> None:
         """Send datagrams of the path of at most so many bytes from now on, where there are limits."""
-        core, parameters = self._require_core(), self._applied_transport_parameters
+        parameters = self._applied_transport_parameters
         assert parameters is not None
-        # The core takes over a peer's limit at any time, and limits only ever grow or stay, but this one.
-        core.apply_peer_transport_parameters(
-            parameters.initial_max_data or 0,
-            parameters.initial_max_stream_data_bidi_local or 0,
-            parameters.initial_max_stream_data_bidi_remote or 0,
-            parameters.initial_max_stream_data_uni or 0,
-            parameters.initial_max_streams_bidi or 0,
-            parameters.initial_max_streams_uni or 0,
-            3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
-            0.025 if parameters.max_ack_delay is None else parameters.max_ack_delay / 1000,
-            None,
-            parameters.max_datagram_frame_size,
-            None,
-            parameters.active_connection_id_limit or 2,
-            bool(parameters.disable_active_migration),
-            size,
-        )
+        Limits.of(parameters).limit_datagrams(self._require_core(), size)
+
+    @property
+    def max_datagram_frame_size(self) -> int:
+        return self._remote_max_datagram_frame_size or 0
+
+    def open_stream(self, stream: int) -> None:
+        """Open a stream of our own, without a word yet."""
+        self.send_stream_data(stream, b"")
+
+    def end(self, code: int, reason: str) -> None:
+        """CONNECTION_CLOSE."""
+        self.close(code, None, reason)
+
+    def drain(self) -> None:
+        """Tell the listener what has happened, as far as it has room."""
+        self.has_more = drain(self._require_core(), self.listener, self._on_crypto)
 
     def _drain_core(self) -> None:
-        # qh3 calls it, too.
-        core, listener = self._require_core(), self.listener
-        while True:
-            if not listener.has_room_for_events():
-                self.has_more = core.has_events
-                return
-            event = core.next_event()
-            if event is None:
-                self.has_more = False
-                return
-            kind = event[0]
-            if kind == "stream_data":
-                listener.on_stream_data(event[1], event[2])
-            elif kind == "datagram":
-                listener.on_datagram(event[1])
-            elif kind == "crypto_data":
-                self._on_crypto(event)
-            elif kind == "ping_acknowledged":
-                listener.on_ping_acknowledged(event[1])
-            elif kind == "handshake_done":
-                self._handshake_confirmed = True
-                core.handshake_confirmed()
-            elif kind == "peer_closed":
-                listener.on_peer_closed(event[1], event[2], event[4].decode("utf8", "replace"))
-            elif kind == "protocol_error":
-                listener.fail(broken(f"the peer broke QUIC: {event[3]}", None))
-            elif kind == "connection_terminated":
-                listener.on_terminated(event[1], event[3].decode("utf8", "replace"))
-            elif kind in ("stream_reset", "stop_sending"):
-                listener.fail(ConnectionResetError(errno.ECONNRESET, "the peer reset the stream"))
-                listener.close(ABORT)
+        self.drain()  # qh3 calls it, too
+
+    def establish(self) -> Established:
+        """The handshake is done: what goes on in the place of this object. Nothing but the core is left of it."""
+        parameters, bridge = self._applied_transport_parameters, self._tls
+        assert parameters is not None
+        assert bridge is not None
+        self._tls = None
+        # They hold each other, and this object, so that only a collection would free them.
+        vars(bridge.tls).clear()
+        vars(bridge).clear()
+        return Established(
+            self._require_core(), self._is_client, self.host_cid, Limits.of(parameters), self.listener
+        )
 
     def _on_crypto(self, event: tuple[Any, ...]) -> None:
         was_complete, core = self._handshake_complete, self._require_core()
-        assert self._tls is not None
+        if self._tls is None:
+            return  # behind the end of the handshake, in the same datagram
         try:
             self._tls.receive_crypto(tls.Epoch(event[1]), event[3], event[2], version=core.version)
             self._drain_tls()
@@ -146,10 +126,3 @@ class Connection(QuicConnection):
         self._events.clear()
         if self._handshake_complete and not was_complete:
             self.listener.on_handshake_complete()
-
-
-def broken(text: str, cause: BaseException | None) -> OSError:
-    """The error of a connection that QUIC itself, or the peer, has spoilt."""
-    error = ConnectionAbortedError(errno.ECONNABORTED, text)
-    error.__cause__ = cause
-    return error

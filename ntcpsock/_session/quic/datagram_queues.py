@@ -22,21 +22,23 @@ class DatagramQueues:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._received: deque[bytes] = deque(maxlen=MOST_DATAGRAMS)
-        self._outgoing: deque[bytes] = deque()
+        # None while empty, as nearly always: an empty deque takes 600 bytes.
+        self._received: deque[bytes] | None = None
+        self._outgoing: deque[bytes] | None = None
         self._outgoing_bytes = 0
 
     def receive(self, data: bytes) -> None:
         """Keep one that has arrived; where there are too many, the oldest makes room."""
+        if self._received is None:
+            self._received = deque(maxlen=MOST_DATAGRAMS)
         if len(self._received) == MOST_DATAGRAMS:
             self.dropped += 1
         self._received.append(data)
 
     def take(self) -> list[bytes]:
         """Those that have arrived, oldest first."""
-        datagrams = list(self._received)
-        self._received.clear()
-        return datagrams
+        received, self._received = self._received, None
+        return [] if received is None else list(received)
 
     @property
     def has_received(self) -> bool:
@@ -44,6 +46,8 @@ class DatagramQueues:
 
     def send(self, data: bytes) -> None:
         """Queue one; whether there is room is asked before."""
+        if self._outgoing is None:
+            self._outgoing = deque()
         self._outgoing.append(bytes(data))
         self._outgoing_bytes += len(data) + DATAGRAM_OVERHEAD
 
@@ -62,12 +66,14 @@ class DatagramQueues:
 
     def let_go(self, core: QuicConnectionCore, datagram_size: int, packets: int) -> int:
         """Give the core what fits into so many packets, for it asks no congestion control: how many that takes."""
-        used = 0
-        while self._outgoing and used < packets:
-            data = self._outgoing.popleft()
+        used, outgoing = 0, self._outgoing
+        while outgoing and used < packets:
+            data = outgoing.popleft()
             size = len(data) + DATAGRAM_OVERHEAD
             self._outgoing_bytes -= size
             if size <= datagram_size:  # else packets have become smaller since: lost
                 core.send_datagram(data)
                 used += 1
+        if not outgoing:
+            self._outgoing = None
         return used

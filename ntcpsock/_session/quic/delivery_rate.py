@@ -55,7 +55,8 @@ class DeliveryRate:
         self._delivered_at = now
         self._first_sent_at = now
         self._limited_until = 0  # rates are the application's until so much is delivered
-        self._bursts: deque[_Burst] = deque()
+        # None while nothing is on its way: an empty deque takes 600 bytes.
+        self._bursts: deque[_Burst] | None = None
 
     @property
     def resolved(self) -> int:
@@ -71,6 +72,8 @@ class DeliveryRate:
         if in_flight <= size:
             self._first_sent_at = self._delivered_at = now
         self._sent += size
+        if self._bursts is None:
+            self._bursts = deque()
         self._bursts.append(
             _Burst(
                 self._sent,
@@ -96,9 +99,11 @@ class DeliveryRate:
         self._delivered_at = now
         if self.delivered > self._limited_until:
             self._limited_until = 0
-        newest = None
-        while self._bursts and self._bursts[0].end <= self.resolved:
-            newest = self._bursts.popleft()
+        newest, bursts = None, self._bursts
+        while bursts and bursts[0].end <= self.resolved:
+            newest = bursts.popleft()
+        if not bursts:
+            self._bursts = None
         if newest is None:
             return Sample(acked, lost)
         self._first_sent_at = newest.sent_at

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 
@@ -37,6 +37,15 @@ SHORTEST_WAIT: Final = 1e-6
 Batches = Callable[[], list[tuple[bytes, int]]]
 
 
+@runtime_checkable
+class Tended(Protocol):
+    """A path that has something to do of its own now and then: see `ntcpsock._traversal.checks.driver`."""
+
+    def tend_yourself(self, on_news: Callable[[], None]) -> None: ...
+    def next_timeout(self) -> float | None: ...
+    def tend(self) -> None: ...
+
+
 @dataclass
 class _Move:
     """The peer's packets come from `remote` now. ping: what was sent there, and where else never; at: when."""
@@ -54,7 +63,7 @@ class QuicDriver:
         self.machine = machine
         self.keep_alive = keep_alive
         self.moves = 0  # times that the peer's address has changed
-        self.over = trio.Event()  # the path is closed
+        self.on_wake: Callable[[], None] | None = None  # called when something may have changed
         self._batches: Batches | None = getattr(path, "try_receive_batches", None)
         self._changed = trio.lowlevel.ParkingLot()
         self._waiting: trio.CancelScope | None = None
@@ -66,6 +75,8 @@ class QuicDriver:
         self._said = self._heard
         self._lost_since: float | None = None
         self._move: _Move | None = None
+        self._tended = path if isinstance(path, Tended) else None
+        self._tend_at = math.inf
         if isinstance(path, SocketPath):
             path.on_stranger = self._on_stranger
 
@@ -98,12 +109,17 @@ class QuicDriver:
 
     def wake(self) -> None:
         self._changed.unpark_all()
+        if self.on_wake is not None:
+            self.on_wake()
 
     # -- the task
 
     async def run(self) -> None:
         """Until the connection is over; then the path is closed. Raises nothing but cancellation."""
         try:
+            if self._tended is not None:
+                self._tended.tend_yourself(self._on_news)
+                self._on_news()
             while not self._turn():
                 deadline = self._deadline()
                 with trio.CancelScope(deadline=deadline) as self._waiting:
@@ -123,6 +139,9 @@ class QuicDriver:
         """Take what has arrived, do what is due, send; whether the connection is over."""
         machine = self.machine
         now = self._receive()
+        if self._tended is not None and self._tend_at <= now:
+            self._tended.tend()
+            self._on_news()
         timer = machine.next_timer()
         if timer is not None and timer <= now:
             machine.handle_timer(now)
@@ -238,7 +257,7 @@ class QuicDriver:
 
     def _deadline(self) -> float:
         deadline = self.machine.next_timer()
-        wanted = math.inf if deadline is None else deadline
+        wanted = self._tend_at if deadline is None else min(deadline, self._tend_at)
         if self.machine.handshake_done and not self.machine.closed:
             wanted = min(wanted, self._said + self.keep_alive)
         if self._closing and not self.machine.closed:
@@ -258,6 +277,13 @@ class QuicDriver:
 
             nursery.start_soon(wait, self.path.wait_writable)
             nursery.start_soon(wait, self.path.wait_readable)
+
+    def _on_news(self) -> None:
+        """The path has something to do at another time."""
+        assert self._tended is not None
+        due = self._tended.next_timeout()
+        self._tend_at = math.inf if due is None else due
+        self._rearm()
 
     def _rearm(self) -> None:
         """The task's wait must not last longer than the machine's timer, which may have moved."""
@@ -288,5 +314,4 @@ class QuicDriver:
             with suppress(OSError, trio.ClosedResourceError):
                 self._flush(trio.current_time())
         self.path.close()
-        self.over.set()
         self.wake()

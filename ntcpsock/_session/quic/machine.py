@@ -5,8 +5,8 @@ of the core only as far as the reader has room (`RECEIVE_ROOM`): the core gives 
 so a reader that does not read stops the sender, and the memory held is bounded by the window. And the core
 knows one remote address only, a constant: which way datagrams really travel is the driver's business.
 
-With `configuration`, `connection` and `datagram_queues` this is all of ntcpsock that touches qh3, and it uses parts
-that qh3 does not promise to keep.
+With `configuration`, `connection`, `established` and `datagram_queues` this is all of ntcpsock that touches qh3, and
+it uses parts that qh3 does not promise to keep.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from ntcpsock._session.quic.configuration import (
     ServerIdentity,
     configuration,
 )
-from ntcpsock._session.quic.connection import LARGEST_PROBED, Connection, broken
+from ntcpsock._session.quic.connection import LARGEST_PROBED, Connection
 from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQueues
-from ntcpsock._session.quic.resequencing import PacketNumbers, Resequencer
+from ntcpsock._session.quic.established import Established
+from ntcpsock._session.quic.failure import broken
+from ntcpsock._session.quic.resequencing import LARGE, PacketNumbers, Resequencer
 from ntcpsock._session.quic.sending import STREAM, Sending
 
 if TYPE_CHECKING:
@@ -76,13 +78,15 @@ class QuicMachine:
         self.datagram_size = connection.configuration.max_datagram_size
         self._address = _ADDRESSES[is_ipv6]
         self._fingerprint = fingerprint
-        self._connection = connection
+        self._connection: Connection | Established = connection
         connection.listener = self
-        self._chunks: deque[memoryview] = deque()
+        # None while empty, as nearly always: an empty deque takes 600 bytes.
+        self._chunks: deque[memoryview] | None = None
         self._held = 0
         self._datagrams = DatagramQueues()
         self._sending = Sending(self._datagrams)
-        self._resequencer: Resequencer | None = None
+        self._header_key: bytes | None = None
+        self._resequencer: Resequencer | None = None  # as soon as there is an order
         self._now = self._heard_at = now
         self._idle_timeout = idle_timeout
         self._has_timed_out = False
@@ -138,14 +142,16 @@ class QuicMachine:
         """As `receive`, for the datagrams of a path that may deliver them out of order; what is held until others have
         come is counted then."""
         if self._resequencer is None:
-            return self.receive(buffer, size, now)
+            if size < LARGE or self._header_key is None:
+                return self.receive(buffer, size, now)
+            self._resequencer = Resequencer(PacketNumbers(self._header_key, self.host_id))
         batches = self._resequencer.take(buffer, size, now)
         return sum(self.receive(data, length, now) for data, length in batches)
 
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
         the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
-        core, time = self._connection._core, self._sending.clock.time(now)
+        core, time = self._connection.core, self._sending.clock.time(now)
         self._now, accepted = now, 1
         in_flight = 0 if core is None else core.bytes_in_flight
         if self.handshake_done and core is not None:
@@ -155,7 +161,7 @@ class QuicMachine:
                 report = self._guard(
                     core.receive_gro_buffer, buffer[start : start + step], size, self._address, time
                 )
-                self._guard(self._connection._drain_core)
+                self._guard(self._connection.drain)
                 accepted += report[2] if report is not None else 0
                 if waits:
                     self._guard(self._sending.release_window, core, now)
@@ -164,7 +170,7 @@ class QuicMachine:
                 self._guard(
                     self._connection.receive_datagram, buffer[start : start + size], self._address, time
                 )
-            core = self._connection._core
+            core = self._connection.core
         if accepted and core is not None:
             self._heard_at = now
             self._guard(self._sending.received, core, now, in_flight)
@@ -181,7 +187,7 @@ class QuicMachine:
 
     def datagrams_to_send(self, now: float, most: int) -> list[bytes]:
         """What is to be sent now, at most so many datagrams. There may be more."""
-        core = self._connection._core
+        core = self._connection.core
         if core is None:
             return []
         # What the core has got already it cannot make smaller.
@@ -201,7 +207,7 @@ class QuicMachine:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called; None for never."""
-        core = self._connection._core
+        core = self._connection.core
         if core is None:
             return None
         timer = core.get_timer()
@@ -218,7 +224,7 @@ class QuicMachine:
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""
-        core = self._connection._core
+        core = self._connection.core
         if core is None:
             return
         if self._resequencer is not None:
@@ -228,7 +234,7 @@ class QuicMachine:
         timer = core.get_timer()
         if timer is not None and timer[1] <= time:
             self._guard(core.handle_timer, time)
-            self._guard(self._connection._drain_core)
+            self._guard(self._connection.drain)
             self._guard(self._sending.timer_fired, core, now)
         if now >= self._heard_at + self._idle_timeout and not self.is_over:
             # RFC 9000 section 10.1: without a word.
@@ -239,19 +245,19 @@ class QuicMachine:
     @property
     def is_over(self) -> bool:
         """Whether nothing of this connection is to be sent any more, not even an answer."""
-        core = self._connection._core
+        core = self._connection.core
         return core is None or self._has_timed_out or core.state in ("terminated", "draining")
 
     @property
     def timeouts(self) -> int:
         """Probe time-outs since the peer was last heard of (RFC 9002 section 6.2)."""
-        core = self._connection._core
+        core = self._connection.core
         return 0 if core is None else core.pto_count
 
     @property
     def round_trip(self) -> float | None:
         """The smoothed round-trip time in seconds, None before the first one."""
-        core = self._connection._core
+        core = self._connection.core
         return None if core is None else core.smoothed_rtt
 
     @property
@@ -266,7 +272,7 @@ class QuicMachine:
         """Take the first bytes of `data` for the stream, as far as there is room: how many. Raises the connection's
         error. A server has no room before the client's first byte has arrived."""
         self._check_may_send()
-        core = self._connection._require_core()
+        core = self._connection.require_core()
         if not self._may_use_stream:
             return 0
         room = SEND_ROOM - self._sending.backlog - core.get_send_buffer_size(STREAM)
@@ -275,7 +281,7 @@ class QuicMachine:
         part = data if len(data) <= room else memoryview(data)[:room]
         if not self._stream_open:
             self._stream_open = True
-            self._guard(self._connection.send_stream_data, STREAM, b"")
+            self._guard(self._connection.open_stream, STREAM)
         self._sending.write(part)
         if self.error is not None:
             raise self.error
@@ -284,7 +290,7 @@ class QuicMachine:
     @property
     def has_room(self) -> bool:
         """Whether `send` would take something worth a call, or raise."""
-        core = self._connection._core
+        core = self._connection.core
         if self.error is not None or self.ended or core is None:
             return True
         waiting = self._sending.backlog + core.get_send_buffer_size(STREAM)
@@ -292,7 +298,7 @@ class QuicMachine:
 
     def unacknowledged(self) -> int:
         """Bytes that have not reached the peer for sure, packets' overhead included."""
-        core = self._connection._core
+        core = self._connection.core
         if core is None or self.is_over:
             return 0
         return int(self._sending.backlog + core.get_send_buffer_size(STREAM) + core.bytes_in_flight)
@@ -313,11 +319,13 @@ class QuicMachine:
                 chunks.popleft()
             else:
                 chunks[0] = chunk[count:]
+        if not chunks:
+            self._chunks = None
         if filled:
             self._held -= filled
             if self._connection.has_more:
                 self._wants_to_speak = True
-                self._guard(self._connection._drain_core)
+                self._guard(self._connection.drain)
         return filled
 
     @property
@@ -336,7 +344,7 @@ class QuicMachine:
     @property
     def max_datagram_payload(self) -> int:
         """The most bytes of a datagram that fit into one packet; it grows as the path turns out to carry more."""
-        remote = self._connection._remote_max_datagram_frame_size or 0
+        remote = self._connection.max_datagram_frame_size
         return max(0, min(self.datagram_size - DATAGRAM_OVERHEAD, remote - 3))
 
     def send_datagram(self, data: bytes) -> bool:
@@ -383,7 +391,7 @@ class QuicMachine:
     def ping(self, *, expect: bool = False) -> int:
         """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer."""
         self._ping += 1
-        core = self._connection._core
+        core = self._connection.core
         if core is not None:
             if expect:
                 self._pings[self._ping] = False
@@ -408,7 +416,7 @@ class QuicMachine:
         """CONNECTION_CLOSE, at once; what was not sent or not acknowledged is lost."""
         if not self.closed:
             self.closed = self._sending.closing = True
-            self._guard(self._connection.close, code, None, reason)
+            self._guard(self._connection.end, code, reason)
 
     def fail(self, error: OSError) -> None:
         """The path broke, time ran out, the peer went wrong: end without a word."""
@@ -444,7 +452,7 @@ class QuicMachine:
 
     @property
     def _is_open(self) -> bool:
-        core = self._connection._core
+        core = self._connection.core
         return core is None or core.state in ("first_flight", "connected")
 
     def on_stream_data(self, stream: int, data: bytes) -> None:
@@ -453,6 +461,8 @@ class QuicMachine:
             self.close(ABORT, "one stream only")
         elif data:
             self._may_use_stream = True
+            if self._chunks is None:
+                self._chunks = deque()
             self._chunks.append(memoryview(data))
             self._held += len(data)
 
@@ -466,18 +476,19 @@ class QuicMachine:
             self._pings[ping] = True
 
     def on_handshake_complete(self) -> None:
+        connection = self._connection
+        assert isinstance(connection, Connection)
         if self._fingerprint is not None:
-            certificate = self._connection.get_peercert()
+            certificate = connection.get_peercert()
             der = b"" if certificate is None else certificate.public_bytes()
             if not hmac.compare_digest(hashlib.sha256(der).digest(), self._fingerprint):
                 # The driver closes after it has sent the handshake's last part, without which no close is understood.
                 self.fail(IdentityMismatch("the peer showed another certificate than the one it announced"))
                 return
         self.handshake_done = True
-        core = self._connection._require_core()
-        if self._connection.header_key is not None:
-            numbers = PacketNumbers(self._connection.header_key, self.host_id)
-            self._resequencer = Resequencer(numbers)
+        self._header_key = connection.header_key
+        self._connection = connection.establish()
+        core = self._connection.core
         self._sending.start(core, self._now, self.datagram_size, core.smoothed_rtt or self._initial_rtt)
 
     def on_peer_closed(self, application: bool, code: int, reason: str) -> None:

@@ -27,6 +27,10 @@ STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
 STREAM_OVERHEAD: Final = 64
 # Packets that leave without a budget after something was received or fell due: an acknowledgement, two probes.
 FREE: Final = 2
+# Packets in a row that ask for no acknowledgement. The core keeps each until it is acknowledged all the same, with a
+# later one that does ask: RFC 9000 section 13.2.4.
+MOST_UNASKED: Final = 16
+_ANY_PING: Final = 0  # nobody waits for its answer
 # Seconds, besides some round trips, after which a larger datagram has arrived or got lost.
 PROBE_TIME: Final = 0.5
 # Seconds; no round trip is shorter for the core.
@@ -45,11 +49,13 @@ class Sending:
         self.is_probing = False  # whether a datagram larger than all before has been sent
         self.backlog = 0  # bytes of the stream that the core has not got yet
         self._datagrams = datagrams
-        self._chunks: deque[memoryview] = deque()
+        # None while empty, as nearly always: an empty deque takes 600 bytes.
+        self._chunks: deque[memoryview] | None = None
         self._measure: DeliveryRate
         self._pacer: Pacer
         self._free = 0
         self._losses = 0
+        self._unasked = 0
         self._heard_at = -math.inf
         self._probed_at = -math.inf
         self._round_trip = 0.0
@@ -74,6 +80,8 @@ class Sending:
 
     def write(self, data: bytes | memoryview) -> None:
         """Take `data` for the stream; the caller sees to the room."""
+        if self._chunks is None:
+            self._chunks = deque()
         self._chunks.append(memoryview(bytes(data)))
         self.backlog += len(data)
 
@@ -182,6 +190,7 @@ class Sending:
                     2 * LATER
                 )  # so late it is now, or an answer at this very moment would come before its question
         self._account(core, now, time, in_flight)
+        self._ask_sometimes(core, len(datagrams), in_flight)
         return datagrams
 
     def _worth(self, control: Bbr) -> int:
@@ -205,6 +214,16 @@ class Sending:
             is_due = time < timer[1] <= self.clock.time(now)
             if is_due or self.backlog or self._datagrams.has_outgoing:
                 core.handle_timer(timer[1])
+
+    def _ask_sometimes(self, core: QuicConnectionCore, packets: int, in_flight_before: int) -> None:
+        """One who only hears, and acknowledges, has something acknowledged now and then."""
+        if core.bytes_in_flight > in_flight_before:
+            self._unasked = 0
+        elif packets and self.control is not None:
+            self._unasked += packets
+            if self._unasked >= MOST_UNASKED:
+                self._unasked = 0
+                core.send_ping(_ANY_PING)  # it goes with the next acknowledgement
 
     def _account(self, core: QuicConnectionCore, now: float, time: float, in_flight_before: int) -> None:
         in_flight = core.bytes_in_flight
@@ -233,19 +252,22 @@ class Sending:
         used = 0
         if self._datagrams.has_outgoing:
             used = self._datagrams.let_go(core, datagram_size, packets)
-        if not self._chunks:
+        chunks = self._chunks
+        if not chunks:
             return
         room = (packets - used) * (datagram_size - STREAM_OVERHEAD) - core.get_send_buffer_size(STREAM)
-        while room > 0 and self._chunks:
-            chunk = self._chunks[0]
+        while room > 0 and chunks:
+            chunk = chunks[0]
             if len(chunk) <= room:
-                self._chunks.popleft()
+                chunks.popleft()
             else:
-                self._chunks[0] = chunk[room:]
+                chunks[0] = chunk[room:]
                 chunk = chunk[:room]
             core.send_stream(STREAM, chunk)
             self.backlog -= len(chunk)
             room -= len(chunk)
+        if not chunks:
+            self._chunks = None
 
     def next_time(self) -> float | None:
         """When silence is over or the pacer lets more go, None where nothing waits for it."""

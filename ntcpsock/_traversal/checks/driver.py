@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -71,8 +70,9 @@ class PunchedPath:
         self._guesses = tuple(guesses)[:MAX_GUESSES]
         self._alive: dict[Way, None] = {}
         self._current: Way | None = None
-        self._queue: deque[bytes] = deque()
-        self._flight: deque[bytes] = deque(maxlen=_MOST_IN_FLIGHT)
+        # Both are empty while the path has a socket of its own.
+        self._queue: list[bytes] = []
+        self._flight: list[bytes] = []
         self._repeats = 0
         self._has_received = False
         self._settled = False
@@ -81,9 +81,10 @@ class PunchedPath:
         self._error: OSError | None = None
         self._closed = False
         self._interrupts = 0
-        # Replaced whenever a wait may be over, and whenever the machine has something new.
-        self._readable = trio.Event()
-        self._news = trio.Event()
+        # Made by who waits: set whenever a wait may be over, and whenever the machine has something new.
+        self._readable: trio.Event | None = None
+        self._news: trio.Event | None = None
+        self._tender: Callable[[], None] | None = None
         self._sent_at = -math.inf
         self._received_at = -math.inf
         #: Datagrams that found no room.
@@ -100,16 +101,34 @@ class PunchedPath:
         self._turn()
 
     async def run(self) -> None:
-        """Until the path is closed. Cancelled, it closes the path."""
+        """Until the path is closed, or somebody else tends it. Cancelled, it closes the path."""
         try:
             while not self._closed:
-                news = self._news
+                news = self._news = trio.Event()
+                if self._tender is not None:
+                    return
                 self._turn()
                 deadline = self.machine.next_timeout()
                 with trio.move_on_at(math.inf if deadline is None else deadline):
                     await news.wait()
         finally:
-            self.close()
+            self._news = None
+            if self._tender is None:
+                self.close()
+
+    def tend_yourself(self, on_news: Callable[[], None]) -> None:
+        """The caller calls `tend` at `next_timeout` from now on, and closes the path; `run` ends, for one task is
+        enough. on_news: called when `next_timeout` has changed."""
+        self._tender = on_news
+        self._notify()
+
+    def next_timeout(self) -> float | None:
+        """When `tend` is to be called; None for never."""
+        return self.machine.next_timeout()
+
+    def tend(self) -> None:
+        """Do what is due of the checks."""
+        self._turn()
 
     def expects(self, transaction_id: bytes) -> bool:
         return self.machine.expects(transaction_id)
@@ -167,12 +186,15 @@ class PunchedPath:
         self._wake()
 
     def _notify(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+        if self._tender is not None:
+            self._tender()
+        if self._news is not None:
+            self._news.set()
 
     def _wake(self) -> None:
-        self._readable.set()
-        self._readable = trio.Event()
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
         if self._socket is not None:
             self._socket.interrupt()
 
@@ -197,17 +219,22 @@ class PunchedPath:
         self._error = self._error or error
         self._wake()
 
+    async def _wait_change(self) -> None:
+        if self._readable is None:
+            self._readable = trio.Event()
+        await self._readable.wait()
+
     async def wait_alive(self) -> None:
         """Until the peer was heard from. Raises OSError where the path is broken, ClosedResourceError when closed."""
         while not self._alive:
             self._check_usable()
-            await self._readable.wait()
+            await self._wait_change()
 
     async def wait_nominated(self) -> None:
         """Until the checks have ended with a pair. As `wait_alive`."""
         while self.machine.selected is None:
             self._check_usable()
-            await self._readable.wait()
+            await self._wait_change()
 
     def settle(self) -> None:
         """The peer is authenticated: give it a socket of its own as soon as the checks have ended.
@@ -279,6 +306,7 @@ class PunchedPath:
             data = bytes(datagram)
             if not self._has_received:
                 self._flight.append(data)
+                del self._flight[:-_MOST_IN_FLIGHT]
             for way in ways:
                 if not self._port.send(Outgoing(*way, data)):
                     return number
@@ -339,7 +367,7 @@ class PunchedPath:
             await trio.lowlevel.checkpoint()
             return
         sock = self._socket
-        await self._wait(self._readable.wait if sock is None else sock.wait_readable)
+        await self._wait(self._wait_change if sock is None else sock.wait_readable)
 
     async def wait_writable(self) -> None:
         sock = self._socket

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Collection
 
 from ntcpsock._address import Endpoint
@@ -33,6 +33,7 @@ from ntcpsock._traversal.checks.message import (
     pair_priority,
 )
 from ntcpsock._traversal.checks.pairs import Event, Heard, Lost, Nominated, Outgoing, Pair, Valid, Way
+from ntcpsock._traversal.checks.replays import Replays
 from ntcpsock._traversal.checks.schedule import Schedule
 from ntcpsock._traversal.stun.constants import ErrorCode, MessageClass
 
@@ -63,9 +64,6 @@ CONSENT_TIMEOUT = 30.0
 DOUBTFUL_INTERVALS = 1.5
 # With fresh doubts about the pair, seconds between two checks.
 SHORTEST_CONSENT_INTERVAL = 0.5
-
-# Transactions of the other side that are remembered, to know one that is replayed from elsewhere.
-_REMEMBERED_REQUESTS = 512
 
 _rng = random.SystemRandom()
 
@@ -101,9 +99,9 @@ class ChecksMachine:
         self._by_transaction: dict[bytes, Pair] = {}
         self._schedule = Schedule(now, pace)
         self._reflexive = 0
-        self._requests: OrderedDict[bytes, Way] = OrderedDict()
+        self._requests = Replays()
         self._outgoing: list[Outgoing] = []
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []  # few at any time, and an empty deque takes 600 bytes
         self._selected: Pair | None = None
         self._nominating: Pair | None = None
         self._consent_due = math.inf
@@ -199,10 +197,8 @@ class ChecksMachine:
 
     def _requested(self, base: int, request: Request, source: Endpoint, now: float) -> None:
         way = (base, source)
-        if self._requests.setdefault(request.transaction_id, way) != way:
+        if self._requests.is_replayed(request.transaction_id, way):
             raise BadMessage("a replayed check")
-        if len(self._requests) > _REMEMBERED_REQUESTS:
-            self._requests.popitem(last=False)
         if request.message.unknown_required:
             answer = encode_error(self._credentials, request.message, ErrorCode.UNKNOWN_ATTRIBUTE)
             self._outgoing.append(Outgoing(base, source, answer))
@@ -392,7 +388,7 @@ class ChecksMachine:
 
     def next_event(self) -> Event | None:
         """The next event, each once; None for none."""
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     @property
     def selected(self) -> Way | None:

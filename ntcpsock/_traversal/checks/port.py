@@ -11,14 +11,16 @@ from __future__ import annotations
 import _socket
 import errno
 import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
+from ntcpsock._readiness import Readiness, readiness
 from ntcpsock._traversal.checks.message import fragment_untrusted, new_transaction_id
 from ntcpsock._traversal.checks.pairs import Outgoing, Way
 from ntcpsock._traversal.interfaces import prefer_lasting_source
@@ -60,7 +62,7 @@ class Taker(Protocol):
 
 
 class UdpPort:
-    """The sockets of one port. `run` reads them, as a task of whoever holds the port; `close` closes it.
+    """The sockets of one port. `run` reads them, as a task of whoever holds the port, or `watch`; `close` closes it.
 
     number: of the port, on all addresses. sockets: IPv4's, and IPv6's where the machine has it; their places in
     the list are the `base` of what goes in and out.
@@ -72,12 +74,13 @@ class UdpPort:
         self.closed = False
         self.is_running = False
         self._readers: trio.Nursery | None = None
+        self._watching: Readiness | None = None
         self._retired = False
         #: How often something was dropped, by reason.
         self.dropped: Counter[str] = Counter()
         self._takers: dict[str, Taker] = {}
         self._ways: dict[Way, Taker] = {}
-        self._early: deque[tuple[float, int, bytes, Endpoint]] = deque(maxlen=_MOST_EARLY)
+        self._early: list[tuple[float, int, bytes, Endpoint]] = []
         self._transactions: dict[bytes, tuple[ClientTransaction, Endpoint, trio.Event]] = {}
         self._strangers = float(STRANGERS_AT_ONCE)
         self._counted = 0.0
@@ -100,8 +103,8 @@ class UdpPort:
     def register(self, taker: Taker) -> None:
         """Give `taker` the checks for its fragment, those of the last moment included."""
         self._takers[taker.fragment] = taker
-        early, now = list(self._early), trio.current_time()
-        self._early.clear()
+        now = trio.current_time()
+        early, self._early = self._early, []
         for moment, base, data, source in early:
             if now - moment < _EARLY_SECONDS:
                 self._dispatch(data, base, source, now)
@@ -194,10 +197,30 @@ class UdpPort:
         finally:
             self.is_running, self._readers = False, None
 
+    def watch(self) -> bool:
+        """Read until the port is closed, as `run` does, but without a task; False where that cannot be done here."""
+        if self.is_running:
+            return True
+        watching = readiness()
+        if watching is None:
+            return False
+        self.is_running, self._watching = True, watching
+        self._watch(range(len(self.sockets)))
+        return True
+
+    def _watch(self, bases: range) -> None:
+        assert self._watching is not None
+        for base in bases:
+            sock = self.sockets[base]
+            if sock.fileno() >= 0:
+                self._watching.watch(sock, partial(self._read_batch, base, sock))
+
     def add(self, sockets: Sequence[_socket.socket]) -> range:
         """Take more sockets in; their numbers."""
         first = len(self.sockets)
         self.sockets += sockets
+        if self._watching is not None:
+            self._watch(range(first, len(self.sockets)))
         if self._readers is not None:
             for base in range(first, len(self.sockets)):
                 self._readers.start_soon(self._read, base, self.sockets[base])
@@ -209,17 +232,20 @@ class UdpPort:
                 await trio.lowlevel.wait_readable(sock)
             except (trio.ClosedResourceError, OSError):
                 return  # the port was closed
-            now = trio.current_time()
-            for _ in range(_BATCH):
-                if self.closed:
-                    return
-                try:
-                    data, address = sock.recvfrom(_LARGEST_DATAGRAM)
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # an ICMP message about what was sent to somebody
-                self._dispatch(data, base, Endpoint(*address[:2]), now)
+            self._read_batch(base, sock)
+
+    def _read_batch(self, base: int, sock: _socket.socket) -> None:
+        now = trio.current_time()
+        for _ in range(_BATCH):
+            if sock.fileno() < 0:
+                return
+            try:
+                data, address = sock.recvfrom(_LARGEST_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP message about what was sent to somebody
+            self._dispatch(data, base, Endpoint(*address[:2]), now)
 
     def _dispatch(self, data: bytes, base: int, source: Endpoint, now: float) -> None:
         known = self._ways.get((base, source))
@@ -272,12 +298,15 @@ class UdpPort:
     def _keep_early(self, data: bytes, base: int, source: Endpoint, now: float) -> None:
         if len(self._early) == _MOST_EARLY:
             self.dropped["early datagram"] += 1
+            del self._early[0]
         self._early.append((now, base, data, source))
 
     def keep_only(self, base: int) -> None:
         """Close the other sockets: their numbers stay theirs, and nothing goes out by them any more."""
         for number, sock in enumerate(self.sockets):
             if number != base and sock.fileno() >= 0:
+                if self._watching is not None:
+                    self._watching.forget(sock)
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
 
@@ -293,6 +322,8 @@ class UdpPort:
             return
         self.closed = True
         self.keep_only(-1)
+        if self._watching is not None:
+            self.is_running = False
 
 
 def open_udp_port(*, ipv6: bool = True) -> UdpPort:

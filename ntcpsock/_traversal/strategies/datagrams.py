@@ -98,5 +98,6 @@ class DatagramAccess:
     def run(self, port: UdpPort, path: PunchedPath) -> None:
         """Start a path and its tasks."""
         path.start()
-        self.nursery.start_soon(port.run)
+        if not port.watch():
+            self.nursery.start_soon(port.run)
         self.nursery.start_soon(path.run)
