@@ -20,11 +20,14 @@ from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._session.stream import NTCPStream
 from ntcpsock._traversal.connect import dial_for
 from ntcpsock._traversal.dial import Dial
-from ntcpsock._traversal.moving import greeting
+from ntcpsock._traversal.moving import greeting, redial
 from ntcpsock._traversal.moving.agreed import Agreed
 from ntcpsock._traversal.moving.dialler import DialledStream
-from ntcpsock._traversal.moving.kept import CLOSED
+from ntcpsock._traversal.moving.kept import ABRUPT_LINGER, CLOSED
+from ntcpsock._traversal.moving.listener import GIVEN_UP, AcceptedStream
+from ntcpsock._traversal.moving.redial import DiallerContext
 from ntcpsock._traversal.punch.message import Signal
+from ntcpsock._traversal.strategies.base import Connection
 
 PORT = 8000
 
@@ -82,6 +85,57 @@ async def test_a_lost_path_is_replaced(tmp_path: Path, loser: str) -> None:
             assert dialled.path.local != before
             assert dialled.path == dialled.report.path == dialled.report.moves[0].path
             assert "moved to" in str(dialled.report)
+
+
+async def test_what_was_agreed_at_the_end_of_a_try_is_not_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a try is over when the carrier is there: the listener moves, so the dialler has to go with it."""
+
+    async def slowly(node: DiallerContext, dial: Dial, report: Report) -> Connection:
+        over = trio.current_effective_deadline()
+        with trio.CancelScope(shield=True):
+            connection = await dial_for(node, dial, report)
+            await trio.sleep_until(over)
+        return connection
+
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            await echo_byte(dialled, accepted)
+            monkeypatch.setattr(redial, "dial_for", slowly)
+            (kept,) = bob.moving.dialled_streams
+            await kept._move("a direct path", within=3.0)
+            await echo_byte(dialled, accepted)
+            assert [move.reason for move in dialled.report.moves] == ["a direct path"]
+            assert [move.reason for move in accepted.report.moves] == ["a better path"]
+
+
+async def test_a_try_has_its_time(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            (kept,) = bob.moving.dialled_streams
+            with pytest.raises(TimeoutError, match=r"no other path to .* within 0\.0 s"):
+                await kept._move("a direct path", within=0.0)
+            await echo_byte(dialled, accepted)
+            assert not dialled.report.moves
+
+
+async def test_a_reset_right_after_a_move_is_a_move_that_was_given_up(tmp_path: Path) -> None:
+    """Any other reset of a direct path is the end of the peer's program, as far as one can see."""
+    reset = ConnectionResetError(errno.ECONNRESET, "reset")
+    async with open_world(tmp_path) as world, world.node("alice") as alice, world.node("bob") as bob:
+        dialled, accepted = await connect(bob, alice)
+        async with dialled, accepted:
+            (theirs,) = alice.moving.accepted_streams
+            assert isinstance(theirs, AcceptedStream)
+            assert theirs.patience(reset) == ABRUPT_LINGER < alice.linger
+            (kept,) = bob.moving.dialled_streams
+            await kept._move("a direct path")
+            assert theirs.patience(reset) == alice.linger
+            theirs._moved_at -= GIVEN_UP
+            assert theirs.patience(reset) == ABRUPT_LINGER
 
 
 async def test_linger_zero_is_plain_tcp(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ class DialledStream(Redialling):
         self._climbing = scope = trio.CancelScope()
         try:
             with scope:
-                with suppress(OSError), trio.move_on_after(BUDGET):
-                    await self._move("it grew old", useless)
+                with suppress(OSError):
+                    await self._move("it grew old", useless, BUDGET)
                 await self._climb_on()
         finally:
             self._has_climbed(scope)
@@ -264,8 +264,8 @@ class DialledStream(Redialling):
                 continue
             reason = "a direct path" if self.stream.path.kind == "relay" else "a path over TCP"
             try:
-                with suppress(OSError), trio.move_on_after(seconds):
-                    await self._move(reason, useless if kind == "full" else useless | LEFT_OUT)
+                with suppress(OSError):
+                    await self._move(reason, useless if kind == "full" else useless | LEFT_OUT, seconds)
                     self._tell_others()
             finally:
                 self._seekers.leave(self.key, self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,9 @@ from ntcpsock._traversal.standing import StandingOffer
 #: repeats as long as the stream waits.
 ASK_PAUSES = (0.05, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
+#: Seconds after a move in which the dialer may have given it up, and does not know that we have moved.
+GIVEN_UP = 2 * greeting.DEADLINE
+
 log = logging.getLogger("ntcpsock")
 
 
@@ -46,10 +50,18 @@ class AcceptedStream(KeptStream):
         self._lock = trio.Lock()
         self._standing: StandingOffer | None = None
         self._is_answer_due = False
+        self._moved_at = -math.inf
 
     @property
     def observed_host(self) -> str:
         return self._dialler.observed_host
+
+    def patience(self, error: OSError) -> float:
+        """Seconds to wait for another carrier. One that is reset as soon as it is there does not say that the dialer's
+        program has died: it has given the move up, and has to find a way anew."""
+        if trio.current_time() - self._moved_at < GIVEN_UP:
+            return min(self._node.linger, self.stream.linger)
+        return super().patience(error)
 
     async def _keep(self, error: OSError) -> None:
         """The dialer may not know yet that we are elsewhere, or have lost the path: it is asked to move, by the
@@ -106,6 +118,7 @@ class AcceptedStream(KeptStream):
 
     def moved(self, carrier: Carrier, position: int, path: PathInfo, reason: str) -> None:
         super().moved(carrier, position, path, reason)
+        self._moved_at = trio.current_time()
         if self._standing is not None:
             self._standing.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -73,8 +74,14 @@ class Redialling(KeptStream):
     def observed_host(self) -> str:
         return self._first.observed_host
 
-    async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
-        """Dial again, and go on over what that gives. Raises OSError."""
+    async def _move(
+        self, reason: str, useless: frozenset[str] = frozenset(), within: float = math.inf
+    ) -> None:
+        """Dial again, and go on over what that gives. Raises OSError.
+
+        within: seconds that the dial may take. What is agreed with the peer after it is not cut short: the peer would
+        be on a path that nobody has at this end.
+        """
         node, first = self._dialler, self._first
         moved = self._resuming.moved
         dial = self._make_dial()
@@ -84,9 +91,13 @@ class Redialling(KeptStream):
         if reason == SILENT:
             dial.say = None
         report = Report(f"{first.label}:{first.port}", "dialer", trio.current_time())
-        with limited(first.label, first.port, node.connect_timeout, report):
-            async with node.dialling:
-                connection = await dial_for(node, dial, report)
+        connection: Connection | None = None
+        with trio.move_on_after(within):
+            with limited(first.label, first.port, node.connect_timeout, report):
+                async with node.dialling:
+                    connection = await dial_for(node, dial, report)
+        if connection is None:
+            raise TimeoutError(errno.ETIMEDOUT, f"no other path to {first.label} within {within:.1f} s")
         await self._take(connection, dial, reason, moved)
 
     def _make_dial(self) -> Dial:
