@@ -96,8 +96,11 @@ class MappedCarrier(MemoryCarrier):
 class Stream(DialledStream):
     """Its dials are pipes through the network of the node."""
 
-    async def _move(self, reason: str, useless: frozenset[str] = frozenset()) -> None:
+    async def _move(
+        self, reason: str, useless: frozenset[str] = frozenset(), within: float = math.inf
+    ) -> None:
         network = cast(Network, self._dialler)
+        assert within > DIAL
         await trio.sleep(DIAL)
         network.dials += 1
         if not network.is_up:
