@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -15,8 +17,13 @@ from ntcpsock._session.quic import core_clock, pacer
 from ntcpsock._session.quic.bbr import Bbr, State
 from ntcpsock._session.quic.carrier import QuicCarrier
 from ntcpsock._session.quic.core_clock import CoreClock
+from ntcpsock._session.quic.datagram_queues import DatagramQueues
 from ntcpsock._session.quic.delivery_rate import DeliveryRate, Sample
 from ntcpsock._session.quic.pacer import Pacer
+from ntcpsock._session.quic.sending import Sending
+
+if TYPE_CHECKING:
+    from qh3._hazmat import QuicConnectionCore
 
 # -- whole connections in virtual time
 
@@ -205,6 +212,18 @@ def test_the_clock_leaves_idleness_out() -> None:
     clock.sent(100.0, time, 0)
     assert clock.time(100.05) == pytest.approx(time + 0.05)
     assert clock.our_time(time) == pytest.approx(100.0)
+
+
+def test_what_the_core_itself_paces_is_sent_in_the_end() -> None:
+    """Its pacer may wait for longer than its clock goes on in idleness: nothing left any more then, and the driver went
+    round without a pause."""
+    sending = Sending(DatagramQueues())
+    sending.clock.acknowledged(1.0)
+    core = cast("QuicConnectionCore", SimpleNamespace(get_timer=lambda: ("pacing", 1.5, ())))
+    assert sending._time_of_sending(core, 1.2, 0) == pytest.approx(1.2)
+    assert sending._time_of_sending(core, 1.6, 0) == pytest.approx(1.5)
+    core = cast("QuicConnectionCore", SimpleNamespace(get_timer=lambda: ("loss_detection", 1.5, ())))
+    assert sending._time_of_sending(core, 1.6, 0) == pytest.approx(1.0 + core_clock.IDLE)
 
 
 def test_without_acknowledgements_sending_is_at_one_moment() -> None:

@@ -154,7 +154,7 @@ class Sending:
         if self._silent:
             return []
         in_flight = core.bytes_in_flight
-        time = self.clock.time_of_sending(now, in_flight, self._round_trip)
+        time = self._time_of_sending(core, now, in_flight)
         self._hasten_acknowledgement(core, now, time)
         control = self.control
         datagrams = []
@@ -206,6 +206,15 @@ class Sending:
                 return False
             datagrams.append(transmit[0])
         return True
+
+    def _time_of_sending(self, core: QuicConnectionCore, now: float, in_flight: int) -> float:
+        """What time the core is told. Its own pacer may wait for a time at which its clock does not arrive while nothing
+        is sent: then that would be for ever, and the timer always due."""
+        time = self.clock.time_of_sending(now, in_flight, self._round_trip)
+        timer = core.get_timer()
+        if timer is not None and timer[0] == "pacing":
+            return max(time, min(timer[1], self.clock.time(now)))
+        return time
 
     def _hasten_acknowledgement(self, core: QuicConnectionCore, now: float, time: float) -> None:
         """What waits to be acknowledged goes along with data; and it does not wait for a clock that stands still."""
