@@ -208,8 +208,8 @@ class Sending:
         return True
 
     def _time_of_sending(self, core: QuicConnectionCore, now: float, in_flight: int) -> float:
-        """What time the core is told. Its own pacer may wait for a time to which its clock does not come while nothing is
-        sent: then nothing ever would be, and the timer always due."""
+        """What time the core is told. Its own pacer may wait for a time to which its clock does not come while nothing
+        is sent: then nothing ever would be, and the timer always due."""
         time = self.clock.time_of_sending(now, in_flight, self._round_trip)
         timer = core.get_timer()
         if timer is not None and timer[0] == "pacing":
