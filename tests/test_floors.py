@@ -63,6 +63,7 @@ FLOORS = (
         "F2 drivers",
         (
             "_nursery",
+            "_readiness",
             "_traversal.*.driver",
             "_traversal.checks.port",
             "_traversal.portmap.gateway",
@@ -274,6 +275,8 @@ FLOORS = (
             "_session.quic.core_window",
             "_session.quic.datagram_queues",
             "_session.quic.delivery_rate",
+            "_session.quic.established",
+            "_session.quic.failure",
             "_session.quic.machine",
             "_session.quic.pacer",
             "_session.quic.resequencing",
@@ -325,7 +328,6 @@ FLOORS = (
             "_portal",
             "_publish",
             "_pumps",
-            "_pump",
             "_punched",
             "_resolver",
             "_socket",
@@ -341,7 +343,7 @@ FLOORS = (
     ),
     Floor(
         "F6 pump",
-        ("_confirmation", "_pump_link", "_pump_loop"),
+        ("_confirmation", "_pump", "_pump_link", "_pump_loop"),
         frozenset({"F0 words", "F1 protocols", "F2 drivers", "F6 sync face", "F6 pump"}),
         "for the sake of speed the pump moves the frames of a stream by itself, and knows of no node",
     ),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import math
-import random
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -270,7 +269,7 @@ async def test_what_explains_itself_is_no_death(autojump_clock: trio.testing.Moc
     async with trio.open_nursery() as nursery:
         network = Network(nursery, math.inf)
         one, other = network.open()
-        for _ in range(DEATHS_NEEDED + 1):
+        for number in range(DEATHS_NEEDED + 1):
             await work(one, other, LIFETIME)
             if reason == "reset":
                 one.lose(ConnectionResetError(errno.ECONNRESET, "reset"))
@@ -282,7 +281,7 @@ async def test_what_explains_itself_is_no_death(autojump_clock: trio.testing.Moc
                 if reason == "the network":
                     network.surroundings.disturbed()
                 elif reason == "the peer is elsewhere":
-                    network.peer = f"192.0.2.{random.randrange(10, 250)}"
+                    network.peer = f"192.0.2.{100 + number}"
                 else:
                     network.is_up = False
                     await trio.sleep(LONGEST_SEARCH + 3)
