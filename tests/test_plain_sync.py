@@ -45,8 +45,6 @@ def world(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(_portal, "node_opener", None)
     yield servers.world
     _portal.stop(2)
-    while _known._punched:  # nobody says when they are over
-        _known.leave(_known._punched.popleft())
 
 
 def kernel_ends(sock: NTCPSocket) -> tuple[Any, Any]:
