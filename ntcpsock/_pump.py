@@ -170,10 +170,8 @@ class Pump:
         self._tasks: trio.CancelScope | None = None
         self._reading: trio.CancelScope | None = None  # the wait for the application's next bytes
         self._receiving: trio.CancelScope | None = None  # the wait for the peer's next bytes
-        self._seen: tuple[trio.CancelScope | None, trio.CancelScope | None] = (
-            None,
-            None,
-        )  # both, at the last look
+        # Both, at the last look.
+        self._seen: tuple[trio.CancelScope | None, trio.CancelScope | None] = None, None
         self._dozing = False  # the tasks are to end until something moves
         self._alarm: trio.Event | None = None  # ends that sleep
         self._shut = False
@@ -230,7 +228,10 @@ class Pump:
         if stop is None:
             return
         try:
-            watching.watch(self.hop, self._alarm.set)
+            try:
+                watching.watch(self.hop, self._alarm.set)
+            except OSError:  # the system watches no more descriptors: the tasks wait, as elsewhere
+                return
             if not (self._finishing or self._leaving):
                 await self._alarm.wait()
         finally:

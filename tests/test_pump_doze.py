@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -16,6 +17,7 @@ from session_support import make_stream, receive_all
 from test_pump_loop import hop_pair
 
 from ntcpsock._pump import Pump
+from ntcpsock._readiness import Readiness
 from ntcpsock._session.stream import NTCPStream
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="what watches needs Linux")
@@ -153,3 +155,21 @@ async def test_a_lost_carrier_wakes_it() -> None:
         with pytest.raises(trio.BrokenResourceError):
             await application.receive_some()
         await ended(results)
+
+
+async def test_where_nothing_more_can_be_watched_its_tasks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def watch(self: Readiness, source: object, callback: object) -> None:
+        tried.append(source)
+        raise OSError(errno.ENOSPC, "no more watches")
+
+    async with asleep() as (_, application, peer, pump, results):
+        monkeypatch.setattr(Readiness, "watch", watch)
+        await exchange(application, peer)
+        with trio.fail_after(10):
+            while not tried:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                pump.check()
+        await exchange(application, peer)
+        assert not results
