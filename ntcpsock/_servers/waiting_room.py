@@ -27,6 +27,7 @@ class WaitingRoom:
     def __init__(self, knows: Callable[[bytes], bool], *, most: int, at_once: int) -> None:
         self._knows = knows
         self._most = most
+        self._shared = int(most * _SHARED)
         self._at_once = at_once
         self._begun: deque[tuple[bytes, bytes]] = deque()
         self._strangers: deque[tuple[bytes, bytes]] = deque()
@@ -68,4 +69,4 @@ class WaitingRoom:
 
     def _share(self) -> int:
         """How many datagrams of each node may wait."""
-        return max(1, int(self._most * _SHARED) // max(1, len(self._waiting)))
+        return max(1, self._shared // max(1, len(self._waiting)))

@@ -134,8 +134,12 @@ class KeptStream(ABC):
 
     def patience(self, error: OSError) -> float:
         """Seconds to wait for another carrier."""
-        linger = min(self._node.linger, self.stream.linger)
-        return linger if self._is_of_the_way(error) else min(linger, ABRUPT_LINGER)
+        return self.linger if self._is_of_the_way(error) else min(self.linger, ABRUPT_LINGER)
+
+    @property
+    def linger(self) -> float:
+        """Seconds for which both allow the stream to be without a path."""
+        return min(self._node.linger, self.stream.linger)
 
     def _is_of_the_way(self, error: OSError) -> bool:
         """Whether it was certainly something between the two nodes that failed: then that may be renewed."""

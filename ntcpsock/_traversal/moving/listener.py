@@ -60,7 +60,7 @@ class AcceptedStream(KeptStream):
         """Seconds to wait for another carrier. One that is reset as soon as it is there does not say that the dialer's
         program has died: it has given the move up, and has to find a way anew."""
         if trio.current_time() - self._moved_at < GIVEN_UP:
-            return min(self._node.linger, self.stream.linger)
+            return self.linger
         return super().patience(error)
 
     async def _keep(self, error: OSError) -> None:
