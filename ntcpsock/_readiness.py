@@ -70,12 +70,15 @@ _of_the_run: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("ntcp
 
 
 def readiness() -> Readiness | None:
-    """That of this run; None where the system has no epoll."""
+    """That of this run; None where the system has no epoll, or no more of them."""
     if not hasattr(select, "epoll"):
         return None
     found = _of_the_run.get()
     if found is None:
-        found = Readiness()
+        try:
+            found = Readiness()
+        except OSError:  # EMFILE, ENFILE: whoever asks has a task instead
+            return None
         _of_the_run.set(found)
         trio.lowlevel.spawn_system_task(found._run, name="ntcpsock readiness")
     return found

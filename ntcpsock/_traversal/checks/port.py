@@ -198,14 +198,21 @@ class UdpPort:
             self.is_running, self._readers = False, None
 
     def watch(self) -> bool:
-        """Read until the port is closed, as `run` does, but without a task; False where that cannot be done here."""
+        """Read until the port is closed, as `run` does, but without a task; False where that cannot be done here, or
+        the system watches no more descriptors: then nothing is read until `run`."""
         if self.is_running:
             return True
-        watching = readiness()
-        if watching is None:
+        self._watching = readiness()
+        if self._watching is None:
             return False
-        self.is_running, self._watching = True, watching
-        self._watch(range(len(self.sockets)))
+        try:
+            self._watch(range(len(self.sockets)))
+        except OSError:
+            for sock in self.sockets:
+                self._watching.forget(sock)
+            self._watching = None
+            return False
+        self.is_running = True
         return True
 
     def _watch(self, bases: range) -> None:
@@ -216,7 +223,7 @@ class UdpPort:
                 self._watching.watch(sock, partial(self._read_batch, base, sock))
 
     def add(self, sockets: Sequence[_socket.socket]) -> range:
-        """Take more sockets in; their numbers."""
+        """Take more sockets in; their numbers. Raises OSError (ENOSPC) where the port is watched."""
         first = len(self.sockets)
         self.sockets += sockets
         if self._watching is not None:
