@@ -24,7 +24,7 @@ from benchmarks.fleet import Fleet, Prepared, open_sockets
 from benchmarks.good_clients import Introductions
 from benchmarks.hostile import Tries, trying, undisturb
 from ntcpsock._address import Endpoint, encode_node_id, parse_broker
-from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD
+from ntcpsock._traversal.broker.keep_alives import KEEP_ALIVE_LEAD
 
 _SOCKETS = 200
 #: Seconds between two keep-alives of a node, as `open_broker_session` has it.

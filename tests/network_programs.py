@@ -91,7 +91,7 @@ async def _until_seen(node: Node, signals: Path) -> float:
         while (
             link._transport.is_stale()
             or not machine.connected
-            or machine._keep_alive_request in machine._requests
+            or machine._keep_alives.request in machine._requests
         ):
             await trio.sleep(0.01)
     return _since(signals / "go")

@@ -19,7 +19,7 @@ from ntcpsock._traversal.broker.events import (
     WrongKeyShown,
 )
 from ntcpsock._traversal.broker.fields import MAX_ALLOWED, MAX_CARD, MAX_DATAGRAM, MAX_SEALED
-from ntcpsock._traversal.broker.machine import PROBE_TIMEOUT
+from ntcpsock._traversal.broker.keep_alives import PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import (
     Found,
     Introduce,
@@ -266,7 +266,7 @@ def test_registration_that_a_new_broker_refuses_is_reported() -> None:
 def test_another_key_than_the_expected_one_is_hinted_at() -> None:
     network = SimulatedNetwork()
     node = network.add(1, start=False)
-    node.machine.broker_key = make_identity(5).public_key
+    node.machine._handshake.broker_key = make_identity(5).public_key
     node.machine.start(network.now)
     node.collect()
     network.run(seconds=1)

@@ -22,10 +22,10 @@ from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._errors import BrokerUnreachable
 from ntcpsock._servers.broker import BrokerServer
 from ntcpsock._servers.node_record import NodeRecord
-from ntcpsock._traversal.broker import climb, link, machine, reach, side, transport
+from ntcpsock._traversal.broker import climb, keep_alives, link, reach, side, transport
 from ntcpsock._traversal.broker.driver import BrokerSession
 from ntcpsock._traversal.broker.events import Disconnected
-from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD, PROBE_TIMEOUT
+from ntcpsock._traversal.broker.keep_alives import KEEP_ALIVE_LEAD, PROBE_TIMEOUT
 from ntcpsock._traversal.broker.message import Found, Lookup
 from ntcpsock._traversal.broker.observed import Difference, Observed
 from ntcpsock._traversal.broker.transport import UdpTransport
@@ -303,7 +303,7 @@ async def test_a_lost_session_begins_again_with_udp(
     monkeypatch: pytest.MonkeyPatch, elsewhere: Elsewhere
 ) -> None:
     """The network was away for a while, and all has been tried in vain."""
-    monkeypatch.setattr(machine, "PROBE_TIMEOUT", 0.3)
+    monkeypatch.setattr(keep_alives, "PROBE_TIMEOUT", 0.3)
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
 

@@ -187,4 +187,4 @@ async def test_nothing_is_said_more_often_than_a_tenth_before_its_time(
     """Of a short interval it is a tenth, of a long one two seconds; none at all stays none."""
     for interval, pause in ((5.0, 4.5), (20.0, 18.0), (300.0, 298.0), (float("inf"), float("inf"))):
         machine = ClientMachine(Sealer(make_identity(1)), BROKER.public_key, keep_alive_interval=interval)
-        assert machine._keep_alive_pause == pause
+        assert machine._keep_alives.pause == pause

@@ -259,17 +259,17 @@ async def test_what_was_known_of_the_nat_is_forgotten_and_learnt_anew(
 async def test_keep_alives_follow_the_network(tmp_path: Path, script: Script) -> None:
     Lifetimes(tmp_path / "alice").put("192.0.2.7", 5.0)
     async with open_world(tmp_path) as world, listening(world) as alice:
-        interval, consent = alice._session._machine._keep_alive_interval, alice.consent_interval
+        interval, consent = alice._session._machine._keep_alives.interval, alice.consent_interval
         alice.network._public_host = "192.0.2.8"
         network = alice.network
         network._keep_alive_for("192.0.2.7")
-        assert alice._session._machine._keep_alive_interval == pytest.approx(3.0)
+        assert alice._session._machine._keep_alives.interval == pytest.approx(3.0)
         assert alice._ports.for_dials.pace == alice._ports.listening.pace == pytest.approx(0.15)
         assert alice.consent_interval < consent
         # In a network that nobody has measured all is as usual; the next Welcome says which one it is.
         alice._session.on_seen(None)
         assert network._public_host == "127.0.0.1"
-        assert alice._session._machine._keep_alive_interval == interval
+        assert alice._session._machine._keep_alives.interval == interval
         assert (alice._ports.for_dials.pace, alice.consent_interval) == (1.0, consent)
 
 

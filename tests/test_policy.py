@@ -14,7 +14,7 @@ from ntcpsock._servers.bans import Ban, BanFile, BanList, normal_subject
 from ntcpsock._servers.policy import Policy, read_policy
 from ntcpsock._servers.quotas import Buckets, Quotas, read_quotas
 from ntcpsock._traversal.broker.events import Rejected
-from ntcpsock._traversal.broker.machine import REJECTION_PAUSE
+from ntcpsock._traversal.broker.handshake import REJECTION_PAUSE
 from ntcpsock._traversal.broker.message import Introduced, Reason, Refused, Registered
 from ntcpsock._traversal.broker.token import token_proof
 

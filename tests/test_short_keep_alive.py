@@ -11,7 +11,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker.events import Connected, Disconnected
 from ntcpsock._traversal.broker.fields import RelayPlace
-from ntcpsock._traversal.broker.machine import KEEP_ALIVE_LEAD
+from ntcpsock._traversal.broker.keep_alives import KEEP_ALIVE_LEAD
 from ntcpsock._traversal.broker.short_keep_alive import (
     SHORT_ACK_LENGTH,
     SHORT_KEEP_ALIVE_LENGTH,

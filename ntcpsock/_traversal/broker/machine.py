@@ -12,7 +12,6 @@ Times are seconds of any monotonic clock.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -24,9 +23,10 @@ from msgspec import structs
 from ntcpsock._errors import BadMessage
 from ntcpsock._traversal.broker import events
 from ntcpsock._traversal.broker.fields import INSTANCE_LENGTH, MIN_TTL, NO_SESSION, RelayPlace
-from ntcpsock._traversal.broker.frame import KEY_REPLY, NONCE_LENGTH, Sealer, decode_key_reply_untrusted
-from ntcpsock._traversal.broker.greeting import Greeting
+from ntcpsock._traversal.broker.frame import KEY_REPLY, Sealer
+from ntcpsock._traversal.broker.handshake import Handshake
 from ntcpsock._traversal.broker.inbox import Inbox
+from ntcpsock._traversal.broker.keep_alives import KeepAlives, patience
 from ntcpsock._traversal.broker.message import (
     AskTurn,
     BrokerEnvelope,
@@ -35,7 +35,6 @@ from ntcpsock._traversal.broker.message import (
     Deliver,
     FromBroker,
     FromNode,
-    Hello,
     Introduce,
     KeepAlive,
     KeepAliveAck,
@@ -56,26 +55,14 @@ from ntcpsock._traversal.broker.registration import KeptRegistration
 from ntcpsock._traversal.broker.requests import PendingRequests, Request, is_answer
 from ntcpsock._traversal.broker.round_trip import INITIAL_RTO, RoundTrip
 from ntcpsock._traversal.broker.short_keep_alive import SHORT_ACK, number_of_untrusted
-from ntcpsock._traversal.broker.token import token_proof
 
 #: Seconds after which a request without answer has failed.
 REQUEST_TIMEOUT = 5.0
-#: Seconds before a broker that has refused us is asked again.
-REJECTION_PAUSE = 30.0
-
-#: Likewise for a keep-alive, and where there is another reason to doubt the way: four round trips, and so many seconds
-#: at least. Nobody waits for it, and the way to the broker is another one where it fails.
-PROBE_TIMEOUT = 1.0
-
-#: A keep-alive leaves so many seconds before its interval has passed, or a tenth of that: then whoever has lost its
-#: broker is registered at another one within the interval.
-KEEP_ALIVE_LEAD = 2.0
 
 
 class _State(Enum):
     IDLE = auto()
-    #: Waiting for a KeyReply, or for the driver's word on the key.
-    ASKING_KEY = auto()
+    #: Or waiting for a KeyReply, or for the driver's word on the key.
     GREETING = auto()
     CONNECTED = auto()
     CLOSED = auto()
@@ -96,18 +83,12 @@ class ClientMachine:
         token: str | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self._random_bytes = random_bytes
-        self._keep_alive_interval = keep_alive_interval
         self._request_timeout = request_timeout
         self.ttl = ttl
-        self.broker_key = broker_key
         self.instance = random_bytes(INSTANCE_LENGTH)
         self.hidden = hidden
-        self._token = token
         #: Our public key.
         self.own_key = sealer.public_key
-        #: Why the broker gives us no session, as it said last; None: it does, or has not answered.
-        self.rejection: Reason | None = None
         self.welcome: Welcome | None = None
         #: Those that the broker has told last, and which list that is.
         self.relays: tuple[RelayPlace, ...] = ()
@@ -121,16 +102,25 @@ class ClientMachine:
         self._requests = PendingRequests()
         self._round_trip = RoundTrip()
         self._registration = KeptRegistration()
-        self._keep_alive_request = 0
-        self._keep_alive_due = 0.0
-        self._greeting: Greeting | None = None
+        self._keep_alives = KeepAlives(keep_alive_interval)
+        self._handshake = Handshake(
+            self._inbox,
+            self._outbox,
+            self._round_trip,
+            broker_key,
+            self.own_key,
+            self.instance,
+            hidden=hidden,
+            token=token,
+            random_bytes=random_bytes,
+        )
 
     def keep_alive_every(self, interval: float, ttl: int, now: float) -> None:
         """Another interval, in seconds, from now on. `ttl` is told with the next registration."""
-        self._keep_alive_interval = interval
+        self._keep_alives.interval = interval
         self.ttl = ttl
         if self._state is _State.CONNECTED:
-            self._keep_alive_due = now + self._keep_alive_pause
+            self._keep_alives.restart(now)
 
     # The five verbs.
 
@@ -138,37 +128,28 @@ class ClientMachine:
         """Take a datagram from the broker's address. Whatever is wrong with it is counted, never raised."""
         try:
             if data[:1] == bytes((KEY_REPLY,)):
-                self._receive_key_reply(data)
-                return
-            if data[:1] == bytes((SHORT_ACK,)):
+                told = self._handshake.receive_key_reply(data)
+                if told is not None:
+                    self._events.append(told)
+            elif data[:1] == bytes((SHORT_ACK,)):
                 self._receive_short_ack(data, now)
-                return
-            envelope = self._inbox.open(data, self.broker_key)
+            else:
+                self._receive(self._inbox.open(data, self.broker_key), now)
         except BadMessage as error:
             self._inbox.drop(error.args[0])
-            return
-        if isinstance(envelope.body, Challenge):
-            self._receive_challenge(envelope.request, envelope.body, now)
-        elif isinstance(envelope.body, Refused) and envelope.session == NO_SESSION:
-            self._receive_rejection(envelope.request, envelope.body.reason, now)
-        elif isinstance(envelope.body, Welcome):
-            self._receive_welcome(envelope, envelope.body, now)
-        else:
-            self._receive_in_session(envelope, now)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; harmless when called early."""
-        if self._greeting is not None and self._greeting.due is not None and now >= self._greeting.due:
-            self._greet(self._greeting, now)
+        self._handshake.send_due(now)
         for number, request in self._requests.take_expired(now):
             self._give_up(number, request, now)
         for number, request in self._requests.due(now):
             self._transmit(number, request, now)
-        if self._state is _State.CONNECTED and now >= self._keep_alive_due:
+        if self._state is _State.CONNECTED and now >= self._keep_alives.due:
             # Set anew by each answer; one that waits for its own goes on until it fails.
-            self._keep_alive_due = now + self._keep_alive_pause
-            if self._keep_alive_request not in self._requests:
-                self._keep_alive_request = self._keep_alive(self._patience, now, short=True)
+            self._keep_alives.restart(now)
+            if self._keep_alives.request not in self._requests:
+                self._keep_alive(now, short=True)
             if (postponed := self._registration.take_postponed()) is not None:
                 self._registration.request = self._request(postponed, now)
         if self._state is _State.CONNECTED and self.broker_key is not None:
@@ -177,9 +158,9 @@ class ClientMachine:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called next, or None."""
-        times = [self._requests.next_timer(), self._greeting.due if self._greeting is not None else None]
+        times = [self._requests.next_timer(), self._handshake.next_timer()]
         if self._state is _State.CONNECTED:
-            times += [self._keep_alive_due, self._proofs.next_timer(), self._move.next_timer()]
+            times += [self._keep_alives.due, self._proofs.next_timer(), self._move.next_timer()]
         return min((time for time in times if time is not None), default=None)
 
     def datagrams_to_send(self) -> list[bytes]:
@@ -199,7 +180,17 @@ class ClientMachine:
         happened, self._events = self._events, []
         return happened
 
-    # Commands.
+    # What is known.
+
+    @property
+    def broker_key(self) -> bytes | None:
+        """None until `accept_key`, where it was not known at the beginning."""
+        return self._handshake.broker_key
+
+    @property
+    def rejection(self) -> Reason | None:
+        """Why the broker gives us no session, as it said last; None: it does, or has not answered."""
+        return self._handshake.rejection
 
     @property
     def rtt(self) -> float:
@@ -221,6 +212,13 @@ class ClientMachine:
         """Whether `close` was called."""
         return self._state is _State.CLOSED
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether no keep-alives are sent."""
+        return self._keep_alives.is_lazy
+
+    # Commands.
+
     def start(self, now: float) -> None:
         """Begin to greet, or to ask for the key."""
         self._begin_greeting(now)
@@ -238,41 +236,26 @@ class ClientMachine:
         asked once, and has as long as with `probe`, however often it is said."""
         if self._state is not _State.CONNECTED:
             return
-        pending = self._requests.get(self._keep_alive_request)
+        pending = self._requests.get(self._keep_alives.request)
         if pending is None:
-            self._keep_alive_request = self._keep_alive(self._patience, now)
+            self._keep_alive(now)
         else:
-            pending.deadline = min(pending.deadline, now + self._patience)
+            pending.deadline = min(pending.deadline, now + patience(self.rtt))
 
     def probe(self, now: float) -> None:
         """Doubt the way to the broker: ask there at once, and greet at once where that goes on already. A broker that
         sees us elsewhere challenges; where none answers for a moment, Disconnected follows."""
-        if self._state in (_State.ASKING_KEY, _State.GREETING):
+        if self._state is _State.GREETING:
             self._begin_greeting(now)
         elif self._state is _State.CONNECTED:
-            self._requests.remove(self._keep_alive_request)
-            self._keep_alive_request = self._keep_alive(self._patience, now)
-            self._keep_alive_due = now + self._keep_alive_pause
-
-    @property
-    def _patience(self) -> float:
-        return max(PROBE_TIMEOUT, 4 * self.rtt)
-
-    @property
-    def _keep_alive_pause(self) -> float:
-        """Seconds from an answer to the next keep-alive."""
-        lead = min(KEEP_ALIVE_LEAD, self._keep_alive_interval / 10)
-        return self._keep_alive_interval if self.is_lazy else self._keep_alive_interval - lead
-
-    @property
-    def is_lazy(self) -> bool:
-        """Whether no keep-alives are sent."""
-        return self._keep_alive_interval == math.inf
+            self._requests.remove(self._keep_alives.request)
+            self._keep_alive(now)
+            self._keep_alives.restart(now)
 
     def accept_key(self, key: bytes, now: float) -> None:
         """Go on with the key that KeyShown told."""
-        if self._state is _State.ASKING_KEY:
-            self.broker_key = key
+        if self._state is _State.GREETING and self.broker_key is None:
+            self._handshake.broker_key = key
             self._begin_greeting(now)
 
     def register(self, registration: Register, now: float) -> int:
@@ -280,7 +263,7 @@ class ClientMachine:
 
         Raises BadMessage where it does not fit into one datagram.
         """
-        registration = structs.replace(registration, token=self._token_proof)
+        registration = structs.replace(registration, token=self._handshake.token_proof)
         self._check(registration)
         self._requests.remove(self._registration.request)
         self._registration.wish(registration)
@@ -322,12 +305,7 @@ class ClientMachine:
         """Say hello on another way than the one in use, a few times. Moved follows where the broker welcomes us there;
         nothing does where it does not answer, or where the session ends meanwhile."""
         if self._state is _State.CONNECTED and self.broker_key is not None:
-            self._move.begin(
-                self.broker_key,
-                Hello(self.instance, b"", self.hidden, self._token_proof),
-                self._round_trip.rto,
-                now,
-            )
+            self._move.begin(self.broker_key, self._handshake.hello(), self._round_trip.rto, now)
 
     def leave_way(self, now: float) -> None:
         """No more of `try_way`: the way in use stays the one."""
@@ -341,28 +319,24 @@ class ClientMachine:
         if self._state is _State.CONNECTED:
             self._send(self._outbox.new_number(), Bye())
         self._state = _State.CLOSED
-        self._greeting = None
+        self._handshake.end()
         self._requests.clear()
 
     # Sending.
 
     def _send(self, number: int, body: FromNode) -> None:
         assert self.broker_key is not None
-        try:
-            self._outbox.seal(self.broker_key, number, body)
-        except BadMessage as error:
-            # A KeyReply may name a key that is none: then nobody is there to talk to.
-            self._inbox.drop(error.args[0])
+        self._outbox.seal(self.broker_key, number, body)
 
     def _check(self, body: FromNode) -> None:
         check_message(body)
         if self._requests.full:
             raise BadMessage("too many requests wait for an answer")
 
-    def _keep_alive(self, timeout: float, now: float, *, short: bool = False) -> int:
+    def _keep_alive(self, now: float, *, short: bool = False) -> None:
         """short: the way is not in doubt. Where it is, the broker may have to challenge us."""
-        timeout = min(timeout, self._request_timeout)
-        return self._request(KeepAlive(self._relays_edition), now, timeout, short=short)
+        timeout = min(patience(self.rtt), self._request_timeout)
+        self._keep_alives.request = self._request(KeepAlive(self._relays_edition), now, timeout, short=short)
 
     def _request(
         self, body: FromNode, now: float, timeout: float | None = None, *, short: bool = False
@@ -390,49 +364,25 @@ class ClientMachine:
             self._events.append(events.Disconnected(silent=True))
             self._begin_greeting(now)
 
-    # Greeting.
-
     def _begin_greeting(self, now: float, cookie: bytes = b"") -> None:
-        self._state = _State.ASKING_KEY if self.broker_key is None else _State.GREETING
+        self._state = _State.GREETING
         self._move.end()
-        self._requests.remove(self._keep_alive_request)
+        self._requests.remove(self._keep_alives.request)
         self._requests.hold()
-        nonce, longest = self._random_bytes(NONCE_LENGTH), max(self._keep_alive_interval, INITIAL_RTO)
-        self._greeting = Greeting(nonce, cookie=cookie, pause=self._round_trip.rto, longest_pause=longest)
-        self._greet(self._greeting, now)
-
-    def _greet(self, greeting: Greeting, now: float) -> None:
-        if self._state is _State.GREETING:
-            self._hello(greeting, now)
-        if self._state is _State.ASKING_KEY or greeting.tries:
-            # Beside a second Hello: datagrams are lost, or the broker has another key and cannot open ours.
-            self._outbox.ask_key(greeting.nonce)
-        greeting.schedule(now)
-
-    def _hello(self, greeting: Greeting, now: float) -> None:
-        number = self._outbox.new_number()
-        greeting.sent(number, now)
-        self._send(number, Hello(self.instance, greeting.cookie, self.hidden, self._token_proof))
-
-    @property
-    def _token_proof(self) -> bytes:
-        if self._token is None or self.broker_key is None:
-            return b""
-        return token_proof(self._token, self.broker_key, self.own_key)
+        self._handshake.begin(now, cookie, max(self._keep_alives.interval, INITIAL_RTO))
 
     # Receiving.
 
-    def _receive_key_reply(self, data: bytes) -> None:
-        nonce, key = decode_key_reply_untrusted(data)
-        greeting = self._greeting
-        if greeting is None or nonce != greeting.nonce:
-            raise BadMessage("key reply to no question")
-        if self._state is _State.ASKING_KEY and greeting.due is not None:
-            # The driver looks into its pins now; asking again would not help.
-            greeting.due = None
-            self._events.append(events.KeyShown(key))
-        elif self._state is _State.GREETING and key != self.broker_key:
-            self._events.append(events.WrongKeyShown(key))
+    def _receive(self, envelope: BrokerEnvelope, now: float) -> None:
+        if isinstance(envelope.body, Challenge):
+            self._receive_challenge(envelope.request, envelope.body, now)
+        elif isinstance(envelope.body, Refused) and envelope.session == NO_SESSION:
+            rejected = self._handshake.receive_rejection(envelope.request, envelope.body.reason, now)
+            self._events.append(rejected)
+        elif isinstance(envelope.body, Welcome):
+            self._receive_welcome(envelope, envelope.body, now)
+        else:
+            self._receive_in_session(envelope, now)
 
     def _receive_short_ack(self, data: bytes, now: float) -> None:
         number = number_of_untrusted(data)
@@ -442,39 +392,23 @@ class ClientMachine:
         self._receive_answer(number, KeepAliveAck(), now)
 
     def _receive_challenge(self, number: int, challenge: Challenge, now: float) -> None:
-        greeting = self._greeting
         key = self.broker_key if self._state is _State.CONNECTED else None
         if key is not None and (
             self._proofs.challenged(number, challenge.cookie, key, now)
             or self._move.challenged(number, challenge.cookie, key, now)
         ):
             return
-        if greeting is not None:
-            sent = greeting.answered(number)
-            if sent is None:
-                self._inbox.drop("challenge to no hello")
-                return
-            self._round_trip.measure(now - sent)
-            if greeting.take_cookie(challenge.cookie, self._round_trip.rto, now):
-                self._hello(greeting, now)
+        if self._handshake.is_under_way:
+            self._handshake.receive_challenge(number, challenge.cookie, now)
         elif self._state is _State.CONNECTED and self._requests.may_be_challenged(number):
             self._events.append(events.Disconnected(silent=False))
             self._begin_greeting(now, challenge.cookie)
         else:
             self._inbox.drop("challenge to nothing")
 
-    def _receive_rejection(self, number: int, reason: Reason, now: float) -> None:
-        if self._greeting is None or self._greeting.answered(number) is None:
-            self._inbox.drop("refusal of no hello")
-            return
-        # The operator may change his mind; nobody need be asked every few seconds for that.
-        self._greeting.due = now + REJECTION_PAUSE
-        self.rejection = reason
-        self._events.append(events.Rejected(reason))
-
     def _receive_welcome(self, envelope: BrokerEnvelope, welcome: Welcome, now: float) -> None:
         moved = self._move.welcomed(envelope.request)
-        sent = moved if self._greeting is None else self._greeting.answered(envelope.request)
+        sent = self._handshake.answered(envelope.request) if self._handshake.is_under_way else moved
         if sent is None:
             self._inbox.drop("welcome to no hello")
             return
@@ -482,13 +416,13 @@ class ClientMachine:
         if not self._inbox.accept_welcome(envelope, welcome):
             return
         self._round_trip.measure(now - sent)
-        self.rejection = None
+        self._handshake.rejection = None
         self.welcome = welcome
         self._take_relays(welcome.relays, welcome.relays_edition)
         if moved is not None:
             self._events.append(events.Moved())
             if is_same:
-                self._keep_alive_due = now + self._keep_alive_pause
+                self._keep_alives.restart(now)
                 return
             # The broker had forgotten us meanwhile, so the session is a new one.
         self._outbox.session = welcome.session
@@ -496,8 +430,8 @@ class ClientMachine:
         if kept.wanted is not None and kept.request not in self._requests:
             kept.request = self._request(kept.wanted, now)
         self._state = _State.CONNECTED
-        self._greeting = None
-        self._keep_alive_due = now + self._keep_alive_pause
+        self._handshake.end()
+        self._keep_alives.restart(now)
         self._proofs.restart(now)
         self._events.append(events.Connected(welcome))
         for number, request in self._requests.restart(self._round_trip.rto):
@@ -531,7 +465,7 @@ class ClientMachine:
         if request.transmissions == 1:
             # Karn's rule: after a retransmission nobody knows which one was answered.
             self._round_trip.measure(now - request.first_sent)
-        self._keep_alive_due = now + self._keep_alive_pause
+        self._keep_alives.restart(now)
         if isinstance(body, KeepAliveAck):
             if body.relays is not None:
                 self._take_relays(body.relays, body.relays_edition)
