@@ -11,12 +11,9 @@ In: the descriptor listens on loopback and the engine connects to it for each se
 from __future__ import annotations
 
 import errno
-import select
 import socket as _stdlib
 import sys
-import time
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ntcpsock import (
@@ -25,22 +22,20 @@ from ntcpsock import (
     _forwarding,
     _known,
     _names,
-    _portal,
     _publish,
-    _punched,
     _resolver,
     _socket_connect,
     _socket_datagrams,
+    _socket_listen,
 )
 from ntcpsock._errors import NameNotFound
-from ntcpsock._socket_state import Listener, Named, errno_of, leave
+from ntcpsock._socket_state import Named, errno_of, leave
 
 if TYPE_CHECKING:
     from ntcpsock._config import Config
     from ntcpsock._parking import Parked
     from ntcpsock._report import PathInfo, PeerInfo, Report
 
-_SHARING = (_stdlib.SO_REUSEADDR, _stdlib.SO_REUSEPORT)
 # Called by name: `super()` at each call is what an ordinary socket would feel.
 _plain_init: Any = _stdlib.socket.__init__
 _plain_accept: Any = _stdlib.socket._accept  # type: ignore[attr-defined]  # typeshed leaves it out
@@ -49,7 +44,6 @@ _plain_connect = _stdlib.socket.connect
 _kernel_socket: Any = _stdlib.socket.__mro__[1]
 _family_of = _kernel_socket.family.__get__
 _type_of = _kernel_socket.type.__get__
-_plain_getsockname = _stdlib.socket.getsockname
 _plain_recvfrom = _stdlib.socket.recvfrom
 _plain_recvfrom_into = _stdlib.socket.recvfrom_into
 _plain_recvmsg: Any = _stdlib.socket.recvmsg
@@ -209,15 +203,7 @@ class NTCPSocket(_stdlib.socket):
         if _socket_datagrams.is_datagram(self):
             _socket_datagrams.bind(self, label, address)
             return
-        from ntcpsock._hop import loopback
-
-        port = _socket_connect.check_address(self, label, address, "bind")
-        shares = any(self.getsockopt(_stdlib.SOL_SOCKET, option) for option in _SHARING)
-        _known.check_free(label, port, shares=shares)
-        super().bind((loopback(self.family), 0))
-        own = super().getsockname()
-        self._named = _known.bind(own, Named(label, port or own[1]))
-        self._named.shares = shares
+        _socket_listen.bind(self, label, address)
 
     def listen(self, *backlog: int) -> None:
         """Listen; a socket that is bound to a name registers it now, and waits for that.
@@ -233,29 +219,8 @@ class NTCPSocket(_stdlib.socket):
             if _publish.enabled and self._published is None:
                 _publish.publish(self, places)
             return
-        if named.peer_label is not None or named.listener is not None:
-            return
-        portal = _portal.get()
-        this = weakref.ref(self)
-        engine = portal.engine
-        try:
-            listening = portal.call(
-                engine.listeners.listen,
-                self._config,
-                named.label,
-                named.port,
-                places,
-                int(self.family),
-                super().getsockname(),
-                lambda error: _fail_listener(this, error),
-                discard=engine.listeners.end_soon,
-            )
-        except BaseException:
-            super().shutdown(_stdlib.SHUT_RDWR)  # back to bound: another listen() may follow
-            raise
-        named.listener = Listener(portal, listening, listening.inquiry)
-        self._hold(named)
-        _known.remember(super().getsockname(), named)
+        if named.peer_label is None and named.listener is None:
+            _socket_listen.listen(self, named, places)
 
     def _hold(self, named: Named) -> None:
         """This socket listens under a name, alone or with others."""
@@ -280,43 +245,7 @@ class NTCPSocket(_stdlib.socket):
         if named is None or named.listener is None:
             descriptor, address = _plain_accept(self)
             return self._accepted(descriptor), address
-        timeout = self.gettimeout()
-        deadline = time.monotonic() + timeout if timeout else None
-        named.listener.accepts_here()
-        while True:
-            try:
-                descriptor, address = _plain_accept(self)
-            except OSError:
-                if named.listener.failure is not None:
-                    raise named.listener.failure from None
-                raise
-            claim = None
-            if self.family == _stdlib.AF_INET:
-                claim = named.listener.claim(_known.address_key(address))
-            arrival = _publish.arrival(named, address)
-            if arrival is not None:
-                break
-            if named.published:
-                return self._accepted(descriptor), address
-            named.listener.refuse(descriptor)
-            if deadline is not None:
-                self._wait_readable(deadline)
-        direct = claim.take() if claim is not None else None
-        if direct is not None:
-            descriptor = _punched.take_over(self, descriptor, direct)
-        sock = self._accepted(descriptor)
-        port = arrival.peer.source_port or address[1]
-        connection = _known.Connection(
-            named.label, named.port, port, arrival.peer, arrival.path, arrival.report, direct is not None
-        )
-        peer_label = _known.tell(sock, connection)
-        if direct is not None:
-            _punched.remember(sock, connection)
-            return sock, _names.socket_address(peer_label, connection.peer_port, self.family)
-        _known.hold(_known.ends(_plain_getsockname(sock), address), sock)
-        if _forwarding.wishes(sock):  # inherited from the listener
-            _forwarding.forward(sock)
-        return sock, _names.socket_address(peer_label, connection.peer_port, self.family)
+        return _socket_listen.accept(self, named, named.listener)
 
     def _accepted(self, descriptor: int) -> NTCPSocket:
         # Without our own __init__: what is known of this descriptor its caller tells it.
@@ -326,12 +255,6 @@ class NTCPSocket(_stdlib.socket):
         if _stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
         return sock
-
-    def _wait_readable(self, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError("timed out")
 
     # -- datagrams
 
@@ -472,16 +395,6 @@ class NTCPSocket(_stdlib.socket):
             _ss.close(self)
         if way is not None:
             way.wait_passed()
-
-
-def _fail_listener(this: weakref.ref[NTCPSocket], error: BaseException) -> None:
-    """In the engine's thread: the node stopped listening. Wake `accept`, which raises `error`."""
-    sock = this()
-    if sock is None or sock._named is None or sock._named.listener is None:
-        return
-    sock._named.listener.failure = _portal.translated(error)
-    with suppress(OSError):  # closed at this moment
-        _stdlib.socket.shutdown(sock, _stdlib.SHUT_RDWR)
 
 
 NTCPSocket.__module__ = "ntcpsock"

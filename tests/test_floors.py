@@ -333,6 +333,7 @@ FLOORS = (
             "_socket",
             "_socket_connect",
             "_socket_datagrams",
+            "_socket_listen",
             "_socket_state",
             "_source_port",
             "_ssl",
