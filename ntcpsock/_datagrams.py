@@ -19,6 +19,7 @@ import trio
 from ntcpsock._address import encode_node_id
 from ntcpsock._datagram_socket import Deliver, NTCPDatagramSocket, Refuse
 from ntcpsock._datagram_way import OpenRoad, Queued, Way
+from ntcpsock._datagram_ways import Ways
 from ntcpsock._errors import BadMessage, NameNotFound, PeerRefused
 from ntcpsock._session.datagram_frames import (
     MAX_PAYLOAD,
@@ -26,17 +27,10 @@ from ntcpsock._session.datagram_frames import (
     Datagram,
     Refused,
     decode_frame_untrusted,
-    encode_close,
     encode_refused,
 )
 from ntcpsock._session.datagram_road import DatagramRoad, drain
 
-#: Ways at once. Each has a UDP socket; the one that was unused for longest makes room.
-MAX_WAYS: Final = 512
-#: One that was used within so many seconds makes no room for a stranger's.
-_RECENTLY: Final = 10.0
-#: Seconds without a datagram after which a way ends: what RFC 4787 (REQ-5) recommends for a NAT's UDP mapping.
-IDLE_DEADLINE: Final = 300.0
 _REAP_INTERVAL: Final = 15.0
 # After a failed dial the next one waits, so that a program that sends all the time does not dial all the time.
 _FIRST_RETRY_PAUSE: Final = 1.0
@@ -70,8 +64,7 @@ class Datagrams:
         self._node = node
         self._nursery = nursery
         self.sockets: dict[int, NTCPDatagramSocket] = {}
-        self._ways: dict[str, Way] = {}
-        self._by_key: dict[bytes, Way] = {}
+        self._ways = Ways()
         self._corked: dict[int, tuple[Way, DatagramRoad]] = {}
         self._reaping = False
         self._closed = False
@@ -120,7 +113,7 @@ class Datagrams:
     def unbind(self, sock: NTCPDatagramSocket) -> None:
         if self.sockets.get(sock.port) is sock:
             del self.sockets[sock.port]
-        for way in self._ways.values():
+        for way in self._ways.by_label.values():
             way.forget_port(sock.port)
 
     # Out.
@@ -135,10 +128,10 @@ class Datagrams:
             self._deliver_to_self(sock, port, payload)
             return True
         now = trio.current_time()
-        way = self._ways.get(label)
+        way = self._ways.by_label.get(label)
         if way is None:
-            way = self._enter(Way(label, now), now)
-            if way is None:
+            way = Way(label, now)
+            if not self._enter(way, now):
                 return True  # lost, as where a neighbour table is full
         way.used = now
         datagram = Queued(sock.port, port, payload)
@@ -166,7 +159,7 @@ class Datagrams:
 
     async def wait_room(self, label: str, port: int) -> None:
         """Until `send`, that returned False, may find room; not for long, for another road may have come up."""
-        way = self._ways.get(label)
+        way = self._ways.by_label.get(label)
         road = way.road_to(port) if way is not None and way.roads else None
         wait = getattr(road, "wait_datagram_room", None)
         with (
@@ -188,33 +181,27 @@ class Datagrams:
                 self._lose(way, road)
 
     def has_queued(self, sock: NTCPDatagramSocket) -> bool:
-        return any(queued.source == sock.port for way in self._ways.values() for queued in way.queue)
+        return any(queued.source == sock.port for way in self._ways.by_label.values() for queued in way.queue)
 
     def largest(self, label: str, port: int | None) -> int | None:
         """As `Way.largest`, for a label."""
         if label in self._node.own_labels:
             return MAX_PAYLOAD
-        way = self._ways.get(label)
+        way = self._ways.by_label.get(label)
         return None if way is None else way.largest(port)
 
     def way_of(self, label: str) -> Way | None:
-        return self._ways.get(label)
+        return self._ways.by_label.get(label)
 
-    def _enter(self, way: Way, now: float) -> Way | None:
-        """Remember a way; None where all places are taken by ways in use."""
-        if len(self._by_key) + sum(1 for known in self._ways.values() if known.key is None) >= MAX_WAYS:
-            oldest = min(self._ways.values(), key=lambda known: known.used)
-            if now - oldest.used < _RECENTLY:
-                self._count("too many nodes")
-                return None
-            self._end(oldest)
-        self._ways[way.label] = way
-        if way.key is not None:
-            self._by_key[way.key] = way
+    def _enter(self, way: Way, now: float) -> bool:
+        """Remember a way; False where all places are taken by ways in use."""
+        if not self._ways.enter(way, now):
+            self._count("too many nodes")
+            return False
         if not self._reaping:
             self._reaping = True
             self._nursery.start_soon(self._reap)
-        return way
+        return True
 
     def open(self, way: Way) -> None:
         if not way.is_opening:
@@ -224,21 +211,21 @@ class Datagrams:
     async def _open(self, way: Way) -> None:
         """Dial, until a road is there or nothing waits for one any more."""
         try:
-            if way.key is None:
+            key = way.key
+            if key is None:
                 key = await self._node.resolve(way.label)
-                known = self._by_key.get(key)
+                known = self._ways.by_key.get(key)
                 if key == self._node.public_key:
                     self._forward_to_self(way)
                     return
                 if known is not None:
                     self._join(way, known)
                     return
-                way.key = key
-                self._by_key[key] = way
+                self._ways.identify(way, key)
             while way.queue and not way.roads:
                 first = way.queue[0]
                 try:
-                    opened = await self._node.dial_road(way.label, way.key, first.destination, first.source)
+                    opened = await self._node.dial_road(way.label, key, first.destination, first.source)
                 except PeerRefused as error:
                     way.report = error.report
                     self._refuse_queued(way, way.take_port(first.destination), error)
@@ -256,16 +243,13 @@ class Datagrams:
 
     def _join(self, way: Way, known: Way) -> None:
         """Two labels turn out to be one node."""
-        known.labels |= way.labels
-        for label in way.labels:
-            self._ways[label] = known
+        self._ways.join(way, known)
         for datagram in tuple(way.queue):
             self._pass_on(known, datagram)
 
     def _forward_to_self(self, way: Way) -> None:
         """A label turns out to be this node's own."""
-        for label in way.labels:
-            self._ways.pop(label, None)
+        self._ways.forget(way)
         for datagram in way.queue:
             sock = self.sockets.get(datagram.source)
             if sock is not None:
@@ -296,14 +280,13 @@ class Datagrams:
         """Find out what the node is called; then it is heard."""
         way = None
         try:
-            way = self._by_key.get(opened.key)
+            way = self._ways.by_key.get(opened.key)
             label = encode_node_id(opened.key)
             if way is None:
                 own = await self._is_name_of(opened)
-                way = self._by_key.get(opened.key) or self._arrived_way(own or label, opened.key)
+                way = self._ways.by_key.get(opened.key) or self._arrived_way(own or label, opened.key)
             if way is not None:
-                way.labels.add(label)
-                self._ways.setdefault(label, way)
+                self._ways.call(way, label)
         finally:
             if way is None or self._closed:
                 opened.road.close()
@@ -312,14 +295,14 @@ class Datagrams:
 
     def _arrived_way(self, label: str, key: bytes) -> Way | None:
         now = trio.current_time()
-        before = self._ways.get(label)
+        before = self._ways.by_label.get(label)
         way = Way(label, now)
         way.key = key
         if before is not None and before.key is None:
             # It is being looked up just now, for a dial of ours: that one finds us by the key, and joins.
-            self._by_key[key] = way
+            self._ways.identify(way, key)
             return way
-        return self._enter(way, now)
+        return way if self._enter(way, now) else None
 
     async def _is_name_of(self, opened: OpenRoad) -> str | None:
         """The name by which the broker knows it, if that is certainly its own: an answer is to go to the same key."""
@@ -331,7 +314,7 @@ class Datagrams:
         return None
 
     def _adopt(self, way: Way, opened: OpenRoad) -> None:
-        if self._closed or way.key is None or self._by_key.get(way.key) is not way:
+        if self._closed or not self._ways.holds(way):
             opened.road.close()  # forgotten meanwhile
             return
         way.used = trio.current_time()
@@ -444,30 +427,14 @@ class Datagrams:
     async def _reap(self) -> None:
         while True:
             await trio.sleep(_REAP_INTERVAL)
-            now = trio.current_time()
-            for way in set(self._ways.values()):
-                if now - way.used >= IDLE_DEADLINE and not way.is_opening:
-                    self._end(way)
-
-    def _end(self, way: Way) -> None:
-        """Forget a node. The next datagram dials again."""
-        for label in way.labels:
-            if self._ways.get(label) is way:
-                del self._ways[label]
-        if way.key is not None and self._by_key.get(way.key) is way:
-            del self._by_key[way.key]
-        for road in tuple(way.roads):
-            with suppress(OSError, trio.ClosedResourceError):
-                road.try_send_datagram(encode_close())
-            self._lose(way, road)
+            self._ways.end_idle(trio.current_time())
 
     def close(self) -> None:
         """Close all ports and roads. Tasks end with the node's nursery."""
         self._closed = True
         for sock in tuple(self.sockets.values()):
             sock.close()
-        for way in {*self._ways.values(), *self._by_key.values()}:
-            self._end(way)
+        self._ways.end_all()
 
     def _count(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1

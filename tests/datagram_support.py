@@ -196,3 +196,7 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.001)
+
+
+def pair(net: Net) -> tuple[Place, Place]:
+    return net.node("alice"), net.node("bob")

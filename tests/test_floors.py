@@ -206,6 +206,7 @@ FLOORS = (
             "_traversal.standing",
             "_datagram_socket",
             "_datagram_way",
+            "_datagram_ways",
             "_datagrams",
             "_diagnose",
             "_listener",
