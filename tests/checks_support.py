@@ -9,13 +9,29 @@ from dataclasses import dataclass, field
 
 from ntcpsock._address import Endpoint
 from ntcpsock._traversal.checks.machine import ChecksMachine
-from ntcpsock._traversal.checks.message import derive_credentials
+from ntcpsock._traversal.checks.message import derive_credentials, encode_request, new_transaction_id
 from ntcpsock._traversal.checks.pairs import Event, Outgoing
 
 TOKEN = bytes(range(32))
 A = Endpoint("192.0.2.1", 1111)
 B = Endpoint("198.51.100.2", 2222)
 STRANGER = Endpoint("203.0.113.9", 666)
+DIALER = derive_credentials(TOKEN, 1, "dialer")
+LISTENER = derive_credentials(TOKEN, 1, "listener")
+
+
+def request(
+    transaction_id: bytes | None = None, *, controlling: bool = True, nominate: bool = False
+) -> bytes:
+    """A check of the dialer's."""
+    return encode_request(
+        DIALER,
+        transaction_id or new_transaction_id(),
+        priority=1,
+        controlling=controlling,
+        tie_breaker=5,
+        nominate=nominate,
+    )
 
 
 def machine(side: str, **settings: object) -> ChecksMachine:
@@ -113,3 +129,11 @@ def filtering_nats(wire: Wire, starts: dict[Endpoint, float] | None = None) -> N
     wire.admits = lambda now, receiver, out: receiver.address in opened
     for side in (wire.a, wire.b):
         side.started = (starts or {}).get(side.address, 0.0)
+
+
+def nominated() -> Wire:
+    wire = pair()
+    wire.run(until=1.0)
+    assert wire.a.machine.selected
+    assert wire.b.machine.selected
+    return wire

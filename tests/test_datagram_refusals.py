@@ -8,11 +8,7 @@ from datagram_support import open_net, pair, until
 from trio.testing import MockClock
 
 from ntcpsock._errors import PeerRefused
-from ntcpsock._session.datagram_frames import (
-    Refused,
-    encode_datagram,
-    encode_refused,
-)
+from ntcpsock._session.datagram_frames import Refused, encode_datagram, encode_refused
 
 
 async def test_refused_when_dialled_and_over_a_road() -> None:

@@ -11,11 +11,7 @@ from ntcpsock import _datagram_ways
 from ntcpsock._datagram_way import MAX_QUEUED
 from ntcpsock._datagram_ways import IDLE_DEADLINE
 from ntcpsock._errors import NameNotFound, PeerOffline
-from ntcpsock._session.datagram_frames import (
-    Datagram,
-    decode_frame_untrusted,
-    encode_datagram,
-)
+from ntcpsock._session.datagram_frames import Datagram, decode_frame_untrusted, encode_datagram
 
 
 async def test_sockets_of_two_nodes_share_a_road() -> None:

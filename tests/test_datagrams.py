@@ -10,9 +10,7 @@ from datagram_support import open_net, pair, until
 
 from ntcpsock._datagram_socket import MAX_WAITING, DatagramAddress
 from ntcpsock._errors import PeerRefused
-from ntcpsock._session.datagram_frames import (
-    MAX_PAYLOAD,
-)
+from ntcpsock._session.datagram_frames import MAX_PAYLOAD
 
 MOMENT = 5.0
 
