@@ -8,16 +8,21 @@ from broker_support import SEALED
 from relay_support import running_broker
 from test_broker_tcp import ALICE, BOB, PATIENCE, SEND, running_proxy, session_with
 
-from ntcpsock._address import Endpoint
+from ntcpsock._address import BrokerAddress, Endpoint
 from ntcpsock._servers.broker import BrokerServer
+from ntcpsock._servers.gate import Gate
+from ntcpsock._servers.policy import Policy
+from ntcpsock._state import Pins
 from ntcpsock._traversal.broker import climb, link, reach
-from ntcpsock._traversal.broker.driver import BrokerSession
+from ntcpsock._traversal.broker.driver import BrokerSession, open_broker_session
 from ntcpsock._traversal.broker.frame import Sealer
 from ntcpsock._traversal.broker.message import Hello, decode_from_node
 from ntcpsock._traversal.broker.move import MAX_TRIES, Move
 from ntcpsock._traversal.broker.outbox import Outbox
 from ntcpsock._traversal.broker.transport import UdpTransport
 from ntcpsock._traversal.http import proxy
+
+TOKEN = "a token of the tests"
 
 
 @pytest.fixture
@@ -98,6 +103,20 @@ async def test_it_climbs_back_from_a_proxy(monkeypatch: pytest.MonkeyPatch, quic
             assert len(server.core) == 1
 
 
+async def test_it_climbs_back_at_a_broker_that_admits_by_token(
+    monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setattr(UdpTransport, "send", lambda self, frame: None)
+    async with running_broker(gate=Gate(Policy(private=True, tokens=(TOKEN,)))) as server:
+        with trio.fail_after(PATIENCE):
+            address = BrokerAddress(*server.address, server.key)
+            async with open_broker_session(address, ALICE, pins=Pins(None), token=TOKEN) as alice:
+                assert alice.transport == "tcp"
+                monkeypatch.setattr(UdpTransport, "send", SEND)
+                await until(alice, "udp")
+        assert not server.core.counters.refused
+
+
 async def until_connections_are(server: BrokerServer, count: int) -> None:
     assert server.web is not None
     with trio.fail_after(PATIENCE):
@@ -159,20 +178,21 @@ def test_a_move_says_hello_a_few_times_and_answers_one_challenge_at_once() -> No
     alice, broker = Sealer(ALICE), Sealer(BOB)
     outbox = Outbox(alice, bytes)
     move = Move(outbox)
-    move.begin(BOB.public_key, Hello(bytes(8), b"", True), 0.25, 0.0)
+    hello = Hello(bytes(8), b"", True, b"t" * 16)
+    move.begin(BOB.public_key, hello, 0.25, 0.0)
     frames = move.take()
     while (due := move.next_timer()) is not None:
         move.send_due(BOB.public_key, due)
         frames += move.take()
     assert len(frames) == MAX_TRIES
     envelopes = [decode_from_node(broker.open_untrusted(frame)[1]) for frame in frames]
-    assert all(envelope.body == Hello(bytes(8), b"", True) for envelope in envelopes)
+    assert all(envelope.body == hello for envelope in envelopes)
     halves = [move.is_half_way]
     assert move.challenged(envelopes[-1].request, b"c" * 16, BOB.public_key, 5.0)
     assert not move.challenged(envelopes[-1].request, b"c" * 16, BOB.public_key, 5.0)
     (frame,) = move.take()
     answer = decode_from_node(broker.open_untrusted(frame)[1])
-    assert answer.body == Hello(bytes(8), b"c" * 16, True)
+    assert answer.body == Hello(bytes(8), b"c" * 16, True, b"t" * 16)
     halves.append(move.is_half_way)
     assert move.welcomed(answer.request + 1) is None
     assert move.welcomed(answer.request) == 5.0

@@ -8,6 +8,8 @@ it sends to the new place. Nothing is lost meanwhile, since what it has sent to 
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from ntcpsock._traversal.broker.greeting import Greeting
 from ntcpsock._traversal.broker.message import Hello
 from ntcpsock._traversal.broker.outbox import Outbox
@@ -85,5 +87,5 @@ class Move:
     def _hello_with_cookie(self, greeting: Greeting, broker_key: bytes, now: float) -> None:
         number = self._outbox.new_number()
         greeting.sent(number, now)
-        hello = Hello(self._hello.instance, greeting.cookie, self._hello.hidden)
+        hello = structs.replace(self._hello, cookie=greeting.cookie)
         self._frames.append(self._outbox.sealed(broker_key, number, hello))
