@@ -66,6 +66,7 @@ FLOORS = (
             "_readiness",
             "_traversal.*.driver",
             "_traversal.checks.port",
+            "_traversal.checks.sockets",
             "_traversal.portmap.gateway",
             "_traversal.portmap.upnp",
             "_traversal.discovery.lifetime_driver",

@@ -23,13 +23,10 @@ from ntcpsock._errors import BadMessage
 from ntcpsock._readiness import Readiness, readiness
 from ntcpsock._traversal.checks.message import fragment_untrusted, new_transaction_id
 from ntcpsock._traversal.checks.pairs import Outgoing, Way
-from ntcpsock._traversal.interfaces import prefer_lasting_source
-from ntcpsock._traversal.punch.fresh import PORT_RANGE, FreshPorts
+from ntcpsock._traversal.checks.sockets import bound_socket, open_sockets
 from ntcpsock._traversal.stun.attributes import MappedAddress, XorMappedAddress
 from ntcpsock._traversal.stun.machine import ClientTransaction, Succeeded
 from ntcpsock._traversal.stun.message import binding_request, looks_like_stun
-
-_BIND_TRIES = 200
 
 _LARGEST_DATAGRAM = 65536
 # Datagrams of one socket that are read before others have their turn.
@@ -47,8 +44,6 @@ STRANGERS_PER_SECOND = 512.0
 _MOST_TRANSACTIONS = 32
 
 _INT = struct.Struct("=i")
-
-_fresh = FreshPorts()
 
 
 class Taker(Protocol):
@@ -175,7 +170,7 @@ class UdpPort:
 
     def open_connected(self, base: int, remote: Endpoint) -> _socket.socket:
         """One more socket of this port, to which the kernel gives what comes from `remote`. Raises OSError."""
-        sock = _bound_socket(self.sockets[base].family, self.number_of(base))
+        sock = bound_socket(self.sockets[base].family, self.number_of(base))
         try:
             sock.connect((remote.host, remote.port))
         except BaseException:
@@ -335,17 +330,7 @@ class UdpPort:
 
 def open_udp_port(*, ipv6: bool = True) -> UdpPort:
     """A UDP port that is nobody else's, on all addresses. Raises OSError (EADDRINUSE)."""
-    return UdpPort(_open_free_port(ipv6=ipv6))
-
-
-def _open_free_port(*, ipv6: bool) -> list[_socket.socket]:
-    for _ in range(_BIND_TRIES):
-        try:
-            return _open_sockets(_fresh.draw(), ipv6)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, f"no free UDP port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+    return UdpPort(open_sockets(ipv6=ipv6))
 
 
 def open_udp_ports(count: int) -> UdpPort:
@@ -353,54 +338,12 @@ def open_udp_ports(count: int) -> UdpPort:
     sockets: list[_socket.socket] = []
     try:
         for _ in range(count):
-            sockets += _open_free_port(ipv6=False)
+            sockets += open_sockets(ipv6=False)
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
     return UdpPort(sockets)
-
-
-def _open_sockets(number: int, ipv6: bool) -> list[_socket.socket]:
-    families = [_socket.AF_INET, *([_socket.AF_INET6] if ipv6 and _has_ipv6() else [])]
-    sockets: list[_socket.socket] = []
-    try:
-        for family in families:
-            # Without sharing the bind fails even where others would share the port.
-            _bound_socket(family, number, shared=False).close()
-            sockets.append(_bound_socket(family, number))
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _has_ipv6() -> bool:
-    try:
-        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM).close()
-    except OSError:
-        return False
-    return True
-
-
-def _bound_socket(family: int, number: int, *, shared: bool = True) -> _socket.socket:
-    """The C class: in a patched process the class of `socket` is ours."""
-    sock = _socket.socket(family, _socket.SOCK_DGRAM)
-    try:
-        if family == _socket.AF_INET6:
-            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
-            prefer_lasting_source(sock)
-        if shared:
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-            if hasattr(_socket, "SO_REUSEPORT"):
-                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
-        sock.setblocking(False)
-        sock.bind(("::" if family == _socket.AF_INET6 else "0.0.0.0", number))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _hop_limit(ipv6: bool, ttl: int) -> tuple[int, int, bytes]:
