@@ -21,9 +21,10 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ntcpsock import _datagram_table, _names
+from ntcpsock import _datagram_table
 from ntcpsock._config import Config
 from ntcpsock._datagram_filter import only_to_loopback
+from ntcpsock._datagram_flows import Flows
 from ntcpsock._datagram_gate import BATCH, LARGEST, RECEIVE_BUFFER, Gate
 from ntcpsock._datagram_local import IP_PKTINFO, Local
 from ntcpsock._datagram_table import Address
@@ -33,8 +34,6 @@ from ntcpsock._owner import datagram_owner
 
 log = logging.getLogger("ntcpsock")
 
-#: Ports of peers that are remembered; the one unused for longest makes room.
-MOST_FLOWS: Final = 4096
 #: The program's sockets that use names.
 MOST_LOCALS: Final = 4096
 #: Gates for C code, and the seconds after which an unused one goes.
@@ -67,8 +66,7 @@ class Switch:
         self._socket: socket.socket | None = None
         #: The engine's port, 0 before it is used.
         self.port = 0
-        self._flows: OrderedDict[Address, str] = OrderedDict()
-        self._by_number: dict[str, Address] = {}
+        self._flows = Flows()
         self._locals: dict[Address, Local] = {}
         self._gates: OrderedDict[Address, Gate] = OrderedDict()
         self._sending: set[Local] = set()
@@ -107,7 +105,7 @@ class Switch:
         self._enter(local)
         self._users.add(os.getuid())
         self._open_soon(local)
-        return self._flow(label, port)
+        return self._flows.number(label, port, self.port), self.port
 
     async def resolve(self, config: Config | None, label: str) -> None:
         """Raises NameNotFound and the like, as a resolver does before anything is sent."""
@@ -207,33 +205,6 @@ class Switch:
             self._close_gate(key)
         return bool(keys)
 
-    # Flows.
-
-    def _flow(self, label: str, port: int) -> Address:
-        """The kernel's address that stands for a port of a node."""
-        key = (label, port)
-        number = self._flows.get(key)
-        if number is None:
-            number = self._free_number(label)
-            self._flows[key] = number
-            self._by_number[number] = key
-            _datagram_table.enter(label, port, (number, self.port))
-            if len(self._flows) > MOST_FLOWS:
-                oldest, free = self._flows.popitem(last=False)
-                del self._by_number[free]
-                _datagram_table.leave(*oldest)
-        else:
-            self._flows.move_to_end(key)
-        return number, self.port
-
-    def _free_number(self, label: str) -> str:
-        number = _names.number(label)
-        which = 0
-        while number in self._by_number:
-            which += 1
-            number = _names.table.another(label, which)
-        return number
-
     # What programs send.
 
     async def _run(self, sock: socket.socket) -> None:
@@ -269,10 +240,11 @@ class Switch:
             for level, kind, value in ancillary:
                 if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
                     # The third member of struct in_pktinfo: the destination.
-                    key = self._by_number.get(socket.inet_ntoa(value[8:12]))
+                    number = socket.inet_ntoa(value[8:12])
+                    key = self._flows.by_number.get(number)
                     if key is not None:
-                        self._flows.move_to_end(key)
-                        self._take(source, *key, data, (self._flows[key], self.port))
+                        self._flows.used(key)
+                        self._take(source, *key, data, (number, self.port))
         return True
 
     def _sent(self, gate: Gate, source: Address, data: bytes) -> None:
@@ -364,7 +336,7 @@ class Switch:
         if gate is not None:
             is_there = gate.bring(local, payload)
         else:
-            is_there = local.bring(self._socket, self._flow(label, port)[0], payload)
+            is_there = local.bring(self._socket, self._flows.number(label, port, self.port), payload)
         if not is_there:
             self.end(local)
         elif local not in self._bringing:

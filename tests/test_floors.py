@@ -305,6 +305,7 @@ FLOORS = (
             "_arrivals",
             "_broken",
             "_datagram_filter",
+            "_datagram_flows",
             "_datagram_gate",
             "_datagram_local",
             "_datagram_runs",

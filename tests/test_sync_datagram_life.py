@@ -132,9 +132,9 @@ def test_a_sender_without_a_name(network: FakeNetwork) -> None:
 
 
 def test_flows_are_bounded(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ntcpsock import _datagram_switch
+    from ntcpsock import _datagram_flows
 
-    monkeypatch.setattr(_datagram_switch, "MOST_FLOWS", 4)
+    monkeypatch.setattr(_datagram_flows, "MOST_FLOWS", 4)
     for number in range(10):
         add_peer(network, f"peer{number}", 9)
     with datagram_socket() as sock:
