@@ -76,6 +76,7 @@ FLOORS = (
             "_traversal.broker.climb",
             "_traversal.broker.link",
             "_traversal.broker.side",
+            "_traversal.broker.told",
             "_traversal.interfaces",
             "_traversal.network.clocks",
             "_traversal.broker.reach",

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 import trio
-from msgspec import structs
 
 from ntcpsock._address import BrokerAddress, Endpoint, encode_node_id
 from ntcpsock._errors import BrokerRefused, BrokerUnreachable, IdentityMismatch
 from ntcpsock._traversal.broker.climb import Climb
 from ntcpsock._traversal.broker.events import Connected, Event, KeyShown, Moved, Rejected, WrongKeyShown
-from ntcpsock._traversal.broker.fields import RelayPlace
 from ntcpsock._traversal.broker.machine import ClientMachine
 from ntcpsock._traversal.broker.message import Reason, Welcome
 from ntcpsock._traversal.broker.refusal import session_refused
 from ntcpsock._traversal.broker.side import Sides
+from ntcpsock._traversal.broker.told import relay_at, with_hosts
 from ntcpsock._traversal.broker.transport import Destination, Transport, UdpTransport
-from ntcpsock._traversal.relay.told import ToldRelay
-from ntcpsock._traversal.relay.tunnel import TlsRelay, Tunnels
+from ntcpsock._traversal.relay.tunnel import Tunnels
 
 #: Seconds of silence after which another way to the broker is tried: over UDP, where it doubles from turn to turn,
 #: and over TCP, where a connection has to be made first.
@@ -44,8 +40,6 @@ _QUICK_PAUSE = 0.2, 1.0
 _RESOLVE_DEADLINE = 3.0
 # Of all the places that were found in a session's life so many ways there are kept.
 MAX_WAYS = 32
-
-_UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 # Seconds for which a refusal by ICMP, or a hint at another key, must stand uncontradicted.
 _GRACE = 0.75
@@ -116,30 +110,16 @@ class Link:
         where it has none in their family that we know."""
         welcome = self.machine.welcome
         assert welcome is not None
-        stun = []
-        for server in welcome.stun:
-            host: str | None = server.host
-            if ipaddress.ip_address(server.host).is_unspecified:
-                family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
-                host = next((str(address[0]) for known, address in self._places() if known == family), None)
-            if host is not None:
-                stun.append(Endpoint(host, server.port))
-        return structs.replace(welcome, stun=tuple(stun))
+        return with_hosts(welcome, self._places())
 
     @property
     def relays(self) -> tuple[Endpoint, ...]:
         """Those that the broker has told last, with its host and port filled in; the host may be a name, for a proxy
         or for TLS, which is spoken to those that are a TlsRelay."""
-        return tuple(self._relay(place) for place in self.machine.relays)
-
-    def _relay(self, place: RelayPlace) -> Endpoint:
-        is_tls = place.tls or (self.address.tls and not place.port)
-        is_ours = place.host in _UNSPECIFIED
-        host, port = self._transport.host if is_ours else place.host, place.port or self.address.port
-        told = str(place)
-        if is_tls:
-            return TlsRelay.at(host, port, self._ca_file, self.tunnels, told, place.load)
-        return ToldRelay.make(host, port, told, place.load)
+        host = self._transport.host
+        return tuple(
+            relay_at(place, host, self.address, self.tunnels, self._ca_file) for place in self.machine.relays
+        )
 
     def _places(self) -> list[Destination]:
         """Where the broker is, the place in use first."""
