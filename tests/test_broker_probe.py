@@ -152,6 +152,15 @@ def test_closed_and_lazy_machines() -> None:
     assert len(network.log) == sent
 
 
+def test_nothing_goes_another_way_after_the_end() -> None:
+    """A hello there would open a session anew, of which nobody knows."""
+    network = SimulatedNetwork()
+    node = network.add(1)
+    node.machine.try_way(network.now)
+    node.machine.close()
+    assert not node.machine.moves_to_send()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_over_a_terrible_network_too(seed: int) -> None:
     network = SimulatedNetwork(seed=seed, loss=0.3, duplication=0.2, reordering=0.3)

@@ -320,6 +320,7 @@ class ClientMachine:
             self._send(self._outbox.new_number(), Bye())
         self._state = _State.CLOSED
         self._handshake.end()
+        self._move.end()
         self._requests.clear()
 
     # Sending.
