@@ -38,6 +38,7 @@ from ntcpsock._session.tls import Certificate
 from ntcpsock._state import Pins
 from ntcpsock._traversal.accept import Acceptor
 from ntcpsock._traversal.broker.driver import BrokerSession, Delivery
+from ntcpsock._traversal.bursts import Bursts
 from ntcpsock._traversal.connect import connect, connect_road
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.introductions import Introductions
@@ -371,6 +372,11 @@ class Node(NodeSettings):
     def note_mapped(self, transport: Transport, ports: Collection[int]) -> None:
         """The NAT was seen to give us these."""
         self._ports.note_mapped(transport, ports)
+
+    @property
+    def bursts(self) -> Bursts:
+        """What prediction has cost the NAT."""
+        return self._ports.bursts
 
     @property
     def turn_servers(self) -> Sequence[TurnServer]:

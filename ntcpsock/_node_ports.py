@@ -13,6 +13,7 @@ from ntcpsock._config import UDP_TECHNIQUES, Config
 from ntcpsock._session.quic.carrier import prepare
 from ntcpsock._session.tls import Certificate, make_certificate
 from ntcpsock._traversal.broker.driver import BrokerSession
+from ntcpsock._traversal.bursts import Bursts
 from ntcpsock._traversal.dial_mappings import DialMappings
 from ntcpsock._traversal.gather import WarmPort, gather
 from ntcpsock._traversal.learn import Learned
@@ -66,6 +67,7 @@ class NodePorts:
         self.for_dials = DialPorts(servers, warm_ports, pace, self._uses_udp)
         self._learned = Learned(servers)
         self._recent = RecentMappings()
+        self.bursts = Bursts()
         #: The router's, for single dials.
         self.mappings = DialMappings(config, nursery)
         self.listening = ListeningPort(
@@ -110,6 +112,7 @@ class NodePorts:
         """The network is another one: gather anew, ask the new router for ports, learn the new NAT."""
         self._learned.forget()
         self._recent.forget()
+        self.bursts.forget()
         self._learning.cancel()
         self._relearn.set()
         if self.mappings.mapper is not None:

@@ -14,6 +14,7 @@ from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier, greet_over
 from ntcpsock._session.tls import Carrier as TLSCarrier
 from ntcpsock._session.tls import client_handshake
+from ntcpsock._traversal.bursts import PeerBursts
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.port import UdpPort
 from ntcpsock._traversal.course import Course, DialContext, listen_at
@@ -80,6 +81,7 @@ class DirectRace:
                     prefer=course.dial.prefer,
                     taken=course.mapped_ports,
                     note_mapped=course.node.note_mapped,
+                    bursts=PeerBursts(course.node.bursts, course.dial.key),
                 )
                 self.errors, self.failed = race.errors, race.failed
                 if self._given is not None:

@@ -9,6 +9,7 @@ import trio
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainCarrier
 from ntcpsock._traversal.aim import SharedAim
+from ntcpsock._traversal.bursts import PeerBursts
 from ntcpsock._traversal.offered import Offered, OfferedContext
 from ntcpsock._traversal.plan import COSTLY_TECHNIQUES, PlannedAttempt
 from ntcpsock._traversal.prove import Doorkeeper
@@ -91,6 +92,7 @@ class FollowerAttempts:
             turn=turn,
             taken=self._node.mapped_ports,
             note_mapped=self._node.note_mapped,
+            bursts=PeerBursts(self._node.bursts, pending.delivery.sender),
         )
         try:
             with trio.fail_at(deadline):

@@ -10,9 +10,18 @@ from dataclasses import dataclass, field
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._traversal.checks.pairs import Outgoing
 from ntcpsock._traversal.checks.port import UdpPort, open_udp_ports
-from ntcpsock._traversal.observe import FIRST_SAMPLES, GRACE, SHORTEST_GRACE, descriptor_budget
-from ntcpsock._traversal.prediction import BAND_SAMPLES, Observation, knows_band, predict
+from ntcpsock._traversal.checks.sockets import reopen_sockets
+from ntcpsock._traversal.observe import FIRST_SAMPLES, GRACE, NOBODY, SHORTEST_GRACE, descriptor_budget
+from ntcpsock._traversal.prediction import (
+    BAND_SAMPLES,
+    Observation,
+    Prediction,
+    knows_band,
+    left_between,
+    predict,
+)
 
 # Seconds for one observation: a lost request is repeated once or twice.
 OBSERVATION_DEADLINE = 1.5
@@ -29,6 +38,12 @@ class HeldDatagramPorts:
     port: UdpPort
     observations: list[Observation] = field(default_factory=list)
     budget: int = 0
+    #: The packet to the other side left between the observations of these two local ports.
+    between: tuple[int, int] | None = None
+
+    def leaves(self, prediction: Prediction) -> bool | None:
+        """As `HeldPorts.leaves`."""
+        return left_between(self.observations, self.between, prediction)
 
     def base_of(self, local_port: int) -> int:
         """The socket that has a local port."""
@@ -43,22 +58,29 @@ class HeldDatagramPorts:
         """The numbers of so many more sockets. Raises OSError without free ports or descriptors."""
         return self.port.add(open_udp_ports(count).sockets)
 
+    def again(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The sockets of local ports that were used before, by these; without those that somebody else has now."""
+        sockets = reopen_sockets(numbers)
+        bases = self.port.add(list(sockets.values()))
+        return dict(zip(sockets, bases, strict=True))
+
 
 @asynccontextmanager
 async def hold_datagram_ports(
-    servers: Sequence[Endpoint], nursery: trio.Nursery, taken: Collection[int] = ()
+    servers: Sequence[Endpoint], nursery: trio.Nursery, taken: Collection[int] = (), *, towards: str = ""
 ) -> AsyncIterator[HeldDatagramPorts]:
     """Observe the NAT in this moment. Servers that do not answer are left out.
 
-    nursery: reads the sockets; taken: ports that the NAT has given us before. The sockets are closed with the block,
+    nursery: reads the sockets; taken, towards: as for `hold_ports`. The sockets are closed with the block,
     unless a path has taken them (`port.retire`). Raises OSError without a free port.
     """
     servers = [server for server in servers if not server.is_ipv6]
-    held = HeldDatagramPorts(open_udp_ports(FIRST_SAMPLES + BAND_SAMPLES + 1), budget=descriptor_budget())
+    count = FIRST_SAMPLES + BAND_SAMPLES + 1 if servers else 1
+    held = HeldDatagramPorts(open_udp_ports(count), budget=descriptor_budget())
     try:
         nursery.start_soon(held.port.run)
         if servers:
-            await _look(held, servers, range(FIRST_SAMPLES))
+            await _look(held, servers, range(FIRST_SAMPLES), towards)
             prediction = predict(held.observations, held.spare)
             is_band = prediction is not None and prediction.shape == "band"
             if is_band and not knows_band(held.observations, taken):
@@ -68,8 +90,11 @@ async def hold_datagram_ports(
         held.port.retire()
 
 
-async def _look(held: HeldDatagramPorts, servers: Sequence[Endpoint], bases: range) -> None:
-    """Observe these sockets at the first server, in order, and the last one at the second too."""
+async def _look(
+    held: HeldDatagramPorts, servers: Sequence[Endpoint], bases: range, towards: str = ""
+) -> None:
+    """Observe these sockets at the first server, in order, and the last one at the second too; in the midst of them a
+    datagram goes to nobody at `towards`."""
     found: dict[int, Observation] = {}
     asked = [(base, servers[0]) for base in bases]
     if len(servers) > 1:
@@ -87,6 +112,9 @@ async def _look(held: HeldDatagramPorts, servers: Sequence[Endpoint], bases: ran
                     nursery.cancel_scope.deadline = now + max(SHORTEST_GRACE, GRACE * (now - begin))
 
         for number, (base, server) in enumerate(asked):
+            if towards and number == len(bases) // 2:
+                held.between = held.port.number_of(asked[number - 1][0]), held.port.number_of(base)
+                held.port.send(Outgoing(held.fresh(1)[0], Endpoint(towards, NOBODY), b"\0"))
             nursery.start_soon(ask, base, server, number)
             # The request leaves when the task runs for the first time: one after the other.
             await trio.lowlevel.checkpoint()

@@ -55,6 +55,10 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True):
     exact: from `low`; single: from `low`, but only to the first port that is aimed at; sequential: the next ones
     step by `step` from `low`, of which `high` is the one to aim at; band: anywhere from `low` to `high`, and who
     aims at one port of it only is best off with `aim`.
+
+    most: how many ports of the band may be taken now; None says nothing. again: the name of the last round's burst,
+    which can be repeated; 0 where there is none. leaves: whether packets to the other side get through our own network,
+    where that could be seen.
     """
 
     shape: Shape
@@ -63,6 +67,9 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True):
     high: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     step: Annotated[int, msgspec.Meta(ge=-_LONGEST_STEP, le=_LONGEST_STEP)] = 0
     aim: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    most: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+    again: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+    leaves: bool | None = None
 
     @property
     def width(self) -> int:
@@ -160,6 +167,12 @@ def _free_in_the_middle(ports: Sequence[int]) -> int:
     return gaps[len(gaps) // 2] if gaps else 0
 
 
+def aim_within(band: Prediction, taken: Collection[int]) -> Prediction:
+    """The band of a look that was made before, aimed at a port that none of the mappings known of holds."""
+    aim = _free_in_the_middle([port for port in taken if band.low <= port <= band.high])
+    return msgspec.structs.replace(band, aim=aim or band.aim)
+
+
 def _step(ports: Sequence[int]) -> int | None:
     """The step of a sequential NAT. Other connections of the same network may lie between ours: the smallest
     difference counts, and all must have its sign and be multiples of it, or a few steps long."""
@@ -169,6 +182,17 @@ def _step(ports: Sequence[int]) -> int | None:
     if len({step > 0 for step in steps}) > 1 or max(map(abs, steps)) > _LONGEST_STEP:
         return None
     return math.gcd(*steps) * (1 if steps[0] > 0 else -1)
+
+
+def left_between(
+    observations: Sequence[Observation], between: tuple[int, int] | None, prediction: Prediction
+) -> bool | None:
+    """Whether a NAT that counts has counted a packet that left between the observations of two local ports; None where
+    it does not count, or was not seen."""
+    first = {item.local_port: item.mapped.port for item in reversed(observations)}
+    if between is None or prediction.shape != "sequential" or not first.keys() >= set(between):
+        return None
+    return abs(first[between[1]] - first[between[0]]) > abs(prediction.step)
 
 
 def _is_behind(last: int, step: int, taken: Collection[int]) -> bool:
@@ -232,6 +256,21 @@ def expected_hits(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_S
     return pairs
 
 
+def is_costly(ours: Prediction, theirs: Prediction) -> bool:
+    """Whether the round takes most of a block's ports."""
+    return any(
+        side.shape == "band" and other.shape != "exact" for side, other in ((ours, theirs), (theirs, ours))
+    )
+
+
+def is_scarce(ours: Prediction, theirs: Prediction, *, sessions: int = MAX_SESSIONS) -> bool:
+    """Whether a side may not take enough ports of its block: half of what it would take."""
+    return any(
+        side.most is not None and side.most < min(_wanted(side, other, sessions), side.width) / 2
+        for side, other in ((ours, theirs), (theirs, ours))
+    )
+
+
 def _aimed_at(side: Prediction, other: Prediction, sessions: int) -> int:
     """How many ports of `side` the other one aims at."""
     if side.shape != "band" or other.shape != "exact":
@@ -242,6 +281,12 @@ def _aimed_at(side: Prediction, other: Prediction, sessions: int) -> int:
 
 def _held(side: Prediction, other: Prediction, sessions: int) -> int:
     """How many local ports `side` holds."""
+    wanted = _wanted(side, other, sessions)
+    return wanted if side.most is None else min(wanted, side.most)
+
+
+def _wanted(side: Prediction, other: Prediction, sessions: int) -> int:
+    """How many it would hold, had its block ports without end."""
     if side.shape in ("exact", "single"):
         return 1
     if side.shape == "sequential":

@@ -17,6 +17,7 @@ from ntcpsock._address import Endpoint
 from ntcpsock._config import Prefer
 from ntcpsock._report import Attempt, Report
 from ntcpsock._traversal.aim import Aim
+from ntcpsock._traversal.bursts import PeerBursts
 from ntcpsock._traversal.datagram_plan import CheckTarget
 from ntcpsock._traversal.nominate import Nomination
 from ntcpsock._traversal.patience import Group, Patience, group_of
@@ -63,11 +64,13 @@ class Race:
         prefer: Prefer = "tcp",
         taken: MappedPorts | None = None,
         note_mapped: NoteMapped | None = None,
+        bursts: PeerBursts | None = None,
     ) -> None:
         self._nursery = nursery
         self._servers = servers
         self._taken = taken
         self._note_mapped = note_mapped
+        self._bursts = bursts or PeerBursts()
         self._aim = Aim()
         self._authenticate = authenticate
         self._report = report
@@ -241,6 +244,7 @@ class Race:
             self._relay_access,
             datagram,
             turn,
+            bursts=self._bursts,
         )
         if self._taken is not None:
             context = replace(context, taken=self._taken)

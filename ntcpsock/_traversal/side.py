@@ -9,6 +9,7 @@ import trio
 
 from ntcpsock._address import Endpoint
 from ntcpsock._config import Encryption
+from ntcpsock._traversal.bursts import Bursts
 from ntcpsock._traversal.introductions import Introductions
 from ntcpsock._traversal.pairs import Pairs
 from ntcpsock._traversal.punch.message import Transport
@@ -31,6 +32,11 @@ class SideContext(Protocol):
 
     def note_mapped(self, transport: Transport, ports: Collection[int]) -> None:
         """Our NAT was seen to give us these."""
+
+    @property
+    def bursts(self) -> Bursts:
+        """What prediction has cost our NAT."""
+        ...
 
     @property
     def stun_servers(self) -> Sequence[Endpoint]: ...

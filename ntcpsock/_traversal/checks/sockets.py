@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+from collections.abc import Sequence
 
 from ntcpsock._traversal.interfaces import prefer_lasting_source
 from ntcpsock._traversal.punch.fresh import PORT_RANGE, FreshPorts
@@ -23,6 +24,20 @@ def open_sockets(*, ipv6: bool) -> list[_socket.socket]:
             if error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, f"no free UDP port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+
+
+def reopen_sockets(numbers: Sequence[int]) -> dict[int, _socket.socket]:
+    """IPv4's of ports that we had before, without those that are in use. Raises OSError (EMFILE)."""
+    sockets: dict[int, _socket.socket] = {}
+    for number in numbers:
+        try:
+            sockets[number] = _open_at(number, ipv6=False)[0]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                for sock in sockets.values():
+                    sock.close()
+                raise
+    return sockets
 
 
 def _open_at(number: int, ipv6: bool) -> list[_socket.socket]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,6 +14,7 @@ from ntcpsock._report import Attempt
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.datagram_road import BareRoad
 from ntcpsock._session.plain import PlainCarrier
+from ntcpsock._traversal.bursts import PeerBursts
 from ntcpsock._traversal.nominate import Role
 from ntcpsock._traversal.plan import PlannedAttempt
 from ntcpsock._traversal.punch.driver import accept_connections, open_punch_listener, punch, punch_with
@@ -70,7 +71,8 @@ class AttemptContext:
     port: the local warm port; rtt: the path's in seconds; servers: the STUN servers; talk: the words with the
     other side, which joint techniques have and direct ones do not; given: the application's own socket, bound
     to that port, where this attempt is the one to use it; relay: for the technique of that name; datagram: for those
-    over UDP; turn: for the technique of that name; taken, note_mapped: as `SideContext.mapped_ports` and `note_mapped`.
+    over UDP; turn: for the technique of that name; taken, note_mapped: as `SideContext.mapped_ports` and `note_mapped`;
+    bursts: those towards the other side.
     """
 
     planned: PlannedAttempt
@@ -87,6 +89,7 @@ class AttemptContext:
     turn: TurnAccess | None = None
     taken: MappedPorts = _none_known
     note_mapped: NoteMapped = _unnoted
+    bursts: PeerBursts = field(default_factory=PeerBursts)
 
     @property
     def remote(self) -> Endpoint:

@@ -40,7 +40,9 @@ async def attempt(context: AttemptContext) -> Connection:
             pace = 1 / rate
         elif meeting.ours.shape == "band" and meeting.theirs.shape == "exact":
             # A customer of a carrier may have a few hundred ports: the rest of the household needs some.
-            count = min(sockets, meeting.held.budget, max(SHARE_OF_BAND, meeting.ours.width // SHARE_OF_BAND))
+            share = max(SHARE_OF_BAND, meeting.ours.width // SHARE_OF_BAND)
+            most = share if meeting.ours.most is None else meeting.ours.most
+            count = min(sockets, meeting.held.budget, share, most)
             remote = Endpoint(context.remote.host, meeting.theirs.low)
             ways = [(base, remote) for base in meeting.held.fresh(count)]
             pace = 1 / OPENINGS_PER_SECOND

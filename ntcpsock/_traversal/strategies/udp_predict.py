@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 from ntcpsock._address import Endpoint
+from ntcpsock._traversal.bursts import steps_to_aim
 from ntcpsock._traversal.checks.pairs import Way
 from ntcpsock._traversal.datagram_plan import MAX_WAYS
 from ntcpsock._traversal.prediction import expected_hits, plan_spray
@@ -29,12 +30,11 @@ async def attempt(context: AttemptContext) -> Connection:
         sessions = min(MAX_WAYS, meeting.held.budget)
         shapes = {meeting.ours.shape, meeting.theirs.shape}
         expected = expected_hits(meeting.ours, meeting.theirs, sessions=sessions)
-        if expected < WORTHWHILE[shapes == {"exact", "band"}]:
+        if meeting.burst is None and expected < WORTHWHILE[shapes == {"exact", "band"}]:
             raise OSError(errno.EHOSTUNREACH, "a NAT chooses among too many ports for any to be foreseen")
+        ways = _ways(context, meeting, sessions) if meeting.burst is None else _made_again(context, meeting)
         patience = max(SHORTEST_ROUND, 6 * context.rtt) + MAX_WAYS * PACE
-        return await check_all(
-            context, meeting, _ways(context, meeting, sessions), pace=PACE, patience=patience, tries=4
-        )
+        return await check_all(context, meeting, ways, pace=PACE, patience=patience, tries=4)
 
 
 def _ways(context: AttemptContext, meeting: Meeting, sessions: int) -> list[Way]:
@@ -45,3 +45,15 @@ def _ways(context: AttemptContext, meeting: Meeting, sessions: int) -> list[Way]
         # Opened in the order in which they send: a NAT that counts gives them one port after the other.
         bases = list(meeting.held.fresh(spray.local_ports))
     return [(base, Endpoint(context.remote.host, port)) for base in bases for port in spray.targets]
+
+
+def _made_again(context: AttemptContext, meeting: Meeting) -> list[Way]:
+    """The same ways, and those that our NAT has yet to count."""
+    burst = meeting.burst
+    assert burst is not None, "one that was made"
+    bases = meeting.held.again([port for port, _ in burst.sessions])
+    host = context.remote.host
+    again = [(bases[port], Endpoint(host, target)) for port, target in burst.sessions if port in bases]
+    aim = Endpoint(host, burst.sessions[0][1])
+    further = [(base, aim) for base in meeting.held.fresh(steps_to_aim(burst.ours, meeting.ours))]
+    return [*again, *further][-MAX_WAYS:]

@@ -6,22 +6,23 @@ side that the other one aims at; all other sockets are closed then.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
+from msgspec.structs import replace
 
+from ntcpsock._traversal.bursts import Burst, plain
 from ntcpsock._traversal.checks.driver import PunchedPath
 from ntcpsock._traversal.checks.pairs import Way
+from ntcpsock._traversal.datagram_plan import MAX_WAYS
 from ntcpsock._traversal.observe_udp import HeldDatagramPorts, hold_datagram_ports
-from ntcpsock._traversal.prediction import (
-    Prediction,
-    predict,
-)
+from ntcpsock._traversal.prediction import Prediction, predict
 from ntcpsock._traversal.strategies.base import AttemptContext, Connection
-from ntcpsock._traversal.strategies.predictions import exchange_predictions
+from ntcpsock._traversal.strategies.predictions import exchange_predictions, known_band
 from ntcpsock._traversal.strategies.settle import settle
 
 # Seconds for the choice of a way that has been met late: some round trips.
@@ -30,11 +31,13 @@ MET_PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class Meeting:
-    """What both sides have told each other. ours, theirs: where each one's next packets will come from."""
+    """What both sides have told each other. ours, theirs: where each one's next packets will come from; burst: what is
+    made again."""
 
     held: HeldDatagramPorts
     ours: Prediction
     theirs: Prediction
+    burst: Burst | None = None
 
     @property
     def known_base(self) -> int:
@@ -48,16 +51,20 @@ class Meeting:
 
 @asynccontextmanager
 async def agree(context: AttemptContext) -> AsyncIterator[Meeting]:
-    """Observe, tell, hear. Raises OSError: ENODATA where nothing was observed, EPROTO where the other side's word
-    cannot be used, ETIMEDOUT where it does not come."""
+    """Observe, tell, hear. Raises OSError as `exchange_predictions`."""
     assert context.datagram is not None, "one over UDP"
-    taken = context.taken("udp")
-    async with hold_datagram_ports(context.servers, context.datagram.nursery, taken) as held:
-        foreseen = predict(held.observations, held.spare, taken)
+    taken, known = context.taken("udp"), known_band(context, "udp")
+    servers = context.servers if known is None else ()
+    nursery = context.datagram.nursery
+    async with hold_datagram_ports(servers, nursery, taken, towards=context.remote.host) as held:
+        foreseen = known
+        if known is None and (foreseen := predict(held.observations, held.spare, taken)) is not None:
+            foreseen = replace(foreseen, leaves=held.leaves(foreseen))
+            context.bursts.own.looked("udp", foreseen, trio.current_time())
         context.note_mapped("udp", [item.mapped.port for item in held.observations])
-        ours, theirs = await exchange_predictions(context, foreseen, " over UDP")
-        context.datagram.agreed(ours, theirs)
-        yield Meeting(held, ours, theirs)
+        agreed = await exchange_predictions(context, foreseen, "udp", MAX_WAYS)
+        context.datagram.agreed(agreed.ours, agreed.theirs)
+        yield Meeting(held, agreed.ours, agreed.theirs, agreed.burst)
 
 
 async def wait_nominated(path: PunchedPath, patience: float) -> None:
@@ -79,13 +86,16 @@ async def check_all(
     patience: float,
     tries: int,
 ) -> Connection:
-    """Check these ways, one after the other, until one comes through; then authenticate the peer over it.
+    """Check these ways, one after the other, until one comes through; then authenticate the peer over it. They are made
+    again another time, where none does.
 
     pace: seconds between two; patience: seconds until none has; tries: checks of each. Raises OSError.
     """
     access = context.datagram
     assert access is not None, "one over UDP"
     port, now = meeting.held.port, trio.current_time()
+    sessions = tuple((port.number_of(base), remote.port) for base, remote in ways)
+    context.bursts.begin("udp", _begun(meeting, sessions, now), now)
     machine = access.new_machine(context.role, context.rtt, pace=pace / 2)
     for number, (base, remote) in enumerate(ways):
         machine.add_pair(base, remote, now=now, kind="prflx", tries=tries, delay=number * pace)
@@ -99,4 +109,12 @@ async def check_all(
             raise OSError(errno.ETIMEDOUT, f"none of {len(ways)} ways met the other side")
         port.keep_only(machine.selected[0])
 
-    return await settle(context, path, until_usable)
+    connection = await settle(context, path, until_usable)
+    context.bursts.met("udp")
+    return connection
+
+
+def _begun(meeting: Meeting, sessions: tuple[tuple[int, int], ...], now: float) -> Burst:
+    if meeting.burst is None:
+        return Burst(plain(meeting.ours), plain(meeting.theirs), sessions, now)
+    return dataclasses.replace(meeting.burst, sessions=sessions)
