@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -25,6 +25,8 @@ from ntcpsock._traversal.recent import RecentMappings
 # How long a STUN server is waited for in networks without UDP: a connection and an exchange, and as long again.
 PATIENCE_RTTS = 4.0
 SHORTEST_PATIENCE = 0.5
+
+TRANSPORTS: Final[tuple[Transport, ...]] = ("tcp", "udp")
 
 
 class PortsContext(Protocol):
@@ -184,6 +186,8 @@ class NodePorts:
 
     async def take(self, oldest: float = math.inf) -> WarmPort:
         """A port for one dial, gathered, at most so many seconds ago; the dial closes it."""
+        if self.is_short:
+            return await self._unseen()
         self.for_dials.drop_older(trio.current_time() - oldest)
         warm: WarmPort | None = None
         with trio.move_on_after(self._stun_patience):
@@ -197,8 +201,24 @@ class NodePorts:
                 warm = await self.for_dials.take()
         if warm is None:
             warm = await gather((), udp=self._uses_udp)
-        for transport in ("tcp", "udp"):
+        for transport in TRANSPORTS:
             self.note_mapped(transport, warm.mapped_ports(transport))
+        self._hide(warm)
+        return self._learned.inform(warm)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether our NAT has hardly a port left for us."""
+        now = trio.current_time()
+        return any(
+            self.bursts.is_short(transport, self.mapped_ports(transport), now) for transport in TRANSPORTS
+        )
+
+    async def _unseen(self) -> WarmPort:
+        """One that no STUN server is asked about: what the NAT makes of it no peer could use."""
+        warm = await gather((), udp=self._uses_udp)
+        if self.for_dials.ready:
+            warm.profile = self.for_dials.ready[0].profile
         self._hide(warm)
         return self._learned.inform(warm)
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ntcpsock._traversal.prediction import MAX_SESSIONS, Prediction, aim_within, encode_prediction
+from ntcpsock._traversal.prediction import MAX_SESSIONS, Prediction, aim_within, encode_prediction, is_costly
 from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.recent import KEPT_FOR
 
@@ -98,6 +98,11 @@ class Bursts:
         spent = sum(count for when, count in self._spent[transport].values() if now - when < KEPT_FOR)
         return max(0, band.width - reserved(band.width) - known - spent)
 
+    def is_short(self, transport: Transport, taken: Collection[int], now: float) -> bool:
+        """Whether our NAT has a narrow block of which we have taken all that we may."""
+        band, when = self._bands.get(transport, (None, 0.0))
+        return band is not None and now - when < KEPT_FOR and not self.left(transport, band, taken, now)
+
     # -- what was in vain
 
     def keep(self, key: bytes, transport: Transport, burst: Burst) -> None:
@@ -111,6 +116,11 @@ class Bursts:
         """The one that may be repeated."""
         burst = self._made.get((key, transport))
         return burst if burst is not None and now - burst.made < REPEATED_FOR else None
+
+    def is_held(self, key: bytes, now: float) -> bool:
+        """Whether a NAT of ours or of the node `key` has few ports left because of one that has met nobody."""
+        bursts = (burst for (peer, _), burst in self._made.items() if peer == key)
+        return any(now - burst.made < KEPT_FOR and is_costly(burst.ours, burst.theirs) for burst in bursts)
 
     def drop(self, key: bytes, transport: Transport) -> None:
         """It has met the other side: its sessions are in use, or closed."""

@@ -6,6 +6,9 @@ behind NATs, nothing comes through): a full one, with everything that a connect 
 each end, and up to 508 entries in a NAT whose ports are to be foreseen; a light one, that only does what needs nothing
 but the other side's candidates, 10 packets and 6 kB a second.
 
+Where prediction was in vain a NAT may have few ports left, of which every try takes some; full ones find what light
+ones do, and make the same burst again, so there are no light ones then.
+
 So: full ones at first and then ever more seldom, since what was foreseen in vain fills NATs for minutes; light ones in
 all the time between, for two minutes; and after that as long as the stream carries so much over the relay that they are
 a tenth of it. A change of the network begins anew, at whichever end it happened.
@@ -59,14 +62,14 @@ class Climbing:
         self._full_due = now + FULL_PAUSES[0]
         self._light_due = now
 
-    def next(self, now: float, carried: int) -> Step:
-        """carried: bytes of the stream so far, both ways."""
+    def next(self, now: float, carried: int, *, short: bool = False) -> Step:
+        """carried: bytes of the stream so far, both ways; short: whether a NAT has few ports left for either end."""
         if now - self._began >= EAGER and carried - self._carried < BYTES:
             return Step("wait", LOOK)
         if now >= self._full_due:
             return Step("full", BUDGET)
         left = self._full_due - now
-        if not self._has_light or left < SHORTEST:
+        if short or not self._has_light or left < SHORTEST:
             return Step("wait", min(left, LOOK))
         if now < self._light_due:
             return Step("wait", min(left, self._light_due - now))

@@ -254,7 +254,8 @@ class DialledStream(Redialling):
             now, carried = trio.current_time(), machine.sent + machine.received
             has_light = bool(set(self._dialler.techniques) - useless - LEFT_OUT)
             climbing = climbing or Climbing(now, carried, has_light=has_light)
-            kind, seconds = climbing.next(now, carried)
+            short = self._dialler.bursts.is_held(self.key, now)
+            kind, seconds = climbing.next(now, carried, short=short)
             if kind != "wait" and not self._seekers.enter(self.key, self):
                 kind, seconds = "wait", LOOK
             if kind == "wait":

@@ -25,6 +25,7 @@ from ntcpsock._traversal.prediction import (
     punching_port,
 )
 from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.strategies.predictions import known_band
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ async def agree(context: AttemptContext, word: str = "port") -> AsyncIterator[Re
     EPROTO where the other side's word cannot be used.
     """
     assert context.talk is not None, "a joint technique"
-    async with hold_ports(context.servers, context.taken("tcp")) as held:
-        ours = predict(held.observations, held.spare)
+    band = known_band(context, "tcp")
+    async with hold_ports(() if band else context.servers, context.taken("tcp")) as held:
+        ours = band or predict(held.observations, held.spare)
         context.note_mapped("tcp", [item.mapped.port for item in held.observations])
         if ours is None:
             raise OSError(errno.ENODATA, "no STUN server answered, so no port is known")
