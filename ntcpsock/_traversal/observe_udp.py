@@ -27,6 +27,9 @@ from ntcpsock._traversal.prediction import (
 OBSERVATION_DEADLINE = 1.5
 STUN_RTO = 0.4
 
+#: The socket whose packet goes to the other side during a look.
+KNOCKING = FIRST_SAMPLES + BAND_SAMPLES
+
 
 @dataclass
 class HeldDatagramPorts:
@@ -75,7 +78,7 @@ async def hold_datagram_ports(
     unless a path has taken them (`port.retire`). Raises OSError without a free port.
     """
     servers = [server for server in servers if not server.is_ipv6]
-    count = FIRST_SAMPLES + BAND_SAMPLES + 1 if servers else 1
+    count = KNOCKING + 2 if servers else 1
     held = HeldDatagramPorts(open_udp_ports(count), budget=descriptor_budget())
     try:
         nursery.start_soon(held.port.run)
@@ -114,7 +117,7 @@ async def _look(
         for number, (base, server) in enumerate(asked):
             if towards and number == len(bases) // 2:
                 held.between = held.port.number_of(asked[number - 1][0]), held.port.number_of(base)
-                held.port.send(Outgoing(held.fresh(1)[0], Endpoint(towards, NOBODY), b"\0"))
+                held.port.send(Outgoing(KNOCKING, Endpoint(towards, NOBODY), b"\0"))
             nursery.start_soon(ask, base, server, number)
             # The request leaves when the task runs for the first time: one after the other.
             await trio.lowlevel.checkpoint()
