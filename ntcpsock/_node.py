@@ -394,10 +394,10 @@ class Node(NodeSettings):
             return True
         return self._ports.nat_changes
 
-    async def take_port(self) -> WarmPort:
-        """A port for one dial, gathered; the dial closes it."""
+    async def take_port(self, again: tuple[int, int] | None = None) -> WarmPort:
+        """A port for one dial, gathered; the dial closes it. again: the numbers of TCP's and UDP's port."""
         lifetime = self.surroundings.mapping_lifetime
-        return await self._ports.take(math.inf if lifetime is None else YOUNG * lifetime)
+        return await self._ports.take(math.inf if lifetime is None else YOUNG * lifetime, again)
 
     @property
     def port_mapping_refusal(self) -> str | None:

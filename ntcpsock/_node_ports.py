@@ -184,10 +184,11 @@ class NodePorts:
         """The NAT was seen to give us these."""
         self._recent.note(transport, ports, trio.current_time())
 
-    async def take(self, oldest: float = math.inf) -> WarmPort:
-        """A port for one dial, gathered, at most so many seconds ago; the dial closes it."""
-        if self.is_short:
-            return await self._unseen()
+    async def take(self, oldest: float = math.inf, again: tuple[int, int] | None = None) -> WarmPort:
+        """A port for one dial, gathered, at most so many seconds ago; the dial closes it. again: the numbers of TCP's
+        and UDP's port that it had before and is to have again."""
+        if again is not None or self.is_short:
+            return await self._take_sparingly(again)
         self.for_dials.drop_older(trio.current_time() - oldest)
         warm: WarmPort | None = None
         with trio.move_on_after(self._stun_patience):
@@ -214,10 +215,12 @@ class NodePorts:
             self.bursts.is_short(transport, self.mapped_ports(transport), now) for transport in TRANSPORTS
         )
 
-    async def _unseen(self) -> WarmPort:
-        """One that no STUN server is asked about: what the NAT makes of it no peer could use."""
-        warm = await gather((), udp=self._uses_udp)
-        if self.for_dials.ready:
+    async def _take_sparingly(self, again: tuple[int, int] | None) -> WarmPort:
+        """No STUN server is asked what a NAT makes of it that gives each destination another port: the peer could not
+        use it, and each question takes a port of the NAT."""
+        servers = () if self.nat_changes else self.for_dials.servers
+        warm = await gather(servers, udp=self._uses_udp, numbers=again or (0, 0))
+        if not servers and self.for_dials.ready:
             warm.profile = self.for_dials.ready[0].profile
         self._hide(warm)
         return self._learned.inform(warm)

@@ -69,6 +69,7 @@ class Bursts:
         self._spent: dict[Transport, dict[float, tuple[float, int]]] = {"tcp": {}, "udp": {}}
         self._bands: dict[Transport, tuple[Prediction, float]] = {}
         self._made: dict[tuple[bytes, Transport], Burst] = {}
+        self._ports: dict[bytes, tuple[int, int]] = {}
 
     # -- our block
 
@@ -122,6 +123,18 @@ class Bursts:
         bursts = (burst for (peer, _), burst in self._made.items() if peer == key)
         return any(now - burst.made < KEPT_FOR and is_costly(burst.ours, burst.theirs) for burst in bursts)
 
+    def dials(self, key: bytes, tcp: int, udp: int) -> None:
+        """A dial to the node `key` comes from these ports of ours; 0 for none."""
+        self._ports.pop(key, None)
+        self._ports[key] = tcp, udp
+        while len(self._ports) > MOST_PEERS:
+            del self._ports[next(iter(self._ports))]
+
+    def ports_again(self, key: bytes, now: float) -> tuple[int, int] | None:
+        """Those that the next dial comes from too, while a burst is held: others would take further ports of a NAT, at
+        either end."""
+        return self._ports.get(key) if self.is_held(key, now) else None
+
     def drop(self, key: bytes, transport: Transport) -> None:
         """It has met the other side: its sessions are in use, or closed."""
         self._made.pop((key, transport), None)
@@ -132,6 +145,7 @@ class Bursts:
             spent.clear()
         self._bands.clear()
         self._made.clear()
+        self._ports.clear()
 
 
 class PeerBursts:

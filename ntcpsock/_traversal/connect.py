@@ -78,7 +78,9 @@ async def dial_for(
     dial.earlier = node.surroundings.earlier_failures(dial.key)
     dial.prefer = preference(node.prefer, node.techniques, dial.kind)
     with report.stage("gather", trio.current_time):
-        warm = await node.take_port()
+        warm = await node.take_port(node.bursts.ports_again(dial.key, trio.current_time()))
+    datagram = 0 if warm.datagram is None else warm.datagram.port.number
+    node.bursts.dials(dial.key, warm.port, datagram)
     mapped_since = warm.mappings_since
     try:
         with node.introductions.awaiting_answer(dial), node.introductions.withdrawn_on_failure(dial):

@@ -149,8 +149,9 @@ def opening_plan(plan: DatagramPlan, rtt: float) -> DatagramPlan:
 # knows, and last where neither's do. Prediction needs few entries and a moment, so it comes first.
 _JOINT_DELAY = {True: 0.0, None: 1.0, False: 2.5}
 _BIRTHDAY_LATER = 0.3
-# Where TCP is preferred and predicts as well it comes first: two at a time cost the NATs twice as much.
-_BEHIND_TCP = 1.0
+# Where TCP is preferred and predicts as well it comes first: two at a time cost the NATs twice as much. Where it has
+# missed, because a block keeps a reserve, UDP is to be through before the relay is taken (`relay_plan`).
+_BEHIND_TCP = 0.7
 PREDICT_BUDGET = 6.0
 BIRTHDAY_BUDGET = 12.0
 # Ports move on, and a path may become possible meanwhile, so prediction is repeated. A round takes somewhat less, and

@@ -154,9 +154,14 @@ class WarmPort:
 
 
 async def gather(
-    servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE, udp: bool = True
+    servers: Sequence[Endpoint],
+    *,
+    patience: float = STUN_DEADLINE,
+    udp: bool = True,
+    numbers: tuple[int, int] = (0, 0),
 ) -> WarmPort:
-    """A fresh warm port of both transports, as `gather_tcp`. udp: whether UDP is wanted.
+    """A fresh warm port of both transports, as `gather_tcp`. udp: whether UDP is wanted; numbers: of TCP's and UDP's
+    port, where they are to have certain ones and these are free.
 
     UDP's servers have as long as TCP's took, and as long again: where UDP is blocked nobody waits for it.
     """
@@ -169,12 +174,14 @@ async def gather(
                 nonlocal datagram
                 # Without a port of UDP, TCP's has to do.
                 with suppress(OSError):
-                    datagram = await gather_udp(servers, patience=patience, wait_no_longer=tcp_is_done)
+                    datagram = await gather_udp(
+                        servers, patience=patience, wait_no_longer=tcp_is_done, number=numbers[1]
+                    )
 
             tcp_is_done = trio.Event()
             if udp:
                 nursery.start_soon(gather_datagrams)
-            warm = await gather_tcp(servers, patience=patience)
+            warm = await gather_tcp(servers, patience=patience, number=numbers[0])
             tcp_is_done.set()
     except BaseException:
         if warm is not None:
@@ -195,13 +202,15 @@ def open_agreed(number: int) -> WarmPort:
     return warm
 
 
-async def gather_tcp(servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE) -> WarmPort:
+async def gather_tcp(
+    servers: Sequence[Endpoint], *, patience: float = STUN_DEADLINE, number: int = 0
+) -> WarmPort:
     """A fresh warm port. Without a STUN server that answers within `patience` it has host candidates only.
 
     Two servers (two addresses or ports of one) also tell how mappings vary. Raises OSError when there is no
     free port. Cancelling closes everything.
     """
-    port = choose_port()
+    port = choose_port(number)
     hosts = ipv6_addresses() if has_ipv6() else ()
     warm = WarmPort(port, _open_listeners(port, servers, hosts), ipv6_hosts=hosts, since=trio.current_time())
     try:

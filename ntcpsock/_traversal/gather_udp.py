@@ -68,13 +68,14 @@ async def gather_udp(
     *,
     patience: float = UDP_STUN_DEADLINE,
     wait_no_longer: trio.Event | None = None,
+    number: int = 0,
 ) -> WarmDatagramPort:
     """A fresh UDP port, as servers see it; without an answer within `patience` it has host candidates only.
 
-    wait_no_longer: set when whoever else gathers is done; then there is as much time as has passed. Raises OSError
+    number: the one that it is to have, where that is free. wait_no_longer: set when whoever else gathers is done; then there is as much time as has passed. Raises OSError
     when no port is free. Cancelling closes it.
     """
-    port = open_udp_port()
+    port = open_udp_port(number)
     try:
         asked = [server for server in servers if not server.is_ipv6][:2]
         asked += [server for server in servers if server.is_ipv6][:1]

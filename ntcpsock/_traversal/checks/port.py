@@ -328,9 +328,9 @@ class UdpPort:
             self.is_running = False
 
 
-def open_udp_port(*, ipv6: bool = True) -> UdpPort:
-    """A UDP port that is nobody else's, on all addresses. Raises OSError (EADDRINUSE)."""
-    return UdpPort(open_sockets(ipv6=ipv6))
+def open_udp_port(number: int = 0, *, ipv6: bool = True) -> UdpPort:
+    """A UDP port that is nobody else's, on all addresses: `number`, where that is free. Raises OSError (EADDRINUSE)."""
+    return UdpPort(open_sockets(number, ipv6=ipv6))
 
 
 def open_udp_ports(count: int) -> UdpPort:

@@ -14,12 +14,12 @@ _BIND_TRIES = 200
 _fresh = FreshPorts()
 
 
-def open_sockets(*, ipv6: bool) -> list[_socket.socket]:
-    """Those of a port that is nobody else's: IPv4's, and IPv6's where the machine has it. Raises OSError
-    (EADDRINUSE)."""
-    for _ in range(_BIND_TRIES):
+def open_sockets(number: int = 0, *, ipv6: bool) -> list[_socket.socket]:
+    """Those of a port that is nobody else's, of `number` where that is free: IPv4's, and IPv6's where the machine has
+    it. Raises OSError (EADDRINUSE)."""
+    for attempt in range(_BIND_TRIES):
         try:
-            return _open_at(_fresh.draw(), ipv6)
+            return _open_at(number if number and not attempt else _fresh.draw(), ipv6)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -38,13 +38,14 @@ _ACCEPT_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _fresh = FreshPorts()
 
 
-def choose_port() -> int:
-    """A TCP port of PORT_RANGE that nothing on this machine uses now, in either family. Raises OSError (EADDRINUSE).
+def choose_port(number: int = 0) -> int:
+    """A TCP port of PORT_RANGE that nothing on this machine uses now, in either family: `number`, where that is one.
+    Raises OSError (EADDRINUSE).
 
     Never 0: a socket bound to port 0 loses its port when a connect() fails.
     """
-    for _ in range(_BIND_TRIES):
-        port = _fresh.draw()
+    for attempt in range(_BIND_TRIES):
+        port = number if number and not attempt else _fresh.draw()
         # Without SO_REUSEPORT the bind fails even beside sockets that would share the port.
         try:
             for ipv6 in (False, True) if has_ipv6() else (False,):
