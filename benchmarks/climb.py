@@ -4,8 +4,9 @@
                                [--throughput]
 
 Each pair has a lab of its own. Its routers let nothing pass between the two hosts, so the stream opens over the relay;
-some seconds later, a random number of them, they do. Counted is from that moment until both ends have moved. The file
-is read first and what it has is not measured again, so a long run goes in pieces of `--limit` seconds.
+some seconds later, a random number of them, they do. Counted is from that moment until both ends have moved. With
+`--beyond` it is the Internet between the routers that lets nothing pass, so what is tried in vain takes ports of the
+NATs; the dialer opens another stream meanwhile, which needs one for the relay. The file is read first and what it has is not measured again, so a long run goes in pieces of `--limit` seconds.
 
 With `--throughput` the stream carries what it can before and after its move; after it in turns with another one, which
 is opened then and so was direct from the start. One job at a time measures that best.
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +38,7 @@ from ntcpsock.cli.lab import TARGET, enter_namespaces, open_lab_stage, start_ech
 from ntcpsock.cli.matrix import EVERY_KIND
 from ntcpsock.cli.matrix_topologies import direct_way
 from ntcpsock.cli.stage import Events, StageError
-from ntcpsock.testing.natlab import Host, Lab, Router
+from ntcpsock.testing.natlab import Host, Lab, Place, Router
 from ntcpsock.trio import NTCPStream, open_node
 
 DELAY = 0.025
@@ -48,6 +50,8 @@ START_DEADLINE = 60.0
 CARRIED_DEADLINE = 90.0
 #: Questions a second over the stream: it is at work.
 ASKING = 10.0
+#: Seconds after which another stream is opened.
+REOPEN_AFTER = 4.0
 #: Seconds for which a stream carries what it can, how many of them do not count, and how often each of two does.
 CARRYING = 2.0
 STARTING = 0.5
@@ -64,7 +68,8 @@ class Climb:
     both ends had moved, None where they did not; pause: the longest wait for an answer over the stream meanwhile;
     lag: by which the dialer's loop was late at most: the machine is busy; packets, octets: a second, out of and into
     the dialer's host while it was blocked. relayed, moved, direct: MB/s there and back, over the relay, after the move,
-    and of a stream that was direct from the start, by the technique beside; 0 where it was not measured."""
+    and of a stream that was direct from the start, by the technique beside; 0 where it was not measured. held: ports of
+    one transport that one NAT had given at most when the time was over."""
 
     nat_a: str
     nat_b: str
@@ -81,6 +86,7 @@ class Climb:
     moved: float = 0.0
     direct: float = 0.0
     beside: str = ""
+    held: int = 0
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -92,13 +98,36 @@ class Climb:
 
 def block(router: Router, other: Router) -> None:
     """Let nothing pass between the hosts behind two routers; the NATs see nothing of it."""
+    rules = [f"ip {end} {other.public_address} drop" for end in ("saddr", "daddr")]
+    _block_at(router, rules)
+
+
+def block_beyond(lab: Lab) -> None:
+    """The same on the way between the routers: the NATs see what is tried."""
+    ends = lab.public_address_a, lab.public_address_b
+    _block_at(lab.public, [f"ip saddr {one} ip daddr {other} drop" for one, other in (ends, ends[::-1])])
+
+
+def _block_at(place: Place, rules: Sequence[str]) -> None:
     begin = "add table ip blocked; add chain ip blocked pass { type filter hook forward priority -300; }"
-    rules = [f"add rule ip blocked pass ip {end} {other.public_address} drop" for end in ("saddr", "daddr")]
-    router.run(["nft", "; ".join([begin, *rules])], check=True)
+    place.run(
+        ["nft", "; ".join([begin, *(f"add rule ip blocked pass {rule}" for rule in rules)])], check=True
+    )
 
 
-def unblock(router: Router) -> None:
-    router.run(["nft", "delete table ip blocked"], check=True)
+def unblock(place: Place) -> None:
+    place.run(["nft", "delete table ip blocked"], check=True)
+
+
+def held(lab: Lab) -> int:
+    """Ports of one transport that one NAT has given, at most; 0 where the kernel translates."""
+    given = Counter(
+        (router.name, mapping["protocol"])
+        for router in (lab.nat_a, lab.nat_b)
+        if router.engine == "userspace"
+        for mapping in router.mappings()
+    )
+    return max(given.values(), default=0)
 
 
 def traffic(host: Host) -> tuple[int, int]:
@@ -109,20 +138,30 @@ def traffic(host: Host) -> tuple[int, int]:
 
 
 def measure(
-    nat_a: str, nat_b: str, blocked: float, settings: Sequence[str] = (), *, throughput: bool = False
+    nat_a: str,
+    nat_b: str,
+    blocked: float,
+    settings: Sequence[str] = (),
+    *,
+    throughput: bool = False,
+    beyond: bool = False,
 ) -> Climb:
-    """One try in a lab of its own. settings: the dialer's, as `NTCP_X=Y`."""
+    """One try in a lab of its own. settings: the dialer's, as `NTCP_X=Y`; beyond: as `--beyond`."""
     way = direct_way(nat_a, nat_b)
     climb = Climb(nat_a, nat_b, "beyond expectation" if way is None else way.name, blocked, None)
     try:
         with open_lab_stage(nat_a, nat_b, DELAY) as (lab, stage):
-            block(lab.nat_a, lab.nat_b)
-            block(lab.nat_b, lab.nat_a)
+            if beyond:
+                block_beyond(lab)
+            else:
+                block(lab.nat_a, lab.nat_b)
+                block(lab.nat_b, lab.nat_a)
             start_echo(lab, stage, {})
-            argv = [sys.executable, "-m", "benchmarks.climb", "carry" if throughput else "ask", TARGET]
+            what = "carry" if throughput else "reopen" if beyond else "ask"
+            argv = [sys.executable, "-m", "benchmarks.climb", what, TARGET]
             environment = stage.environment("a", **dict(word.split("=", 1) for word in settings))
             events = stage.start(lab.host_a, "a", argv, environment)
-            climb = _watch(lab, events, climb)
+            climb = _watch(lab, events, climb, beyond=beyond)
             if throughput and climb.seconds is not None:
                 carried = events.wait_for("carried", CARRIED_DEADLINE)
                 climb = replace(climb, **{name: carried[name] for name in CARRIED})
@@ -131,20 +170,27 @@ def measure(
         return replace(climb, message=str(error)[-2000:])
 
 
-def _watch(lab: Lab, events: Events, climb: Climb) -> Climb:
+def _watch(lab: Lab, events: Events, climb: Climb, *, beyond: bool) -> Climb:
     first = events.wait_for("connected", START_DEADLINE)
     if first["kind"] != "relay":
         return replace(climb, message=f"it began on {first['technique']}")
     packets, octets = traffic(lab.host_a)
     began = time.monotonic()
-    time.sleep(climb.blocked)
+    if beyond:
+        again = events.wait_for("opened again", START_DEADLINE)
+        if again["kind"] != "relay":
+            return replace(climb, message=f"another one began on {again['technique']}")
+    time.sleep(max(0.0, began + climb.blocked - time.monotonic()))
     more_packets, more_octets = traffic(lab.host_a)
     seconds = time.monotonic() - began
     climb = replace(
-        climb, packets=(more_packets - packets) / seconds, octets=(more_octets - octets) / seconds
+        climb,
+        packets=(more_packets - packets) / seconds,
+        octets=(more_octets - octets) / seconds,
+        held=held(lab),
     )
-    for router in (lab.nat_a, lab.nat_b):
-        unblock(router)
+    for place in (lab.public,) if beyond else (lab.nat_a, lab.nat_b):
+        unblock(place)
     opened = time.monotonic()
     while (left := opened + PATIENCE - time.monotonic()) > 0:
         try:
@@ -166,9 +212,9 @@ def _say(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
-async def ask(name: str, port: int, throughput: bool) -> None:
+async def ask(name: str, port: int, throughput: bool, reopen: bool = False) -> None:
     """The dialer: ask and be answered without end, or until the stream is on a direct path, where the throughput is
-    wanted; say to which paths it moves."""
+    wanted; say to which paths it moves. reopen: open another one some seconds later."""
     async with open_node(Config.load()) as node:
         await node.wait_warm()
         stream = await node.open_stream(name, port)
@@ -190,8 +236,15 @@ async def ask(name: str, port: int, throughput: bool) -> None:
                 if path.kind != "relay":
                     is_direct.set()
 
+        async def open_again() -> None:
+            await trio.sleep(REOPEN_AFTER)
+            async with await node.open_stream(name, port) as other:
+                _say("opened again", kind=other.path.kind, technique=other.path.technique)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
+            if reopen:
+                nursery.start_soon(open_again)
             relayed = await carry(stream, CARRYING) if throughput else 0.0
             while not (throughput and is_direct.is_set()):
                 asked = trio.current_time()
@@ -264,9 +317,8 @@ def write(file: Path, climbs: Iterable[Climb]) -> None:
     part.replace(file)
 
 
-def in_a_process(pair: tuple[str, str], blocked: float, *, throughput: bool = False) -> Climb:
-    """What breaks one pair breaks no other."""
-    what = "throughput" if throughput else "pair"
+def in_a_process(pair: tuple[str, str], blocked: float, what: str = "pair") -> Climb:
+    """What breaks one pair breaks no other. what: "throughput", "beyond", or neither."""
     argv = [sys.executable, "-m", "benchmarks.climb", what, *pair, f"{blocked:g}"]
     done = subprocess.run(argv, capture_output=True, text=True)
     lines = done.stdout.splitlines()
@@ -288,12 +340,13 @@ def run(options: argparse.Namespace, file: Path) -> list[Climb]:
             wanted.remove(climb.pair)
     random.Random(options.seed).shuffle(wanted)
     deadline, left = time.monotonic() + options.limit, 0
+    what = "throughput" if options.throughput else "beyond" if options.beyond else "pair"
     with ThreadPoolExecutor(options.jobs) as pool:
 
         def one(pair: tuple[str, str]) -> Climb | None:
             if time.monotonic() > deadline:
                 return None
-            return in_a_process(pair, round(random.uniform(low, high), 2), throughput=options.throughput)
+            return in_a_process(pair, round(random.uniform(low, high), 2), what)
 
         for done in as_completed([pool.submit(one, pair) for pair in wanted]):
             if (found := done.result()) is None:
@@ -311,6 +364,8 @@ def _line(climb: Climb) -> str:
         outcome = (climb.message.splitlines() or ["it ended without a word"])[-1]
     else:
         outcome = f"{climb.seconds:.2f} s, {climb.technique}, {climb.lag:.2f} s lag"
+    if climb.held:
+        outcome += f", {climb.held} ports of a NAT"
     return f"{climb.nat_a} -> {climb.nat_b}, blocked for {climb.blocked:.1f} s: {outcome}"
 
 
@@ -370,14 +425,14 @@ def _show_throughput(climbs: Sequence[Climb]) -> bool:
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["ask"], ["carry"]):
-        trio.run(ask, *parse_node_address(sys.argv[2]), sys.argv[1] == "carry")
+    if sys.argv[1:2] in (["ask"], ["carry"], ["reopen"]):
+        trio.run(ask, *parse_node_address(sys.argv[2]), sys.argv[1] == "carry", sys.argv[1] == "reopen")
         return
-    if sys.argv[1:2] in (["pair"], ["throughput"]):
+    if sys.argv[1:2] in (["pair"], ["throughput"], ["beyond"]):
         enter_namespaces()
         what, nat_a, nat_b, blocked, *settings = sys.argv[1:]
-        throughput = what == "throughput"
-        print(json.dumps(asdict(measure(nat_a, nat_b, float(blocked), settings, throughput=throughput))))
+        chosen = {what: True} if what != "pair" else {}
+        print(json.dumps(asdict(measure(nat_a, nat_b, float(blocked), settings, **chosen))))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.climb", description=__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS / "climb.json", metavar="FILE")
@@ -389,6 +444,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; what is under way ends")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--throughput", action="store_true", help="MB/s, too, before and after the move")
+    parser.add_argument("--beyond", action="store_true", help="blocked beyond both NATs")
     options = parser.parse_args()
     enter_namespaces()
     if not show(run(options, options.json)):

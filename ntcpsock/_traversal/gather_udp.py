@@ -72,8 +72,8 @@ async def gather_udp(
 ) -> WarmDatagramPort:
     """A fresh UDP port, as servers see it; without an answer within `patience` it has host candidates only.
 
-    number: the one that it is to have, where that is free. wait_no_longer: set when whoever else gathers is done; then there is as much time as has passed. Raises OSError
-    when no port is free. Cancelling closes it.
+    wait_no_longer: set when whoever else gathers is done; then there is as much time as has passed. number: the one
+    that it is to have, where that is free. Raises OSError when no port is free. Cancelling closes it.
     """
     port = open_udp_port(number)
     try:
