@@ -1,12 +1,13 @@
 """From the relay to a direct path: how long after one is possible, for all pairs of routers that have one.
 
     python -m benchmarks.climb --json FILE [--kinds A,B] [--tries N] [--blocked LOW-HIGH] [--jobs N] [--limit SECONDS]
-                               [--throughput]
+                               [--throughput | --beyond]
 
 Each pair has a lab of its own. Its routers let nothing pass between the two hosts, so the stream opens over the relay;
 some seconds later, a random number of them, they do. Counted is from that moment until both ends have moved. With
 `--beyond` it is the Internet between the routers that lets nothing pass, so what is tried in vain takes ports of the
-NATs; the dialer opens another stream meanwhile, which needs one for the relay. The file is read first and what it has is not measured again, so a long run goes in pieces of `--limit` seconds.
+NATs; the dialer opens another stream meanwhile, which needs one for the relay. The file is read first and what
+it has is not measured again, so a long run goes in pieces of `--limit` seconds.
 
 With `--throughput` the stream carries what it can before and after its move; after it in turns with another one, which
 is opened then and so was direct from the start. One job at a time measures that best.

@@ -12,6 +12,7 @@ import trio.testing
 from ntcpsock._traversal.accept import AcceptContext, Acceptor
 from ntcpsock._traversal.aim import Standpoint
 from ntcpsock._traversal.broker.driver import Delivery
+from ntcpsock._traversal.bursts import Bursts
 from ntcpsock._traversal.gather import WarmPort
 from ntcpsock._traversal.punch.driver import choose_port, open_punch_listener
 from ntcpsock._traversal.punch.message import Candidate, DialKind, Offer
@@ -43,6 +44,7 @@ def make_node(warm: WarmPort) -> AcceptContext:
             admits=admits,
             mapped_ports=lambda transport: (),
             note_mapped=lambda transport, ports: None,
+            bursts=Bursts(),
             introductions=SimpleNamespace(reply=lambda delivery, answer: None),
         ),
     )

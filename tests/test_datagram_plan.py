@@ -12,6 +12,7 @@ from ntcpsock._errors import ConfigurationError
 from ntcpsock._report import Budget
 from ntcpsock._traversal.checks.machine import MAX_TRIES
 from ntcpsock._traversal.datagram_plan import (
+    BEHIND_TCP,
     MAX_PROBES,
     PREDICT_ROUNDS,
     SHORTEST_TCP_HEAD_START,
@@ -188,7 +189,7 @@ def test_labels_order_and_never_forbid(ours: MappingBehavior, theirs: MappingBeh
         proven_host=B,
         behind_tcp=True,
     )
-    assert [attempt.delay - 1.0 for attempt in behind] == pytest.approx(
+    assert [attempt.delay - BEHIND_TCP for attempt in behind] == pytest.approx(
         [attempt.delay for attempt in attempts]
     )
 

@@ -128,6 +128,7 @@ FLOORS = (
             "_traversal.plan",
             "_traversal.nominate",
             "_traversal.aim",
+            "_traversal.bursts",
             "_traversal.prediction",
             "_traversal.recent",
             "_traversal.start",

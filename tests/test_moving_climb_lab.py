@@ -53,3 +53,18 @@ def test_after_the_move_the_throughput_is_the_direct_path_s() -> None:
     assert climb.relayed > 0
     # Less than what the benchmark asks for: the machine is busy with other tests.
     assert climb.moved > 0.5 * climb.direct
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b"), [("cgn-session", "symmetric"), ("apdm+preserving", "cgn-session")]
+)
+def test_a_burst_in_vain_leaves_ports_for_the_relay_and_is_made_again(nat_a: str, nat_b: str) -> None:
+    """A block of 256 ports, whose NAT has seen all that was tried."""
+    climb = measure(nat_a, nat_b, 25.0, beyond=True)
+    assert not climb.message
+    assert climb.technique in ("udp-predict", "tcp-predict")
+    # In the midst of a full try, or in the next one.
+    assert climb.seconds is not None
+    assert climb.seconds < 15
+    assert climb.held < 256

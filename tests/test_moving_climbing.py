@@ -43,6 +43,17 @@ def tries(seconds: float, rate: float = 0.0, *, has_light: bool = True) -> list[
     return found
 
 
+def test_while_a_nat_has_few_ports_left_there_are_no_light_ones() -> None:
+    climbing = Climbing(0.0, 0)
+    assert climbing.next(0.0, 0, short=True).kind == "full"
+    climbing.tried("full", 0.0, 0)
+    climbing.tried("full", 40.0, 0)
+    climbing.tried("full", 41.0, 0)
+    climbing.tried("full", 42.0, 0)
+    assert climbing.next(43.0, 0).kind == "light"
+    assert climbing.next(43.0, 0, short=True).kind == "wait"
+
+
 def longest_gap(found: list[Try], until: float) -> float:
     ends = [0.0] + [end for _, _, end in found]
     return max(begin - end for end, (_, begin, _) in zip(ends, found, strict=False) if end < until)

@@ -151,7 +151,7 @@ _JOINT_DELAY = {True: 0.0, None: 1.0, False: 2.5}
 _BIRTHDAY_LATER = 0.3
 # Where TCP is preferred and predicts as well it comes first: two at a time cost the NATs twice as much. Where it has
 # missed, because a block keeps a reserve, UDP is to be through before the relay is taken (`relay_plan`).
-_BEHIND_TCP = 0.7
+BEHIND_TCP = 0.7
 PREDICT_BUDGET = 6.0
 BIRTHDAY_BUDGET = 12.0
 # Ports move on, and a path may become possible meanwhile, so prediction is repeated. A round takes somewhat less, and
@@ -187,7 +187,7 @@ def make_joint_datagram_plan(
         # One at a time: the second one begins where the first has ended early, because a word or an answer was lost.
         ("udp-birthday", 2 * _BIRTHDAY_LATER, BIRTHDAY_BUDGET, birthday),
     ):
-        delay = max(earliest, _JOINT_DELAY[changes] + later + (_BEHIND_TCP if behind_tcp else 0.0))
+        delay = max(earliest, _JOINT_DELAY[changes] + later + (BEHIND_TCP if behind_tcp else 0.0))
         delay += LATE if technique in late else 0.0
         if technique in techniques and delay < budget:
             planned.append(
