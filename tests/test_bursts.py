@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+from typing import cast
+
 import msgspec
 import pytest
+import trio
 from msgspec.structs import replace
 
 from ntcpsock._address import Endpoint
@@ -20,6 +25,9 @@ from ntcpsock._traversal.bursts import (
     reserved,
     steps_to_aim,
 )
+from ntcpsock._traversal.checks.pairs import Outgoing
+from ntcpsock._traversal.checks.port import UdpPort, open_udp_port
+from ntcpsock._traversal.observe_udp import hold_datagram_ports
 from ntcpsock._traversal.prediction import (
     Observation,
     Prediction,
@@ -33,6 +41,8 @@ from ntcpsock._traversal.prediction import (
     predict,
 )
 from ntcpsock._traversal.recent import KEPT_FOR
+from ntcpsock._traversal.strategies.base import AttemptContext
+from ntcpsock._traversal.strategies.predictions import exchange_predictions
 
 OURS, THEIRS = "203.0.113.1", "198.51.100.7"
 BLOCK = Prediction("band", OURS, 4096, 4351, aim=4200)
@@ -224,3 +234,92 @@ def test_the_word_says_it_and_older_nodes_need_not_understand() -> None:
     assert decode_prediction_untrusted(encode_prediction(word), OURS) == word
     old = msgspec.msgpack.encode(["band", OURS, 4096, 4351, 0, 4200])
     assert decode_prediction_untrusted(old, OURS) == BLOCK == plain(word)
+
+
+# -- what both sides agree to
+
+
+def context_of(peer: PeerBursts, theirs: Prediction) -> AttemptContext:
+    """An attempt whose other side says `theirs`."""
+
+    async def hear(word: str) -> bytes:
+        return encode_prediction(theirs)
+
+    return cast(
+        "AttemptContext",
+        SimpleNamespace(
+            bursts=peer,
+            talk=SimpleNamespace(say=lambda word, body: None, hear=hear),
+            remote=Endpoint(THEIRS, 0),
+            taken=lambda transport: (),
+            entry=SimpleNamespace(notes={}),
+        ),
+    )
+
+
+async def test_a_new_burst_comes_first_and_is_made_again_when_ports_are_few(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bursts = Bursts()
+    peer = PeerBursts(bursts, BOB)
+    new = await exchange_predictions(context_of(peer, COUNTS), BLOCK, "udp", 256)
+    assert new.burst is None
+    assert new.ours.most == 256 - reserved(256)
+    made = burst(plain(new.ours), plain(new.theirs), made=trio.current_time())
+    peer.begin("udp", made, trio.current_time())
+    again = await exchange_predictions(
+        context_of(peer, replace(COUNTS, low=7020, high=7033, again=made.name)), BLOCK, "udp", 256
+    )
+    assert again.burst == made
+    assert again.ours.again == made.name
+    # The other side has forgotten it, or has made another one.
+    for name in (0, made.name ^ 1):
+        with pytest.raises(OSError, match="too few ports") as caught:
+            await exchange_predictions(context_of(peer, replace(COUNTS, again=name)), BLOCK, "udp", 256)
+        assert caught.value.errno == errno.ENOBUFS
+
+
+async def test_no_block_is_used_up_for_what_never_leaves(autojump_clock: trio.testing.MockClock) -> None:
+    stuck = replace(COUNTS, leaves=False)
+    peer = PeerBursts(Bursts(), BOB)
+    with pytest.raises(OSError, match="the other side do not leave") as caught:
+        await exchange_predictions(context_of(peer, stuck), BLOCK, "tcp", 512)
+    assert caught.value.errno == errno.ENETUNREACH
+    # Where few ports are enough it is tried all the same.
+    await exchange_predictions(context_of(peer, stuck), replace(KNOWN, host=OURS), "tcp", 512)
+
+
+async def test_ports_of_ours_that_another_dial_has_are_left_out() -> None:
+    async with trio.open_nursery() as nursery, hold_datagram_ports((), nursery) as held:
+        number = held.port.number_of(held.fresh(1)[0])
+        free = open_udp_port(ipv6=False)
+        free.close()
+        again = held.again((number, free.number))
+        assert list(again) == [free.number]
+        assert held.port.number_of(again[free.number]) == free.number
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_packet_of_a_look_comes_from_a_socket_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one is the spare, which no NAT has seen."""
+    sent: list[int] = []
+
+    def send(port: UdpPort, out: Outgoing) -> bool:
+        sent.append(port.number_of(out.base))
+        return True
+
+    async def ask(port: UdpPort, server: Endpoint, *, rto: float, base: int) -> Endpoint:
+        return Endpoint(OURS, 7000 + base)
+
+    monkeypatch.setattr(UdpPort, "send", send)
+    monkeypatch.setattr(UdpPort, "ask", ask)
+    server = Endpoint("192.0.2.1", 3478)
+    async with (
+        trio.open_nursery() as nursery,
+        hold_datagram_ports((server,), nursery, towards=THEIRS) as held,
+    ):
+        assert len(sent) == 1
+        assert held.spare not in sent
+        assert held.between is not None
+        assert {item.local_port for item in held.observations} >= {*held.between}
+        nursery.cancel_scope.cancel()

@@ -48,7 +48,7 @@ def _ways(context: AttemptContext, meeting: Meeting, sessions: int) -> list[Way]
 
 
 def _made_again(context: AttemptContext, meeting: Meeting) -> list[Way]:
-    """The same ways, and those that our NAT has yet to count."""
+    """The same ways, and those that our NAT has yet to count. Raises OSError where another dial has all of them."""
     burst = meeting.burst
     assert burst is not None, "one that was made"
     bases = meeting.held.again([port for port, _ in burst.sessions])
@@ -56,4 +56,6 @@ def _made_again(context: AttemptContext, meeting: Meeting) -> list[Way]:
     again = [(bases[port], Endpoint(host, target)) for port, target in burst.sessions if port in bases]
     aim = Endpoint(host, burst.sessions[0][1])
     further = [(base, aim) for base in meeting.held.fresh(steps_to_aim(burst.ours, meeting.ours))]
+    if not again and not further:
+        raise OSError(errno.EADDRINUSE, "another attempt checks the same ways")
     return [*again, *further][-MAX_WAYS:]

@@ -117,4 +117,7 @@ async def check_all(
 def _begun(meeting: Meeting, sessions: tuple[tuple[int, int], ...], now: float) -> Burst:
     if meeting.burst is None:
         return Burst(plain(meeting.ours), plain(meeting.theirs), sessions, now)
-    return dataclasses.replace(meeting.burst, sessions=sessions)
+    # Those whose ports another dial has at this moment stay with it.
+    return dataclasses.replace(
+        meeting.burst, sessions=tuple(dict.fromkeys((*meeting.burst.sessions, *sessions)))[-MAX_WAYS:]
+    )
