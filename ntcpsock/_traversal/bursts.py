@@ -20,7 +20,7 @@ from ntcpsock._traversal.punch.message import Transport
 from ntcpsock._traversal.recent import KEPT_FOR
 
 #: Of a block's ports so many are never taken: the relay, the broker and everybody else behind the NAT need some.
-RESERVED_SHARE: Final = 16
+RESERVED_SHARE: Final = 12
 LEAST_RESERVED: Final = 8
 #: Blocks of more ports are not worth sparing.
 NARROW: Final = 2 * MAX_SESSIONS
