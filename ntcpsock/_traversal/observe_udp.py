@@ -114,10 +114,14 @@ async def _look(
                     now = trio.current_time()
                     nursery.cancel_scope.deadline = now + max(SHORTEST_GRACE, GRACE * (now - begin))
 
+        async def knock() -> None:
+            held.port.send(Outgoing(KNOCKING, Endpoint(towards, NOBODY), b"\0"))
+
         for number, (base, server) in enumerate(asked):
             if towards and number == len(bases) // 2:
                 held.between = held.port.number_of(asked[number - 1][0]), held.port.number_of(base)
-                held.port.send(Outgoing(KNOCKING, Endpoint(towards, NOBODY), b"\0"))
+                nursery.start_soon(knock)
+                await trio.lowlevel.checkpoint()
             nursery.start_soon(ask, base, server, number)
             # The request leaves when the task runs for the first time: one after the other.
             await trio.lowlevel.checkpoint()

@@ -189,10 +189,15 @@ def left_between(
 ) -> bool | None:
     """Whether a NAT that counts has counted a packet that left between the observations of two local ports; None where
     it does not count, or was not seen."""
-    first = {item.local_port: item.mapped.port for item in reversed(observations)}
+    first: dict[int, int] = {}
+    for item in observations:
+        first.setdefault(item.local_port, item.mapped.port)
     if between is None or prediction.shape != "sequential" or not first.keys() >= set(between):
         return None
-    return abs(first[between[1]] - first[between[0]]) > abs(prediction.step)
+    # Packets may overtake each other on the way to the NAT.
+    return any(
+        abs(after - before) > abs(prediction.step) for before, after in itertools.pairwise(first.values())
+    )
 
 
 def _is_behind(last: int, step: int, taken: Collection[int]) -> bool:
