@@ -15,6 +15,7 @@ from qh3.quic.tls_bridge import QuicTlsBridgeError
 from ntcpsock._session.quic import core_window
 from ntcpsock._session.quic.established import Established, Limits, Listener, drain
 from ntcpsock._session.quic.failure import broken
+from ntcpsock._session.quic.generations import Secrets
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
@@ -31,6 +32,8 @@ class Connection(QuicConnection):
     listener: Listener
     has_more = False
     header_key: bytes | None = None
+    _algorithms: tuple[str, str]
+    _traffic_secrets: dict[str, bytes]  # of 1-RTT packets, by direction
 
     def connect(self, addr: tuple[str, int], now: float) -> None:
         super().connect(addr, now)
@@ -48,6 +51,7 @@ class Connection(QuicConnection):
         core_window.limit(core, LARGEST_PROBED)
 
     def _create_core(self, remote_addr: tuple[str, int], initial_dcid: bytes, now: float) -> None:
+        self._traffic_secrets = {}
         configuration = self.configuration
         size = configuration.max_datagram_size
         configuration.max_datagram_size = core_window.VAST
@@ -58,13 +62,21 @@ class Connection(QuicConnection):
         core_window.limit(self._require_core(), core_window.LARGEST if self._is_client else size)
 
     def _call_core(self, operation: Callable[..., Any], *args: Any) -> Any:
-        if args[:2] == ("receive", int(tls.Epoch.ONE_RTT)) and args[2][1].startswith("aes"):
-            self.header_key = args[5]
+        if args[1:2] == (int(tls.Epoch.ONE_RTT),) and args[0] in ("send", "receive"):
+            direction, _, self._algorithms, _, _, header_key, _, secret, _ = args
+            self._traffic_secrets[direction] = secret
+            if direction == "receive" and self._algorithms[1].startswith("aes"):
+                self.header_key = header_key
         return super()._call_core(operation, *args)
 
     @property
     def core(self) -> QuicConnectionCore | None:
         return self._core
+
+    @property
+    def secrets(self) -> Secrets:
+        """Those of TLS, as soon as it is done."""
+        return Secrets(self._algorithms, self._traffic_secrets["send"], self._traffic_secrets["receive"])
 
     def require_core(self) -> QuicConnectionCore:
         return self._require_core()

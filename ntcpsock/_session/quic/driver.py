@@ -231,7 +231,7 @@ class QuicDriver:
     def _keep_alive(self, now: float) -> None:
         if self.machine.handshake_done and now >= self._said + self.keep_alive and not self.machine.closed:
             self._said = now
-            self.machine.ping()
+            self.machine.say_alive()
 
     def _linger(self, now: float) -> None:
         """Close as soon as everything has arrived, or nothing moves any more."""

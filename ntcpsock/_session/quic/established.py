@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _UNEXPECTED_MESSAGE: Final = 0x0100 + 10
 
 
+# Connection ids that an end holds ready for the other one: the fewest (RFC 9000 section 18.2), for none ever changes.
+CONNECTION_IDS: Final = 2
+
+
 class Listener(Protocol):
     """Who hears what has happened: the machine."""
 
@@ -96,7 +100,7 @@ class Limits(NamedTuple):
             None,
             parameters.max_datagram_frame_size,
             None,
-            parameters.active_connection_id_limit or 2,
+            CONNECTION_IDS,
             bool(parameters.disable_active_migration),
         )
 
@@ -118,13 +122,13 @@ def _shared(limits: Limits) -> Limits:
 
 
 class Established:
-    """As `connection.Connection`, after the handshake."""
+    """As `connection.Connection`, after the handshake. core: None while the connection is dormant."""
 
-    __slots__ = ("_is_client", "_limits", "core", "has_more", "host_cid", "listener")
+    __slots__ = ("_is_client", "core", "has_more", "host_cid", "limits", "listener")
 
     def __init__(
         self,
-        core: QuicConnectionCore,
+        core: QuicConnectionCore | None,
         is_client: bool,
         host_cid: bytes,
         limits: Limits,
@@ -135,24 +139,26 @@ class Established:
         self.listener = listener
         self.has_more = False
         self._is_client = is_client
-        self._limits = _shared(limits)
+        self.limits = _shared(limits)
 
     def require_core(self) -> QuicConnectionCore:
+        assert self.core is not None
         return self.core
 
     def receive_datagram(self, data: bytes, address: tuple[str, int], now: float) -> None:
-        self.core.receive_datagram(data, address, now)
+        self.require_core().receive_datagram(data, address, now)
         self.drain()
 
     def drain(self) -> None:
         """Tell the listener what has happened, as far as it has room."""
-        self.has_more = drain(self.core, self.listener, self._on_crypto)
+        if self.core is not None:
+            self.has_more = drain(self.core, self.listener, self._on_crypto)
 
     def _on_crypto(self, event: tuple[Any, ...]) -> None:
         # A server may offer tickets, with which nobody resumes; a client has nothing to say any more: RFC 8446
         # section 4.6, RFC 9001 section 6 (KeyUpdate is not TLS's there) and section 4.4 (nor is authentication).
         if not self._is_client:
-            self.core.close(_UNEXPECTED_MESSAGE, None, b"")
+            self.require_core().close(_UNEXPECTED_MESSAGE, None, b"")
             self.listener.fail(broken("TLS failed: a message after the handshake", None))
 
     @property
@@ -161,16 +167,17 @@ class Established:
         return True
 
     def limit_datagrams(self, size: int) -> None:
-        self._limits.limit_datagrams(self.core, size)
+        if self.core is not None:
+            self.limits.limit_datagrams(self.core, size)
 
     @property
     def max_datagram_frame_size(self) -> int:
-        return self._limits.max_datagram_frame_size or 0
+        return self.limits.max_datagram_frame_size or 0
 
     def open_stream(self, stream: int) -> None:
         """Open a stream of our own, without a word yet."""
-        self.core.send_stream(stream, b"")
+        self.require_core().send_stream(stream, b"")
 
     def end(self, code: int, reason: str) -> None:
         """CONNECTION_CLOSE."""
-        self.core.close(code, None, reason.encode())
+        self.require_core().close(code, None, reason.encode())

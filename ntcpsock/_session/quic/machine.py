@@ -15,7 +15,6 @@ import errno
 import hashlib
 import hmac
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -30,10 +29,13 @@ from ntcpsock._session.quic.configuration import (
 )
 from ntcpsock._session.quic.connection import LARGEST_PROBED, Connection
 from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQueues
+from ntcpsock._session.quic.dormancy import WORD_LENGTH, Dormancy
 from ntcpsock._session.quic.established import Established
 from ntcpsock._session.quic.failure import broken
+from ntcpsock._session.quic.generations import connection_id
+from ntcpsock._session.quic.received import ReceivedBytes
 from ntcpsock._session.quic.resequencing import LARGE, PacketNumbers, Resequencer
-from ntcpsock._session.quic.sending import STREAM, Sending
+from ntcpsock._session.quic.sending import CLIENTS_STREAM, SERVERS_STREAM, Sending
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
@@ -80,13 +82,12 @@ class QuicMachine:
         self._fingerprint = fingerprint
         self._connection: Connection | Established = connection
         connection.listener = self
-        # None while empty, as nearly always: an empty deque takes 600 bytes.
-        self._chunks: deque[memoryview] | None = None
-        self._held = 0
+        self._received = ReceivedBytes()
         self._datagrams = DatagramQueues()
         self._sending = Sending(self._datagrams)
         self._header_key: bytes | None = None
         self._resequencer: Resequencer | None = None  # as soon as there is an order
+        self._dormancy: Dormancy | None = None  # after the handshake
         self._now = self._heard_at = now
         self._idle_timeout = idle_timeout
         self._has_timed_out = False
@@ -94,6 +95,11 @@ class QuicMachine:
         self._initial_rtt = initial_rtt
         self._pings: dict[int, bool] = {}
         self._ping = 0
+        self._gives_up = False  # the core, from which everything is taken
+        self._ping_waits = False  # for a core
+        self._last_word: tuple[int, str] | None = None  # waits for a core
+        self._round_trip: float | None = None  # as the last core knew it
+        self._peers_stream = CLIENTS_STREAM
         self._stream_open = False
         self._may_use_stream = fingerprint is not None  # the client opens it
         self._wants_to_speak = False
@@ -151,6 +157,15 @@ class QuicMachine:
     def receive(self, buffer: bytes, size: int, now: float) -> int:
         """Datagrams of the path, each of `size` bytes, the last one perhaps shorter. How many packets in them were
         the peer's and new (counted after the handshake). Whatever they are: it raises nothing."""
+        dormancy = self._dormancy
+        if dormancy is not None and (dormancy.listens or len(buffer) == WORD_LENGTH):
+            return sum(
+                self._receive_one(dormancy, buffer[start : start + size], now)
+                for start in range(0, len(buffer), size)
+            )
+        return self._receive_with_core(buffer, size, now)
+
+    def _receive_with_core(self, buffer: bytes, size: int, now: float) -> int:
         core, time = self._connection.core, self._sending.clock.time(now)
         self._now, accepted = now, 1
         in_flight = 0 if core is None else core.bytes_in_flight
@@ -170,9 +185,10 @@ class QuicMachine:
                 self._guard(
                     self._connection.receive_datagram, buffer[start : start + size], self._address, time
                 )
-            core = self._connection.core
-        if accepted and core is not None:
+        core = self._connection.core  # there may be none any more
+        if accepted:
             self._heard_at = now
+        if accepted and core is not None:
             self._guard(self._sending.received, core, now, in_flight)
             if self._sending.is_probing:
                 self._learn_datagram_size(core)
@@ -187,9 +203,14 @@ class QuicMachine:
 
     def datagrams_to_send(self, now: float, most: int) -> list[bytes]:
         """What is to be sent now, at most so many datagrams. There may be more."""
+        dormancy, words = self._dormancy, []
+        if dormancy is not None and (dormancy.to_say or dormancy.may_wake):
+            if dormancy.may_wake and self._has_to_speak:
+                self._wake(dormancy, now)
+            words = dormancy.words()
         core = self._connection.core
         if core is None:
-            return []
+            return words
         # What the core has got already it cannot make smaller.
         if self._sending.size_check.is_failed and not self._sending.has_more:
             self.lower_datagram_size()
@@ -203,13 +224,13 @@ class QuicMachine:
             # a client's core tries itself how large they may be.
             self._announces_size = False
             datagrams.insert(0, datagrams[0].ljust(LARGEST_PROBED, b"\0"))
-        return datagrams
+        return datagrams + words if words else datagrams
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called; None for never."""
         core = self._connection.core
         if core is None:
-            return None
+            return None if self.is_over else self._heard_at + self._idle_timeout
         timer = core.get_timer()
         deadline = math.inf if timer is None else self._sending.clock.our_time(timer[1])
         paced = self._sending.next_time()
@@ -220,22 +241,28 @@ class QuicMachine:
             deadline = min(deadline, held)
         if not self.is_over:
             deadline = min(deadline, self._heard_at + self._idle_timeout)
+            look = None if self._dormancy is None or self.closed else self._dormancy.due_at()
+            if look is not None:
+                deadline = min(deadline, look)
         return None if deadline == math.inf else deadline
 
     def handle_timer(self, now: float) -> None:
         """May be called early."""
-        core = self._connection.core
-        if core is None:
-            return
         if self._resequencer is not None:
             for data, size in self._resequencer.release(now):
                 self.receive(data, size, now)
-        time = self._sending.clock.time(now)
-        timer = core.get_timer()
-        if timer is not None and timer[1] <= time:
-            self._guard(core.handle_timer, time)
-            self._guard(self._connection.drain)
-            self._guard(self._sending.timer_fired, core, now)
+        core = self._connection.core
+        if core is not None:
+            time = self._sending.clock.time(now)
+            timer = core.get_timer()
+            if timer is not None and timer[1] <= time:
+                self._sending.note_pacing(timer)
+                self._guard(core.handle_timer, time)
+                self._guard(self._connection.drain)
+                self._guard(self._sending.timer_fired, core, now)
+            if self._dormancy is not None and not self.is_over:
+                self._dormancy.look(now, self.round_trip or self._initial_rtt, self._quiet)
+                self._sending.frozen = self._dormancy.state == "asking"
         if now >= self._heard_at + self._idle_timeout and not self.is_over:
             # RFC 9000 section 10.1: without a word.
             if not (self.ended or self.closed):
@@ -246,7 +273,9 @@ class QuicMachine:
     def is_over(self) -> bool:
         """Whether nothing of this connection is to be sent any more, not even an answer."""
         core = self._connection.core
-        return core is None or self._has_timed_out or core.state in ("terminated", "draining")
+        if self._has_timed_out or core is None:
+            return self._has_timed_out or not self._is_dormant
+        return core.state in ("terminated", "draining")
 
     @property
     def timeouts(self) -> int:
@@ -258,7 +287,8 @@ class QuicMachine:
     def round_trip(self) -> float | None:
         """The smoothed round-trip time in seconds, None before the first one."""
         core = self._connection.core
-        return None if core is None else core.smoothed_rtt
+        known = None if core is None else core.smoothed_rtt
+        return self._round_trip if known is None else known
 
     @property
     def host_id(self) -> bytes:
@@ -272,17 +302,17 @@ class QuicMachine:
         """Take the first bytes of `data` for the stream, as far as there is room: how many. Raises the connection's
         error. A server has no room before the client's first byte has arrived."""
         self._check_may_send()
-        core = self._connection.require_core()
         if not self._may_use_stream:
             return 0
-        room = SEND_ROOM - self._sending.backlog - core.get_send_buffer_size(STREAM)
+        room = SEND_ROOM - self._waiting_bytes
         if room <= 0:
             return 0
         part = data if len(data) <= room else memoryview(data)[:room]
         if not self._stream_open:
             self._stream_open = True
-            self._guard(self._connection.open_stream, STREAM)
+            self._guard(self._connection.open_stream, self._sending.stream)
         self._sending.write(part)
+        self._use()
         if self.error is not None:
             raise self.error
         return len(part)
@@ -290,42 +320,34 @@ class QuicMachine:
     @property
     def has_room(self) -> bool:
         """Whether `send` would take something worth a call, or raise."""
-        core = self._connection.core
-        if self.error is not None or self.ended or core is None:
+        if self.error is not None or self.ended:
             return True
-        waiting = self._sending.backlog + core.get_send_buffer_size(STREAM)
-        return self._may_use_stream and bool(waiting <= SEND_ROOM // 2)
+        return self._may_use_stream and self._waiting_bytes <= SEND_ROOM // 2
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """Bytes of the stream that have not been sent for the first time."""
+        core = self._connection.core
+        return self._sending.backlog + (
+            0 if core is None else int(core.get_send_buffer_size(self._sending.stream))
+        )
 
     def unacknowledged(self) -> int:
         """Bytes that have not reached the peer for sure, packets' overhead included."""
-        core = self._connection.core
-        if core is None or self.is_over:
+        if self.is_over:
             return 0
-        return int(self._sending.backlog + core.get_send_buffer_size(STREAM) + core.bytes_in_flight)
+        core = self._connection.core
+        return self._waiting_bytes + (0 if core is None else int(core.bytes_in_flight))
 
     def receive_into(self, buffer: memoryview) -> int:
         """Fill the front of `buffer` with what has arrived of the stream: how many bytes.
 
         Where it gives 0: `error` or `ended` say whether anything may come yet.
         """
-        filled, room = 0, len(buffer)
-        chunks = self._chunks
-        while chunks and filled < room:
-            chunk = chunks[0]
-            count = min(len(chunk), room - filled)
-            buffer[filled : filled + count] = chunk[:count]
-            filled += count
-            if count == len(chunk):
-                chunks.popleft()
-            else:
-                chunks[0] = chunk[count:]
-        if not chunks:
-            self._chunks = None
-        if filled:
-            self._held -= filled
-            if self._connection.has_more:
-                self._wants_to_speak = True
-                self._guard(self._connection.drain)
+        filled = self._received.read_into(buffer)
+        if filled and self._connection.has_more:
+            self._wants_to_speak = True
+            self._guard(self._connection.drain)
         return filled
 
     @property
@@ -337,7 +359,7 @@ class QuicMachine:
     @property
     def readable(self) -> int:
         """Bytes that `receive_into` would give at once."""
-        return self._held
+        return self._received.held
 
     # -- datagrams of the application (RFC 9221)
 
@@ -357,6 +379,7 @@ class QuicMachine:
         if not self.has_datagram_room:
             return False
         self._datagrams.send(data)
+        self._use()
         return True
 
     @property
@@ -389,15 +412,25 @@ class QuicMachine:
     # -- signs of life
 
     def ping(self, *, expect: bool = False) -> int:
-        """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer."""
+        """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer. The peer answers it in
+        any case, so that it wakes a dormant connection."""
         self._ping += 1
+        if expect:
+            self._pings[self._ping] = False
         core = self._connection.core
-        if core is not None:
-            if expect:
-                self._pings[self._ping] = False
+        if self._dormancy is not None and self._dormancy.may_wake:
+            self._ping_waits = True
+        elif core is not None:
             self._guard(core.send_ping, self._ping)
             self._sending.hurry()
         return self._ping
+
+    def say_alive(self) -> None:
+        """Queue a sign of life, which needs no answer."""
+        if self._dormancy is not None and self._is_dormant:
+            self._dormancy.say_alive()
+        else:
+            self.ping()
 
     def forget_pings(self) -> None:
         """Expect no answers any more."""
@@ -414,8 +447,14 @@ class QuicMachine:
 
     def close(self, code: int, reason: str = "") -> None:
         """CONNECTION_CLOSE, at once; what was not sent or not acknowledged is lost."""
-        if not self.closed:
-            self.closed = self._sending.closing = True
+        if self.closed:
+            return
+        self.closed = True
+        if self._dormancy is not None and self._dormancy.may_wake:
+            self._last_word = (code, reason)
+        else:
+            self._dormancy = None
+            self._sending.closing = True
             self._guard(self._connection.end, code, reason)
 
     def fail(self, error: OSError) -> None:
@@ -441,14 +480,126 @@ class QuicMachine:
             self.fail(broken("QUIC failed inside", error))
         return None
 
+    # -- without a core: see `dormancy`
+
+    @property
+    def _is_dormant(self) -> bool:
+        return self._dormancy is not None and self._dormancy.state == "dormant"
+
+    def _use(self) -> None:
+        if self._dormancy is not None:
+            self._dormancy.used = True
+
+    def _quiet(self) -> bool | None:
+        """Whether nothing is on its way, nor waits to be; None where only acknowledgements are missing."""
+        core = self._connection.core
+        if core is None or self.is_over or self.closed or self.ended or self.error is not None:
+            return False
+        if self._waiting_bytes or self._datagrams.has_outgoing or self._connection.has_more:
+            return False
+        return None if core.bytes_in_flight or self._sending.has_more else True
+
+    def _receive_one(self, dormancy: Dormancy, datagram: bytes, now: float) -> int:
+        """As `receive`, where it may be a word, or a packet of the next core."""
+        word = dormancy.read(datagram)
+        if word is not None:
+            was_new = dormancy.hear(word, self._quiet)
+            if self._is_dormant:
+                self._give_up()
+            self._sending.frozen = dormancy.state == "asking"
+            if was_new:
+                self._heard_at = now
+            return int(was_new)
+        packet = dormancy.packet(datagram) if dormancy.listens else "last"
+        if packet == "next":
+            return self._wake_by(dormancy, datagram, now)
+        if not self._is_dormant:
+            return self._receive_with_core(datagram, len(datagram), now)
+        if packet == "last":
+            dormancy.say_alive()  # the other one has not heard it yet
+        return 0
+
+    def _give_up(self) -> None:
+        """Be rid of the core, if there still is one."""
+        connection = self._connection
+        assert isinstance(connection, Established)
+        if connection.core is None:
+            return
+        self._gives_up = True
+        self._guard(connection.drain)
+        self._gives_up = False
+        self._round_trip = self.round_trip
+        connection.core = None
+        is_client = self._fingerprint is not None
+        self._sending = self._sending.succeeded(CLIENTS_STREAM if is_client else SERVERS_STREAM)
+        self._peers_stream = SERVERS_STREAM if is_client else CLIENTS_STREAM
+        self._resequencer = self._header_key = None
+        self._stream_open = True  # of the next core, as soon as there is one
+
+    @property
+    def _has_to_speak(self) -> bool:
+        """Whether anything waits for a core."""
+        waits = self._waiting_bytes or self._datagrams.has_outgoing or self._ping_waits
+        return bool(waits) or self._last_word is not None
+
+    def _wake(self, dormancy: Dormancy, now: float) -> None:
+        core = self._make_core(dormancy, now)
+        if core is not None:
+            self._take_up(dormancy, core, now)
+
+    def _wake_by(self, dormancy: Dormancy, datagram: bytes, now: float) -> int:
+        """A datagram that looks like one of the next core's: 1 where it is, and was taken."""
+        core = self._make_core(dormancy, now)
+        report = core and self._guard(core.receive_gro_buffer, datagram, len(datagram), self._address, now)
+        if core is None or not report or not report[2]:
+            return 0
+        self._take_up(dormancy, core, now)
+        self._heard_at = now
+        self._guard(self._connection.drain)
+        return 1
+
+    def _make_core(self, dormancy: Dormancy, now: float) -> QuicConnectionCore | None:
+        connection = self._connection
+        assert isinstance(connection, Established)
+        return self._guard(
+            lambda: dormancy.secrets.make_core(
+                dormancy.is_client,
+                self._address,
+                now,
+                datagram_size=self.datagram_size,
+                round_trip=self.round_trip or self._initial_rtt,
+                limits=connection.limits,
+            )
+        )
+
+    def _take_up(self, dormancy: Dormancy, core: QuicConnectionCore, now: float) -> None:
+        """Go on with the next core."""
+        connection = self._connection
+        assert isinstance(connection, Established)
+        self._give_up()
+        connection.core = core
+        connection.host_cid = connection_id(dormancy.secrets.received)
+        self._header_key = dormancy.secrets.header_key
+        dormancy.wake(now)
+        self._sending.start(core, now, self.datagram_size, self.round_trip or self._initial_rtt)
+        self._guard(connection.open_stream, self._sending.stream)
+        if self._ping_waits:
+            self._ping_waits = False
+            self._guard(core.send_ping, self._ping)
+            self._sending.hurry()
+        if self._last_word is not None:
+            self._dormancy = None
+            self._sending.closing = True
+            self._guard(connection.end, *self._last_word)
+
     # -- what the core tells
 
     def has_room_for_events(self) -> bool:
-        if self._held < RECEIVE_ROOM:
+        if self._received.held < RECEIVE_ROOM or self._gives_up:
             return True
         # Behind data that nobody reads may stand the answer to a ping, and the end of everything. No more than the
         # window is there, but what is taken out for a ping lets more come.
-        return not self._is_open or (bool(self._pings) and self._held < WINDOW)
+        return not self._is_open or (bool(self._pings) and self._received.held < WINDOW)
 
     @property
     def _is_open(self) -> bool:
@@ -456,18 +607,18 @@ class QuicMachine:
         return core is None or core.state in ("first_flight", "connected")
 
     def on_stream_data(self, stream: int, data: bytes) -> None:
-        if stream != STREAM:
-            self.fail(broken("the peer opened a second stream", None))
+        if stream == self._peers_stream:
+            if data:
+                self._may_use_stream = True
+                self._received.append(data)
+                self._use()
+        else:
+            self.fail(broken("the peer opened another stream", None))
             self.close(ABORT, "one stream only")
-        elif data:
-            self._may_use_stream = True
-            if self._chunks is None:
-                self._chunks = deque()
-            self._chunks.append(memoryview(data))
-            self._held += len(data)
 
     def on_datagram(self, data: bytes) -> None:
         self._datagrams.receive(data)
+        self._use()
 
     def on_ping_acknowledged(self, ping: int) -> None:
         self._sending.window.on_ping_acknowledged(ping)
@@ -487,7 +638,9 @@ class QuicMachine:
                 return
         self.handshake_done = True
         self._header_key = connection.header_key
+        self._dormancy = Dormancy(self._fingerprint is not None, connection.secrets, self.host_id, self._now)
         self._connection = connection.establish()
+        assert self._connection.core is not None
         core = self._connection.core
         self._sending.start(core, self._now, self.datagram_size, core.smoothed_rtt or self._initial_rtt)
 

@@ -22,7 +22,9 @@ from ntcpsock._session.quic.size_check import SizeCheck
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
 
-STREAM: Final = 0  # the first that a client opens: RFC 9000 section 2.1
+# The first that a client opens, and a server: RFC 9000 section 2.1.
+CLIENTS_STREAM: Final = 0
+SERVERS_STREAM: Final = 1
 # Bytes of a packet that the core does not fill with those of a stream.
 STREAM_OVERHEAD: Final = 64
 # Packets that leave without a budget after something was received or fell due: an acknowledgement, two probes.
@@ -38,9 +40,12 @@ GRANULARITY: Final = 0.001
 
 
 class Sending:
-    """control: None until `start`; until then the core sends what it has, for the handshake is small."""
+    """control: None until `start`; until then the core sends what it has, for the handshake is small. stream: of the
+    application's bytes; frozen: whether the core gets nothing of the application at the moment."""
 
-    def __init__(self, datagrams: DatagramQueues) -> None:
+    def __init__(self, datagrams: DatagramQueues, stream: int = CLIENTS_STREAM) -> None:
+        self.stream = stream
+        self.frozen = False
         self.clock = CoreClock()
         self.window = CoreWindow()
         self.size_check = SizeCheck()
@@ -59,6 +64,7 @@ class Sending:
         self._heard_at = -math.inf
         self._probed_at = -math.inf
         self._round_trip = 0.0
+        self._core_paced_until = -math.inf  # by its clock
         self._more = False  # whether the core may have something that waits for a budget
         self._blocked = False  # whether the peer has given no credit for more of the stream
         self._silent = False  # whether anything waits for the end of the silence behind the window's PINGs
@@ -72,6 +78,12 @@ class Sending:
         self.control = Bbr(now, datagram_size, round_trip, id(self))
         self._pacer = Pacer(now, self.control.pacing_rate, datagram_size)
         self._round_trip = round_trip
+
+    def succeeded(self, stream: int) -> Sending:
+        """What sends in another core's time: it gets all that this one's core has not got."""
+        successor = Sending(self._datagrams, stream)
+        successor._chunks, successor.backlog = self._chunks, self.backlog
+        return successor
 
     def set_datagram_size(self, size: int) -> None:
         """So many bytes are in a full packet from now on."""
@@ -89,6 +101,11 @@ class Sending:
     def has_more(self) -> bool:
         """Whether the core may hold something that waits for a budget."""
         return self._more
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anything of the application waits for the core, and may go there."""
+        return not self.frozen and (bool(self._chunks) or self._datagrams.has_outgoing)
 
     def hurry(self) -> None:
         """Something small has been given to the core that is not to wait for a budget."""
@@ -169,13 +186,13 @@ class Sending:
             if packets < most and in_flight > control.window // 2 and packets < self._worth(control):
                 packets = 0  # acknowledgements, which are on their way, or the pacer make it more
             if packets > 0:
-                size = min(self._datagrams.next_size, datagram_size)
+                size = 0 if self.frozen else min(self._datagrams.next_size, datagram_size)
                 is_checked = self.size_check.join(core, size, now, self._heard_at, self._round_trip)
                 self._feed(core, packets, datagram_size)
                 self._more = self._take(core, time, packets, datagrams)
                 if is_checked and datagrams:
                     self.size_check.left(len(datagrams[0]))
-                self._blocked = not self._more and core.get_send_buffer_size(STREAM) > 0
+                self._blocked = not self._more and core.get_send_buffer_size(self.stream) > 0
             if self._free and (packets <= 0 or not self._more):
                 free, self._free = self._free, 0
                 if packets <= 0:
@@ -210,11 +227,14 @@ class Sending:
     def _time_of_sending(self, core: QuicConnectionCore, now: float, in_flight: int) -> float:
         """What time the core is told. Its own pacer may wait for a time to which its clock does not come while nothing
         is sent: then nothing ever would be, and the timer always due."""
+        self.note_pacing(core.get_timer())
         time = self.clock.time_of_sending(now, in_flight, self._round_trip)
-        timer = core.get_timer()
+        return max(time, min(self._core_paced_until, self.clock.time(now)))
+
+    def note_pacing(self, timer: tuple[str, float] | None) -> None:
+        """Before the core's `timer` is handled, with which its pacer forgets what it has waited for."""
         if timer is not None and timer[0] == "pacing":
-            return max(time, min(timer[1], self.clock.time(now)))
-        return time
+            self._core_paced_until = timer[1]
 
     def _hasten_acknowledgement(self, core: QuicConnectionCore, now: float, time: float) -> None:
         """What waits to be acknowledged goes along with data; and it does not wait for a clock that stands still."""
@@ -248,7 +268,7 @@ class Sending:
                 control.restart(now)
             self._measure.sent(now, sent, in_flight)
         has_room = control.window - in_flight >= control.datagram_size
-        has_work = self._more or bool(self._chunks) or self._datagrams.has_outgoing
+        has_work = self._more or self.has_waiting
         self._paced = (
             has_room and has_work and self._pacer.budget(now) < self._worth(control) * control.datagram_size
         )
@@ -258,13 +278,15 @@ class Sending:
 
     def _feed(self, core: QuicConnectionCore, packets: int, datagram_size: int) -> None:
         """Give the core enough for so many packets."""
+        if self.frozen:
+            return
         used = 0
         if self._datagrams.has_outgoing:
             used = self._datagrams.let_go(core, datagram_size, packets)
         chunks = self._chunks
         if not chunks:
             return
-        room = (packets - used) * (datagram_size - STREAM_OVERHEAD) - core.get_send_buffer_size(STREAM)
+        room = (packets - used) * (datagram_size - STREAM_OVERHEAD) - core.get_send_buffer_size(self.stream)
         while room > 0 and chunks:
             chunk = chunks[0]
             if len(chunk) <= room:
@@ -272,7 +294,7 @@ class Sending:
             else:
                 chunks[0] = chunk[room:]
                 chunk = chunk[:room]
-            core.send_stream(STREAM, chunk)
+            core.send_stream(self.stream, chunk)
             self.backlog -= len(chunk)
             room -= len(chunk)
         if not chunks:
