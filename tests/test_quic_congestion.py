@@ -219,6 +219,14 @@ def test_what_the_core_itself_paces_is_sent_in_the_end() -> None:
     core = cast(Any, SimpleNamespace(get_timer=lambda: ("pacing", 1.5, ())))
     assert sending._time_of_sending(core, 1.2, 0) == pytest.approx(1.2)
     assert sending._time_of_sending(core, 1.6, 0) == pytest.approx(1.5)
+    # The core forgets what its pacer has waited for as soon as the timer is handled, and begins to wait anew.
+    core = cast(Any, SimpleNamespace(get_timer=lambda: ("loss_detection", 1.7, ())))
+    assert sending._time_of_sending(core, 1.6, 0) == pytest.approx(1.5)
+
+
+def test_without_a_pacer_that_waits_the_core_hears_little_of_idleness() -> None:
+    sending = Sending(DatagramQueues())
+    sending.clock.acknowledged(1.0)
     core = cast(Any, SimpleNamespace(get_timer=lambda: ("loss_detection", 1.5, ())))
     assert sending._time_of_sending(core, 1.6, 0) == pytest.approx(1.0 + core_clock.IDLE)
 
