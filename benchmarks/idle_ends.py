@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import ntcpsock
+from ntcpsock._session.quic.dormancy import REST_AFTER
 from ntcpsock.cli.stage import Stage, stop
 
 FIRST = 50  # before the first measurement: the engine, its libraries, pools and ports
-SETTLED = 3.0  # seconds after which a connection is idle
+SETTLED = 2 * REST_AFTER + 10.0  # seconds after which an unused connection is idle
 
 
 def resident() -> int:

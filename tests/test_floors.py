@@ -87,6 +87,8 @@ FLOORS = (
             "_traversal.turn.transport",
             "_traversal.http.tls",
             "_traversal.relay.tunnel",
+            "_freed",
+            "_slim_event",
             "_session.binding",
             "_session.carrier",
             "_session.datagram_path",

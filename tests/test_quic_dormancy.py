@@ -1,4 +1,4 @@
-"""Two machines that give up their cores when they are idle, over a network without mercy: nothing is lost or doubled."""
+"""Two machines that give up their cores when idle, over a network without mercy: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class World:
         client = QuicMachine.client(
             certificate().fingerprint, self.now, datagram_size=1200, idle_timeout=60.0, initial_rtt=2 * DELAY
         )
-        self._datagrams = (client.datagrams_to_send(self.now, 10), [])
-        for datagram in self._datagrams[0]:
+        for datagram in client.datagrams_to_send(self.now, 10):
             self._accepting.receive(datagram, self.now)
         self.machines = (client, self._accepting.machines[0])
         weather = self.loss, self.copies, self.jitter

@@ -14,6 +14,7 @@ from ntcpsock._report import PathInfo, PeerInfo, Report
 from ntcpsock._session.carrier import Carrier, WatchableCarrier
 from ntcpsock._session.driver import FULL_PAYLOAD, SessionDriver
 from ntcpsock._session.guards import Conflict, Sending, Translated
+from ntcpsock._slim_event import SlimEvent
 
 CLOSE_TIMEOUT: Final = 5.0  # seconds without any progress after which aclose() gives up
 CLOSE_GRACE: Final = 0.1  # seconds that aclose() prefers the peer's ACK to its kernel's
@@ -101,7 +102,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         #: Seconds that its user would wait for another carrier at most, whatever the node's `linger` is.
         self.linger = math.inf
         self._driver = SessionDriver(carrier, received, window)
-        self._moved = trio.Event()
+        self._moved = SlimEvent()
         self._receive_conflict = Conflict("another task is receiving on this stream")
         self._sent_unread = 0
         self._translated = Translated(self._driver)
@@ -173,7 +174,7 @@ class NTCPStream(trio.abc.HalfCloseableStream):
         self.tell_end()
 
     def _tell_moved(self) -> None:
-        moved, self._moved = self._moved, trio.Event()
+        moved, self._moved = self._moved, SlimEvent()
         moved.set()
 
     def tell_end(self) -> None:

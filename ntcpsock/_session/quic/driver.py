@@ -16,6 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 import trio
 
 from ntcpsock._address import Endpoint
+from ntcpsock._freed import freed
 from ntcpsock._session.datagram_path import DatagramPath
 from ntcpsock._session.quic.configuration import ABORT, DONE
 from ntcpsock._session.quic.machine import QuicMachine
@@ -30,6 +31,8 @@ LINGER: Final = 5.0
 UNREACHABLE_PATIENCE: Final = 1.0
 # Probe time-outs after which large datagrams are suspected of getting lost for their size.
 BLACK_HOLE_TIMEOUTS: Final = 3
+# Bytes that a connection needs less while it is dormant, at least.
+CORE: Final = 28 * 1024
 # The core's clock counts nanoseconds, ours has the digits of a float.
 SHORTEST_WAIT: Final = 1e-6
 
@@ -75,6 +78,7 @@ class QuicDriver:
         self._said = self._heard
         self._lost_since: float | None = None
         self._move: _Move | None = None
+        self._is_dormant = False
         self._tended = path if isinstance(path, Tended) else None
         self._tend_at = math.inf
         if isinstance(path, SocketPath):
@@ -154,6 +158,7 @@ class QuicDriver:
             self._linger(now)
         self._watch_errors(now)
         self._flush(now)
+        self._watch_dormancy(now)
         self.wake()
         if machine.error is not None and not machine.closed:
             machine.close(ABORT)  # so that what goes on arriving gets an answer for a while
@@ -232,6 +237,13 @@ class QuicDriver:
         if self.machine.handshake_done and now >= self._said + self.keep_alive and not self.machine.closed:
             self._said = now
             self.machine.say_alive()
+            freed.give_back(now)
+
+    def _watch_dormancy(self, now: float) -> None:
+        was_dormant, self._is_dormant = self._is_dormant, self.machine.is_dormant
+        if self._is_dormant and not was_dormant:
+            freed.add(CORE)
+            freed.give_back(now)
 
     def _linger(self, now: float) -> None:
         """Close as soon as everything has arrived, or nothing moves any more."""

@@ -64,6 +64,40 @@ class QuicMachine:
     error: why the connection ended, or None; ended: whether the peer closed it in order (DONE).
     """
 
+    # As many attributes in a dictionary take 1.5 KiB.
+    __slots__ = (
+        "_address",
+        "_announces_size",
+        "_connection",
+        "_datagrams",
+        "_dormancy",
+        "_fingerprint",
+        "_gives_up",
+        "_has_timed_out",
+        "_header_key",
+        "_heard_at",
+        "_idle_timeout",
+        "_initial_rtt",
+        "_last_word",
+        "_may_use_stream",
+        "_now",
+        "_peers_stream",
+        "_ping",
+        "_ping_waits",
+        "_pings",
+        "_received",
+        "_resequencer",
+        "_round_trip",
+        "_sending",
+        "_stream_open",
+        "_wants_to_speak",
+        "closed",
+        "datagram_size",
+        "ended",
+        "error",
+        "handshake_done",
+    )
+
     def __init__(
         self,
         connection: Connection,
@@ -274,7 +308,7 @@ class QuicMachine:
         """Whether nothing of this connection is to be sent any more, not even an answer."""
         core = self._connection.core
         if self._has_timed_out or core is None:
-            return self._has_timed_out or not self._is_dormant
+            return self._has_timed_out or not self.is_dormant
         return core.state in ("terminated", "draining")
 
     @property
@@ -427,7 +461,7 @@ class QuicMachine:
 
     def say_alive(self) -> None:
         """Queue a sign of life, which needs no answer."""
-        if self._dormancy is not None and self._is_dormant:
+        if self._dormancy is not None and self.is_dormant:
             self._dormancy.say_alive()
         else:
             self.ping()
@@ -483,7 +517,8 @@ class QuicMachine:
     # -- without a core: see `dormancy`
 
     @property
-    def _is_dormant(self) -> bool:
+    def is_dormant(self) -> bool:
+        """Whether there is no core, for nothing is said."""
         return self._dormancy is not None and self._dormancy.state == "dormant"
 
     def _use(self) -> None:
@@ -504,7 +539,7 @@ class QuicMachine:
         word = dormancy.read(datagram)
         if word is not None:
             was_new = dormancy.hear(word, self._quiet)
-            if self._is_dormant:
+            if self.is_dormant:
                 self._give_up()
             self._sending.frozen = dormancy.state == "asking"
             if was_new:
@@ -513,7 +548,7 @@ class QuicMachine:
         packet = dormancy.packet(datagram) if dormancy.listens else "last"
         if packet == "next":
             return self._wake_by(dormancy, datagram, now)
-        if not self._is_dormant:
+        if not self.is_dormant:
             return self._receive_with_core(datagram, len(datagram), now)
         if packet == "last":
             dormancy.say_alive()  # the other one has not heard it yet

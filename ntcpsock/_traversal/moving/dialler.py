@@ -16,6 +16,7 @@ from ntcpsock._report import PathInfo, Report
 from ntcpsock._session.carrier import Carrier
 from ntcpsock._session.plain import PlainStream
 from ntcpsock._session.stream import NTCPStream
+from ntcpsock._slim_event import SlimEvent
 from ntcpsock._traversal.broker.driver import Delivery
 from ntcpsock._traversal.dial import Dial
 from ntcpsock._traversal.moving.agreed import Agreed, Agreements
@@ -55,10 +56,10 @@ class DialledStream(Redialling):
         self._agreements = Agreements(node, self._make_dial)
         #: What looks for another carrier just now.
         self._ahead: trio.CancelScope | None = None
-        self._ahead_ended = trio.Event()
+        self._ahead_ended = SlimEvent()
         self._going_as_agreed: trio.CancelScope | None = None
         self._going_anew: trio.CancelScope | None = None
-        self._changed_there = trio.Event()
+        self._changed_there = SlimEvent()
         self._book = book
         self._seekers = seekers
         self._as_agreed = as_agreed
@@ -109,7 +110,7 @@ class DialledStream(Redialling):
 
     async def _move_ahead(self) -> None:
         """One dial, which goes on when the carrier is lost meanwhile, and ends where that is alive again."""
-        self._ahead_ended = trio.Event()
+        self._ahead_ended = SlimEvent()
         try:
             with trio.CancelScope() as self._ahead:
                 await self._move(SILENT)
@@ -293,7 +294,7 @@ class DialledStream(Redialling):
     def changed_there(self) -> None:
         """The listener's network is another one."""
         self._changed_there.set()
-        self._changed_there = trio.Event()
+        self._changed_there = SlimEvent()
 
 
 class DialledStreams:
