@@ -24,7 +24,6 @@ from ntcpsock import _known
 from ntcpsock._arrivals import Address, Arrival, Arrivals
 from ntcpsock._pump import Stream, abort
 from ntcpsock._punched import Claim
-from ntcpsock._slim_event import SlimEvent
 from ntcpsock._socket import NTCPSocket
 from ntcpsock._source_port import bind_hop
 
@@ -69,8 +68,8 @@ class Dialled:
         self._source: Address | None = None
         self.ends: _known.Ends | None = None
         self._hop: socket.socket | None = None
-        self._arrived = SlimEvent()
-        self._confirmed = SlimEvent()
+        self._arrived = trio.Event()
+        self._confirmed = trio.Event()
         self._given_up = False
 
     def announce(self, source: Address) -> None:
