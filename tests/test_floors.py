@@ -287,6 +287,7 @@ FLOORS = (
             "_session.quic.generations",
             "_session.quic.machine",
             "_session.quic.pacer",
+            "_session.quic.pings",
             "_session.quic.received",
             "_session.quic.resequencing",
             "_session.quic.size_check",

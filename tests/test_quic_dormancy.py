@@ -204,6 +204,112 @@ def test_a_ping_is_answered_by_one_who_is_dormant() -> None:
     assert world.client.is_answered(ping)
 
 
+def dormant_world() -> World:
+    world = World()
+    world.run(2 * REST_AFTER + 1)
+    assert world.cores() == [False, False]
+    return world
+
+
+def test_what_strangers_send_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = dormant_world()
+    cores = []
+    monkeypatch.setattr("ntcpsock._session.quic.generations.QuicConnectionCore", cores.append)
+    word = world.sent[0][-1]
+    assert len(word) == WORD_LENGTH
+    for data in (b"", b"\x40", bytes(WORD_LENGTH), bytes(1200), b"\x40" * 1200, word[:-1], word + b"\0"):
+        assert world.server.receive(data, len(data) or 1, world.now) == 0
+    for place in range(WORD_LENGTH):
+        forged = bytearray(word)
+        forged[place] ^= 1
+        assert world.server.receive(bytes(forged), len(forged), world.now) == 0
+    assert world.cores() == [False, False]
+    assert not cores
+
+
+def test_a_copy_of_a_sign_of_life_is_none() -> None:
+    world = dormant_world()
+    world.client.say_alive()
+    (word,) = world.client.datagrams_to_send(world.now, 10)
+    assert world.server.receive(word, len(word), world.now) == 1
+    assert world.server.receive(word, len(word), world.now) == 0
+    world.now += 59.0
+    world.server.receive(word, len(word), world.now)
+    world.server.handle_timer(world.now + 2.0)
+    assert isinstance(world.server.error, TimeoutError)
+
+
+def test_a_forged_packet_of_the_next_core_makes_none_that_stays() -> None:
+    world = dormant_world()
+    world.client.send(b"hello")
+    (packet,) = world.client.datagrams_to_send(world.now, 10)
+    forged = packet[:-1] + bytes([packet[-1] ^ 1])
+    assert world.server.receive(forged, len(forged), world.now) == 0
+    assert world.server.is_dormant
+    assert world.server.error is None
+    assert world.server.receive(packet, len(packet), world.now) == 1
+    assert not world.server.is_dormant
+
+
+def test_what_was_sent_before_is_no_use_after(seed: int = 3) -> None:
+    """Whoever repeats everything that was ever sent to either end changes nothing."""
+    world = World(seed)
+    for _ in range(3):
+        world.run(2 * REST_AFTER + 1)
+        world.write(0, b"x" * 3000)
+        world.run(1.0)
+        world.write(1, b"y" * 3000)
+        world.run(1.0)
+    world.run(2 * REST_AFTER + 1)
+    for number in range(2):
+        for datagram in list(world.sent[1 - number]):
+            assert world.machines[number].receive(datagram, len(datagram), world.now) == 0
+    assert world.cores() == [False, False]
+    world.run(1.0)
+    world.write(0, b"still there")
+    world.run(1.0)
+    assert world.is_intact()
+
+
+def test_no_generation_shares_a_key_with_another() -> None:
+    world = World()
+    seen: set[bytes] = set()
+    for _ in range(5):
+        for machine in world.machines:
+            assert machine._dormancy is not None
+            secrets = machine._dormancy.secrets
+            assert secrets.sent != secrets.received
+        assert world.client._dormancy is not None
+        assert world.server._dormancy is not None
+        ours, theirs = world.client._dormancy.secrets, world.server._dormancy.secrets
+        assert (ours.sent, ours.received) == (theirs.received, theirs.sent)
+        assert not {ours.sent, ours.received} & seen
+        seen |= {ours.sent, ours.received}
+        world.run(2 * REST_AFTER + 1)
+        world.write(0, b"on")
+        world.run(1.0)
+
+
+def test_who_is_asked_and_has_something_to_say_says_no() -> None:
+    world = World()
+    while world.client._dormancy is not None and world.client._dormancy.state == "awake":
+        world.step(world.now + 1.0)
+    world.server.send(b"not yet")  # before the question has arrived
+    world.written[1] += b"not yet"
+    world.run(1.0)
+    assert world.cores() == [True, True]
+    assert world.is_intact()
+
+
+def test_what_the_client_says_while_it_waits_for_an_answer_comes_behind() -> None:
+    world = World()
+    while world.client._dormancy is not None and world.client._dormancy.state == "awake":
+        world.step(world.now + 1.0)
+    world.write(0, b"in between")
+    world.run(1.0)
+    assert world.is_intact()
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_nothing_is_lost_whatever_the_network_does(seed: int) -> None:
     rng = random.Random(seed)

@@ -41,10 +41,11 @@ async def test_signs_of_life_keep_a_silent_connection(autojump_clock: trio.testi
     near, far = wire_paths()
     async with trio.open_nursery() as nursery:
         client, server = await handshake(nursery, near, far, keep_alive=10)
-        await trio.sleep(1)
+        await trio.sleep(40)
+        assert client._machine.is_dormant
         sent = near.sent
         await trio.sleep(600)
-        assert 60 <= near.sent - sent <= 300
+        assert near.sent - sent == 60
         await say(client, server, b"still there")
         await say(server, client, b"so am I")
         nursery.cancel_scope.cancel()
@@ -291,6 +292,33 @@ async def test_a_nat_that_rebinds_again_and_again_is_followed() -> None:
         assert server._driver.moves == 8
         # An answer that seems to come before its question ends a connection.
         assert times == sorted(times)
+        nursery.cancel_scope.cancel()
+    nat.inside.close()
+    nat.outside.close()
+
+
+async def test_a_nat_that_rebinds_while_a_connection_is_dormant_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ntcpsock._session.quic.dormancy.REST_AFTER", 0.05)
+    client_path, server_path = socket_paths()
+    nat = Nat(server_path.local)
+    await nat.inside.bind(("127.0.0.1", 0))
+    client_path.retarget(Endpoint(*nat.inside.getsockname()))
+    server_path.retarget(Endpoint(*nat.outside.getsockname()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(nat.run)
+        client, server = await handshake(nursery, client_path, server_path, keep_alive=0.3)
+        for number in range(3):
+            with trio.fail_after(PATIENCE):
+                while not (client._machine.is_dormant and server._machine.is_dormant):
+                    await trio.sleep(0.01)
+            place = nat.rebind()
+            with trio.fail_after(PATIENCE):  # the client's next sign of life comes from there
+                while server.remote != place:
+                    await trio.sleep(0.01)
+            await say(server, client, b"I see %d" % number)
+        assert server._driver.moves == 3
         nursery.cancel_scope.cancel()
     nat.inside.close()
     nat.outside.close()

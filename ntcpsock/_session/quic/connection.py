@@ -13,7 +13,7 @@ from qh3.quic.connection import QuicConnection
 from qh3.quic.tls_bridge import QuicTlsBridgeError
 
 from ntcpsock._session.quic import core_window
-from ntcpsock._session.quic.established import Established, Limits, Listener, drain
+from ntcpsock._session.quic.established import CLIENTS_STREAM, Established, Limits, Listener, drain
 from ntcpsock._session.quic.failure import broken
 from ntcpsock._session.quic.generations import Secrets
 
@@ -31,6 +31,7 @@ class Connection(QuicConnection):
 
     listener: Listener
     has_more = False
+    peers_stream = CLIENTS_STREAM
     header_key: bytes | None = None
     _algorithms: tuple[str, str]
     _traffic_secrets: dict[str, bytes]  # of 1-RTT packets, by direction

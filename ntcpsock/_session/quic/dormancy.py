@@ -65,8 +65,9 @@ Packet = Literal["next", "last", "unknown"]
 
 
 class Dormancy:
-    """Of one connection, after its handshake. used: whether anything of the application was sent or received; to_say:
-    words to be sent."""
+    """Of one connection, after its handshake. secrets: of the next core; used: whether anything of the application was
+    sent or received; to_say: words to be sent; round_trip: as the last core knew it, in seconds; last_word: code and
+    reason of the end that is to be told with the next core."""
 
     __slots__ = (
         "_alive",
@@ -79,6 +80,8 @@ class Dormancy:
         "_peer_id",
         "_question",
         "is_client",
+        "last_word",
+        "round_trip",
         "secrets",
         "state",
         "to_say",
@@ -88,6 +91,8 @@ class Dormancy:
     def __init__(self, is_client: bool, secrets: Secrets, host_id: bytes, now: float) -> None:
         """secrets: of the core that there is; host_id: under which its packets arrive."""
         self.is_client = is_client
+        self.round_trip: float | None = None
+        self.last_word: tuple[int, str] | None = None
         self._next_host_id = host_id
         self.secrets = secrets
         self._begin(now)

@@ -25,6 +25,11 @@ _UNEXPECTED_MESSAGE: Final = 0x0100 + 10
 CONNECTION_IDS: Final = 2
 
 
+# The first stream that a client opens, and a server: RFC 9000 section 2.1.
+CLIENTS_STREAM: Final = 0
+SERVERS_STREAM: Final = 1
+
+
 class Listener(Protocol):
     """Who hears what has happened: the machine."""
 
@@ -39,10 +44,16 @@ class Listener(Protocol):
     def close(self, code: int, reason: str = "") -> None: ...
 
 
-def drain(core: QuicConnectionCore, listener: Listener, on_crypto: Callable[[tuple[Any, ...]], None]) -> bool:
-    """Tell `listener` what has happened, as far as it has room; whether there is more."""
+def drain(
+    core: QuicConnectionCore,
+    listener: Listener,
+    on_crypto: Callable[[tuple[Any, ...]], None],
+    *,
+    everything: bool = False,
+) -> bool:
+    """Tell `listener` what has happened, as far as it has room, or everything; whether there is more."""
     while True:
-        if not listener.has_room_for_events():
+        if not everything and not listener.has_room_for_events():
             return core.has_events
         event = core.next_event()
         if event is None:
@@ -122,9 +133,10 @@ def _shared(limits: Limits) -> Limits:
 
 
 class Established:
-    """As `connection.Connection`, after the handshake. core: None while the connection is dormant."""
+    """As `connection.Connection`, after the handshake. core: None while the connection is dormant; peers_stream: on
+    which the peer sends."""
 
-    __slots__ = ("_is_client", "core", "has_more", "host_cid", "limits", "listener")
+    __slots__ = ("_is_client", "core", "has_more", "host_cid", "limits", "listener", "peers_stream")
 
     def __init__(
         self,
@@ -138,6 +150,7 @@ class Established:
         self.host_cid = host_cid
         self.listener = listener
         self.has_more = False
+        self.peers_stream = CLIENTS_STREAM
         self._is_client = is_client
         self.limits = _shared(limits)
 
@@ -153,6 +166,23 @@ class Established:
         """Tell the listener what has happened, as far as it has room."""
         if self.core is not None:
             self.has_more = drain(self.core, self.listener, self._on_crypto)
+
+    def give_up(self) -> None:
+        """Tell the listener everything, for the core is no more after that."""
+        drain(self.require_core(), self.listener, self._on_crypto, everything=True)
+        self.core = None
+        self.has_more = False
+
+    def take_up(self, core: QuicConnectionCore, host_cid: bytes) -> None:
+        """Go on with another core: each end has a stream of its own there, for nobody knows which is used first."""
+        self.core = core
+        self.host_cid = host_cid
+        self.peers_stream = SERVERS_STREAM if self._is_client else CLIENTS_STREAM
+
+    @property
+    def next_stream(self) -> int:
+        """Ours of the next core."""
+        return CLIENTS_STREAM if self._is_client else SERVERS_STREAM
 
     def _on_crypto(self, event: tuple[Any, ...]) -> None:
         # A server may offer tickets, with which nobody resumes; a client has nothing to say any more: RFC 8446

@@ -33,9 +33,10 @@ from ntcpsock._session.quic.dormancy import WORD_LENGTH, Dormancy
 from ntcpsock._session.quic.established import Established
 from ntcpsock._session.quic.failure import broken
 from ntcpsock._session.quic.generations import connection_id
+from ntcpsock._session.quic.pings import Pings
 from ntcpsock._session.quic.received import ReceivedBytes
 from ntcpsock._session.quic.resequencing import LARGE, PacketNumbers, Resequencer
-from ntcpsock._session.quic.sending import CLIENTS_STREAM, SERVERS_STREAM, Sending
+from ntcpsock._session.quic.sending import Sending
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
@@ -63,40 +64,6 @@ class QuicMachine:
     handshake_done: whether both ends have finished TLS and, at the client, the certificate is the pinned one;
     error: why the connection ended, or None; ended: whether the peer closed it in order (DONE).
     """
-
-    # As many attributes in a dictionary take 1.5 KiB.
-    __slots__ = (
-        "_address",
-        "_announces_size",
-        "_connection",
-        "_datagrams",
-        "_dormancy",
-        "_fingerprint",
-        "_gives_up",
-        "_has_timed_out",
-        "_header_key",
-        "_heard_at",
-        "_idle_timeout",
-        "_initial_rtt",
-        "_last_word",
-        "_may_use_stream",
-        "_now",
-        "_peers_stream",
-        "_ping",
-        "_ping_waits",
-        "_pings",
-        "_received",
-        "_resequencer",
-        "_round_trip",
-        "_sending",
-        "_stream_open",
-        "_wants_to_speak",
-        "closed",
-        "datagram_size",
-        "ended",
-        "error",
-        "handshake_done",
-    )
 
     def __init__(
         self,
@@ -127,13 +94,7 @@ class QuicMachine:
         self._has_timed_out = False
         self._announces_size = fingerprint is not None and self.datagram_size <= SMALLEST_INITIAL
         self._initial_rtt = initial_rtt
-        self._pings: dict[int, bool] = {}
-        self._ping = 0
-        self._gives_up = False  # the core, from which everything is taken
-        self._ping_waits = False  # for a core
-        self._last_word: tuple[int, str] | None = None  # waits for a core
-        self._round_trip: float | None = None  # as the last core knew it
-        self._peers_stream = CLIENTS_STREAM
+        self._pings = Pings()
         self._stream_open = False
         self._may_use_stream = fingerprint is not None  # the client opens it
         self._wants_to_speak = False
@@ -239,8 +200,10 @@ class QuicMachine:
         """What is to be sent now, at most so many datagrams. There may be more."""
         dormancy, words = self._dormancy, []
         if dormancy is not None and (dormancy.to_say or dormancy.may_wake):
-            if dormancy.may_wake and self._has_to_speak:
-                self._wake(dormancy, now)
+            if dormancy.may_wake and self._has_to_speak(dormancy):
+                new_core = self._make_core(dormancy, now)
+                if new_core is not None:
+                    self._wake(dormancy, new_core, now)
             words = dormancy.words()
         core = self._connection.core
         if core is None:
@@ -322,7 +285,7 @@ class QuicMachine:
         """The smoothed round-trip time in seconds, None before the first one."""
         core = self._connection.core
         known = None if core is None else core.smoothed_rtt
-        return self._round_trip if known is None else known
+        return self._dormancy.round_trip if known is None and self._dormancy is not None else known
 
     @property
     def host_id(self) -> bytes:
@@ -448,16 +411,13 @@ class QuicMachine:
     def ping(self, *, expect: bool = False) -> int:
         """Queue a PING, which is never repeated; where `expect`, `is_answered` tells its answer. The peer answers it in
         any case, so that it wakes a dormant connection."""
-        self._ping += 1
-        if expect:
-            self._pings[self._ping] = False
-        core = self._connection.core
+        ping, core = self._pings.new(expect=expect), self._connection.core
         if self._dormancy is not None and self._dormancy.may_wake:
-            self._ping_waits = True
+            self._pings.waits = True
         elif core is not None:
-            self._guard(core.send_ping, self._ping)
+            self._guard(core.send_ping, ping)
             self._sending.hurry()
-        return self._ping
+        return ping
 
     def say_alive(self) -> None:
         """Queue a sign of life, which needs no answer."""
@@ -468,14 +428,11 @@ class QuicMachine:
 
     def forget_pings(self) -> None:
         """Expect no answers any more."""
-        self._pings.clear()
+        self._pings.forget()
 
     def is_answered(self, ping: int) -> bool:
         """Whether the packet with this PING has arrived at the peer. True only once."""
-        if not self._pings.get(ping):
-            return False
-        del self._pings[ping]
-        return True
+        return self._pings.take_answer(ping)
 
     # -- ending
 
@@ -485,7 +442,7 @@ class QuicMachine:
             return
         self.closed = True
         if self._dormancy is not None and self._dormancy.may_wake:
-            self._last_word = (code, reason)
+            self._dormancy.last_word = (code, reason)
         else:
             self._dormancy = None
             self._sending.closing = True
@@ -540,7 +497,7 @@ class QuicMachine:
         if word is not None:
             was_new = dormancy.hear(word, self._quiet)
             if self.is_dormant:
-                self._give_up()
+                self._give_up(dormancy)
             self._sending.frozen = dormancy.state == "asking"
             if was_new:
                 self._heard_at = now
@@ -554,44 +511,22 @@ class QuicMachine:
             dormancy.say_alive()  # the other one has not heard it yet
         return 0
 
-    def _give_up(self) -> None:
+    def _give_up(self, dormancy: Dormancy) -> None:
         """Be rid of the core, if there still is one."""
         connection = self._connection
         assert isinstance(connection, Established)
         if connection.core is None:
             return
-        self._gives_up = True
-        self._guard(connection.drain)
-        self._gives_up = False
-        self._round_trip = self.round_trip
-        connection.core = None
-        is_client = self._fingerprint is not None
-        self._sending = self._sending.succeeded(CLIENTS_STREAM if is_client else SERVERS_STREAM)
-        self._peers_stream = SERVERS_STREAM if is_client else CLIENTS_STREAM
+        dormancy.round_trip = self.round_trip
+        self._guard(connection.give_up)
+        self._sending = self._sending.succeeded(connection.next_stream)
         self._resequencer = self._header_key = None
         self._stream_open = True  # of the next core, as soon as there is one
 
-    @property
-    def _has_to_speak(self) -> bool:
+    def _has_to_speak(self, dormancy: Dormancy) -> bool:
         """Whether anything waits for a core."""
-        waits = self._waiting_bytes or self._datagrams.has_outgoing or self._ping_waits
-        return bool(waits) or self._last_word is not None
-
-    def _wake(self, dormancy: Dormancy, now: float) -> None:
-        core = self._make_core(dormancy, now)
-        if core is not None:
-            self._take_up(dormancy, core, now)
-
-    def _wake_by(self, dormancy: Dormancy, datagram: bytes, now: float) -> int:
-        """A datagram that looks like one of the next core's: 1 where it is, and was taken."""
-        core = self._make_core(dormancy, now)
-        report = core and self._guard(core.receive_gro_buffer, datagram, len(datagram), self._address, now)
-        if core is None or not report or not report[2]:
-            return 0
-        self._take_up(dormancy, core, now)
-        self._heard_at = now
-        self._guard(self._connection.drain)
-        return 1
+        waits = self._waiting_bytes or self._datagrams.has_outgoing or self._pings.waits
+        return bool(waits) or dormancy.last_word is not None
 
     def _make_core(self, dormancy: Dormancy, now: float) -> QuicConnectionCore | None:
         connection = self._connection
@@ -607,34 +542,44 @@ class QuicMachine:
             )
         )
 
-    def _take_up(self, dormancy: Dormancy, core: QuicConnectionCore, now: float) -> None:
+    def _wake_by(self, dormancy: Dormancy, datagram: bytes, now: float) -> int:
+        """A datagram that looks like one of the next core's: 1 where it is, and was taken."""
+        core = self._make_core(dormancy, now)
+        report = core and self._guard(core.receive_gro_buffer, datagram, len(datagram), self._address, now)
+        if core is None or not report or not report[2]:
+            return 0
+        self._wake(dormancy, core, now)
+        self._heard_at = now
+        self._guard(self._connection.drain)
+        return 1
+
+    def _wake(self, dormancy: Dormancy, core: QuicConnectionCore, now: float) -> None:
         """Go on with the next core."""
-        connection = self._connection
+        self._give_up(dormancy)
+        connection, secrets = self._connection, dormancy.secrets
         assert isinstance(connection, Established)
-        self._give_up()
-        connection.core = core
-        connection.host_cid = connection_id(dormancy.secrets.received)
-        self._header_key = dormancy.secrets.header_key
+        connection.take_up(core, connection_id(secrets.received))
+        self._header_key = secrets.header_key
         dormancy.wake(now)
         self._sending.start(core, now, self.datagram_size, self.round_trip or self._initial_rtt)
         self._guard(connection.open_stream, self._sending.stream)
-        if self._ping_waits:
-            self._ping_waits = False
-            self._guard(core.send_ping, self._ping)
+        if self._pings.waits:
+            self._pings.waits = False
+            self._guard(core.send_ping, self._pings.last)
             self._sending.hurry()
-        if self._last_word is not None:
+        if dormancy.last_word is not None:
             self._dormancy = None
             self._sending.closing = True
-            self._guard(connection.end, *self._last_word)
+            self._guard(connection.end, *dormancy.last_word)
 
     # -- what the core tells
 
     def has_room_for_events(self) -> bool:
-        if self._received.held < RECEIVE_ROOM or self._gives_up:
+        if self._received.held < RECEIVE_ROOM:
             return True
         # Behind data that nobody reads may stand the answer to a ping, and the end of everything. No more than the
         # window is there, but what is taken out for a ping lets more come.
-        return not self._is_open or (bool(self._pings) and self._received.held < WINDOW)
+        return not self._is_open or (self._pings.are_expected and self._received.held < WINDOW)
 
     @property
     def _is_open(self) -> bool:
@@ -642,7 +587,7 @@ class QuicMachine:
         return core is None or core.state in ("first_flight", "connected")
 
     def on_stream_data(self, stream: int, data: bytes) -> None:
-        if stream == self._peers_stream:
+        if stream == self._connection.peers_stream:
             if data:
                 self._may_use_stream = True
                 self._received.append(data)
@@ -658,8 +603,7 @@ class QuicMachine:
     def on_ping_acknowledged(self, ping: int) -> None:
         self._sending.window.on_ping_acknowledged(ping)
         self._sending.size_check.answered(ping)
-        if ping in self._pings:
-            self._pings[ping] = True
+        self._pings.acknowledged(ping)
 
     def on_handshake_complete(self) -> None:
         connection = self._connection

@@ -16,15 +16,13 @@ from ntcpsock._session.quic.core_clock import CoreClock
 from ntcpsock._session.quic.core_window import LATER, CoreWindow
 from ntcpsock._session.quic.datagram_queues import DatagramQueues
 from ntcpsock._session.quic.delivery_rate import DeliveryRate
+from ntcpsock._session.quic.established import CLIENTS_STREAM
 from ntcpsock._session.quic.pacer import Pacer
 from ntcpsock._session.quic.size_check import SizeCheck
 
 if TYPE_CHECKING:
     from qh3._hazmat import QuicConnectionCore
 
-# The first that a client opens, and a server: RFC 9000 section 2.1.
-CLIENTS_STREAM: Final = 0
-SERVERS_STREAM: Final = 1
 # Bytes of a packet that the core does not fill with those of a stream.
 STREAM_OVERHEAD: Final = 64
 # Packets that leave without a budget after something was received or fell due: an acknowledgement, two probes.
