@@ -248,16 +248,23 @@ class Engine:
         return door
 
     async def _hand_over(self, dialled: Dialled) -> None:
+        stream, hop = dialled.stream, None
         self._handing_over.add(dialled)
         try:
             hop = await dialled.take()
-            if hop is None:
-                await reset(dialled.stream)
-            else:
-                await self._pumps.run(hop, dialled.stream)
         finally:
-            _known.leave(dialled.ends)
             self._handing_over.discard(dialled)
+            ends = dialled.ends
+            if hop is None:
+                _known.leave(ends)
+        del dialled  # what waited for it is not kept as long as the connection
+        if hop is None:
+            await reset(stream)
+            return
+        try:
+            await self._pumps.run(hop, stream)
+        finally:
+            _known.leave(ends)
 
     # -- the end
 
