@@ -48,7 +48,8 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc"
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="needs glibc",
 )
 def test_what_lies_free_between_what_is_in_use_goes_back() -> None:
     pieces = [bytes(20_000) for _ in range(2000)]
