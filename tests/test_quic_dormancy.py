@@ -213,7 +213,7 @@ def dormant_world() -> World:
 
 def test_what_strangers_send_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     world = dormant_world()
-    cores = []
+    cores: list[object] = []
     monkeypatch.setattr("ntcpsock._session.quic.generations.QuicConnectionCore", cores.append)
     word = world.sent[0][-1]
     assert len(word) == WORD_LENGTH
