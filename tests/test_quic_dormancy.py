@@ -20,7 +20,15 @@ KEEP_ALIVE = 15.0
 class World:
     """A client's and a server's machine, and a network that loses, doubles and delays. Everything in virtual time."""
 
-    def __init__(self, seed: int = 1, *, loss: float = 0.0, copies: float = 0.0, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        seed: int = 1,
+        *,
+        loss: float = 0.0,
+        copies: float = 0.0,
+        jitter: float = 0.0,
+        size: int = 1200,
+    ) -> None:
         self.rng = random.Random(seed)
         self.loss, self.copies, self.jitter = loss, copies, jitter
         self.now = 100.0
@@ -31,9 +39,9 @@ class World:
         self.read = [bytearray(), bytearray()]
         self.said = [self.now, self.now]
         identity = ServerIdentity(certificate().certificate_pem, certificate().key_pem)
-        self._accepting = Acceptance(identity, 1200, 60.0, 2 * DELAY, is_ipv6=False)
+        self._accepting = Acceptance(identity, size, 60.0, 2 * DELAY, is_ipv6=False)
         client = QuicMachine.client(
-            certificate().fingerprint, self.now, datagram_size=1200, idle_timeout=60.0, initial_rtt=2 * DELAY
+            certificate().fingerprint, self.now, datagram_size=size, idle_timeout=60.0, initial_rtt=2 * DELAY
         )
         for datagram in client.datagrams_to_send(self.now, 10):
             self._accepting.receive(datagram, self.now)
@@ -193,6 +201,24 @@ def test_datagrams_wake_it_too() -> None:
     world.flush(1)
     world.run(DELAY + 0.001)
     assert world.client.take_datagrams() == [b"ding"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_large_datagrams_are_not_too_large_because_the_first_answer_is_late(first: int) -> None:
+    world = World(size=1400)
+    world.run(2 * REST_AFTER + 1)
+    assert world.cores() == [False, False]
+    source, target = world.machines[first], world.machines[1 - first]
+    world.loss = 1.0
+    for number in range(60):
+        if number == 40:
+            world.loss = 0.0
+        source.send_datagram(bytes(source.max_datagram_payload))
+        world.flush(first)
+        world.run(0.1)
+    assert source.error is None
+    assert source.max_datagram_payload > 1300
+    assert len(target.take_datagrams()) >= 19
 
 
 def test_a_ping_is_answered_by_one_who_is_dormant() -> None:

@@ -14,11 +14,12 @@ from qh3 import tls
 from qh3._hazmat import QuicConnectionCore
 
 from ntcpsock._session.quic import core_window
-from ntcpsock._session.quic.configuration import VERSION, WINDOW
+from ntcpsock._session.quic.configuration import SMALLEST_INITIAL, VERSION, WINDOW
 from ntcpsock._session.quic.established import CONNECTION_IDS, Limits
 
 ID_LENGTH: Final = 8  # bytes of connection ids
 
+_INITIAL: Final = int(tls.Epoch.INITIAL)
 _HASHES: Final = {32: "sha256", 48: "sha384"}  # by the length of a secret: RFC 8446 section B.4
 _KEY_LENGTHS: Final = {"aes-128-gcm": 16, "aes-256-gcm": 32, "chacha20-poly1305": 32}
 
@@ -53,38 +54,16 @@ class Secrets(NamedTuple):
         round_trip: float,
         limits: Limits,
     ) -> QuicConnectionCore:
-        """A core of this generation, as after a handshake."""
-        core = QuicConnectionCore(
-            is_client,
-            VERSION,
-            ("0.0.0.0", 0),
-            address,
-            connection_id(self.received),
-            connection_id(self.sent),
-            True,  # the peer's address is validated
-            CONNECTION_IDS,
-            core_window.VAST,
-            False,  # what the path carries is known
-            0.0,  # the idle time-out is ours to watch
-            3,  # the exponent of acknowledgements' delay: RFC 9000 section 18.2
-            65535,  # the longest DATAGRAM frame
-            None,
-            WINDOW,
-            0,  # what the peer takes is said below
-            WINDOW,
-            0,
-            0,
-            0,
-            WINDOW,
-            100,  # streams at most, as before the handshake
-            100,
-            0,
-            0,
-            round_trip,
-            0.025,  # the longest delay of acknowledgements: RFC 9000 section 18.2
-            now,
-        )
+        """A core of this generation, as after a handshake. round_trip: seconds, as the last one knew it."""
+        ours, theirs = connection_id(self.received), connection_id(self.sent)
+        began = now - round_trip
+        core = _raw_core(is_client, ours, theirs, address, began, round_trip)
         limits.limit_datagrams(core, datagram_size)
+        if is_client:
+            other = _raw_core(False, theirs, theirs, address, began, round_trip)
+            core_window.limit(other, SMALLEST_INITIAL)
+            _exchange(core, other, address, began, began)
+            _exchange(other, core, address, began, now)
         for direction, secret in (("send", self.sent), ("receive", self.received)):
             core.install_packet_key(
                 direction,
@@ -97,9 +76,59 @@ class Secrets(NamedTuple):
                 secret,
                 VERSION,
             )
-        core.discard_keys(int(tls.Epoch.INITIAL))
+        core.discard_keys(_INITIAL)
         core.handshake_confirmed()
         return core
+
+
+def _raw_core(
+    is_client: bool, ours: bytes, theirs: bytes, address: tuple[str, int], now: float, round_trip: float
+) -> QuicConnectionCore:
+    """A core that knows nothing yet. ours, theirs: connection ids."""
+    return QuicConnectionCore(
+        is_client,
+        VERSION,
+        ("0.0.0.0", 0),
+        address,
+        ours,
+        theirs,
+        True,  # the peer's address is validated
+        CONNECTION_IDS,
+        core_window.VAST,
+        False,  # what the path carries is known
+        0.0,  # the idle time-out is ours to watch
+        3,  # the exponent of acknowledgements' delay: RFC 9000 section 18.2
+        65535,  # the longest DATAGRAM frame
+        None,
+        WINDOW,
+        0,  # what the peer takes is said with its limits
+        WINDOW,
+        0,
+        0,
+        0,
+        WINDOW,
+        100,  # streams at most, as before the handshake
+        100,
+        0,
+        0,
+        round_trip,
+        0.025,  # the longest delay of acknowledgements: RFC 9000 section 18.2
+        now,
+    )
+
+
+def _exchange(
+    source: QuicConnectionCore, target: QuicConnectionCore, address: tuple[str, int], sent: float, now: float
+) -> None:
+    """One packet under the keys that every connection begins with (RFC 9001 section 5.2), which is at `target` by now.
+
+    A client's core that has heard nothing of its peer takes what it sends for too large as soon as an answer is late,
+    and dies of a DATAGRAM that does not fit any more. So it hears one; that tells it how long a round trip takes, too.
+    """
+    source.send_crypto(_INITIAL, 0, b"?")
+    transmit = source.poll_transmit(sent)
+    assert transmit is not None
+    target.receive_datagram(transmit[0], address, now)
 
 
 def derive(secret: bytes, label: bytes, length: int | None = None) -> bytes:
