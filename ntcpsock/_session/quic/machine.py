@@ -5,8 +5,8 @@ of the core only as far as the reader has room (`RECEIVE_ROOM`): the core gives 
 so a reader that does not read stops the sender, and the memory held is bounded by the window. And the core
 knows one remote address only, a constant: which way datagrams really travel is the driver's business.
 
-With `configuration`, `connection`, `established` and `datagram_queues` this is all of ntcpsock that touches qh3, and
-it uses parts that qh3 does not promise to keep.
+With `configuration`, `connection`, `established`, `generations` and `datagram_queues` this is all of ntcpsock that
+touches qh3, and it uses parts that qh3 does not promise to keep.
 """
 
 from __future__ import annotations
