@@ -78,6 +78,9 @@ class Gates:
         """Listen for `label` and `port`, or go on doing so. The number that answers; None where none can."""
         key = (label, port)
         gate = self._gates.get(key)
+        if gate is not None and gate.scope.cancel_called:
+            self._close(key)  # its time is over, and its task is about to find out
+            gate = None
         if gate is None:
             gate = self._new_gate(label, port)
             if gate is None:
@@ -144,7 +147,7 @@ class Gates:
 
     async def _run(self, gate: _Gate) -> None:
         try:
-            with gate.listener, gate.scope, suppress(trio.ClosedResourceError):
+            with gate.scope, suppress(trio.ClosedResourceError):
                 while True:
                     token = object()
                     await gate.places.acquire_on_behalf_of(token)
@@ -157,8 +160,10 @@ class Gates:
         finally:
             key = (gate.label, gate.port)
             if self._gates.get(key) is gate:
+                # Other threads must not be told of a number that nobody answers at.
                 del self._gates[key]
                 self.numbers.pop(key, None)
+            gate.listener.close()
 
     def _is_stranger(self, hop: socket.socket, source: tuple[str, int]) -> bool:
         own = hop.getsockname()
