@@ -1,7 +1,7 @@
 """Gives memory back to the system that lies free between what is in use.
 
 The C library keeps it for later, which pays where it is needed again soon. Where thousands of connections give up their
-QUIC cores at about the same time, it is half of what the process has. glibc gives it back when asked (malloc_trim);
+QUIC cores at about the same time, it is a third of what the process has. glibc gives it back when asked (malloc_trim);
 elsewhere nothing is done.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -256,6 +256,22 @@ class Nat:
                 await self.inside.sendto(data, self.client)
 
 
+@asynccontextmanager
+async def paths_through_nat() -> AsyncIterator[tuple[trio.Nursery, Nat, SocketPath, SocketPath]]:
+    """The client's path and the server's, and what stands between them, for as long as the block."""
+    client_path, server_path = socket_paths()
+    nat = Nat(server_path.local)
+    await nat.inside.bind(("127.0.0.1", 0))
+    client_path.retarget(Endpoint(*nat.inside.getsockname()))
+    server_path.retarget(Endpoint(*nat.outside.getsockname()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(nat.run)
+        yield nursery, nat, client_path, server_path
+        nursery.cancel_scope.cancel()
+    nat.inside.close()
+    nat.outside.close()  # another one than at first, where it has rebound
+
+
 def told_times(carrier: QuicCarrier) -> list[float]:
     """The times that its machine is told from now on, in this order."""
     machine, times = carrier._machine, []
@@ -273,13 +289,7 @@ def told_times(carrier: QuicCarrier) -> list[float]:
 
 
 async def test_a_nat_that_rebinds_again_and_again_is_followed() -> None:
-    client_path, server_path = socket_paths()
-    nat = Nat(server_path.local)
-    await nat.inside.bind(("127.0.0.1", 0))
-    client_path.retarget(Endpoint(*nat.inside.getsockname()))
-    server_path.retarget(Endpoint(*nat.outside.getsockname()))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(nat.run)
+    async with paths_through_nat() as (nursery, nat, client_path, server_path):
         client, server = await handshake(nursery, client_path, server_path)
         times = told_times(server)
         for number in range(8):
@@ -292,22 +302,13 @@ async def test_a_nat_that_rebinds_again_and_again_is_followed() -> None:
         assert server._driver.moves == 8
         # An answer that seems to come before its question ends a connection.
         assert times == sorted(times)
-        nursery.cancel_scope.cancel()
-    nat.inside.close()
-    nat.outside.close()
 
 
 async def test_a_nat_that_rebinds_while_a_connection_is_dormant_is_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ntcpsock._session.quic.dormancy.REST_AFTER", 0.05)
-    client_path, server_path = socket_paths()
-    nat = Nat(server_path.local)
-    await nat.inside.bind(("127.0.0.1", 0))
-    client_path.retarget(Endpoint(*nat.inside.getsockname()))
-    server_path.retarget(Endpoint(*nat.outside.getsockname()))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(nat.run)
+    async with paths_through_nat() as (nursery, nat, client_path, server_path):
         client, server = await handshake(nursery, client_path, server_path, keep_alive=0.3)
         for number in range(3):
             with trio.fail_after(PATIENCE):
@@ -319,9 +320,6 @@ async def test_a_nat_that_rebinds_while_a_connection_is_dormant_is_followed(
                     await trio.sleep(0.01)
             await say(server, client, b"I see %d" % number)
         assert server._driver.moves == 3
-        nursery.cancel_scope.cancel()
-    nat.inside.close()
-    nat.outside.close()
 
 
 async def test_a_stranger_who_repeats_or_invents_moves_nothing() -> None:
