@@ -65,15 +65,14 @@ Packet = Literal["next", "last", "unknown"]
 
 
 class Dormancy:
-    """Of one connection, after its handshake. secrets: of the next core; used: whether anything of the application was
-    sent or received; to_say: words to be sent; round_trip: as the last core knew it, in seconds; last_word: code and
-    reason of the end that is to be told with the next core."""
+    """Of one connection, after its handshake. secrets: of the next core; next_host_id: under which its packets arrive;
+    used: whether anything of the application was sent or received; to_say: the word to be sent; round_trip: as the last
+    core knew it, in seconds; last_word: code and reason of the end that is to be told with the next core."""
 
     __slots__ = (
         "_alive",
         "_host_id",
         "_look_at",
-        "_next_host_id",
         "_our_id",
         "_patience",
         "_peer_alive",
@@ -81,6 +80,7 @@ class Dormancy:
         "_question",
         "is_client",
         "last_word",
+        "next_host_id",
         "round_trip",
         "secrets",
         "state",
@@ -93,7 +93,7 @@ class Dormancy:
         self.is_client = is_client
         self.round_trip: float | None = None
         self.last_word: tuple[int, str] | None = None
-        self._next_host_id = host_id
+        self.next_host_id = host_id
         self.secrets = secrets
         self._begin(now)
 
@@ -101,9 +101,9 @@ class Dormancy:
         """A core's time begins. `secrets` are those of the next one from here on."""
         self.state: State = "awake"
         self.used = True
-        self.to_say: tuple[Word, ...] = ()
+        self.to_say: Word | None = None
         self.secrets = self.secrets.following()
-        self._host_id, self._next_host_id = self._next_host_id, connection_id(self.secrets.received)
+        self._host_id, self.next_host_id = self.next_host_id, connection_id(self.secrets.received)
         self._our_id = derive(self.secrets.sent, b"word id", ID_LENGTH)
         self._peer_id = derive(self.secrets.received, b"word id", ID_LENGTH)
         self._alive = self._peer_alive = self._question = 0
@@ -155,16 +155,15 @@ class Dormancy:
         self._say(Says.ALIVE, self._alive)
 
     def _say(self, says: Says, number: int) -> None:
-        self.to_say = (Word(says, number),)
+        self.to_say = Word(says, number)
 
     def words(self) -> list[bytes]:
-        """The datagrams of what is to be said."""
-        said, self.to_say = self.to_say, ()
-        return [self._sealed(word) for word in said]
-
-    def _sealed(self, word: Word) -> bytes:
+        """The datagram of what is to be said, if anything is."""
+        word, self.to_say = self.to_say, None
+        if word is None:
+            return []
         message = _WORD.pack(_FIRST_BYTE, self._our_id, *word)
-        return message + derive(self.secrets.sent, message, _TAG_LENGTH)
+        return [message + derive(self.secrets.sent, message, _TAG_LENGTH)]
 
     def read(self, datagram: bytes) -> Word | None:
         """The peer's word, if it is one."""
@@ -211,7 +210,7 @@ class Dormancy:
     def packet(self, datagram: bytes) -> Packet:
         """Of which core a packet is, by its connection id."""
         found = datagram[1 : 1 + ID_LENGTH]
-        if found == self._next_host_id:
+        if found == self.next_host_id:
             return "next"
         return "last" if found == self._host_id else "unknown"
 

@@ -32,7 +32,6 @@ from ntcpsock._session.quic.datagram_queues import DATAGRAM_OVERHEAD, DatagramQu
 from ntcpsock._session.quic.dormancy import WORD_LENGTH, Dormancy
 from ntcpsock._session.quic.established import Established
 from ntcpsock._session.quic.failure import broken
-from ntcpsock._session.quic.generations import connection_id
 from ntcpsock._session.quic.pings import Pings
 from ntcpsock._session.quic.received import ReceivedBytes
 from ntcpsock._session.quic.resequencing import LARGE, PacketNumbers, Resequencer
@@ -556,10 +555,10 @@ class QuicMachine:
     def _wake(self, dormancy: Dormancy, core: QuicConnectionCore, now: float) -> None:
         """Go on with the next core."""
         self._give_up(dormancy)
-        connection, secrets = self._connection, dormancy.secrets
+        connection = self._connection
         assert isinstance(connection, Established)
-        connection.take_up(core, connection_id(secrets.received))
-        self._header_key = secrets.header_key
+        connection.take_up(core, dormancy.next_host_id)
+        self._header_key = dormancy.secrets.header_key
         dormancy.wake(now)
         self._sending.start(core, now, self.datagram_size, self.round_trip or self._initial_rtt)
         self._guard(connection.open_stream, self._sending.stream)
